@@ -1,0 +1,54 @@
+# `make demo` and `make test` are all that a newcomer needs; both set up .venv first.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+# Threads are torch's and ours to choose; results do not depend on their number.
+export MPLBACKEND ?= agg
+
+.PHONY: demo test test-slow test-gpu test-latest lint types doctest docs benchmarks check clean
+
+demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (three minutes)
+	$(BIN)/python examples/dynamic_collapse.py
+
+test: $(READY)  ## the test suite without the slow tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)  ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY)  ## every test that is parametrised over devices, on the GPU
+	$(BIN)/python -m pytest -m gpu
+
+test-latest:  ## tests against the newest releases, unpinned; PyTorch's default build is several GB
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install --upgrade --editable '.[test]'
+	.venv-latest/bin/python -m pytest
+
+doctest: $(READY)  ## the examples in docstrings
+	$(BIN)/python -m pytest --doctest-modules kpops
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+docs: $(READY)  ## the documentation, into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+benchmarks: $(READY)  ## one product of the flow operator, in milliseconds
+	$(BIN)/python benchmarks/products.py
+
+check: lint types test test-slow doctest docs  ## what CI runs, but for the demo
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-latest docs/_build docs/api outputs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,35 @@
+"""kpops: how gradient descent shapes the dynamics of recurrent networks.
+
+Linearise a PyTorch model about its trajectories and hold the operators of the KPFlow paper,
+matrix-free: the parameter operator K, the linearized flow propagator P and the flow operator
+P K P*.
+"""
+
+from kpops import models, plot, tasks
+from kpops.learning import training
+from kpops.learning.gradient_flow import gradient_flow
+from kpops.learning.over_training import over_training
+from kpops.linearization import Linearization, linearize
+from kpops.models.network import Network
+from kpops.operators import TrajectoryOperator
+from kpops.spectral import effective_rank, eigsh, svds
+from kpops.spectral.common import ConvergenceWarning
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvergenceWarning",
+    "Linearization",
+    "Network",
+    "TrajectoryOperator",
+    "effective_rank",
+    "eigsh",
+    "gradient_flow",
+    "linearize",
+    "models",
+    "over_training",
+    "plot",
+    "svds",
+    "tasks",
+    "training",
+]

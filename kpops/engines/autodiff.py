@@ -1,0 +1,64 @@
+"""The engine for any module and any device: closures of torch.func, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+from kpops.engines.base import Engine
+
+
+class AutodiffEngine(Engine):
+    """Jacobian-vector products of the step, recomputed whenever they are needed.
+
+    Nothing is stored but the trajectory, so the longest and widest models fit; each product costs
+    a few evaluations of the model.
+    """
+
+    name = "autodiff"
+
+    @staticmethod
+    def bytes_needed(n_trials: int, n_steps: int, n_units: int, itemsize: int) -> int:
+        """Nothing beside the trajectory."""
+        return 0
+
+    def _propagate(self, q: Tensor) -> Tensor:
+        v = torch.empty_like(q)
+        v[:, :, 0] = q[:, :, 0]
+        for t in range(1, q.shape[2]):
+            step, h = self._step(t)
+            push = lambda u, step=step, h=h: jvp(step, (h,), (u,))[1]  # noqa: E731
+            v[:, :, t] = q[:, :, t] + _each(push, v[:, :, t - 1])
+        return v
+
+    def _backpropagate(self, a: Tensor) -> Tensor:
+        v = torch.empty_like(a)
+        v[:, :, -1] = a[:, :, -1]
+        for t in range(a.shape[2] - 1, 0, -1):
+            pull = vjp(*self._step(t))[1]
+
+            def pulled(u: Tensor, pull: Callable = pull) -> Tensor:
+                return pull(u)[0]
+
+            v[:, :, t - 1] = a[:, :, t - 1] + _each(pulled, v[:, :, t])
+        return v
+
+    def _advance(self, v: Tensor) -> Tensor:
+        return self._unflatten(self.rows.state_jvp(v.flatten(1, 2)))
+
+    def _pull_back(self, a: Tensor) -> Tensor:
+        return self._unflatten(self.rows.state_vjp(a.flatten(1, 2)))
+
+    def _step(self, t: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Step number t (from 0) as a function of the state, and the state it started from."""
+        x, h = self.trajectory.inputs[:, t], self.trajectory.previous[:, t]
+        return lambda state: self.recurrence.step(self.parameters, x, state), h
+
+
+def _each(action: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
+    if len(block) == 1:  # vmap over a single vector only adds overhead to every step
+        return action(block[0])[None]
+    return vmap(action)(block)

@@ -1,0 +1,201 @@
+"""The verbs every engine speaks, what it needs of memory, and which one is chosen."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import psutil
+import torch
+from torch import Tensor
+
+from kpops.engines.rowwise import Rowwise
+from kpops.models.recurrence import Recurrence
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A recurrence run on inputs: the point at which everything is linearised.
+
+    Parameters
+    ----------
+    inputs : Tensor, shape (trial, time, feature)
+        x[t], t = 1..T.
+    previous : Tensor, shape (trial, time, unit)
+        h[t-1], the state each step started from.
+    states : Tensor, shape (trial, time, unit)
+        h[t].
+    mask : Tensor of bool, shape (trial, time), or None
+        Valid steps. The rows of the others repeat the trial's last valid step, so that every
+        derivative is taken where the model has really been.
+    """
+
+    inputs: Tensor
+    previous: Tensor
+    states: Tensor
+    mask: Tensor | None
+
+    @property
+    def n_valid(self) -> int:
+        """Number of valid (trial, time) pairs."""
+        n_trials, n_steps = self.states.shape[:2]
+        return n_trials * n_steps if self.mask is None else int(self.mask.sum())
+
+    def restrict(self, q: Tensor) -> Tensor:
+        """Return q with zeros at the steps that are not valid; q: (block, trial, time, unit)."""
+        return q if self.mask is None else q.masked_fill(~self.mask[..., None], 0)
+
+
+class Engine(ABC):
+    """The actions of the linearised recurrence on blocks of perturbations.
+
+    All blocks are ``(block, trial, time, unit)`` or ``(block, parameter)``. An engine computes two
+    recursions through time, and inherits the actions of single steps:
+
+    ================== =========================================================== ==========
+    verb               action                                                      operator
+    ================== =========================================================== ==========
+    propagate          v[t] = q[t] + A[t] v[t-1]                                   P
+    backpropagate      a[t] = e[t] + A[t+1]^T a[t+1]                               P*
+    difference         v[t] - A[t] v[t-1]                                          P^-1
+    difference_adjoint a[t] - A[t+1]^T a[t+1]                                      P^-*
+    parameter_jvp      df/dtheta dtheta at every step                              J
+    parameter_vjp      sum over trials and steps of (df/dtheta)^T q                J*
+    ================== =========================================================== ==========
+
+    On masked trials each action is restricted to the valid steps, on both sides.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self, recurrence: Recurrence, parameters: dict[str, Tensor], trajectory: Trajectory
+    ) -> None:
+        self.recurrence = recurrence
+        self.parameters = parameters
+        self.trajectory = trajectory
+
+    @staticmethod
+    @abstractmethod
+    def bytes_needed(n_trials: int, n_steps: int, n_units: int, itemsize: int) -> int:
+        """Bytes the engine keeps beside the trajectory."""
+
+    @abstractmethod
+    def _propagate(self, q: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _backpropagate(self, a: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _advance(self, v: Tensor) -> Tensor:
+        """A[t] v[t] for every step; the caller has shifted v."""
+
+    @abstractmethod
+    def _pull_back(self, a: Tensor) -> Tensor:
+        """A[t]^T a[t] for every step."""
+
+    @property
+    def rows(self) -> Rowwise:
+        """The step at every (trial, time) of the trajectory."""
+        x, h = self.trajectory.inputs, self.trajectory.previous
+        return Rowwise(self.recurrence.step, self.parameters, x.flatten(0, 1), h.flatten(0, 1))
+
+    def propagate(self, q: Tensor) -> Tensor:
+        """P q."""
+        return self._restricted(self._propagate, q)
+
+    def backpropagate(self, a: Tensor) -> Tensor:
+        """P* a."""
+        return self._restricted(self._backpropagate, a)
+
+    def difference(self, v: Tensor) -> Tensor:
+        """P^-1 v: what is left of v when each step's past is propagated away."""
+        return self._restricted(lambda u: u - self._advance(_shift(u, 1)), v)
+
+    def difference_adjoint(self, a: Tensor) -> Tensor:
+        """P^-* a."""
+        return self._restricted(lambda u: u - _shift(self._pull_back(u), -1), a)
+
+    def parameter_jvp(self, dtheta: Tensor, names: Sequence[str]) -> Tensor:
+        """J dtheta, for the parameters `names`."""
+        pushed = self.rows.parameter_jvp(dtheta, names)
+        return self.trajectory.restrict(self._unflatten(pushed))
+
+    def parameter_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
+        """J* q, for the parameters `names`."""
+        return self.rows.parameter_vjp(self.trajectory.restrict(q).flatten(1, 2), names)
+
+    def parameter_gram(self, q: Tensor, names: Sequence[str]) -> Tensor:
+        """J J* q. An engine that knows the structure of K may do better."""
+        return self.parameter_jvp(self.parameter_vjp(q, names), names)
+
+    def _restricted(self, action: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
+        restrict = self.trajectory.restrict
+        return restrict(action(restrict(q)))
+
+    def _unflatten(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(1, self.trajectory.states.shape[:2])
+
+
+def _shift(v: Tensor, steps: int) -> Tensor:
+    """Move v (block, trial, time, unit) by one step through time; zero enters at the end."""
+    shifted = torch.zeros_like(v)
+    if steps > 0:
+        shifted[:, :, 1:] = v[:, :, :-1]
+    else:
+        shifted[:, :, :-1] = v[:, :, 1:]
+    return shifted
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can be allocated on `device` now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def check_allocation(what: str, n_bytes: int, device: torch.device) -> None:
+    """Raise MemoryError before an allocation that would not fit."""
+    free = free_bytes(device)
+    if n_bytes > free:
+        raise MemoryError(f"{what} needs {_mib(n_bytes)}, {_mib(free)} are free on {device}")
+
+
+def choose_engine(engine: str, estimate: dict[str, int], device: torch.device) -> tuple[str, str]:
+    """Choose an engine by name or by memory.
+
+    Parameters
+    ----------
+    engine : str
+        ``"auto"`` or one of the keys of `estimate`.
+    estimate : dict of str to int
+        Engine name to the bytes it needs.
+    device : torch.device
+        Where they are needed.
+
+    Returns
+    -------
+    name, reason : str
+    """
+    free = free_bytes(device)
+    if engine == "auto":
+        # Half of the free memory is left to blocks of vectors and to the user.
+        if estimate["jacobian"] <= free // 2:
+            return "jacobian", f"stored Jacobians take {_mib(estimate['jacobian'])}"
+        return "autodiff", (
+            f"stored Jacobians would take {_mib(estimate['jacobian'])} of {_mib(free)} free"
+        )
+    if engine not in estimate:
+        raise ValueError(f"engine={engine!r}: choose 'auto' or one of {sorted(estimate)}")
+    if estimate[engine] > free:
+        raise MemoryError(
+            f"engine={engine!r} needs {_mib(estimate[engine])}, {_mib(free)} are free on {device}: "
+            "use engine='autodiff', which stores nothing but the trajectory"
+        )
+    return engine, "asked for"
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:.4g} MiB"

@@ -1,0 +1,147 @@
+"""Derivatives of a function of rows, at all rows at once.
+
+A step of a recurrence at its own trajectory, and a readout of it, are the same kind of thing: a
+map ``y[r] = f(theta, x[r], h[r])`` of independent rows r = (trial, time). Time plays no part, so
+one call covers the whole trajectory and every vector of a block.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+RowFunction = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
+
+# One call covers a chunk of rows small enough for its temporaries to stay in the cache and in the
+# allocator's hands (fresh pages cost more than the arithmetic on them), and a chunk of vectors
+# that bounds all temporaries together. A GPU wants few and large launches instead.
+_ROW_BYTES = defaultdict(lambda: 2**26, cpu=2**19)
+_BLOCK_BYTES = 2**28
+# Temporaries of the size of the rows that a cell's gates and their tangents take, about.
+_TEMPORARIES = 24
+
+
+class Rowwise:
+    """Jacobian actions of ``f(theta, x, h)`` by torch.func, with nothing stored but the rows.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(parameters, x, h) -> y`` on rows: (row, feature), (row, unit) -> (row, output).
+    parameters : dict of str to Tensor
+        The parameters that learn.
+    x, h : Tensor, shapes (row, feature) and (row, unit)
+        Where the derivatives are taken.
+
+    Notes
+    -----
+    With ``A[r] = dy[r]/dh[r]`` and ``D[r] = dy[r]/dtheta``:
+
+    ============== ========================= =====================
+    verb           action                    shapes
+    ============== ========================= =====================
+    state_jvp      v -> A[r] v[r]            (k, R, S) -> (k, R, O)
+    state_vjp      a -> A[r]^T a[r]          (k, R, O) -> (k, R, S)
+    parameter_jvp  dtheta -> D[r] dtheta     (k, p) -> (k, R, O)
+    parameter_vjp  q -> sum_r D[r]^T q[r]    (k, R, O) -> (k, p)
+    ============== ========================= =====================
+    """
+
+    def __init__(
+        self, function: RowFunction, parameters: dict[str, Tensor], x: Tensor, h: Tensor
+    ) -> None:
+        self.function = function
+        self.parameters = parameters
+        self.x = x
+        self.h = h
+
+    def state_jvp(self, v: Tensor) -> Tensor:
+        """Apply A to every vector of the block."""
+
+        def on_chunk(part: Rowwise, v: Tensor) -> Tensor:
+            return part._each(lambda u: jvp(part._of_state, (part.h,), (u,))[1], v)
+
+        return torch.cat([on_chunk(part, v[:, s]) for s, part in self._chunks()], dim=1)
+
+    def state_vjp(self, a: Tensor) -> Tensor:
+        """Apply A^T to every vector of the block."""
+
+        def on_chunk(part: Rowwise, a: Tensor) -> Tensor:
+            pull = vjp(part._of_state, part.h)[1]
+            return part._each(lambda u: pull(u)[0], a)
+
+        return torch.cat([on_chunk(part, a[:, s]) for s, part in self._chunks()], dim=1)
+
+    def parameter_jvp(self, dtheta: Tensor, names: Sequence[str]) -> Tensor:
+        """Apply D, restricted to the parameters `names` in this order."""
+        point = {name: self.parameters[name] for name in names}
+
+        def on_chunk(part: Rowwise) -> Tensor:
+            def push(u: Tensor) -> Tensor:
+                return jvp(part._of_parameters, (point,), (self._split(u, names),))[1]
+
+            return part._each(push, dtheta)
+
+        return torch.cat([on_chunk(part) for _, part in self._chunks()], dim=1)
+
+    def parameter_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
+        """Apply D^T, restricted to the parameters `names` in this order."""
+        point = {name: self.parameters[name] for name in names}
+
+        def on_chunk(part: Rowwise, q: Tensor) -> Tensor:
+            pull = vjp(part._of_parameters, point)[1]
+
+            def flat(u: Tensor) -> Tensor:
+                gradients = pull(u)[0]
+                return torch.cat([gradients[name].reshape(-1) for name in names])
+
+            return part._each(flat, q)
+
+        return torch.stack([on_chunk(part, q[:, s]) for s, part in self._chunks()]).sum(0)
+
+    def state_jacobians(self) -> Tensor:
+        """All A[r] at once, shape (row, output, unit)."""
+        n_outputs = self._of_state(self.h).shape[1]
+        n_rows, n_units = self.h.shape
+        jacobians = self.h.new_empty(n_rows, n_outputs, n_units)
+        basis = torch.eye(n_outputs, dtype=self.h.dtype, device=self.h.device)
+        # Each row is differentiated n_outputs times. These many small products share one forward
+        # pass, which pays for temporaries somewhat larger than the cache.
+        for s, part in self._chunks(copies=max(1, n_outputs // 16)):
+            pull = vjp(part._of_state, part.h)[1]
+            cotangents = basis[:, None].expand(-1, len(part.h), -1)
+            jacobians[s] = vmap(lambda u, pull=pull: pull(u)[0], out_dims=1)(cotangents)
+        return jacobians
+
+    def sizes(self, names: Sequence[str]) -> list[int]:
+        """Number of entries of each of the parameters `names`."""
+        return [self.parameters[name].numel() for name in names]
+
+    def _of_state(self, h: Tensor) -> Tensor:
+        return self.function(self.parameters, self.x, h)
+
+    def _of_parameters(self, parameters: dict[str, Tensor]) -> Tensor:
+        return self.function({**self.parameters, **parameters}, self.x, self.h)
+
+    def _split(self, dtheta: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        parts = dtheta.split(self.sizes(names))
+        shaped = (p.reshape(self.parameters[n].shape) for n, p in zip(names, parts, strict=True))
+        return dict(zip(names, shaped, strict=True))
+
+    def _chunks(self, copies: int = 1) -> Iterator[tuple[slice, Rowwise]]:
+        """Chunks of rows whose size allows for so many `copies` of each."""
+        per_row = copies * self.h.shape[1] * self.h.element_size()
+        size = max(1, _ROW_BYTES[self.h.device.type] // per_row)
+        for start in range(0, len(self.h), size):
+            s = slice(start, start + size)
+            yield s, Rowwise(self.function, self.parameters, self.x[s], self.h[s])
+
+    def _each(self, action: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
+        if len(block) == 1:  # no vmap: its bookkeeping would double the cost of a small product
+            return action(block[0])[None]
+        per_vector = _TEMPORARIES * self.h.numel() * self.h.element_size()
+        return vmap(action, chunk_size=max(1, _BLOCK_BYTES // per_vector))(block)

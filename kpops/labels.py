@@ -1,0 +1,231 @@
+"""Labelled vector spaces and the crossing of the boundary.
+
+Inside kpops every vector is a torch tensor of shape ``(block, *dims)``, on one device and in one
+dtype. Users hold NumPy, CuPy or torch arrays, flat or with the dims of the space, or labelled
+DataArrays. :class:`Space` knows the dims, sizes and coordinates; :func:`enter` turns what the
+user gave into a block and returns the function that turns a result back into the same kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+Coordinate = tuple[tuple[str, ...], np.ndarray]
+Restore = Callable[[Tensor, "Space"], Any]
+
+_NUMPY_DTYPES: dict[torch.dtype, np.dtype] = {
+    torch.float32: np.dtype("float32"),
+    torch.float64: np.dtype("float64"),
+}
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    """NumPy dtype of a torch dtype; only float32 and float64 are computed in."""
+    if dtype not in _NUMPY_DTYPES:
+        raise TypeError(
+            f"dtype {dtype} is not supported: use torch.float32 or torch.float64, "
+            "for example by dtype=torch.float32 in kpops.linearize"
+        )
+    return _NUMPY_DTYPES[dtype]
+
+
+@dataclass(frozen=True)
+class Space:
+    """A vector space whose vectors are arrays with named dims.
+
+    A flat vector is the C-order of the dims.
+
+    Parameters
+    ----------
+    dims : tuple of str
+        Names of the dims, for example ``("trial", "time", "unit")``.
+    shape : tuple of int
+        Their sizes.
+    coords : mapping, optional
+        Coordinate name to ``(dims, values)``. Two spaces are equal when dims and shape are;
+        coordinates only label.
+
+    Examples
+    --------
+    >>> from kpops.labels import Space
+    >>> space = Space(("trial", "time", "unit"), (2, 3, 4))
+    >>> space.size
+    24
+    >>> space
+    (trial: 2, time: 3, unit: 4)
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    coords: Mapping[str, Coordinate] = field(default_factory=dict, compare=False)
+
+    @property
+    def size(self) -> int:
+        """Number of entries of a vector."""
+        return math.prod(self.shape)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Dim name to size."""
+        return dict(zip(self.dims, self.shape, strict=True))
+
+    def __repr__(self) -> str:
+        return "(" + ", ".join(f"{d}: {s}" for d, s in self.sizes.items()) + ")"
+
+    def keep(self, dims: tuple[str, ...]) -> Space:
+        """Return the space of the dims in `dims`, in this space's order."""
+        unknown = sorted(set(dims) - set(self.dims))
+        if unknown or not dims:
+            raise ValueError(f"keep={tuple(dims)!r}: choose one or more of the dims {self.dims}")
+        kept = tuple(d for d in self.dims if d in dims)
+        coords = {k: c for k, c in self.coords.items() if set(c[0]) <= set(kept)}
+        return Space(kept, tuple(self.sizes[d] for d in kept), coords)
+
+    def take(self, positions: Mapping[str, np.ndarray]) -> Space:
+        """Return the space restricted to integer `positions` along some dims."""
+        shape = tuple(len(positions[d]) if d in positions else s for d, s in self.sizes.items())
+        coords = {}
+        for name, (dims, values) in self.coords.items():
+            for axis, dim in enumerate(dims):
+                if dim in positions:
+                    values = np.take(values, positions[dim], axis=axis)
+            coords[name] = (dims, values)
+        return Space(self.dims, shape, coords)
+
+    def label(
+        self,
+        values: np.ndarray,
+        *,
+        block_dims: tuple[str, ...] = (),
+        block_coords: Mapping[Any, Any] | None = None,
+        name: str | None = None,
+        long_name: str | None = None,
+    ) -> xr.DataArray:
+        """Label an array of shape ``(*block, *shape)``."""
+        coords = {**self.coords, **(block_coords or {})}
+        attrs = {} if long_name is None else {"long_name": long_name, "units": "1"}
+        return xr.DataArray(
+            values, dims=block_dims + self.dims, coords=coords, name=name, attrs=attrs
+        )
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """Host copy of a tensor as a NumPy array."""
+    return tensor.detach().cpu().numpy()
+
+
+def is_cupy(array: Any) -> bool:
+    """Whether `array` is a CuPy array, without importing CuPy."""
+    return type(array).__module__.partition(".")[0] == "cupy"
+
+
+def as_tensor(array: Any) -> Tensor:
+    """Tensor that shares the memory of a torch, CuPy or NumPy array where it can."""
+    if isinstance(array, Tensor):
+        return array.detach()
+    if is_cupy(array):
+        return torch.from_dlpack(array)
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"dtype {array.dtype} is not a real number type: pass real numbers")
+    if not array.flags.writeable or not array.dtype.isnative or min(array.strides, default=0) < 0:
+        # torch takes none of these as they are
+        array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(array)
+
+
+def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Restore]:
+    r"""Bring a user's vector or block of vectors of `space` inside.
+
+    Parameters
+    ----------
+    q : DataArray, Tensor, CuPy array or array_like
+        Flat ``(n,)``, columns ``(n, k)``, or with the dims of the space and an optional leading
+        block dim. A DataArray is understood by its dim names; every other dim is a block dim.
+    space : Space
+        The space that `q` must belong to.
+    dtype, device
+        What the operator computes in. A tensor must have both already; NumPy arrays and
+        DataArrays are converted, since SciPy's solvers hand over float64 as they please.
+
+    Returns
+    -------
+    block : Tensor, shape (k, \\*space.shape)
+    restore : callable
+        ``restore(result, codomain)`` gives the result the kind and layout of `q`.
+    """
+    if isinstance(q, xr.DataArray):
+        return _enter_dataarray(q, space, dtype, device)
+    if isinstance(q, Tensor):
+        if q.dtype != dtype:
+            raise TypeError(f"q is {q.dtype}, the operator computes in {dtype}: use q.to({dtype})")
+        if q.device != device:
+            raise ValueError(f"q is on {q.device}, the operator on {device}: use q.to('{device}')")
+    tensor = as_tensor(q)
+    back = _kind_of(q)
+    block, layout = _to_block(tensor.to(device=device, dtype=dtype), space)
+    return block, lambda result, codomain: back(layout(result, codomain))
+
+
+def _kind_of(q: Any) -> Callable[[Tensor], Any]:
+    if isinstance(q, Tensor):
+        return lambda tensor: tensor
+    if is_cupy(q):
+        import cupy
+
+        return lambda tensor: cupy.from_dlpack(tensor.contiguous())
+    return to_numpy
+
+
+def _to_block(q: Tensor, space: Space) -> tuple[Tensor, Callable[[Tensor, Space], Tensor]]:
+    n, shape = space.size, tuple(q.shape)
+    if shape == (n,):
+        return q.reshape(1, *space.shape), lambda r, out: r.reshape(out.size)
+    if len(shape) == 2 and shape[0] == n:  # SciPy's convention: the columns are the vectors
+        block = q.T.reshape(-1, *space.shape)
+        return block, lambda r, out: r.reshape(len(r), out.size).T
+    if len(space.dims) > 1:
+        if shape == space.shape:
+            return q[None], lambda r, out: r[0]
+        if shape[1:] == space.shape:
+            return q, lambda r, out: r
+    structured = "" if len(space.dims) == 1 else f", {space.shape} or (block, *{space.shape})"
+    raise ValueError(
+        f"q has shape {shape}, expected ({n},), ({n}, k){structured} for the space {space}"
+    )
+
+
+def _enter_dataarray(
+    q: xr.DataArray, space: Space, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Restore]:
+    missing = [d for d in space.dims if d not in q.dims]
+    wrong = {d: q.sizes[d] for d in space.dims if d in q.dims and q.sizes[d] != space.sizes[d]}
+    if missing or wrong:
+        raise ValueError(f"q has dims {dict(q.sizes)}, expected {space}")
+    for dim in space.dims:
+        ours = space.coords.get(dim)
+        if ours is not None and dim in q.coords and not np.array_equal(q[dim].values, ours[1]):
+            raise ValueError(
+                f"q and the operator disagree on the labels of {dim!r}: align them first, or drop "
+                f"q's by q.drop_vars({dim!r})"
+            )
+    block_dims = tuple(str(d) for d in q.dims if d not in space.dims)
+    q = q.transpose(*block_dims, *space.dims)
+    kind = _kind_of(q.data)
+    block_shape = q.shape[: len(block_dims)]
+    block_coords = {k: c for k, c in q.coords.items() if set(c.dims) <= set(block_dims)}
+    tensor = as_tensor(q.data).to(device=device, dtype=dtype)
+
+    def restore(result: Tensor, codomain: Space) -> xr.DataArray:
+        values = kind(result.reshape(*block_shape, *codomain.shape))
+        return codomain.label(values, block_dims=block_dims, block_coords=block_coords)
+
+    return tensor.reshape(-1, *space.shape), restore

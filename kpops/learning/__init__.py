@@ -1,0 +1,1 @@
+"""Learning: training, gradient flow and interference between tasks."""

@@ -1,0 +1,358 @@
+"""Run a model once, keep its trajectory, hand out the operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kpops import snapshot
+from kpops.engines.autodiff import AutodiffEngine
+from kpops.engines.base import Engine, Trajectory, choose_engine
+from kpops.engines.jacobian import JacobianEngine
+from kpops.engines.rowwise import Rowwise
+from kpops.labels import Space, to_numpy
+from kpops.models.network import Network
+from kpops.models.recurrence import Recurrence
+from kpops.operators import (
+    InversePropagator,
+    ParameterJacobian,
+    ParameterOperator,
+    Propagator,
+    ReadoutJacobian,
+    ReadoutParameterJacobian,
+    TrajectoryOperator,
+)
+
+ENGINES: dict[str, type[Engine]] = {e.name: e for e in (AutodiffEngine, JacobianEngine)}
+
+
+def linearize(
+    model: Any,
+    inputs: Any,
+    *,
+    h0: Any = None,
+    parameters: Iterable[str] | Callable[[str], bool] | None = None,
+    readout: nn.Module | Callable[[Tensor], Tensor] | None = None,
+    mask: Any = None,
+    measure: str = "sum",
+    engine: str = "auto",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Linearization:
+    """Linearise a recurrent model about the trajectories it makes of `inputs`.
+
+    The model is run once. What comes back is a snapshot: training the model further does not
+    change it, and nothing of the model is changed.
+
+    Parameters
+    ----------
+    model : nn.RNN, nn.GRU, nn.LSTM, their Cell classes, kpops.models.Network, or nn.Module
+        Any other module must have ``forward(x_t, h)`` that returns the next state, trial by trial.
+        A :class:`kpops.models.Network` brings its readout.
+    inputs : Tensor, array_like or DataArray
+        Shape (trial, time, feature); for a module with ``batch_first=False`` (time, trial,
+        feature), as the module itself takes it. A DataArray with dims ``trial`` and ``time`` is
+        understood by their names, and its coordinates label every result.
+    h0 : array_like, optional
+        Initial state (trial, unit) or (unit,), or what the module itself takes. Default: zero.
+    parameters : iterable of str or callable, optional
+        Names of the parameters that learn, or a predicate on names. Default: all that require
+        grad.
+    readout : nn.Linear or callable, optional
+        ``y = C(h)``, on rows (row, hidden) of what the module outputs (for an LSTM: h without c).
+    mask : array_like of bool, optional
+        Shape (trial, time), True at valid steps: first the valid ones, then the padding. The
+        operators are restricted to the valid steps.
+    measure : {"sum", "mean"}
+        The measure of trials and time: ``"mean"`` divides K by the number of valid steps, as the
+        KPFlow paper writes it.
+    engine : {"auto", "autodiff", "jacobian"}
+        How the actions are computed; see :meth:`Linearization.memory_estimate`.
+    dtype : torch.dtype, optional
+        float32 or float64 to convert model and inputs to. Default: the model's, and then inputs
+        of another floating dtype are refused.
+    device : torch.device or str, optional
+        Where to compute. Default: where the model is.
+
+    Returns
+    -------
+    Linearization
+
+    Raises
+    ------
+    TypeError
+        If dtypes are mixed, or `model` is not a module.
+    ValueError
+        If a shape, a name or an option is wrong; if the model is random in its present mode,
+        mixes trials or has no learning parameter; if inputs or states are not finite.
+    MemoryError
+        If the engine asked for would not fit.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> gru = torch.nn.GRU(3, 8, batch_first=True)
+    >>> lin = kpops.linearize(gru, torch.randn(5, 10, 3))
+    >>> lin.flow
+    <P K P* (trial: 5, time: 10, unit: 8), float32 on cpu, PSD>
+    >>> (lin.flow @ torch.randn(5, 10, 8)).shape
+    torch.Size([5, 10, 8])
+    """
+    if measure not in ("sum", "mean"):
+        raise ValueError(f"measure={measure!r}: choose 'sum' or 'mean'")
+    is_network = isinstance(model, Network)
+    if is_network:
+        readout = model.readout if readout is None else readout
+        model = model.recurrent
+    recurrence = snapshot.of_model(model, dtype, device)
+    recurrence.time_major &= not is_network  # a Network takes (trial, time, feature)
+    learning = snapshot.learning_parameters(recurrence, parameters)
+    like = next(iter(learning.values()))
+    x, coords = snapshot.read_inputs(inputs, recurrence, like, convert=dtype is not None)
+    valid = snapshot.read_mask(mask, x)
+    readout, own = (None, {}) if readout is None else snapshot.of_readout(readout, like)
+    recurrence.requires_grad_(False)  # the snapshot's: no autograd graph is ever wanted
+    trajectory = snapshot.run(recurrence, x, h0, valid)
+    n_trials, n_steps, n_units = trajectory.states.shape
+    coords = {
+        "trial": (("trial",), np.arange(n_trials)),
+        "time": (("time",), np.arange(1, n_steps + 1)),
+        "unit": (("unit",), np.arange(n_units)),
+        **{k: (("unit",), v) for k, v in recurrence.unit_coords(n_units).items()},
+        **coords,
+    }
+    return Linearization(
+        recurrence=recurrence,
+        parameters=learning,
+        trajectory=trajectory,
+        space=Space(("trial", "time", "unit"), (n_trials, n_steps, n_units), coords),
+        readout=readout,
+        readout_parameters=own,
+        measure=measure,
+        engine_asked=engine,
+    )
+
+
+@dataclass(eq=False)
+class Linearization:
+    """A model linearised about its trajectories; made by :func:`linearize`.
+
+    Attributes
+    ----------
+    recurrence : Recurrence
+        Snapshot of the model.
+    parameters : dict of str to Tensor
+        The parameters that learn, in the order of the flat parameter vector.
+    trajectory : Trajectory
+        Inputs and states as tensors.
+    space : Space
+        The trajectory space (trial, time, unit).
+    readout : nn.Module or callable or None
+        Snapshot of the readout.
+    readout_parameters : dict of str to Tensor
+        Those of the readout's own parameters that learn.
+    measure : {"sum", "mean"}
+        The measure of trials and time in K.
+    engine_asked : str
+        The engine asked for.
+    """
+
+    recurrence: Recurrence
+    parameters: dict[str, Tensor]
+    trajectory: Trajectory
+    space: Space
+    readout: Callable[[Tensor], Tensor] | None
+    readout_parameters: dict[str, Tensor]
+    measure: str
+    engine_asked: str
+
+    def __post_init__(self) -> None:
+        name, self.engine_reason = choose_engine(
+            self.engine_asked, self.memory_estimate(), self.device
+        )
+        self.engine = ENGINES[name](self.recurrence, self.parameters, self.trajectory)
+
+    # The trajectory.
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32 or float64, in which everything is computed."""
+        return self.trajectory.states.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is computed."""
+        return self.trajectory.states.device
+
+    @cached_property
+    def states(self) -> xr.DataArray:
+        """The states h, dims (trial, time, unit); zero where the mask is False."""
+        states = self.trajectory.restrict(self.trajectory.states[None])[0]
+        return self.space.label(to_numpy(states), name="states", long_name="state h")
+
+    @cached_property
+    def outputs(self) -> xr.DataArray:
+        """The outputs y = C(h), dims (trial, time, output); zero where the mask is False."""
+        with torch.no_grad():
+            rows = self.readout_function({}, *self._readout_rows())
+        outputs = rows.unflatten(0, self.space.shape[:2])
+        outputs = self.trajectory.restrict(outputs[None])[0]
+        return self.output_space.label(to_numpy(outputs), name="outputs", long_name="output y")
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """Provenance that every result carries."""
+        return {
+            "model": type(self.recurrence.module).__name__,
+            "measure": self.measure,
+            "engine": self.engine.name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    @cached_property
+    def parameter_space(self) -> Space:
+        """The flat parameter vector; coordinate ``parameter_name`` tells whose entry each is."""
+        return _parameter_space({n: p.numel() for n, p in self.parameters.items()})
+
+    @cached_property
+    def output_space(self) -> Space:
+        """The output trajectory space (trial, time, output)."""
+        x, h = self._readout_rows()
+        n_outputs = self.readout_function({}, x[:1], h[:1]).shape[1]
+        coords = {k: c for k, c in self.space.coords.items() if "unit" not in c[0]}
+        coords["output"] = (("output",), np.arange(n_outputs))
+        return Space(("trial", "time", "output"), (*self.space.shape[:2], n_outputs), coords)
+
+    # The operators of theory.
+
+    @cached_property
+    def P(self) -> TrajectoryOperator:
+        """P, the linearized flow propagator (Green's operator); P.H backpropagates."""
+        return Propagator(self.engine, self.space)
+
+    @cached_property
+    def P_inv(self) -> TrajectoryOperator:
+        """P^-1, its inverse."""
+        return InversePropagator(self.engine, self.space)
+
+    @cached_property
+    def J(self) -> TrajectoryOperator:
+        """J, the parameter Jacobian of one step, at every step."""
+        return ParameterJacobian(
+            self.engine, self.parameter_space, self.space, tuple(self.parameters)
+        )
+
+    @cached_property
+    def K(self) -> TrajectoryOperator:
+        """K = J J*, the parameter operator (divided by the valid steps if measure is "mean")."""
+        return ParameterOperator(self.engine, self.space, tuple(self.parameters), self._scale)
+
+    @cached_property
+    def K_by_parameter(self) -> dict[str, TrajectoryOperator]:
+        """K_j of each learning parameter; K is their sum (Theorem 1 of the KPFlow paper)."""
+        return {
+            name: ParameterOperator(self.engine, self.space, [name], self._scale, f"K[{name}]")
+            for name in self.parameters
+        }
+
+    @cached_property
+    def flow(self) -> TrajectoryOperator:
+        """P K P*, the flow operator: the state-space neural tangent kernel."""
+        return self.P @ self.K @ self.P.H
+
+    @cached_property
+    def sensitivity(self) -> TrajectoryOperator:
+        """P J = dh/dtheta through time."""
+        return self.P @ self.J
+
+    @cached_property
+    def C(self) -> TrajectoryOperator:
+        """C, the readout linearised at the states."""
+        return ReadoutJacobian(
+            Rowwise(self.readout_function, {}, *self._readout_rows()),
+            self.trajectory,
+            self.space,
+            self.output_space,
+        )
+
+    @cached_property
+    def output_ntk(self) -> TrajectoryOperator:
+        """C P K P* C* plus the readout's own part J_C J_C*: the NTK of the outputs.
+
+        The readout's own part is there when the readout is a module with parameters that require
+        grad.
+        """
+        through_states = self.C @ self.flow @ self.C.H
+        own = self.readout_parameters
+        if not own:
+            return through_states
+        J_C = ReadoutParameterJacobian(
+            Rowwise(self.readout_function, own, *self._readout_rows()),
+            self.trajectory,
+            _parameter_space({n: p.numel() for n, p in own.items()}),
+            self.output_space,
+        )
+        own_part = J_C @ J_C.H
+        return through_states + (own_part if self._scale == 1 else self._scale * own_part)
+
+    # The readout as a function of rows.
+
+    def readout_function(self, parameters: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
+        """Outputs y = C(h) on rows, under the readout's own `parameters`; x is not used."""
+        hidden = self.recurrence.output(h)
+        if isinstance(self.readout, nn.Module):
+            return functional_call(self.readout, parameters, (hidden,))
+        return self._require_readout()(hidden)
+
+    def _require_readout(self) -> Callable[[Tensor], Tensor]:
+        if self.readout is None:
+            raise ValueError("this needs a readout: pass readout= to kpops.linearize")
+        return self.readout
+
+    def _readout_rows(self) -> tuple[Tensor, Tensor]:
+        self._require_readout()
+        return self.trajectory.inputs.flatten(0, 1), self.trajectory.states.flatten(0, 1)
+
+    # The rest.
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.measure == "sum" else 1.0 / self.trajectory.n_valid
+
+    def memory_estimate(self) -> dict[str, int]:
+        """Bytes that each engine keeps beside the trajectory, before anything is allocated.
+
+        Returns
+        -------
+        dict of str to int
+        """
+        trials, steps, units = self.space.shape
+        itemsize = self.trajectory.states.element_size()
+        return {n: e.bytes_needed(trials, steps, units, itemsize) for n, e in ENGINES.items()}
+
+    def __repr__(self) -> str:
+        n_parameters = sum(p.numel() for p in self.parameters.values())
+        readout = "" if self.readout is None else f", readout {self.output_space.shape[-1]}"
+        return (
+            f"<Linearization of {type(self.recurrence.module).__name__} {self.space}, "
+            f"{n_parameters} learning parameters{readout}\n"
+            f" measure {self.measure}, {self.attrs['dtype']} on {self.device}, "
+            f"engine {self.engine.name}: {self.engine_reason}>"
+        )
+
+
+def _parameter_space(sizes: dict[str, int]) -> Space:
+    names = np.repeat(np.array(list(sizes), dtype=object), list(sizes.values()))
+    coords = {
+        "parameter": (("parameter",), np.arange(len(names))),
+        "parameter_name": (("parameter",), names),
+    }
+    return Space(("parameter",), (len(names),), coords)

@@ -1,0 +1,185 @@
+"""The recurrence ``h[t] = f(x[t], h[t-1], theta)`` that everything else is computed from."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kpops.labels import as_tensor
+
+
+class Recurrence(nn.Module):
+    """One step of a recurrent model as a function of input, state and parameters.
+
+    A recurrence wraps a user's module as ``self.module`` and computes its step in plain
+    differentiable operations, reading the weights through the module's attributes. Subclass it to
+    teach kpops a new family of models, and register the subclass with :func:`as_recurrence`.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The user's module. It is not copied here; :func:`kpops.linearize` takes a snapshot.
+    state_size : int or None
+        Number of state variables S; None if only the initial state can tell.
+    input_size : int or None
+        Number of input features, None if unknown.
+    time_major : bool
+        Whether the module reads inputs as ``(time, trial, feature)``.
+
+    Notes
+    -----
+    :meth:`forward` maps ``x`` of shape (trial, feature) and ``h`` of shape (trial, unit) to the
+    next state (trial, unit), row by row: trials must not mix.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        state_size: int | None = None,
+        input_size: int | None = None,
+        time_major: bool = False,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.state_size = state_size
+        self.input_size = input_size
+        self.time_major = time_major
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Next state of every row; (row, feature), (row, unit) -> (row, unit)."""
+        raise NotImplementedError
+
+    def output(self, h: Tensor) -> Tensor:
+        """Part of the state that a readout sees; (row, unit) -> (row, feature)."""
+        return h
+
+    def initial_state(self, h0: Any, n_trials: int, like: Tensor) -> Tensor:
+        """Bring the user's `h0` to shape (trial, unit); zeros when it is None.
+
+        Parameters
+        ----------
+        h0 : array_like or None
+            Shape (trial, unit), or (unit,) for the same state in every trial.
+        n_trials : int
+            Number of trials.
+        like : Tensor
+            Gives the dtype and the device.
+        """
+        if h0 is None:
+            if self.state_size is None:
+                raise ValueError(
+                    f"the state size of {type(self.module).__name__} is unknown: pass "
+                    "h0 of shape (trial, unit), or give the module an attribute hidden_size"
+                )
+            return like.new_zeros(n_trials, self.state_size)
+        state = matching(h0, like, "h0")
+        if state.ndim == 1:
+            state = state.expand(n_trials, -1)
+        size = state.shape[-1] if self.state_size is None else self.state_size
+        if tuple(state.shape) != (n_trials, size):
+            raise ValueError(
+                f"h0 has shape {tuple(state.shape)}, expected (trial, unit) = ({n_trials}, {size})"
+            )
+        return state
+
+    def unit_coords(self, state_size: int) -> dict[str, np.ndarray]:
+        """Coordinates of the unit dim beside its index."""
+        return {}
+
+    def parameter_dict(self) -> dict[str, nn.Parameter]:
+        """The user's parameters by the user's names; a shared one appears once."""
+        return dict(self.module.named_parameters())
+
+    def step(self, parameters: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
+        """Next state under `parameters` (user's names); those not named keep their value."""
+        prefixed = {f"module.{name}": value for name, value in parameters.items()}
+        return functional_call(self, prefixed, (x, h))
+
+
+class ModuleRecurrence(Recurrence):
+    """Any ``nn.Module`` whose ``forward(x_t, h)`` returns the next state.
+
+    The sizes are read from the attributes ``hidden_size`` (or ``state_size``) and ``input_size``
+    where the module has them; else the state size comes from ``h0``.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        size = getattr(module, "hidden_size", getattr(module, "state_size", None))
+        input_size = getattr(module, "input_size", None)
+        super().__init__(
+            module,
+            state_size=size if isinstance(size, int) else None,
+            input_size=input_size if isinstance(input_size, int) else None,
+        )
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Next state, by the module's own forward."""
+        new = self.module(x, h)
+        if not isinstance(new, Tensor) or new.shape != h.shape:
+            got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise ValueError(
+                f"{type(self.module).__name__}.forward(x_t, h) returned {got}, expected the next "
+                f"state alone, a tensor of the shape of h, {tuple(h.shape)}"
+            )
+        return new
+
+
+@singledispatch
+def as_recurrence(model: Any) -> Recurrence:
+    """Turn a model into a :class:`Recurrence`.
+
+    Open to registration: ``@kpops.models.as_recurrence.register`` on a function of one argument,
+    annotated with the class of model, teaches kpops that class.
+
+    Parameters
+    ----------
+    model : nn.RNN, nn.GRU, nn.LSTM, their Cell classes, Recurrence or nn.Module
+        Any other ``nn.Module`` must have ``forward(x_t, h)`` that returns the next state.
+
+    Returns
+    -------
+    Recurrence
+
+    Raises
+    ------
+    TypeError
+        If `model` is not an ``nn.Module``.
+    ValueError
+        If the module is bidirectional, has projections, or overrides the forward of nn.RNN.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> kpops.models.as_recurrence(torch.nn.LSTM(3, 4)).state_size
+    8
+    """
+    raise TypeError(
+        f"model is a {type(model).__name__}, expected an nn.Module: nn.RNN, nn.GRU, nn.LSTM, a "
+        "Cell, or any module whose forward(x_t, h) returns the next state"
+    )
+
+
+@as_recurrence.register
+def _(model: nn.Module) -> Recurrence:
+    return ModuleRecurrence(model)
+
+
+@as_recurrence.register
+def _(model: Recurrence) -> Recurrence:
+    return model
+
+
+def matching(array: Any, like: Tensor, name: str) -> Tensor:
+    """Tensor of `array` in the dtype and on the device of `like`; floating dtypes must agree."""
+    tensor = as_tensor(array)
+    if tensor.is_floating_point() and tensor.dtype != like.dtype:
+        raise TypeError(
+            f"{name} is {tensor.dtype}, the computation {like.dtype}: convert {name}, or pass "
+            "dtype= to kpops.linearize"
+        )
+    return tensor.to(dtype=like.dtype, device=like.device, copy=True)

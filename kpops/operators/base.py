@@ -1,0 +1,308 @@
+"""The operator a user holds: a SciPy LinearOperator that computes in torch and keeps labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from kpops.engines.base import check_allocation
+from kpops.labels import Space, enter, is_cupy, numpy_dtype, to_numpy
+
+
+class TrajectoryOperator(LinearOperator):
+    """A linear operator between labelled spaces.
+
+    It is a :class:`scipy.sparse.linalg.LinearOperator` and goes into any SciPy solver as it is.
+    ``op @ q`` also takes torch and CuPy arrays, arrays with the dims of the space and labelled
+    DataArrays, and gives back the kind it was given. ``A @ B``, ``A + B``, ``A - B`` and
+    ``2 * A`` of two such operators stay on the device and keep labels.
+
+    A subclass implements :meth:`_apply` and :meth:`_apply_adjoint` on tensors of shape
+    ``(block, *dims)``; everything else is here.
+
+    Parameters
+    ----------
+    domain, codomain : Space
+        What the operator maps from and to.
+    dtype : torch.dtype
+        float32 or float64, in which it computes.
+    device : torch.device
+        Where it computes.
+    symbol : str
+        How the operator is written in theory, for the repr.
+    self_adjoint, positive : bool
+        Whether it is known to be self-adjoint, and known to be positive semi-definite.
+
+    Attributes
+    ----------
+    domain, codomain : Space
+    torch_dtype : torch.dtype
+    device : torch.device
+    self_adjoint, positive : bool
+    """
+
+    # NumPy and torch hand ``array @ op`` and ``tensor @ op`` to this class.
+    __array_ufunc__ = None
+    __array_priority__ = 1000
+
+    def __init__(
+        self,
+        domain: Space,
+        codomain: Space,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        symbol: str,
+        self_adjoint: bool = False,
+        positive: bool = False,
+    ) -> None:
+        super().__init__(numpy_dtype(dtype), (codomain.size, domain.size))
+        self.domain = domain
+        self.codomain = codomain
+        self.torch_dtype = dtype
+        self.device = torch.device(device)
+        self.symbol = symbol
+        self.self_adjoint = self_adjoint
+        self.positive = positive
+        self._count = 0
+
+    # What a subclass implements.
+
+    def _apply(self, block: Tensor) -> Tensor:
+        """Map (block, *domain.shape) to (block, *codomain.shape)."""
+        raise NotImplementedError
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        """Map (block, *codomain.shape) to (block, *domain.shape)."""
+        raise NotImplementedError
+
+    # What composition and solvers call: tensors in, tensors out, counted.
+
+    @property
+    def num_matvecs(self) -> int:
+        """Number of vectors that the operator or its adjoint has been applied to."""
+        return self._count
+
+    @torch.no_grad()
+    def apply(self, block: Tensor) -> Tensor:
+        r"""Apply to a block of vectors on the device.
+
+        Parameters
+        ----------
+        block : Tensor, shape (block, \\*domain.shape)
+
+        Returns
+        -------
+        Tensor, shape (block, \\*codomain.shape)
+        """
+        self._count += len(block)
+        return self._apply(block)
+
+    @torch.no_grad()
+    def apply_adjoint(self, block: Tensor) -> Tensor:
+        """Apply the adjoint to a block of vectors on the device; see :meth:`apply`."""
+        self._count += len(block)
+        return self._apply_adjoint(block)
+
+    # The boundary.
+
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, TrajectoryOperator):
+            from kpops.operators.compose import Product
+
+            return Product(self, other)
+        if isinstance(other, LinearOperator):
+            return super().__matmul__(other)
+        if np.isscalar(other):
+            raise ValueError("Scalar operands are not allowed, use '*' instead")
+        return self._act(other)
+
+    def __call__(self, q: Any) -> Any:
+        """Apply to `q`; the same as ``op @ q``."""
+        return self @ q
+
+    def __mul__(self, other: Any) -> Any:
+        if np.isscalar(other):
+            from kpops.operators.compose import Scaled
+
+            return Scaled(self, other)
+        return self @ other
+
+    def __rmul__(self, other: Any) -> Any:
+        return self * other if np.isscalar(other) else other @ self
+
+    def __rmatmul__(self, other: Any) -> Any:
+        if isinstance(other, LinearOperator) or np.isscalar(other):
+            return super().__rmatmul__(other)
+        transposed = other if getattr(other, "ndim", 1) < 2 else other.T
+        result = self.T @ transposed
+        return result if result.ndim < 2 else result.T
+
+    def __truediv__(self, other: Any) -> Any:
+        return self * (1 / other)
+
+    def __neg__(self) -> TrajectoryOperator:
+        return self * -1.0
+
+    def __add__(self, other: Any) -> Any:
+        if isinstance(other, TrajectoryOperator):
+            from kpops.operators.compose import Sum
+
+            return Sum(self, other)
+        return super().__add__(other)
+
+    def __sub__(self, other: Any) -> Any:
+        return self + (-other)
+
+    def dot(self, x: Any) -> Any:
+        """Apply, compose or scale, as SciPy's ``LinearOperator.dot`` does."""
+        return self * x
+
+    def _act(self, q: Any) -> Any:
+        if not isinstance(q, Tensor) and not is_cupy(q) and np.iscomplexobj(q):
+            return self @ np.real(q) + 1j * (self @ np.imag(q))  # real operator, by linearity
+        block, restore = enter(q, self.domain, self.torch_dtype, self.device)
+        return restore(self.apply(block), self.codomain)
+
+    def _matmat(self, X: np.ndarray) -> np.ndarray:
+        return self._act(X)
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        # SciPy passes (n,), (n, 1) or, from 1.18 on, rows (..., n), and reshapes what it gets.
+        rows = np.reshape(x, (-1, self.shape[1]))
+        return self._act(rows.T).T
+
+    def _rmatmat(self, X: np.ndarray) -> np.ndarray:
+        return self.H._matmat(X)
+
+    def _rmatvec(self, x: np.ndarray) -> np.ndarray:
+        return self.H._matvec(x)
+
+    def _adjoint(self) -> TrajectoryOperator:
+        if self.self_adjoint:
+            return self
+        from kpops.operators.compose import Adjoint
+
+        return Adjoint(self)
+
+    def _transpose(self) -> TrajectoryOperator:
+        return self._adjoint()  # real operators
+
+    # Views.
+
+    def select(self, **positions: Any) -> TrajectoryOperator:
+        """Restrict the operator to a part of its domain and codomain.
+
+        Parameters
+        ----------
+        **positions
+            Dim name to positions along it (as in ``xarray.Dataset.isel``): an int, a slice, an
+            array of ints or a boolean mask. For ``parameter`` also one or more parameter names.
+            A side that lacks the dim stays whole.
+
+        Returns
+        -------
+        TrajectoryOperator
+            ``R op R*`` with R the restriction; the selected dims all remain, so that a single
+            trial keeps a trial dim of size 1.
+
+        Examples
+        --------
+        >>> import torch, kpops
+        >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.zeros(5, 6, 3))
+        >>> lin.P.select(trial=0, time=slice(2, 5))
+        <R P R* (trial: 1, time: 3, unit: 4), float32 on cpu>
+        """
+        from kpops.operators.reduce import Restriction
+
+        unknown = sorted(set(positions) - set(self.domain.dims) - set(self.codomain.dims))
+        if unknown:
+            raise ValueError(f"no dim {unknown} in {self.domain} or {self.codomain}")
+
+        def restriction(space: Space) -> Restriction | None:
+            here = {d: p for d, p in positions.items() if d in space.dims}
+            return Restriction(space, here, self.torch_dtype, self.device) if here else None
+
+        left = restriction(self.codomain)
+        right = left if self.domain == self.codomain else restriction(self.domain)
+        result = self if left is None else left @ self
+        return result if right is None else result @ right.H
+
+    def expand_average(self, keep: tuple[str, ...]) -> TrajectoryOperator:
+        """Reduce to fewer dims by copying in and averaging out.
+
+        The reduced operator copies its input along the dims that are not kept, applies the
+        operator, and averages over those dims. This is what the figures of the KPFlow paper
+        show; it is not a partial trace.
+
+        Parameters
+        ----------
+        keep : tuple of str
+            Dims to keep, for example ``("time",)``.
+
+        Returns
+        -------
+        TrajectoryOperator
+        """
+        from kpops.operators.reduce import Average
+
+        left = Average(self.codomain, keep, self.torch_dtype, self.device)
+        right = (
+            left
+            if self.domain == self.codomain
+            else Average(self.domain, keep, self.torch_dtype, self.device)
+        )
+        copies = self.domain.size // right.codomain.size  # copying is this multiple of averaging*
+        return copies * (left @ self @ right.H)
+
+    def to_dense(self) -> np.ndarray:
+        """Return the matrix, shape (codomain.size, domain.size), as a NumPy array.
+
+        Raises
+        ------
+        MemoryError
+            If it would not fit, with the bytes asked for and the bytes free.
+        """
+        return to_numpy(self.dense_tensor())
+
+    def dense_tensor(self) -> Tensor:
+        """Return the matrix as a tensor on the operator's device; see :meth:`to_dense`."""
+        rows, columns = self.shape
+        check_allocation(
+            f"the dense {self!r}", 2 * rows * columns * self.dtype.itemsize, self.device
+        )
+        dense = torch.empty(columns, rows, dtype=self.torch_dtype, device=self.device)
+        chunk = 64
+        for start in range(0, columns, chunk):
+            size = min(chunk, columns - start)
+            basis = torch.zeros(size, columns, dtype=self.torch_dtype, device=self.device)
+            basis[:, start : start + size].fill_diagonal_(1)
+            block = basis.reshape(size, *self.domain.shape)
+            dense[start : start + size] = self.apply(block).reshape(size, rows)
+        return dense.T.contiguous()
+
+    def to_cupy(self) -> Any:
+        """Export to ``cupyx.scipy.sparse.linalg.LinearOperator`` without copying.
+
+        Raises
+        ------
+        ValueError
+            If the operator is not on a CUDA device.
+        ImportError
+            If CuPy is not installed.
+        """
+        from kpops.operators.cupy import to_cupy
+
+        return to_cupy(self)
+
+    def __repr__(self) -> str:
+        spaces = repr(self.domain)
+        if self.codomain != self.domain:
+            spaces += f" -> {self.codomain!r}"
+        kind = ", PSD" if self.positive else ", self-adjoint" if self.self_adjoint else ""
+        dtype = str(self.torch_dtype).removeprefix("torch.")
+        return f"<{self.symbol} {spaces}, {dtype} on {self.device}{kind}>"

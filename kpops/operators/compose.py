@@ -1,0 +1,178 @@
+"""Adjoints, products, sums and multiples that stay on the device and keep their labels.
+
+Self-adjointness and positivity are inferred where the algebra shows them: a product that reads
+the same backwards, like ``P @ K @ P.H``, is self-adjoint, and positive when its middle is.
+"""
+
+from __future__ import annotations
+
+import numbers
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from kpops.operators.base import TrajectoryOperator
+
+
+class Adjoint(TrajectoryOperator):
+    """The adjoint ``A*`` of an operator; its adjoint is the operator itself."""
+
+    def __init__(self, parent: TrajectoryOperator) -> None:
+        super().__init__(
+            parent.codomain,
+            parent.domain,
+            dtype=parent.torch_dtype,
+            device=parent.device,
+            symbol=_bracketed(parent) + "*",
+        )
+        self.parent = parent
+
+    @property
+    def num_matvecs(self) -> int:
+        """Number of vectors that the operator or its adjoint has been applied to."""
+        return self.parent.num_matvecs
+
+    def _apply(self, block: Tensor) -> Tensor:
+        return self.parent.apply_adjoint(block)
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        return self.parent.apply(block)
+
+    def _adjoint(self) -> TrajectoryOperator:
+        return self.parent
+
+
+class Product(TrajectoryOperator):
+    """The product ``A B C ...``, applied from right to left.
+
+    Raises
+    ------
+    ValueError
+        If the spaces, dtypes or devices of neighbours differ.
+    """
+
+    factors: list[TrajectoryOperator]
+
+    def __init__(self, *factors: TrajectoryOperator) -> None:
+        flat: list[TrajectoryOperator] = []
+        for factor in factors:
+            flat += factor.factors if isinstance(factor, Product) else [factor]
+        for left, right in pairwise(flat):
+            _check_same(left, right, "domain", "codomain")
+        pairs = list(zip(flat, reversed(flat), strict=True))
+        palindrome = all(_are_adjoint(a, b) for a, b in pairs)
+        middle = flat[len(flat) // 2]
+        super().__init__(
+            flat[-1].domain,
+            flat[0].codomain,
+            dtype=flat[0].torch_dtype,
+            device=flat[0].device,
+            symbol=" ".join(_bracketed(f) for f in flat),
+            self_adjoint=palindrome,
+            positive=palindrome and (len(flat) % 2 == 0 or middle.positive),
+        )
+        self.factors = flat
+
+    def _apply(self, block: Tensor) -> Tensor:
+        for factor in reversed(self.factors):
+            block = factor.apply(block)
+        return block
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        for factor in self.factors:
+            block = factor.apply_adjoint(block)
+        return block
+
+
+class Sum(TrajectoryOperator):
+    """The sum ``A + B + ...`` of operators between the same spaces.
+
+    Raises
+    ------
+    ValueError
+        If the spaces, dtypes or devices differ.
+    """
+
+    terms: list[TrajectoryOperator]
+
+    def __init__(self, *terms: TrajectoryOperator) -> None:
+        flat: list[TrajectoryOperator] = []
+        for term in terms:
+            flat += term.terms if isinstance(term, Sum) else [term]
+        for left, right in pairwise(flat):
+            _check_same(left, right, "domain", "domain")
+            _check_same(left, right, "codomain", "codomain")
+        super().__init__(
+            flat[0].domain,
+            flat[0].codomain,
+            dtype=flat[0].torch_dtype,
+            device=flat[0].device,
+            symbol=" + ".join(t.symbol for t in flat),
+            self_adjoint=all(t.self_adjoint for t in flat),
+            positive=all(t.positive for t in flat),
+        )
+        self.terms = flat
+
+    def _apply(self, block: Tensor) -> Tensor:
+        return sum((t.apply(block) for t in self.terms[1:]), self.terms[0].apply(block))
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        first, *rest = self.terms
+        return sum((t.apply_adjoint(block) for t in rest), first.apply_adjoint(block))
+
+
+class Scaled(TrajectoryOperator):
+    """The multiple ``factor * A``.
+
+    Raises
+    ------
+    TypeError
+        If `factor` is not a real number.
+    """
+
+    def __init__(self, operator: TrajectoryOperator, factor: Any) -> None:
+        if not isinstance(factor, numbers.Real):
+            raise TypeError(f"factor {factor!r}: kpops operators are real, use a real number")
+        super().__init__(
+            operator.domain,
+            operator.codomain,
+            dtype=operator.torch_dtype,
+            device=operator.device,
+            symbol=f"{factor:.6g} {_bracketed(operator)}",
+            self_adjoint=operator.self_adjoint,
+            positive=operator.positive and float(factor) >= 0,
+        )
+        self.operator = operator
+        self.factor = float(factor)
+
+    def _apply(self, block: Tensor) -> Tensor:
+        return self.factor * self.operator.apply(block)
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        return self.factor * self.operator.apply_adjoint(block)
+
+
+def _are_adjoint(a: TrajectoryOperator, b: TrajectoryOperator) -> bool:
+    """Whether `a` is known to be the adjoint of `b`."""
+    if a is b:
+        return a.self_adjoint
+    return (isinstance(a, Adjoint) and a.parent is b) or (isinstance(b, Adjoint) and b.parent is a)
+
+
+def _check_same(a: TrajectoryOperator, b: TrajectoryOperator, of_a: str, of_b: str) -> None:
+    space_a, space_b = getattr(a, of_a), getattr(b, of_b)
+    if space_a != space_b:
+        raise ValueError(
+            f"{of_a} of {a!r} is {space_a}, {of_b} of {b!r} is {space_b}: they must be equal"
+        )
+    if (a.torch_dtype, a.device) != (b.torch_dtype, b.device):
+        raise ValueError(
+            f"{a!r} and {b!r} compute in different dtypes or on different devices: linearise both "
+            "with the same dtype= and device="
+        )
+
+
+def _bracketed(operator: TrajectoryOperator) -> str:
+    compound = isinstance(operator, Sum | Product | Scaled)
+    return f"({operator.symbol})" if compound else operator.symbol

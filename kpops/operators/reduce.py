@@ -1,0 +1,115 @@
+"""Maps from a space to fewer of its entries or dims: restriction and averaging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kpops.labels import Space
+from kpops.operators.base import TrajectoryOperator
+
+
+class Restriction(TrajectoryOperator):
+    """R: keep some positions along some dims. Its adjoint puts zeros elsewhere.
+
+    Parameters
+    ----------
+    space : Space
+        The space that is restricted.
+    positions : mapping
+        Dim name to an int, a slice, an array of ints or a boolean mask; for the dim ``parameter``
+        also one or more parameter names.
+    dtype, device
+        Of the operators it is to be multiplied with.
+
+    Raises
+    ------
+    ValueError
+        If a selection is empty, out of range, repeats a position or names an unknown parameter.
+
+    Notes
+    -----
+    ``R_i @ op @ R_j.H`` is the block of `op` that leads from part j to part i.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        positions: Mapping[str, Any],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.positions = {d: _positions(space, d, p) for d, p in positions.items()}
+        super().__init__(space, space.take(self.positions), dtype=dtype, device=device, symbol="R")
+        self._index = [
+            (1 + space.dims.index(d), torch.from_numpy(p).to(device))
+            for d, p in self.positions.items()
+        ]
+
+    def _apply(self, block: Tensor) -> Tensor:
+        for axis, index in self._index:
+            block = block.index_select(axis, index)
+        return block
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        for axis, index in self._index:
+            shape = list(block.shape)
+            shape[axis] = self.domain.shape[axis - 1]
+            block = block.new_zeros(shape).index_copy(axis, index, block)
+        return block
+
+
+class Average(TrajectoryOperator):
+    """E: average over all dims but some. Its adjoint copies, divided by the number of copies.
+
+    Parameters
+    ----------
+    space : Space
+        The space that is averaged over.
+    keep : tuple of str
+        The dims that remain.
+    dtype, device
+        Of the operators it is to be multiplied with.
+    """
+
+    def __init__(
+        self, space: Space, keep: tuple[str, ...], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        keep = (keep,) if isinstance(keep, str) else tuple(keep)
+        super().__init__(space, space.keep(keep), dtype=dtype, device=device, symbol="E")
+        self._axes = [1 + i for i, d in enumerate(space.dims) if d not in keep]
+        self._copies = self.domain.size // self.codomain.size
+
+    def _apply(self, block: Tensor) -> Tensor:
+        return block.mean(self._axes) if self._axes else block
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        for axis in self._axes:
+            block = block.unsqueeze(axis)
+        return (block / self._copies).expand(-1, *self.domain.shape).contiguous()
+
+
+def _positions(space: Space, dim: str, wanted: Any) -> np.ndarray:
+    """Positions along `dim` as an array of ints, all valid."""
+    size = space.sizes[dim]
+    values = wanted
+    if dim == "parameter" and not isinstance(wanted, slice):
+        names = space.coords["parameter_name"][1]
+        if np.asarray(wanted).dtype.kind in "UT" or isinstance(wanted, str):
+            unknown = sorted(set(np.atleast_1d(wanted)) - set(names))
+            if unknown:
+                raise ValueError(f"no parameter {unknown}: choose from {sorted(set(names))}")
+            values = np.isin(names, np.atleast_1d(wanted))
+    try:
+        index = np.atleast_1d(np.arange(size)[values])
+    except IndexError as error:
+        raise ValueError(f"{dim}={wanted!r} does not fit the dim of size {size}: {error}") from None
+    if index.size == 0:
+        raise ValueError(f"{dim}={wanted!r} selects nothing of the dim of size {size}")
+    if len(np.unique(index)) != len(index):
+        raise ValueError(f"{dim}={wanted!r} selects a position twice: a restriction cannot")
+    return index

@@ -1,0 +1,231 @@
+"""What linearize takes in: a private copy of the model, checked inputs, the states it runs through.
+
+Everything that can be wrong with a model or its inputs is refused here, before any work is done.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from kpops.engines.base import Trajectory
+from kpops.labels import Coordinate, as_tensor, numpy_dtype
+from kpops.models.recurrence import Recurrence, as_recurrence
+
+
+def of_model(
+    model: Any, dtype: torch.dtype | None, device: torch.device | str | None
+) -> Recurrence:
+    """Private copy of `model` as a recurrence, in `dtype` and on `device` where given."""
+    recurrence = as_recurrence(model)
+    _refuse_dropout(recurrence)
+    recurrence = _copy(recurrence)
+    if dtype is not None:
+        numpy_dtype(dtype)  # refuses what is not float32 or float64
+        recurrence = recurrence.to(dtype)
+    if device is not None:
+        recurrence = recurrence.to(device)
+    dtypes = {n: p.dtype for n, p in recurrence.module.named_parameters()}
+    if len(set(dtypes.values())) > 1:
+        raise TypeError(f"the parameters mix dtypes, {dtypes}: pass dtype= to choose one")
+    return recurrence
+
+
+def of_readout(readout: Any, like: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    """Private copy of a readout, like `like`, and those of its parameters that learn."""
+    if isinstance(readout, nn.Module):
+        mine = _copy(readout).to(like)
+        learning = {n: p.detach() for n, p in mine.named_parameters() if p.requires_grad}
+        return mine.requires_grad_(False), learning
+    if callable(readout):
+        return readout, {}
+    raise TypeError(f"readout is a {type(readout).__name__}, expected an nn.Module or a callable")
+
+
+def _copy(module: Any) -> Any:
+    try:
+        return copy.deepcopy(module)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied ({error}): keep only parameters and "
+            "buffers as its tensors, for example with torch.nn.utils.parametrizations"
+        ) from error
+
+
+def _refuse_dropout(recurrence: Recurrence) -> None:
+    for name, module in recurrence.module.named_modules():
+        random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        if random and module.training:
+            raise ValueError(
+                f"{name or type(module).__name__} is a {module} in training mode, so each run of "
+                "the model is another: call model.eval() first"
+            )
+
+
+def learning_parameters(
+    recurrence: Recurrence, wanted: Iterable[str] | Callable[[str], bool] | None
+) -> dict[str, Tensor]:
+    """The parameters that learn, in the order of ``named_parameters``."""
+    every = recurrence.parameter_dict()
+    if wanted is None:
+        chosen = {n for n, p in every.items() if p.requires_grad}
+        reason = "no parameter requires grad"
+    elif callable(wanted):
+        chosen = {n for n in every if wanted(n)}
+        reason = "the predicate parameters= accepts no name"
+    else:
+        chosen = {wanted} if isinstance(wanted, str) else set(wanted)
+        reason = "parameters= is empty"
+    unknown = sorted(chosen - set(every))
+    if unknown:
+        raise ValueError(f"no parameter {unknown} in the model: choose from {list(every)}")
+    if not chosen:
+        raise ValueError(f"{reason}: name those that learn by parameters=, from {list(every)}")
+    first = next(iter(every.values()))
+    numpy_dtype(first.dtype)
+    return {n: p.detach() for n, p in every.items() if n in chosen}
+
+
+def read_inputs(
+    inputs: Any, recurrence: Recurrence, like: Tensor, *, convert: bool
+) -> tuple[Tensor, dict[str, Coordinate]]:
+    """Inputs as (trial, time, feature) in the dtype and on the device of `like`, and labels.
+
+    With `convert`, other floating dtypes are converted; else they are refused.
+    """
+    coords: dict[str, Coordinate] = {}
+    time_major = recurrence.time_major
+    if isinstance(inputs, xr.DataArray):
+        if inputs.ndim != 3 or not {"trial", "time"} <= set(inputs.dims):
+            raise ValueError(
+                f"inputs has dims {inputs.dims}, expected trial, time and one of features"
+            )
+        inputs = inputs.transpose("trial", "time", ...)
+        coords = {
+            str(k): (tuple(map(str, c.dims)), c.values)
+            for k, c in inputs.coords.items()
+            if c.dims and set(c.dims) <= {"trial", "time"}
+        }
+        inputs, time_major = inputs.data, False
+    x = as_tensor(inputs)
+    if x.ndim != 3 or 0 in x.shape:
+        expected = "(time, trial, feature)" if time_major else "(trial, time, feature)"
+        raise ValueError(
+            f"inputs has shape {tuple(x.shape)}, expected {expected} with no dim empty; for a "
+            "single trial add a dim of size 1"
+        )
+    if time_major:
+        x = x.transpose(0, 1)
+    if recurrence.input_size is not None and x.shape[2] != recurrence.input_size:
+        raise ValueError(
+            f"inputs has {x.shape[2]} features, the model takes {recurrence.input_size}"
+        )
+    if x.is_floating_point() and x.dtype != like.dtype and not convert:
+        raise TypeError(
+            f"inputs is {x.dtype}, the model {like.dtype}: convert one of them, or pass "
+            f"dtype={like.dtype} to convert both"
+        )
+    # Row-major by trial and never shared with the user's array: this is a snapshot.
+    x = x.to(device=like.device, dtype=like.dtype, copy=True)
+    return x.contiguous(), coords
+
+
+def read_mask(mask: Any, x: Tensor) -> Tensor | None:
+    """Mask as a bool tensor (trial, time), or None when every step is valid."""
+    if mask is None:
+        return None
+    if isinstance(mask, xr.DataArray):
+        mask = mask.transpose("trial", "time").data
+    valid = as_tensor(mask).to(device=x.device)
+    if tuple(valid.shape) != tuple(x.shape[:2]):
+        raise ValueError(
+            f"mask has shape {tuple(valid.shape)}, expected (trial, time) = {tuple(x.shape[:2])}"
+        )
+    if valid.dtype != torch.bool:
+        if not ((valid == 0) | (valid == 1)).all():
+            raise ValueError("mask has values other than 0 and 1: pass booleans")
+        valid = valid.bool()
+    if not valid[:, 0].all():
+        trial = int((~valid[:, 0]).nonzero()[0, 0])
+        raise ValueError(f"mask has no valid first step in trial {trial}: drop empty trials")
+    if (valid[:, 1:] & ~valid[:, :-1]).any():
+        trial = int((valid[:, 1:] & ~valid[:, :-1]).nonzero()[0, 0])
+        raise ValueError(
+            f"mask of trial {trial} is True after a False: valid steps must come first, padding "
+            "last; to weight a loss, put the weights into the loss"
+        )
+    return None if valid.all() else valid.clone()
+
+
+def run(recurrence: Recurrence, x: Tensor, h0: Any, valid: Tensor | None) -> Trajectory:
+    """Run the recurrence on `x` and check what it does.
+
+    At steps that are not valid, input and state repeat the trial's last valid step.
+    """
+    n_trials, n_steps, _ = x.shape
+    if valid is not None:
+        last = valid.sum(1) - 1
+        steps = torch.minimum(torch.arange(n_steps, device=x.device), last[:, None])
+        x = x.gather(1, steps[..., None].expand_as(x))
+    _refuse_nonfinite(x, "inputs")
+    h = recurrence.initial_state(h0, n_trials, x[:, 0])
+    _refuse_nonfinite(h[:, None], "h0")
+    with torch.no_grad():
+        _refuse_random_or_mixing(recurrence, x[:, 0], h)
+        previous: list[Tensor] = []
+        states: list[Tensor] = []
+        for t in range(n_steps):
+            new = recurrence(x[:, t], h)
+            if t > 0 and valid is not None:
+                ended = ~valid[:, t, None]
+                h = torch.where(ended, previous[-1], h)
+                new = torch.where(ended, states[-1], new)
+            previous.append(h)
+            states.append(new)
+            h = new
+    trajectory = Trajectory(x, torch.stack(previous, 1), torch.stack(states, 1), valid)
+    _refuse_nonfinite(trajectory.states, "the state")
+    return trajectory
+
+
+def _refuse_nonfinite(values: Tensor, what: str) -> None:
+    bad = ~values.isfinite().all(-1)
+    if bad.any():
+        time = int(bad.any(0).nonzero()[0, 0])
+        trial = int(bad[:, time].nonzero()[0, 0])
+        where = f"trial {trial}" if what == "h0" else f"trial {trial}, time step {time + 1}"
+        raise ValueError(
+            f"{what} is not finite, first in {where} (steps count from 1): mask padded steps, "
+            "scale the inputs, or check the weights"
+        )
+
+
+def _refuse_random_or_mixing(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
+    name = type(recurrence.module).__name__
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            once, twice = recurrence(x, h), recurrence(x, h)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{name} cannot take a step with x_t of shape {tuple(x.shape)} and h of shape "
+                f"{tuple(h.shape)}: {error}"
+            ) from error
+    if not torch.equal(once, twice) and once.isfinite().all():
+        raise ValueError(
+            f"two steps of {name} from the same state differ: it is random, or keeps a state of "
+            "its own; call model.eval(), or pass noise as an input"
+        )
+    if len(x) > 1:
+        gap = (recurrence(x[:1], h[:1]) - once[:1]).abs().max()
+        bound = 1e3 * torch.finfo(x.dtype).eps * (once[:1].abs().max() + 1)
+        if gap > bound:
+            raise ValueError(
+                f"{name} mixes trials: the first trial alone gives another state than among the "
+                "others (batch normalisation in training mode?); call model.eval()"
+            )

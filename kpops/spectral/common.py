@@ -1,0 +1,114 @@
+"""What the solvers share: checks, random vectors, labels and the verdict on convergence."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from kpops.labels import Space, to_numpy
+from kpops.operators.base import TrajectoryOperator
+
+# Up to this size the dense matrix is cheaper and safer than any iteration.
+DENSE_SIZE = 1024
+
+
+class ConvergenceWarning(UserWarning):
+    """A solver returned modes that did not meet the tolerance."""
+
+
+def noise_floor(dtype: torch.dtype) -> float:
+    """Relative residual below which rounding decides: 32 units of rounding."""
+    return 32 * torch.finfo(dtype).eps
+
+
+def random_block(op: TrajectoryOperator, space: Space, k: int, rng: Any) -> Tensor:
+    """Standard normal block (k, *space.shape) in the dtype and on the device of `op`."""
+    values = np.random.default_rng(rng).standard_normal((k, *space.shape))
+    return torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device)
+
+
+def check_k(k: int, n: int) -> None:
+    """Refuse a number of modes that the operator does not have."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n:
+        raise ValueError(f"k={k!r}: choose an int from 1 to {n}, the size of the operator")
+
+
+def is_self_adjoint(op: TrajectoryOperator) -> bool:
+    """Whether `op` is self-adjoint: by construction, or on random vectors."""
+    if op.self_adjoint:
+        return True
+    if op.domain != op.codomain:
+        return False
+    u, v = random_block(op, op.domain, 2, 0)[:, None]
+    image_u, image_v = op.apply(u), op.apply(v)
+    gap = abs(float((u * image_v).sum() - (image_u * v).sum()))
+    scale = float(u.norm() * image_v.norm() + image_u.norm() * v.norm())
+    return gap <= 2 * noise_floor(op.torch_dtype) * scale
+
+
+def require_self_adjoint(op: TrajectoryOperator) -> None:
+    """Refuse an operator whose eigenvalues a symmetric solver would get wrong in silence."""
+    if not is_self_adjoint(op):
+        raise ValueError(f"{op!r} is not self-adjoint: use kpops.svds, or eigsh of op @ op.H")
+
+
+def columns(block: Tensor) -> Tensor:
+    """Block (k, *dims) as a matrix whose rows are the flat vectors."""
+    return block.reshape(len(block), -1)
+
+
+def fix_signs(block: Tensor) -> Tensor:
+    """Signs (k,) that make the entry of largest magnitude of every vector positive."""
+    flat = columns(block)
+    largest = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True))[:, 0]
+    return torch.where(largest < 0, -1.0, 1.0).to(block.dtype)
+
+
+def mode_variables(variables: Mapping[str, tuple[Tensor, str]]) -> dict[str, xr.DataArray]:
+    """Label per-mode numbers; name to (values, long_name)."""
+    values = {name: to_numpy(v) for name, (v, _) in variables.items()}
+    k = len(next(iter(values.values())))
+    modes = {"mode": ("mode", np.arange(1, k + 1))}
+    return {
+        name: xr.DataArray(
+            values[name], dims="mode", coords=modes, attrs={"long_name": text, "units": "1"}
+        )
+        for name, (_, text) in variables.items()
+    }
+
+
+def modes_of(block: Tensor, space: Space, long_name: str) -> xr.DataArray:
+    """Label a block of modes (mode, *dims)."""
+    modes = {"mode": ("mode", np.arange(1, len(block) + 1))}
+    return space.label(
+        to_numpy(block), block_dims=("mode",), block_coords=modes, long_name=long_name
+    )
+
+
+def verdict(residual: Tensor, tol: float, what: str) -> Tensor:
+    """Which modes meet the tolerance; warns if some do not."""
+    converged = residual <= max(tol, noise_floor(residual.dtype))  # NaN counts as not converged
+    if not converged.all():
+        warnings.warn(
+            f"{what}: {int((~converged).sum())} of {len(converged)} modes did not reach the "
+            f"relative residual {tol:g}; the variable 'converged' marks them",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return converged
+
+
+def configuration(op: TrajectoryOperator, **settings: Any) -> dict[str, Any]:
+    """Flat attributes of a result: the operator, its dtype, and the settings as JSON."""
+    return {
+        "operator": op.symbol,
+        "dtype": str(op.torch_dtype).removeprefix("torch."),
+        "configuration": json.dumps(settings, sort_keys=True),
+    }

@@ -1,0 +1,187 @@
+"""The contract that every operator keeps, for our tests and for users' own cells.
+
+``kpops.testing.check_operator(kpops.linearize(cell, inputs, h0=h0).flow)`` is the whole use.
+"""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kpops.engines.autodiff import AutodiffEngine
+from kpops.labels import Space, to_numpy
+from kpops.linearization import Linearization
+from kpops.operators.base import TrajectoryOperator
+
+_DENSE_SIZE = 600
+_BLOCK = 3
+
+
+def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -> dict[str, float]:
+    """Check everything that an operator promises.
+
+    Parameters
+    ----------
+    op : TrajectoryOperator
+        The operator.
+    rng : int or Generator
+        Source of the random vectors.
+
+    Returns
+    -------
+    dict of str to float
+        What was measured, as relative errors: ``adjoint`` (``|<u, Av> - <A*u, v>|`` over
+        ``||Av|| ||u|| + ||A*u|| ||v||``), ``linearity``, ``block`` (a block against its columns),
+        ``deterministic``, ``pickle``, ``numpy`` (NumPy against torch), and where they apply
+        ``dense``, ``self_adjoint``, ``positive``.
+
+    Raises
+    ------
+    AssertionError
+        With all figures, if one of them exceeds what rounding explains, or if a dtype, device or
+        shape is not kept.
+
+    Examples
+    --------
+    >>> import torch, kpops, kpops.testing
+    >>> lin = kpops.linearize(torch.nn.GRU(2, 3, batch_first=True).double(),
+    ...                       torch.zeros(2, 4, 2, dtype=torch.float64))
+    >>> max(kpops.testing.check_operator(lin.flow).values()) < 1e-13
+    True
+    """
+    rng = np.random.default_rng(rng)
+    u, w = _random(op, op.domain, rng), _random(op, op.domain, rng)
+    v = _random(op, op.codomain, rng)
+    image, back = op.apply(u), op.apply_adjoint(v)
+    _check_kept(op, image, op.codomain)
+    _check_kept(op, back, op.domain)
+    matrix = op @ to_numpy(u.reshape(len(u), -1)).T
+
+    figures = {
+        "adjoint": _adjoint_gap(u, v, image, back),
+        "linearity": _gap(op.apply(2 * u - 3 * w), 2 * image - 3 * op.apply(w)),
+        "block": max(
+            _gap(image, torch.cat([op.apply(q[None]) for q in u])),
+            _gap(back, torch.cat([op.apply_adjoint(q[None]) for q in v])),
+        ),
+        "deterministic": _gap(op.apply(u), image),
+        "pickle": _gap(pickle.loads(pickle.dumps(op)).apply(u), image),
+        "numpy": _gap(torch.from_numpy(np.ascontiguousarray(matrix.T)), _flat(image).cpu()),
+    }
+    assert matrix.dtype == op.dtype, f"NumPy result has {matrix.dtype}, expected {op.dtype}"
+    if max(op.shape) <= _DENSE_SIZE:
+        dense = op.dense_tensor()
+        figures["dense"] = max(
+            _gap(_flat(image), _flat(u) @ dense.T),
+            _gap(_flat(back), _flat(v) @ dense),
+            _gap(op.H.dense_tensor(), dense.T),
+        )
+    if op.self_adjoint:
+        figures["self_adjoint"] = _gap(op.apply_adjoint(u), image)
+    if op.positive:
+        quotients = _dots(u, image) / (u.norm().double() * image.norm().double() + 1e-300)
+        figures["positive"] = max(0.0, -float(quotients.min()))
+
+    bound = 1e3 * torch.finfo(op.torch_dtype).eps
+    bad = {name: value for name, value in figures.items() if not value <= bound}
+    assert not bad, f"{op!r} breaks {sorted(bad)} (bound {bound:.2g}): {figures}"
+    assert figures["deterministic"] == 0, f"{op!r} is not deterministic: {figures}"
+    return figures
+
+
+def check_linearization(
+    lin: Linearization, rng: int | np.random.Generator = 0
+) -> dict[str, dict[str, float]]:
+    """Check every operator of a linearization, and the laws between them.
+
+    Parameters
+    ----------
+    lin : Linearization
+        Of any model.
+    rng : int or Generator
+        Source of the random vectors.
+
+    Returns
+    -------
+    dict of str to dict
+        The figures of :func:`check_operator` for each operator, and under ``"laws"`` the relative
+        errors of ``P P^-1 = I``, ``K = scale J J*``, ``K = sum_j K_j`` and of the engine against
+        the engine ``autodiff``.
+
+    Raises
+    ------
+    AssertionError
+        With the figures, if one of them exceeds what rounding explains.
+
+    Examples
+    --------
+    >>> import torch, kpops, kpops.testing
+    >>> lin = kpops.linearize(torch.nn.RNNCell(2, 3).double(),
+    ...                       torch.ones(2, 4, 2, dtype=torch.float64))
+    >>> max(kpops.testing.check_linearization(lin)["laws"].values()) < 1e-12
+    True
+    """
+    rng = np.random.default_rng(rng)
+    operators = {"P": lin.P, "P_inv": lin.P_inv, "J": lin.J, "K": lin.K, "flow": lin.flow}
+    operators["sensitivity"] = lin.sensitivity
+    if lin.readout is not None:
+        operators["output_ntk"] = lin.output_ntk
+    figures = {name: check_operator(op, rng) for name, op in operators.items()}
+
+    q = lin.trajectory.restrict(_random(lin.P, lin.space, rng))
+    reference = AutodiffEngine(lin.recurrence, lin.parameters, lin.trajectory)
+    names = tuple(lin.parameters)
+    scale = lin.K.scale
+    laws = {
+        "P P_inv": max(
+            _gap(lin.P.apply(lin.P_inv.apply(q)), q), _gap(lin.P_inv.apply(lin.P.apply(q)), q)
+        ),
+        "K = J J*": _gap(lin.K.apply(q), scale * lin.J.apply(lin.J.apply_adjoint(q))),
+        "K = sum K_j": _gap(
+            lin.K.apply(q), torch.stack([K.apply(q) for K in lin.K_by_parameter.values()]).sum(0)
+        ),
+        "P by autodiff": _gap(lin.P.apply(q), reference.propagate(q)),
+        "P* by autodiff": _gap(lin.P.apply_adjoint(q), reference.backpropagate(q)),
+        "K by autodiff": _gap(lin.K.apply(q), scale * reference.parameter_gram(q, names)),
+    }
+    bound = 1e3 * torch.finfo(lin.dtype).eps
+    bad = {name: value for name, value in laws.items() if not value <= bound}
+    assert not bad, f"{lin!r} breaks {sorted(bad)} (bound {bound:.2g}): {laws}"
+    return {**figures, "laws": laws}
+
+
+def _random(op: TrajectoryOperator, space: Space, rng: np.random.Generator) -> Tensor:
+    values = torch.from_numpy(rng.standard_normal((_BLOCK, *space.shape)))
+    return values.to(dtype=op.torch_dtype, device=op.device)
+
+
+def _check_kept(op: TrajectoryOperator, result: Tensor, space: Space) -> None:
+    kept = (result.dtype, result.device, tuple(result.shape[1:]))
+    expected = (op.torch_dtype, op.device, space.shape)
+    assert kept == expected, f"{op!r} gives (dtype, device, shape) {kept}, expected {expected}"
+
+
+def _flat(block: Tensor) -> Tensor:
+    return block.reshape(len(block), -1)
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    # In float64: the sum must not add errors of its own to those of the operator.
+    return (_flat(a).double() * _flat(b).double()).sum(1)
+
+
+def _adjoint_gap(u: Tensor, v: Tensor, image: Tensor, back: Tensor) -> float:
+    # Normalised by norms: the dot product itself may be near zero for a correct operator.
+    gap = (_dots(image, v) - _dots(u, back)).abs()
+    norms = [_flat(x).double().norm(dim=1) for x in (u, v, image, back)]
+    scale = norms[2] * norms[1] + norms[3] * norms[0]
+    return float((gap / scale.clamp_min(1e-300)).max())
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    scale = float(b.double().norm())
+    gap = float((a.double() - b.double()).norm())
+    return gap / scale if scale > 0 else gap
