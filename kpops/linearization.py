@@ -118,9 +118,12 @@ def linearize(
     like = next(iter(learning.values()))
     x, coords = snapshot.read_inputs(inputs, recurrence, like, convert=dtype is not None)
     valid = snapshot.read_mask(mask, x)
-    readout, own = (None, {}) if readout is None else snapshot.of_readout(readout, like)
     recurrence.requires_grad_(False)  # the snapshot's: no autograd graph is ever wanted
     trajectory = snapshot.run(recurrence, x, h0, valid)
+    own: dict[str, Tensor] = {}
+    if readout is not None:
+        hidden = recurrence.output(trajectory.states.flatten(0, 1))
+        readout, own = snapshot.of_readout(readout, hidden, convert=dtype is not None)
     n_trials, n_steps, n_units = trajectory.states.shape
     coords = {
         "trial": (("trial",), np.arange(n_trials)),

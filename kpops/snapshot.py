@@ -23,7 +23,7 @@ def of_model(
 ) -> Recurrence:
     """Private copy of `model` as a recurrence, in `dtype` and on `device` where given."""
     recurrence = as_recurrence(model)
-    _refuse_dropout(recurrence)
+    _refuse_dropout(recurrence.module)
     recurrence = _copy(recurrence)
     if dtype is not None:
         numpy_dtype(dtype)  # refuses what is not float32 or float64
@@ -36,9 +36,35 @@ def of_model(
     return recurrence
 
 
-def of_readout(readout: Any, like: Tensor) -> tuple[Any, dict[str, Tensor]]:
-    """Private copy of a readout, like `like`, and those of its parameters that learn."""
+def of_readout(readout: Any, hidden: Tensor, *, convert: bool) -> tuple[Any, dict[str, Tensor]]:
+    """Private copy of a readout that takes `hidden`, and those of its parameters that learn.
+
+    With `convert`, a readout of another dtype is converted; else it is refused.
+    """
+    mine, learning = _copy_readout(readout, hidden, convert)
+    try:
+        with torch.no_grad():
+            outputs = mine(hidden)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            "readout cannot take hidden states of shape (row, hidden) = "
+            f"{tuple(hidden.shape)}: {error}"
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(hidden):
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"readout returned {got}, expected (row, output) = ({len(hidden)}, ...)")
+    return mine, learning
+
+
+def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[str, Tensor]]:
     if isinstance(readout, nn.Module):
+        _refuse_dropout(readout)
+        dtypes = {p.dtype for p in readout.parameters()} - {like.dtype}
+        if dtypes and not convert:
+            raise TypeError(
+                f"readout is {dtypes.pop()}, the model {like.dtype}: convert one of them, or pass "
+                "dtype= to kpops.linearize"
+            )
         mine = _copy(readout).to(like)
         learning = {n: p.detach() for n, p in mine.named_parameters() if p.requires_grad}
         return mine.requires_grad_(False), learning
@@ -57,8 +83,8 @@ def _copy(module: Any) -> Any:
         ) from error
 
 
-def _refuse_dropout(recurrence: Recurrence) -> None:
-    for name, module in recurrence.module.named_modules():
+def _refuse_dropout(model: nn.Module) -> None:
+    for name, module in model.named_modules():
         random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
         if random and module.training:
             raise ValueError(

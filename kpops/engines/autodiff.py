@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import vjp, vmap
 
 from kpops.engines.base import Engine
+from kpops.engines.forward import push_forward
 
 
 class AutodiffEngine(Engine):
@@ -30,7 +31,7 @@ class AutodiffEngine(Engine):
         v[:, :, 0] = q[:, :, 0]
         for t in range(1, q.shape[2]):
             step, h = self._step(t)
-            push = lambda u, step=step, h=h: jvp(step, (h,), (u,))[1]  # noqa: E731
+            push = lambda u, step=step, h=h: push_forward(step, h, u)  # noqa: E731
             v[:, :, t] = q[:, :, t] + _each(push, v[:, :, t - 1])
         return v
 

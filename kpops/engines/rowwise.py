@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import vjp, vmap
+
+from kpops.engines.forward import push_forward
 
 RowFunction = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
 
@@ -63,7 +65,7 @@ class Rowwise:
         """Apply A to every vector of the block."""
 
         def on_chunk(part: Rowwise, v: Tensor) -> Tensor:
-            return part._each(lambda u: jvp(part._of_state, (part.h,), (u,))[1], v)
+            return part._each(lambda u: push_forward(part._of_state, part.h, u), v)
 
         return torch.cat([on_chunk(part, v[:, s]) for s, part in self._chunks()], dim=1)
 
@@ -82,7 +84,7 @@ class Rowwise:
 
         def on_chunk(part: Rowwise) -> Tensor:
             def push(u: Tensor) -> Tensor:
-                return jvp(part._of_parameters, (point,), (self._split(u, names),))[1]
+                return push_forward(part._of_parameters, point, self._split(u, names))
 
             return part._each(push, dtheta)
 

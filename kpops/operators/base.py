@@ -116,7 +116,7 @@ class TrajectoryOperator(LinearOperator):
 
             return Product(self, other)
         if isinstance(other, LinearOperator):
-            return super().__matmul__(other)
+            return super().dot(other)  # SciPy composes with what is not ours
         if np.isscalar(other):
             raise ValueError("Scalar operands are not allowed, use '*' instead")
         return self._act(other)
@@ -136,8 +136,8 @@ class TrajectoryOperator(LinearOperator):
         return self * other if np.isscalar(other) else other @ self
 
     def __rmatmul__(self, other: Any) -> Any:
-        if isinstance(other, LinearOperator) or np.isscalar(other):
-            return super().__rmatmul__(other)
+        if np.isscalar(other):
+            raise ValueError("Scalar operands are not allowed, use '*' instead")
         transposed = other if getattr(other, "ndim", 1) < 2 else other.T
         result = self.T @ transposed
         return result if result.ndim < 2 else result.T

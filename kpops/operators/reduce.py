@@ -100,7 +100,7 @@ def _positions(space: Space, dim: str, wanted: Any) -> np.ndarray:
     if dim == "parameter" and not isinstance(wanted, slice):
         names = space.coords["parameter_name"][1]
         if np.asarray(wanted).dtype.kind in "UT" or isinstance(wanted, str):
-            unknown = sorted(set(np.atleast_1d(wanted)) - set(names))
+            unknown = sorted(set(np.atleast_1d(wanted).tolist()) - set(names))
             if unknown:
                 raise ValueError(f"no parameter {unknown}: choose from {sorted(set(names))}")
             values = np.isin(names, np.atleast_1d(wanted))

@@ -70,9 +70,13 @@ def effective_rank(
 
     Notes
     -----
-    With Gaussian vectors z, ``z* G z`` and ``||G z||^2`` have means tr G and tr G^2; one product
-    serves both. The relative standard deviation of the first is ``sqrt(2 / (m PR))`` for m vectors.
-    The standard error of the ratio is the jackknife's, which also removes its first-order bias.
+    Participation: with Gaussian vectors z, ``z* G z`` and ``||G z||^2`` have means tr G and tr G^2;
+    one product serves both. The relative standard deviation of the first is ``sqrt(2 / (m PR))``
+    for m vectors. The standard error of the ratio is the jackknife's, which also removes its
+    first-order bias.
+
+    Variance: the squares of the leading modes are summed exactly, and the mean of ``||A z||^2``
+    estimates only what is left of the sum when these modes are projected out.
 
     Examples
     --------
@@ -151,30 +155,22 @@ def _count_to(squares: Tensor, target: Tensor) -> Tensor:
     return full + (target - held) / squares[full]
 
 
-def _probe(
+def _participation(
     op: TrajectoryOperator, symmetric: bool, m: int, rng: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """z* G z and ||G z||^2 for m Gaussian z, in float64."""
+) -> tuple[float, float]:
     z = common.random_block(op, op.codomain, m, rng)
     if symmetric:
         image = op.apply(z)
-        first = common.columns(z).mul(common.columns(image)).double().sum(1)
-        if float(first.min()) < 0:
+        first = common.columns(z).mul(common.columns(image)).double().sum(1).cpu().numpy()
+        if first.min() < 0:
             raise ValueError(
                 f"{op!r} is self-adjoint but not positive semi-definite: use op @ op.H"
             )
     else:
         back = op.apply_adjoint(z)
         image = op.apply(back)
-        first = common.columns(back).double().square().sum(1)
-    second = common.columns(image).double().square().sum(1)
-    return first.cpu().numpy(), second.cpu().numpy()
-
-
-def _participation(
-    op: TrajectoryOperator, symmetric: bool, m: int, rng: Any
-) -> tuple[float, float]:
-    first, second = _probe(op, symmetric, m, rng)
+        first = _squared_norms(back)
+    second = _squared_norms(image)
     if not second.any():
         return 0.0, 0.0
     whole = first.mean() ** 2 / second.mean()
@@ -189,23 +185,22 @@ def _variance(
     op: TrajectoryOperator, symmetric: bool, threshold: float, m: int, rng: Any
 ) -> tuple[float, float]:
     rng = np.random.default_rng(rng)
-    first, second = _probe(op, symmetric, m, rng)
-    squares_seen = second if symmetric else first  # ||A z||^2 or ||A* z||^2: mean ||A||_F^2
-    total, spread = squares_seen.mean(), squares_seen.std(ddof=1) / np.sqrt(m)
-    if total == 0:
+    z = common.columns(common.random_block(op, op.codomain, m, rng))
+    images = common.columns(op.apply_adjoint(z.reshape(m, *op.codomain.shape)))
+    if not images.any():
         return 0.0, 0.0
     k, most = 8, min(_MOST_MODES, min(op.shape) - 1)
     while True:
         k = min(k, most)
-        if symmetric:
-            values = eigsh(op, k, rng=rng).eigenvalue.values
-        else:
-            values = svds(op, k, rng=rng).singular_value.values
-        squares = torch.from_numpy(values.astype(np.float64) ** 2)
+        left, values, right = _leading(op, symmetric, k, rng)
+        # ||A||_F^2 = sum of the leading squares + E ||(A* - leading part) z||^2
+        rest = _squared_norms(images - (z @ left.T * values) @ right)
+        squares = values.double().square()
+        total = float(squares.sum()) + rest.mean()
         if squares.sum() >= threshold * total:
-            count = float(_count_to(squares, torch.tensor(threshold * total)))
+            count = float(_count_to(squares, squares.new_tensor(threshold * total)))
             last = float(squares[min(int(count), k - 1)])
-            return count, threshold * spread / last
+            return count, threshold * rest.std(ddof=1) / np.sqrt(m) / last
         if k == most:
             warnings.warn(
                 f"effective_rank: {k} modes hold {float(squares.sum()) / total:.3f} of the sum of "
@@ -215,3 +210,21 @@ def _variance(
             )
             return float(k), float("nan")
         k *= 2
+
+
+def _leading(
+    op: TrajectoryOperator, symmetric: bool, k: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k leading singular triplets, vectors as rows."""
+    if symmetric:
+        modes = eigsh(op, k, rng=rng)
+        triplet = (modes.eigenfunction, modes.eigenvalue, modes.eigenfunction)
+    else:
+        modes = svds(op, k, rng=rng)
+        triplet = (modes.left, modes.singular_value, modes.right)
+    left, values, right = (torch.from_numpy(part.values).to(op.device) for part in triplet)
+    return common.columns(left), values, common.columns(right)
+
+
+def _squared_norms(block: Tensor) -> np.ndarray:
+    return common.columns(block).double().square().sum(1).cpu().numpy()

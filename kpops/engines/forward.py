@@ -1,0 +1,25 @@
+"""Jacobian-vector products of any function of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+
+
+def push_forward(function: Callable[[Any], Tensor], point: Any, tangent: Any) -> Tensor:
+    """Derivative of `function` at `point` along `tangent`.
+
+    By forward mode; where an operation lacks it (fused recurrent kernels, weight norm), by two
+    reverse passes: the pullback ``c -> c^T df`` is linear in c, so that its own pullback is
+    ``u -> df u``.
+    """
+    try:
+        return jvp(function, (point,), (tangent,))[1]
+    except NotImplementedError:
+        value, pull = vjp(function, point)
+        transpose = vjp(lambda c: pull(c)[0], torch.zeros_like(value))[1]
+        return transpose(tangent)[0]

@@ -1,0 +1,101 @@
+"""Models that every test of operators runs on, small enough for dense references."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TRIALS, STEPS, INPUTS, HIDDEN = 3, 5, 2, 4
+
+
+class SharedNormCell(nn.Module):
+    """A user's cell: layer norm, one weight used twice in a step and known by two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.from_input = nn.Linear(INPUTS, HIDDEN)
+        self.recurrent = nn.Linear(HIDDEN, HIDDEN, bias=False)
+        self.again = nn.Linear(HIDDEN, HIDDEN, bias=False)
+        self.again.weight = self.recurrent.weight
+        self.norm = nn.LayerNorm(HIDDEN)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        inner = torch.tanh(self.recurrent(h))
+        return torch.tanh(self.norm(self.from_input(x) + self.again(inner)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and how its own forward takes one step on (trial, unit) states."""
+
+    name: str
+    build: Any
+    gated_with_cell: bool = False  # LSTM: the state is (h, c)
+    layers: int = 1
+    hidden: int = HIDDEN
+
+    @property
+    def state_size(self) -> int:
+        return HIDDEN * self.layers * (2 if self.gated_with_cell else 1)
+
+    def model(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        model = self.build().to(dtype)
+        with torch.no_grad():  # larger than PyTorch's default, so that nothing is nearly linear
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.7)
+        return model
+
+    def data(self, dtype: torch.dtype = torch.float64, seed: int = 1) -> tuple[Tensor, Tensor]:
+        """Inputs (trial, time, feature) and h0 (trial, unit)."""
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.randn(TRIALS, STEPS, INPUTS, generator=generator, dtype=dtype)
+        h0 = torch.randn(TRIALS, self.state_size, generator=generator, dtype=dtype)
+        return inputs, h0
+
+    def as_module_takes(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Inputs in the layout of the module."""
+        return inputs if getattr(model, "batch_first", True) else inputs.transpose(0, 1)
+
+    def own_step(self, model: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+        """One step by the module's own forward; x: (trial, feature), h: (trial, unit)."""
+        if not isinstance(model, nn.RNNBase | nn.RNNCellBase):
+            return model(x, h)
+        if isinstance(model, nn.LSTMCell):
+            return torch.cat(model(x, tuple(h.chunk(2, -1))), -1)
+        if isinstance(model, nn.RNNCellBase):
+            return model(x, h)
+        sequence = x[:, None] if model.batch_first else x[None]
+        parts = h.reshape(len(h), self.layers, -1, HIDDEN).permute(2, 1, 0, 3).contiguous()
+        if isinstance(model, nn.LSTM):
+            _, (hidden, cell) = model(sequence, (parts[0], parts[1]))
+            new = torch.stack([hidden, cell])
+        else:
+            _, hidden = model(sequence, parts[0])
+            new = hidden[None]
+        return new.permute(2, 1, 0, 3).reshape(len(h), -1)
+
+
+CASES = [
+    Case("rnn_tanh", lambda: nn.RNN(INPUTS, HIDDEN, batch_first=True)),
+    Case("rnn_relu_time_major", lambda: nn.RNN(INPUTS, HIDDEN, nonlinearity="relu")),
+    Case("gru", lambda: nn.GRU(INPUTS, HIDDEN, batch_first=True)),
+    Case("gru_without_bias", lambda: nn.GRU(INPUTS, HIDDEN, batch_first=True, bias=False)),
+    Case("gru_two_layers", lambda: nn.GRU(INPUTS, HIDDEN, num_layers=2), layers=2),
+    Case("lstm", lambda: nn.LSTM(INPUTS, HIDDEN, batch_first=True), gated_with_cell=True),
+    Case(
+        "lstm_two_layers",
+        lambda: nn.LSTM(INPUTS, HIDDEN, num_layers=2),
+        gated_with_cell=True,
+        layers=2,
+    ),
+    Case("rnn_cell", lambda: nn.RNNCell(INPUTS, HIDDEN)),
+    Case("rnn_cell_relu_without_bias", lambda: nn.RNNCell(INPUTS, HIDDEN, False, "relu")),
+    Case("gru_cell", lambda: nn.GRUCell(INPUTS, HIDDEN)),
+    Case("lstm_cell", lambda: nn.LSTMCell(INPUTS, HIDDEN), gated_with_cell=True),
+    Case("shared_norm_cell", SharedNormCell),
+]
+BY_NAME = {case.name: case for case in CASES}

@@ -1,0 +1,289 @@
+"""What crosses the boundary, and the algebra of operators."""
+
+import pickle
+
+import numpy as np
+import pytest
+import scipy.sparse.linalg as sla
+import torch
+import xarray as xr
+from dense import relative
+
+import kpops
+from kpops.operators import Restriction
+
+
+@pytest.fixture
+def lin():
+    torch.manual_seed(0)
+    inputs = xr.DataArray(
+        np.random.default_rng(0).standard_normal((3, 5, 2)),
+        dims=("trial", "time", "input"),
+        coords={"angle": ("trial", [0.0, 1.0, 2.0]), "time": np.arange(10, 60, 10)},
+    )
+    return kpops.linearize(torch.nn.LSTM(2, 2).double(), inputs)
+
+
+@pytest.fixture
+def q():
+    return np.random.default_rng(1).standard_normal((3, 5, 4))
+
+
+def test_every_kind_of_input_comes_back_as_its_kind(lin, q):
+    expected = lin.flow.to_dense() @ q.ravel()
+    flat = lin.flow @ q.ravel()
+    columns = lin.flow @ np.stack([q.ravel(), 2 * q.ravel()], axis=1)
+    shaped = lin.flow @ q
+    block = lin.flow @ np.stack([q, 2 * q])
+    tensor = lin.flow @ torch.from_numpy(q)
+    labelled = lin.flow @ lin.space.label(q)
+    assert isinstance(tensor, torch.Tensor)
+    assert isinstance(labelled, xr.DataArray)
+    np.testing.assert_allclose(flat, expected, rtol=1e-12)
+    np.testing.assert_allclose(columns, np.outer(expected, [1, 2]), rtol=1e-12)
+    np.testing.assert_allclose(shaped, expected.reshape(3, 5, 4), rtol=1e-12)
+    np.testing.assert_allclose(block[1], 2 * shaped, rtol=1e-12)
+    np.testing.assert_allclose(tensor.numpy(), shaped, rtol=1e-12)
+    np.testing.assert_allclose(labelled.values, shaped, rtol=1e-12)
+    np.testing.assert_allclose(lin.flow(q), shaped, rtol=1e-12)
+
+
+def test_labels_of_inputs_reach_every_result(lin, q):
+    result = lin.P @ lin.space.label(q)
+    for array in (result, lin.states):
+        assert array.dims == ("trial", "time", "unit")
+        assert array.time.values.tolist() == [10, 20, 30, 40, 50]
+        assert array.angle.values.tolist() == [0, 1, 2]
+        assert array["variable"].values.tolist() == ["h", "h", "c", "c"]
+    by_mode = xr.concat([result, 2 * result], dim="mode").transpose("unit", "mode", ...)
+    moved = lin.P.H @ by_mode
+    assert moved.dims == ("mode", "trial", "time", "unit")
+    np.testing.assert_allclose(moved.values[1], lin.P.H @ by_mode.isel(mode=1))
+    step = lin.J.H @ result
+    assert step.dims == ("parameter",)
+    assert (step.parameter_name == "weight_hh_l0").sum() == 16
+
+
+def test_misaligned_labels_are_refused(lin, q):
+    with pytest.raises(ValueError, match="disagree on the labels of 'time'"):
+        lin.P @ lin.space.label(q).assign_coords(time=np.arange(5))
+    with pytest.raises(ValueError, match=r"expected \(trial: 3, time: 5, unit: 4\)"):
+        lin.P @ lin.space.label(q).isel(unit=[0])
+
+
+def test_integers_and_complex_numbers_are_taken_by_linearity(lin, q):
+    integers = np.arange(60)
+    np.testing.assert_allclose(lin.K @ integers, lin.K @ integers.astype(float))
+    z = q.ravel() * (1 + 2j)
+    np.testing.assert_allclose(lin.K @ z, (lin.K @ q.ravel()) * (1 + 2j))
+
+
+def test_noncontiguous_inputs_are_taken(lin, q):
+    reversed_twice = np.ascontiguousarray(q[:, ::-1])[:, ::-1]
+    np.testing.assert_array_equal(lin.P @ reversed_twice, lin.P @ q)
+    readonly = q.copy()
+    readonly.flags.writeable = False
+    np.testing.assert_array_equal(lin.P @ readonly, lin.P @ q)
+    transposed = torch.from_numpy(q).transpose(0, 2).contiguous().transpose(0, 2)
+    np.testing.assert_allclose((lin.flow @ transposed).numpy(), lin.flow @ q, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 3, 4), (60, 2, 1), (2, 3, 5, 5)])
+def test_wrong_shapes_are_refused_with_the_expected_ones(lin, shape):
+    with pytest.raises(ValueError, match=r"expected \(60,\), \(60, k\), \(3, 5, 4\)"):
+        lin.P @ np.zeros(shape)
+
+
+def test_tensors_of_another_dtype_are_refused(lin):
+    with pytest.raises(TypeError, match=r"float32, the operator computes in torch.float64"):
+        lin.P @ torch.zeros(3, 5, 4)
+
+
+def test_dtype_is_kept_at_the_boundary():
+    lin = kpops.linearize(torch.nn.GRU(2, 4, batch_first=True), torch.zeros(3, 5, 2))
+    assert (lin.flow @ np.zeros(60, "float32")).dtype == np.float32
+    assert (lin.flow @ torch.zeros(3, 5, 4)).dtype == torch.float32
+    assert lin.flow.dtype == np.float32
+    assert lin.states.dtype == np.float32
+    assert lin.flow.to_dense().dtype == np.float32
+
+
+def test_algebra_equals_that_of_matrices(lin):
+    P, K, S = lin.P.to_dense(), lin.K.to_dense(), lin.sensitivity.to_dense()
+    for op, matrix in [
+        (lin.P @ lin.K @ lin.P.H, P @ K @ P.T),
+        (lin.P + lin.K - lin.P_inv, P + K - np.linalg.inv(P)),
+        (3 * lin.P * 0.5, 1.5 * P),
+        (lin.K / 4, K / 4),
+        (-lin.P.T, -P.T),
+        ((lin.P @ lin.J).H, S.T),
+        ((lin.P + 2 * lin.K).H, P.T + 2 * K),
+    ]:
+        assert relative(op.to_dense(), matrix) < 1e-13
+
+
+def test_multiplication_from_the_left_is_the_transpose(lin, q):
+    np.testing.assert_allclose(q.ravel() @ lin.P, lin.P.to_dense().T @ q.ravel(), rtol=1e-12)
+    rows = np.stack([q.ravel(), -q.ravel()])
+    np.testing.assert_allclose(rows @ lin.J, rows @ lin.J.to_dense(), rtol=1e-12)
+
+
+def test_structure_is_inferred_from_the_algebra(lin):
+    assert lin.flow.positive
+    assert (lin.P @ lin.P.H).positive
+    assert (lin.P.H @ lin.P).positive
+    assert (2 * lin.flow + lin.K).positive
+    assert lin.flow.select(trial=0).positive
+    assert lin.flow.expand_average(keep=("time",)).positive
+    difference = lin.flow - lin.K
+    assert difference.self_adjoint
+    assert not difference.positive
+    assert not lin.P.self_adjoint
+    assert not (lin.P @ lin.K).self_adjoint
+    assert lin.K.H is lin.K
+    assert lin.P.H.H is lin.P
+
+
+def test_products_stay_in_torch(lin, q, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda *a, **k: calls.append(a))
+    lin = kpops.linearize(
+        torch.nn.GRU(2, 4, batch_first=True), torch.zeros(3, 5, 2), engine="autodiff"
+    )
+    lin.flow @ torch.zeros(3, 5, 4)
+    assert not calls
+
+
+def test_incompatible_operators_are_refused(lin):
+    with pytest.raises(ValueError, match="must be equal"):
+        lin.J @ lin.P
+    with pytest.raises(ValueError, match="must be equal"):
+        lin.J + lin.P
+    single = kpops.linearize(torch.nn.LSTM(2, 2), torch.zeros(5, 3, 2))
+    with pytest.raises(ValueError, match="different dtypes"):
+        lin.P @ single.P
+    with pytest.raises(TypeError, match="real"):
+        1j * lin.P
+
+
+def test_selection_equals_rows_and_columns_of_the_matrix(lin):
+    flow = lin.flow.to_dense().reshape(3, 5, 4, 3, 5, 4)
+    part = lin.flow.select(trial=[2, 0], time=slice(1, 4), unit=lin.states["variable"] == "c")
+    assert part.domain.shape == (2, 3, 2)
+    assert part.domain.coords["time"][1].tolist() == [20, 30, 40]
+    assert part.domain.coords["variable"][1].tolist() == ["c", "c"]
+    trials, times, units = [2, 0], [1, 2, 3], [2, 3]
+    rows = np.ix_(trials, times, units, trials, times, units)
+    assert relative(part.to_dense(), flow[rows].reshape(12, 12)) < 1e-14
+
+    J = lin.J.to_dense()
+    names = lin.parameter_space.coords["parameter_name"][1]
+    chosen = lin.J.select(parameter=["bias_hh_l0", "weight_ih_l0"])
+    wanted = np.isin(names, ["bias_hh_l0", "weight_ih_l0"])
+    assert relative(chosen.to_dense(), J[:, wanted]) < 1e-14
+    assert relative(lin.J.select(trial=-1).to_dense(), J[40:]) < 1e-14
+
+
+def test_off_diagonal_blocks_come_from_two_restrictions(lin):
+    first, second = (
+        Restriction(lin.space, {"trial": b}, torch.float64, torch.device("cpu")) for b in (0, 1)
+    )
+    block = (first @ lin.K @ second.H).to_dense()
+    assert relative(block, lin.K.to_dense()[:20, 20:40]) < 1e-14
+    assert np.abs((first @ lin.P @ second.H).to_dense()).max() == 0  # P keeps trials apart
+
+
+@pytest.mark.parametrize(
+    ("positions", "told"),
+    [
+        ({"trial": 3}, "does not fit the dim of size 3"),
+        ({"time": slice(5, 9)}, "selects nothing"),
+        ({"unit": [1, 1]}, "twice"),
+        ({"neuron": 0}, r"no dim \['neuron'\]"),
+        ({"trial": [True, False]}, "does not fit"),
+    ],
+)
+def test_impossible_selections_are_refused(lin, positions, told):
+    with pytest.raises(ValueError, match=told):
+        lin.P.select(**positions)
+
+
+def test_unknown_parameters_are_refused(lin):
+    with pytest.raises(ValueError, match=r"no parameter \['weight'\]: choose from \['bias_hh_l0'"):
+        lin.J.select(parameter="weight")
+
+
+def test_expand_average_copies_in_and_averages_out(lin):
+    flow = lin.flow.to_dense().reshape(3, 5, 4, 3, 5, 4)
+    reduced = lin.flow.expand_average(keep=("time",))
+    expected = flow.sum((3, 5)).mean((0, 2))
+    assert reduced.domain.dims == ("time",)
+    assert relative(reduced.to_dense(), expected) < 1e-13
+    both = lin.flow.expand_average(keep=("trial", "unit")).to_dense()
+    expected = flow.sum(4).mean(1).transpose(0, 1, 2, 3).reshape(12, 12)
+    assert relative(both, expected) < 1e-13
+    with pytest.raises(ValueError, match="choose one or more"):
+        lin.flow.expand_average(keep=("neuron",))
+
+
+def test_matvecs_are_counted(lin, q):
+    flow, K = lin.flow, lin.K
+    flow @ q
+    flow @ np.stack([q, q, q])
+    flow.H @ q
+    assert flow.num_matvecs == 5
+    assert K.num_matvecs == 5
+    lin.P.H @ q
+    assert lin.P.num_matvecs == lin.P.H.num_matvecs == 11  # twice in each of five, once alone
+
+
+def test_pickled_operators_compute_the_same(lin, q):
+    for op in (lin.P, lin.P_inv, lin.K, lin.flow, lin.flow.H, lin.flow.select(trial=1)):
+        again = pickle.loads(pickle.dumps(op))
+        probe = np.random.default_rng(0).standard_normal(op.shape[1])
+        np.testing.assert_array_equal(again @ probe, op @ probe)
+        assert repr(again) == repr(op)
+        assert again.domain == op.domain
+        assert again.positive == op.positive
+
+
+def test_repr_says_what_where_and_how(lin):
+    assert repr(lin.flow) == "<P K P* (trial: 3, time: 5, unit: 4), float64 on cpu, PSD>"
+    assert repr(lin.J) == "<J (parameter: 48) -> (trial: 3, time: 5, unit: 4), float64 on cpu>"
+    assert "(P + K)*" in repr((lin.P + lin.K).H)
+    assert "engine jacobian: stored Jacobians take" in repr(lin)
+
+
+def test_scipys_algebra_takes_over_with_foreign_operators(lin, q):
+    foreign = sla.aslinearoperator(np.eye(60))
+    for op in (lin.P @ foreign, foreign @ lin.P, lin.P + foreign, foreign + lin.P):
+        assert isinstance(op, sla.LinearOperator)
+        assert op.shape == (60, 60)
+    np.testing.assert_allclose((lin.P @ foreign) @ q.ravel(), lin.P @ q.ravel())
+    np.testing.assert_allclose((foreign @ lin.P) @ q.ravel(), lin.P @ q.ravel())
+    np.testing.assert_allclose((foreign + lin.P) @ q.ravel(), lin.P @ q.ravel() + q.ravel())
+
+
+def test_a_dense_matrix_that_does_not_fit_is_refused(lin, monkeypatch):
+    monkeypatch.setattr("kpops.engines.base.free_bytes", lambda device: 1000)
+    with pytest.raises(MemoryError, match=r"needs .* MiB, .* MiB are free on cpu"):
+        lin.P.to_dense()
+
+
+def test_export_to_cupy_needs_a_cuda_device(lin):
+    with pytest.raises(ValueError, match="is on cpu: CuPy needs a CUDA device"):
+        lin.flow.to_cupy()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cupy_exchanges_without_copying():
+    cupy = pytest.importorskip("cupy")
+    gru = torch.nn.GRU(2, 4, batch_first=True).cuda()
+    lin = kpops.linearize(gru, torch.randn(3, 5, 2))
+    q = cupy.random.standard_normal((60,), dtype=cupy.float32)
+    exported = lin.flow.to_cupy()
+    assert isinstance(exported.matvec(q), cupy.ndarray)
+    expected = lin.flow.to_dense() @ cupy.asnumpy(q)
+    np.testing.assert_allclose(cupy.asnumpy(exported.matvec(q)), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(cupy.asnumpy(lin.flow @ q), expected, rtol=1e-4, atol=1e-4)

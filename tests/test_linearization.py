@@ -1,0 +1,470 @@
+"""What linearize takes, keeps, refuses and leaves alone."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from cases import BY_NAME, CASES
+from dense import relative
+from torch import nn
+
+import kpops
+
+
+def gru(**options):
+    torch.manual_seed(0)
+    return nn.GRU(2, 4, batch_first=True, **options)
+
+
+def inputs(*shape, dtype=torch.float32):
+    return torch.randn(*(shape or (3, 5, 2)), generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+# A snapshot, with no side effects.
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_the_model_is_left_as_it_was(case):
+    model, (x, h0) = case.model(), case.data()
+    model.train()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = copy.deepcopy(model.state_dict())
+    random, numpy_random = torch.get_rng_state(), np.random.get_state()[1].copy()
+    lin = kpops.linearize(model, case.as_module_takes(model, x), h0=h0, engine="jacobian")
+    lin.flow @ np.zeros(lin.flow.shape[1])
+    kpops.effective_rank(lin.K)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    for parameter in model.parameters():
+        assert parameter.requires_grad
+        assert (parameter.grad == 1).all()
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), random)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_random)
+
+
+@pytest.mark.parametrize("engine", ["autodiff", "jacobian"])
+def test_training_the_model_further_changes_nothing(engine):
+    model, x = gru(), inputs()
+    readout = nn.Linear(4, 2)
+    lin = kpops.linearize(model, x, readout=readout, engine=engine)
+    expected = kpops.linearize(copy.deepcopy(model), x.clone(), readout=copy.deepcopy(readout))
+    with torch.no_grad():
+        for parameter in [*model.parameters(), *readout.parameters()]:
+            parameter.add_(1)
+    x.add_(1)
+    assert relative(lin.output_ntk.to_dense(), expected.output_ntk.to_dense()) < 1e-5
+    assert np.array_equal(lin.states, expected.states)
+
+
+def test_results_carry_no_autograd_graph():
+    x = inputs().requires_grad_()
+    lin = kpops.linearize(gru(), x, parameters=["weight_hh_l0"], readout=lambda h: h[:, :2] ** 2)
+    q = torch.zeros(3, 5, 4, requires_grad=True)
+    for result in (lin.flow @ q, lin.C @ q, lin.J.H @ q, lin.trajectory.states):
+        assert not result.requires_grad
+
+
+def test_a_linearization_survives_pickling():
+    lin = kpops.linearize(gru(), inputs(), readout=nn.Linear(4, 2), engine="jacobian")
+    q = inputs(3, 5, 4)
+    expected = lin.flow @ q
+    again = pickle.loads(pickle.dumps(lin))
+    assert torch.equal(again.flow @ q, expected)
+    assert repr(again) == repr(lin)
+
+
+# What learns.
+
+
+def test_frozen_parameters_do_not_learn():
+    model = gru()
+    model.weight_ih_l0.requires_grad_(False)
+    model.bias_hh_l0.requires_grad_(False)
+    lin = kpops.linearize(model, inputs())
+    assert list(lin.parameters) == ["weight_hh_l0", "bias_ih_l0"]
+    assert lin.J.shape[1] == 12 * 4 + 12
+    assert list(lin.K_by_parameter) == list(lin.parameters)
+
+
+def test_parameters_are_chosen_by_predicate():
+    lin = kpops.linearize(gru(), inputs(), parameters=lambda name: name.startswith("weight"))
+    assert list(lin.parameters) == ["weight_ih_l0", "weight_hh_l0"]
+
+
+def test_a_weight_with_two_names_counts_once():
+    case = BY_NAME["shared_norm_cell"]
+    inputs, h0 = case.data()
+    lin = kpops.linearize(case.model(), inputs, h0=h0)
+    assert "recurrent.weight" in lin.parameters
+    assert "again.weight" not in lin.parameters
+
+
+@pytest.mark.parametrize("engine", ["autodiff", "jacobian"])
+def test_parametrized_weights_learn_through_their_parametrization(engine):
+    model = gru().double()
+    # Weight norm has no forward mode in torch, so this sees the way around it too.
+    nn.utils.parametrizations.weight_norm(model, "weight_hh_l0")
+    x = inputs(dtype=torch.float64)
+    lin = kpops.linearize(model, x, engine=engine)
+    assert "parametrizations.weight_hh_l0.original1" in lin.parameters
+    rows = []
+    for state in model(x)[0].flatten():
+        gradients = torch.autograd.grad(state, list(model.parameters()), retain_graph=True)
+        rows.append(torch.cat([g.reshape(-1) for g in gradients]))
+    assert relative(lin.sensitivity.to_dense(), torch.stack(rows)) < 1e-10
+
+
+# Inputs, initial states and measures.
+
+
+def test_time_major_modules_take_time_major_inputs():
+    first, second = gru(), nn.GRU(2, 4)
+    second.load_state_dict(first.state_dict())
+    x = inputs()
+    expected = kpops.linearize(first, x).states
+    xr.testing.assert_equal(kpops.linearize(second, x.transpose(0, 1)).states, expected)
+    labelled = xr.DataArray(x.numpy(), dims=("trial", "time", "feature"))
+    np.testing.assert_array_equal(kpops.linearize(second, labelled).states, expected)
+    np.testing.assert_array_equal(
+        kpops.linearize(second, labelled.transpose("time", "feature", "trial")).states, expected
+    )
+
+
+def test_a_network_brings_its_readout_and_takes_trials_first():
+    network = kpops.Network(nn.GRU(2, 4), nn.Linear(4, 3))
+    x = inputs()
+    lin = kpops.linearize(network, x)
+    assert relative(lin.outputs.values, network(x).detach()) < 1e-6
+    assert lin.output_ntk.shape == (45, 45)
+
+
+@pytest.mark.parametrize("name", ["gru_two_layers", "lstm", "lstm_two_layers", "lstm_cell"])
+def test_initial_states_are_taken_as_the_module_takes_them(name):
+    case = BY_NAME[name]
+    model, (x, h0) = case.model(), case.data()
+    x = case.as_module_takes(model, x)
+    expected = kpops.linearize(model, x, h0=h0).states
+    parts = h0.reshape(3, case.layers, -1, 4).permute(2, 1, 0, 3).contiguous()
+    if name.endswith("cell"):
+        parts = parts[:, 0]
+    own = tuple(parts) if case.gated_with_cell else parts[0]
+    xr.testing.assert_equal(kpops.linearize(model, x, h0=own).states, expected)
+    same = h0[:1].expand(3, -1)
+    xr.testing.assert_equal(
+        kpops.linearize(model, x, h0=h0[0]).states, kpops.linearize(model, x, h0=same).states
+    )
+
+
+def test_the_mean_measure_divides_K_by_the_valid_steps():
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], dtype=torch.bool)
+    for valid, count in [(None, 15), (mask, 10)]:
+        total = kpops.linearize(gru(), inputs(), mask=valid)
+        mean = kpops.linearize(gru(), inputs(), mask=valid, measure="mean")
+        assert relative(mean.K.to_dense() * count, total.K.to_dense()) < 1e-6
+        assert relative(mean.flow.to_dense() * count, total.flow.to_dense()) < 1e-6
+        assert relative(mean.P.to_dense(), total.P.to_dense()) == 0
+        assert mean.attrs["measure"] == "mean"
+
+
+def test_padding_is_never_looked_at():
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], dtype=torch.bool)
+    clean, spoilt = inputs(), inputs()
+    spoilt[~mask] = torch.nan
+    q = inputs(3, 5, 4)
+    dirty_q = q.clone()
+    dirty_q[~mask] = torch.nan
+    for engine in ("autodiff", "jacobian"):
+        expected = kpops.linearize(gru(), clean, mask=mask, engine=engine)
+        lin = kpops.linearize(gru(), spoilt, mask=mask.numpy(), engine=engine)
+        assert torch.equal(lin.flow @ dirty_q, expected.flow @ q)
+        assert ((lin.flow @ dirty_q)[~mask] == 0).all()
+        assert (lin.states.values[~mask.numpy()] == 0).all()
+        alone = kpops.linearize(gru(), clean[1:2, :2], engine=engine)
+        short = lin.P.select(trial=1, time=slice(0, 2))
+        assert relative(short.to_dense(), alone.P.to_dense()) < 1e-6
+
+
+def test_a_mask_of_ones_is_no_mask():
+    assert kpops.linearize(gru(), inputs(), mask=np.ones((3, 5))).trajectory.mask is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_converts_model_and_inputs(dtype):
+    lin = kpops.linearize(gru(), inputs(dtype=torch.float64), dtype=dtype)
+    assert lin.dtype == dtype
+    assert lin.flow.to_dense().dtype == lin.states.dtype
+    assert lin.states.dtype == np.dtype(str(dtype).removeprefix("torch."))
+    assert all(p.dtype == dtype for p in lin.parameters.values())
+
+
+def test_integer_inputs_are_taken():
+    one_hot = np.eye(2, dtype=int)[np.zeros((3, 5), dtype=int)]
+    assert kpops.linearize(gru(), one_hot).dtype == torch.float32
+
+
+# The choice of the engine.
+
+
+def test_memory_estimate_is_what_the_engine_stores():
+    lin = kpops.linearize(gru(), inputs(), engine="jacobian")
+    stored = lin.engine.jacobians
+    assert lin.memory_estimate() == {"autodiff": 0, "jacobian": stored.nbytes}
+
+
+def test_the_automatic_engine_follows_memory(monkeypatch):
+    assert kpops.linearize(gru(), inputs()).engine.name == "jacobian"
+    monkeypatch.setattr("kpops.engines.base.free_bytes", lambda device: 1500)
+    lin = kpops.linearize(gru(), inputs())
+    assert lin.engine.name == "autodiff"
+    assert "would take" in repr(lin)
+    monkeypatch.setattr("kpops.engines.base.free_bytes", lambda device: 900)
+    with pytest.raises(MemoryError, match=r"needs .* MiB, .* are free on cpu: use engine='autod"):
+        kpops.linearize(gru(), inputs(), engine="jacobian")
+
+
+# Errors.
+
+
+class Quiet(nn.Module):
+    """A user's cell whose fault is a function."""
+
+    def __init__(self, fault=lambda x, h: h):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+        self.hidden_size = 4
+        self.fault = fault
+
+    def forward(self, x, h):
+        return self.fault(x, torch.tanh(self.weight * h + x.sum(-1, keepdim=True)))
+
+
+class MyGRU(nn.GRU):
+    def forward(self, x, h=None):
+        return super().forward(2 * x, h)
+
+
+def spoilt(value, trial, step):
+    x = inputs()
+    x[trial, step] = value
+    return x
+
+
+def nonfinite_from(step):
+    model = nn.RNN(2, 4, batch_first=True, nonlinearity="relu")
+    x = torch.zeros(3, 5, 2)
+    x[1, step:] = 3e38
+    nn.init.ones_(model.weight_ih_l0)
+    return model, x
+
+
+NAN_IN_TRIAL_1 = torch.zeros(3, 4).index_fill(0, torch.tensor([1]), torch.nan)
+
+REFUSED = {
+    "not a module": (lambda: kpops.linearize("gru", inputs()), TypeError, "is a str, expected an"),
+    "rank of inputs": (
+        lambda: kpops.linearize(gru(), inputs(5, 2)),
+        ValueError,
+        r"shape \(5, 2\), expected \(trial, time, feature\)",
+    ),
+    "rank of time-major inputs": (
+        lambda: kpops.linearize(nn.GRU(2, 4), inputs(5, 2)),
+        ValueError,
+        r"expected \(time, trial, feature\)",
+    ),
+    "features of inputs": (
+        lambda: kpops.linearize(gru(), inputs(3, 5, 7)),
+        ValueError,
+        "has 7 features, the model takes 2",
+    ),
+    "empty inputs": (lambda: kpops.linearize(gru(), inputs(3, 0, 2)), ValueError, "no dim empty"),
+    "dims of a DataArray": (
+        lambda: kpops.linearize(gru(), xr.DataArray(np.zeros((3, 5, 2)), dims=("a", "b", "c"))),
+        ValueError,
+        r"dims \('a', 'b', 'c'\), expected trial, time",
+    ),
+    "size of h0": (
+        lambda: kpops.linearize(gru(), inputs(), h0=torch.zeros(3, 5)),
+        ValueError,
+        r"h0 has shape \(3, 5\), expected \(trial, unit\) = \(3, 4\)",
+    ),
+    "parts of h0": (
+        lambda: kpops.linearize(nn.LSTM(2, 4), inputs(), h0=(torch.zeros(1, 5, 4),)),
+        ValueError,
+        r"1 part\(s\), expected 2: h0, c0",
+    ),
+    "layers of h0": (
+        lambda: kpops.linearize(gru(), inputs(), h0=torch.zeros(2, 3, 4)),
+        ValueError,
+        r"\(2, 3, 4\), expected \(layer, trial, hidden\) = \(1, 3, 4\)",
+    ),
+    "unknown state size": (
+        lambda: (
+            kpops.linearize(BY_NAME["shared_norm_cell"].model().float(), inputs()).P
+            and kpops.linearize(nn.Sequential(nn.Linear(2, 2)), inputs())
+        ),
+        ValueError,
+        "state size of",
+    ),
+    "shape of mask": (
+        lambda: kpops.linearize(gru(), inputs(), mask=np.ones((5, 3))),
+        ValueError,
+        r"mask has shape \(5, 3\), expected \(trial, time\) = \(3, 5\)",
+    ),
+    "holes in mask": (
+        lambda: kpops.linearize(gru(), inputs(), mask=np.array([[1, 0, 1, 1, 1]] * 3)),
+        ValueError,
+        "trial 0 is True after a False",
+    ),
+    "weights as mask": (
+        lambda: kpops.linearize(gru(), inputs(), mask=np.full((3, 5), 0.5)),
+        ValueError,
+        "values other than 0 and 1",
+    ),
+    "empty trial in mask": (
+        lambda: kpops.linearize(gru(), inputs(), mask=np.array([[1] * 5, [0] * 5, [1] * 5])),
+        ValueError,
+        "no valid first step in trial 1",
+    ),
+    "bidirectional": (
+        lambda: kpops.linearize(gru(bidirectional=True), inputs()),
+        ValueError,
+        "bidirectional=True",
+    ),
+    "projected": (
+        lambda: kpops.linearize(nn.LSTM(2, 4, proj_size=2), inputs()),
+        ValueError,
+        "proj_size=2",
+    ),
+    "own forward": (
+        lambda: kpops.linearize(MyGRU(2, 4, batch_first=True), inputs()),
+        ValueError,
+        "MyGRU overrides the forward of GRU",
+    ),
+    "dropout between layers": (
+        lambda: kpops.linearize(gru(num_layers=2, dropout=0.5), inputs()),
+        ValueError,
+        r"dropout=0.5 and is in training mode.*model.eval\(\)",
+    ),
+    "dropout in a cell": (
+        lambda: kpops.linearize(nn.Sequential(nn.Dropout(0.1), nn.Linear(2, 4)), inputs()),
+        ValueError,
+        r"Dropout\(p=0.1.*in training mode.*model.eval\(\)",
+    ),
+    "noise in a cell": (
+        lambda: kpops.linearize(Quiet(lambda x, h: h + torch.randn_like(h)), inputs()),
+        ValueError,
+        "two steps of Quiet from the same state differ",
+    ),
+    "trials mixed": (
+        lambda: kpops.linearize(Quiet(lambda x, h: h - h.mean(0)), inputs()),
+        ValueError,
+        "Quiet mixes trials",
+    ),
+    "wrong return": (
+        lambda: kpops.linearize(Quiet(lambda x, h: (h, h)), inputs()),
+        ValueError,
+        "returned tuple, expected the next state alone",
+    ),
+    "wrong signature": (
+        lambda: kpops.linearize(nn.Linear(2, 4), inputs(), h0=torch.zeros(3, 4)),
+        ValueError,
+        "Linear cannot take a step with x_t of shape",
+    ),
+    "nothing learns": (
+        lambda: kpops.linearize(gru().requires_grad_(False), inputs()),
+        ValueError,
+        r"no parameter requires grad: name those that learn by parameters=",
+    ),
+    "unknown parameter": (
+        lambda: kpops.linearize(gru(), inputs(), parameters=["weight_hh"]),
+        ValueError,
+        r"no parameter \['weight_hh'\] in the model: choose from \['weight_ih_l0'",
+    ),
+    "predicate accepts nothing": (
+        lambda: kpops.linearize(gru(), inputs(), parameters=lambda name: False),
+        ValueError,
+        "predicate parameters= accepts no name",
+    ),
+    "dtype mix": (
+        lambda: kpops.linearize(gru(), inputs(dtype=torch.float64)),
+        TypeError,
+        r"inputs is torch.float64, the model torch.float32.*dtype=torch.float32",
+    ),
+    "dtype mix in h0": (
+        lambda: kpops.linearize(gru(), inputs(), h0=np.zeros((3, 4))),
+        TypeError,
+        "h0 is torch.float64, the computation torch.float32",
+    ),
+    "dtype mix in the model": (
+        lambda: kpops.linearize(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), inputs()),
+        TypeError,
+        "parameters mix dtypes",
+    ),
+    "dtype mix in the readout": (
+        lambda: kpops.linearize(gru(), inputs(), readout=nn.Linear(4, 2).double()),
+        TypeError,
+        "readout is torch.float64, the model torch.float32",
+    ),
+    "half precision": (
+        lambda: kpops.linearize(gru(), inputs(), dtype=torch.float16),
+        TypeError,
+        "float16 is not supported",
+    ),
+    "complex inputs": (
+        lambda: kpops.linearize(gru(), inputs().numpy() * 1j),
+        TypeError,
+        "complex64 is not a real number type",
+    ),
+    "non-finite inputs": (
+        lambda: kpops.linearize(gru(), spoilt(torch.inf, 2, 3)),
+        ValueError,
+        "inputs is not finite, first in trial 2, time step 4",
+    ),
+    "non-finite h0": (
+        lambda: kpops.linearize(gru(), inputs(), h0=NAN_IN_TRIAL_1),
+        ValueError,
+        "h0 is not finite, first in trial 1",
+    ),
+    "non-finite state": (
+        lambda: kpops.linearize(*nonfinite_from(2)),
+        ValueError,
+        "the state is not finite, first in trial 1, time step 3",
+    ),
+    "unknown measure": (
+        lambda: kpops.linearize(gru(), inputs(), measure="average"),
+        ValueError,
+        "measure='average': choose 'sum' or 'mean'",
+    ),
+    "unknown engine": (
+        lambda: kpops.linearize(gru(), inputs(), engine="fast"),
+        ValueError,
+        "engine='fast': choose 'auto' or one of",
+    ),
+    "readout of a wrong kind": (
+        lambda: kpops.linearize(gru(), inputs(), readout="linear"),
+        TypeError,
+        "readout is a str, expected an nn.Module or a callable",
+    ),
+    "readout of a wrong size": (
+        lambda: kpops.linearize(gru(), inputs(), readout=nn.Linear(5, 2)),
+        ValueError,
+        r"readout cannot take hidden states of shape \(row, hidden\) = \(15, 4\)",
+    ),
+    "readout missing": (
+        lambda: kpops.linearize(gru(), inputs()).output_ntk,
+        ValueError,
+        "needs a readout: pass readout=",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_wrong_use_is_refused_with_the_remedy(what):
+    act, error, told = REFUSED[what]
+    with pytest.raises(error, match=told):
+        act()
