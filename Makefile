@@ -27,8 +27,8 @@ test-latest:  ## tests against the newest releases, unpinned; PyTorch's default 
 	.venv-latest/bin/python -m pip install --upgrade --editable '.[test]'
 	.venv-latest/bin/python -m pytest
 
-doctest: $(READY)  ## the examples in docstrings
-	$(BIN)/python -m pytest --doctest-modules kpops
+doctest: $(READY)  ## the examples in docstrings and in the pages of the documentation
+	$(BIN)/python -m pytest --doctest-modules --doctest-glob='*.rst' kpops docs
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -5,8 +5,7 @@ matrix-free: the parameter operator K, the linearized flow propagator P and the 
 P K P*.
 """
 
-from kpops import models, plot, tasks
-from kpops.learning import training
+from kpops import models, plot, tasks, training
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.over_training import over_training
 from kpops.linearization import Linearization, linearize

@@ -37,7 +37,7 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     return _NUMPY_DTYPES[dtype]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Space:
     """A vector space whose vectors are arrays with named dims.
 
@@ -50,8 +50,8 @@ class Space:
     shape : tuple of int
         Their sizes.
     coords : mapping, optional
-        Coordinate name to ``(dims, values)``. Two spaces are equal when dims and shape are;
-        coordinates only label.
+        Coordinate name to ``(dims, values)``. The coordinate of the name of a dim labels its
+        positions: spaces are equal when dims and shape are, and no such labels differ.
 
     Examples
     --------
@@ -65,7 +65,24 @@ class Space:
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
-    coords: Mapping[str, Coordinate] = field(default_factory=dict, compare=False)
+    coords: Mapping[str, Coordinate] = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Space):
+            return NotImplemented
+        return (self.dims, self.shape) == (other.dims, other.shape) and not self.misaligned(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def misaligned(self, other: Space) -> list[str]:
+        """Return the dims of both whose positions are labelled differently."""
+        return [
+            d
+            for d in self.dims
+            if d in self.coords
+            and d in other.coords
+            and not np.array_equal(self.coords[d][1], other.coords[d][1])
+        ]
 
     @property
     def size(self) -> int:
@@ -169,6 +186,11 @@ def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tup
             raise TypeError(f"q is {q.dtype}, the operator computes in {dtype}: use q.to({dtype})")
         if q.device != device:
             raise ValueError(f"q is on {q.device}, the operator on {device}: use q.to('{device}')")
+    if is_cupy(q) and device.type != "cuda":
+        raise ValueError(
+            f"q is a CuPy array, the operator on {device}: linearise with device='cuda', or pass "
+            "cupy.asnumpy(q)"
+        )
     tensor = as_tensor(q)
     back = _kind_of(q)
     block, layout = _to_block(tensor.to(device=device, dtype=dtype), space)

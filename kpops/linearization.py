@@ -212,7 +212,7 @@ class Linearization:
 
     @property
     def attrs(self) -> dict[str, str]:
-        """Provenance that every result carries."""
+        """Provenance, which every result made from this linearization carries."""
         return {
             "model": type(self.recurrence.module).__name__,
             "measure": self.measure,
@@ -239,30 +239,32 @@ class Linearization:
     @cached_property
     def P(self) -> TrajectoryOperator:
         """P, the linearized flow propagator (Green's operator); P.H backpropagates."""
-        return Propagator(self.engine, self.space)
+        return self._signed(Propagator(self.engine, self.space))
 
     @cached_property
     def P_inv(self) -> TrajectoryOperator:
         """P^-1, its inverse."""
-        return InversePropagator(self.engine, self.space)
+        return self._signed(InversePropagator(self.engine, self.space))
 
     @cached_property
     def J(self) -> TrajectoryOperator:
         """J, the parameter Jacobian of one step, at every step."""
-        return ParameterJacobian(
-            self.engine, self.parameter_space, self.space, tuple(self.parameters)
-        )
+        names = tuple(self.parameters)
+        return self._signed(ParameterJacobian(self.engine, self.parameter_space, self.space, names))
 
     @cached_property
     def K(self) -> TrajectoryOperator:
         """K = J J*, the parameter operator (divided by the valid steps if measure is "mean")."""
-        return ParameterOperator(self.engine, self.space, tuple(self.parameters), self._scale)
+        names = tuple(self.parameters)
+        return self._signed(ParameterOperator(self.engine, self.space, names, self._scale))
 
     @cached_property
     def K_by_parameter(self) -> dict[str, TrajectoryOperator]:
         """K_j of each learning parameter; K is their sum (Theorem 1 of the KPFlow paper)."""
         return {
-            name: ParameterOperator(self.engine, self.space, [name], self._scale, f"K[{name}]")
+            name: self._signed(
+                ParameterOperator(self.engine, self.space, [name], self._scale, f"K[{name}]")
+            )
             for name in self.parameters
         }
 
@@ -279,12 +281,8 @@ class Linearization:
     @cached_property
     def C(self) -> TrajectoryOperator:
         """C, the readout linearised at the states."""
-        return ReadoutJacobian(
-            Rowwise(self.readout_function, {}, *self._readout_rows()),
-            self.trajectory,
-            self.space,
-            self.output_space,
-        )
+        rows = Rowwise(self.readout_function, {}, *self._readout_rows())
+        return self._signed(ReadoutJacobian(rows, self.trajectory, self.space, self.output_space))
 
     @cached_property
     def output_ntk(self) -> TrajectoryOperator:
@@ -305,6 +303,10 @@ class Linearization:
         )
         own_part = J_C @ J_C.H
         return through_states + (own_part if self._scale == 1 else self._scale * own_part)
+
+    def _signed(self, operator: TrajectoryOperator) -> TrajectoryOperator:
+        operator.attrs = self.attrs
+        return operator
 
     # The readout as a function of rows.
 

@@ -35,8 +35,9 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
     dict of str to float
         What was measured, as relative errors: ``adjoint`` (``|<u, Av> - <A*u, v>|`` over
         ``||Av|| ||u|| + ||A*u|| ||v||``), ``linearity``, ``block`` (a block against its columns),
-        ``deterministic``, ``pickle``, ``numpy`` (NumPy against torch), and where they apply
-        ``dense``, ``self_adjoint``, ``positive``.
+        ``deterministic``, ``numpy`` (NumPy against torch), and where they apply ``pickle`` (not
+        for a model that Python cannot pickle, such as a lambda), ``dense``, ``self_adjoint``,
+        ``positive``.
 
     Raises
     ------
@@ -68,9 +69,11 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
             _gap(back, torch.cat([op.apply_adjoint(q[None]) for q in v])),
         ),
         "deterministic": _gap(op.apply(u), image),
-        "pickle": _gap(pickle.loads(pickle.dumps(op)).apply(u), image),
         "numpy": _gap(torch.from_numpy(np.ascontiguousarray(matrix.T)), _flat(image).cpu()),
     }
+    pickled = _pickled(op)
+    if pickled is not None:
+        figures["pickle"] = _gap(pickle.loads(pickled).apply(u), image)
     assert matrix.dtype == op.dtype, f"NumPy result has {matrix.dtype}, expected {op.dtype}"
     if max(op.shape) <= _DENSE_SIZE:
         dense = op.dense_tensor()
@@ -88,7 +91,9 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
     bound = 1e3 * torch.finfo(op.torch_dtype).eps
     bad = {name: value for name, value in figures.items() if not value <= bound}
     assert not bad, f"{op!r} breaks {sorted(bad)} (bound {bound:.2g}): {figures}"
-    assert figures["deterministic"] == 0, f"{op!r} is not deterministic: {figures}"
+    # A few units of rounding: BLAS may sum in another order when memory lies otherwise.
+    steady = figures["deterministic"] <= 32 * torch.finfo(op.torch_dtype).eps
+    assert steady, f"{op!r} is not deterministic: {figures}"
     return figures
 
 
@@ -151,6 +156,13 @@ def check_linearization(
     bad = {name: value for name, value in laws.items() if not value <= bound}
     assert not bad, f"{lin!r} breaks {sorted(bad)} (bound {bound:.2g}): {laws}"
     return {**figures, "laws": laws}
+
+
+def _pickled(op: TrajectoryOperator) -> bytes | None:
+    try:
+        return pickle.dumps(op)
+    except (pickle.PicklingError, AttributeError, RuntimeError, TypeError):
+        return None  # the user's model or readout is of a kind that Python cannot pickle
 
 
 def _random(op: TrajectoryOperator, space: Space, rng: np.random.Generator) -> Tensor:

@@ -15,7 +15,7 @@ ROOMS = [
     {"snapshot", "linearization"},
     {"spectral"},
     {"learning"},
-    {"tasks", "plot", "testing"},
+    {"tasks", "training", "plot", "testing"},
 ]
 
 

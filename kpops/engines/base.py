@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import psutil
@@ -69,6 +70,8 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    keeps: ClassVar[bool] = False
+    """Whether the engine keeps more than the trajectory."""
 
     def __init__(
         self, recurrence: Recurrence, parameters: dict[str, Tensor], trajectory: Trajectory
@@ -96,11 +99,11 @@ class Engine(ABC):
     def _pull_back(self, a: Tensor) -> Tensor:
         """A[t]^T a[t] for every step."""
 
-    @property
+    @cached_property
     def rows(self) -> Rowwise:
         """The step at every (trial, time) of the trajectory."""
-        x, h = self.trajectory.inputs, self.trajectory.previous
-        return Rowwise(self.recurrence.step, self.parameters, x.flatten(0, 1), h.flatten(0, 1))
+        x, h = self.trajectory.inputs.flatten(0, 1), self.trajectory.previous.flatten(0, 1)
+        return Rowwise(self.recurrence.step, self.parameters, x, h, keep=self.keeps)
 
     def propagate(self, q: Tensor) -> Tensor:
         """P q."""

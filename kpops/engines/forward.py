@@ -20,6 +20,7 @@ def push_forward(function: Callable[[Any], Tensor], point: Any, tangent: Any) ->
     try:
         return jvp(function, (point,), (tangent,))[1]
     except NotImplementedError:
-        value, pull = vjp(function, point)
-        transpose = vjp(lambda c: pull(c)[0], torch.zeros_like(value))[1]
+        pull = vjp(function, point)[1]
+        zero = torch.zeros_like(function(point))
+        transpose = vjp(lambda c: pull(c)[0], zero)[1]
         return transpose(tangent)[0]

@@ -6,21 +6,23 @@ import torch
 from torch import Tensor
 
 from kpops.engines.base import Engine
+from kpops.engines.rowwise import TEMPORARIES
 
 
 class JacobianEngine(Engine):
-    """Stored state Jacobians A[b, t], computed at the first use of P.
+    """Stored state Jacobians A[b, t], computed at the first use of P, and kept maps J and J*.
 
     On the CPU the recursion is compiled by Numba and parallel over trials, with no barrier inside
     a time step; elsewhere it is one batched GEMM per time step.
     """
 
     name = "jacobian"
+    keeps = True
 
     @staticmethod
     def bytes_needed(n_trials: int, n_steps: int, n_units: int, itemsize: int) -> int:
-        """One S x S matrix for every trial and step."""
-        return n_trials * n_steps * n_units**2 * itemsize
+        """One S x S matrix for every trial and step, and about 24 S numbers for J and J*."""
+        return n_trials * n_steps * n_units * (n_units + TEMPORARIES) * itemsize
 
     _stored: Tensor | None = None
 

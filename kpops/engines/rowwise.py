@@ -8,7 +8,9 @@ one call covers the whole trajectory and every vector of a block.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +23,23 @@ RowFunction = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
 # One call covers a chunk of rows small enough for its temporaries to stay in the cache and in the
 # allocator's hands (fresh pages cost more than the arithmetic on them), and a chunk of vectors
 # that bounds all temporaries together. A GPU wants few and large launches instead.
-_ROW_BYTES = defaultdict(lambda: 2**26, cpu=2**19)
-_BLOCK_BYTES = 2**28
+_ROW_BYTES = defaultdict(lambda: 2**26, cpu=2**20)
+_BLOCK_BYTES = 2**26
 # Temporaries of the size of the rows that a cell's gates and their tangents take, about.
-_TEMPORARIES = 24
+TEMPORARIES = 24
+
+
+class _Maps(NamedTuple):
+    """D and D^T on a chunk of rows, for one vector."""
+
+    where: slice
+    rows: Rowwise
+    push: Callable[[dict[str, Tensor]], Tensor]
+    pull: Callable[[Tensor], dict[str, Tensor]]
 
 
 class Rowwise:
-    """Jacobian actions of ``f(theta, x, h)`` by torch.func, with nothing stored but the rows.
+    """Jacobian actions of ``f(theta, x, h)`` by torch.func.
 
     Parameters
     ----------
@@ -38,6 +49,10 @@ class Rowwise:
         The parameters that learn.
     x, h : Tensor, shapes (row, feature) and (row, unit)
         Where the derivatives are taken.
+    keep : bool
+        Keep the linear maps D and D^T once they are made, which saves half of the work of each
+        product and costs some `TEMPORARIES` numbers per row and unit. Else nothing is stored but
+        the rows.
 
     Notes
     -----
@@ -54,12 +69,23 @@ class Rowwise:
     """
 
     def __init__(
-        self, function: RowFunction, parameters: dict[str, Tensor], x: Tensor, h: Tensor
+        self,
+        function: RowFunction,
+        parameters: dict[str, Tensor],
+        x: Tensor,
+        h: Tensor,
+        *,
+        keep: bool = False,
     ) -> None:
         self.function = function
         self.parameters = parameters
         self.x = x
         self.h = h
+        self.keep = keep
+        self._kept: tuple[tuple[str, ...], list[_Maps]] | None = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_kept": None}  # closures cannot be pickled
 
     def state_jvp(self, v: Tensor) -> Tensor:
         """Apply A to every vector of the block."""
@@ -80,34 +106,27 @@ class Rowwise:
 
     def parameter_jvp(self, dtheta: Tensor, names: Sequence[str]) -> Tensor:
         """Apply D, restricted to the parameters `names` in this order."""
-        point = {name: self.parameters[name] for name in names}
 
-        def on_chunk(part: Rowwise) -> Tensor:
-            def push(u: Tensor) -> Tensor:
-                return push_forward(part._of_parameters, point, self._split(u, names))
+        def on_chunk(maps: _Maps) -> Tensor:
+            return maps.rows._each(lambda u: maps.push(self._split(u, names)), dtheta)
 
-            return part._each(push, dtheta)
-
-        return torch.cat([on_chunk(part) for _, part in self._chunks()], dim=1)
+        return torch.cat([on_chunk(maps) for maps in self._parameter_maps(names)], dim=1)
 
     def parameter_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
         """Apply D^T, restricted to the parameters `names` in this order."""
-        point = {name: self.parameters[name] for name in names}
 
-        def on_chunk(part: Rowwise, q: Tensor) -> Tensor:
-            pull = vjp(part._of_parameters, point)[1]
-
+        def on_chunk(maps: _Maps) -> Tensor:
             def flat(u: Tensor) -> Tensor:
-                gradients = pull(u)[0]
+                gradients = maps.pull(u)
                 return torch.cat([gradients[name].reshape(-1) for name in names])
 
-            return part._each(flat, q)
+            return maps.rows._each(flat, q[:, maps.where])
 
-        return torch.stack([on_chunk(part, q[:, s]) for s, part in self._chunks()]).sum(0)
+        return torch.stack([on_chunk(maps) for maps in self._parameter_maps(names)]).sum(0)
 
     def state_jacobians(self) -> Tensor:
         """All A[r] at once, shape (row, output, unit)."""
-        n_outputs = self._of_state(self.h).shape[1]
+        n_outputs = self._n_outputs()
         n_rows, n_units = self.h.shape
         jacobians = self.h.new_empty(n_rows, n_outputs, n_units)
         basis = torch.eye(n_outputs, dtype=self.h.dtype, device=self.h.device)
@@ -123,11 +142,36 @@ class Rowwise:
         """Number of entries of each of the parameters `names`."""
         return [self.parameters[name].numel() for name in names]
 
+    def _n_outputs(self) -> int:
+        return Rowwise(self.function, {}, self.x[:1], self.h[:1])._of_state(self.h[:1]).shape[1]
+
     def _of_state(self, h: Tensor) -> Tensor:
         return self.function(self.parameters, self.x, h)
 
     def _of_parameters(self, parameters: dict[str, Tensor]) -> Tensor:
         return self.function({**self.parameters, **parameters}, self.x, self.h)
+
+    def _parameter_maps(self, names: Sequence[str]) -> Iterable[_Maps]:
+        """D and D^T of every chunk: kept from the last call, or made when asked for."""
+        if not self.keep:
+            return self._make_parameter_maps(names)
+        if self._kept is None or self._kept[0] != tuple(names):
+            self._kept = tuple(names), list(self._make_parameter_maps(names))
+        return self._kept[1]
+
+    def _make_parameter_maps(self, names: Sequence[str]) -> Iterator[_Maps]:
+        point = {name: self.parameters[name] for name in names}
+        for where, part in self._chunks():
+            if self.keep:
+                pull = vjp(part._of_parameters, point)[1]
+                zero = part.h.new_zeros(len(part.h), self._n_outputs())
+                # The pullback is linear, so that its own pullback pushes forward, and neither
+                # evaluates the function again.
+                push = vjp(_first(pull), zero)[1]
+                yield _Maps(where, part, _first(push), _first(pull))
+            else:
+                push_here = partial(push_forward, part._of_parameters, point)
+                yield _Maps(where, part, push_here, partial(_pull_back, part._of_parameters, point))
 
     def _split(self, dtheta: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         parts = dtheta.split(self.sizes(names))
@@ -145,5 +189,13 @@ class Rowwise:
     def _each(self, action: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
         if len(block) == 1:  # no vmap: its bookkeeping would double the cost of a small product
             return action(block[0])[None]
-        per_vector = _TEMPORARIES * self.h.numel() * self.h.element_size()
+        per_vector = TEMPORARIES * self.h.numel() * self.h.element_size()
         return vmap(action, chunk_size=max(1, _BLOCK_BYTES // per_vector))(block)
+
+
+def _pull_back(function: Callable[[Any], Tensor], point: Any, cotangent: Tensor) -> Any:
+    return vjp(function, point)[1](cotangent)[0]
+
+
+def _first(pullback: Callable[[Any], tuple]) -> Callable[[Any], Any]:
+    return lambda cotangent: pullback(cotangent)[0]

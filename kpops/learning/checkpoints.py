@@ -79,7 +79,7 @@ def checkpoints(folder: str | os.PathLike[str], pattern: str = PATTERN) -> Check
     --------
     >>> import tempfile, torch
     >>> from pathlib import Path
-    >>> from kpops.learning.checkpoints import checkpoints
+    >>> from kpops.training import checkpoints
     >>> folder = Path(tempfile.mkdtemp())
     >>> readout = torch.nn.Linear(4, 2)
     >>> for step in (100, 20):

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
-from kpops.learning.training import checkpoints as read_checkpoints
+from kpops.learning.checkpoints import checkpoints as read_checkpoints
 from kpops.linearization import Linearization, linearize
 
 Measure = Callable[[Linearization], "xr.Dataset | xr.DataArray | Mapping[str, Any]"]

@@ -24,9 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from kpops.labels import as_tensor, numpy_dtype
-from kpops.learning.checkpoints import checkpoints, newest_checkpoint, write_checkpoint
-
-__all__ = ["checkpoints", "train"]
+from kpops.learning.checkpoints import newest_checkpoint, write_checkpoint
 
 OptimizerFactory = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 
@@ -116,7 +114,7 @@ def train(
     Examples
     --------
     >>> import tempfile, torch, kpops
-    >>> from kpops.learning.training import checkpoints, train
+    >>> from kpops.training import checkpoints, train
     >>> task = kpops.tasks.memory_pro(40, rng=0)
     >>> network = kpops.models.Network(torch.nn.GRU(3, 8), torch.nn.Linear(8, 3))
     >>> folder = tempfile.mkdtemp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,13 +37,23 @@ class TrajectoryOperator(LinearOperator):
         How the operator is written in theory, for the repr.
     self_adjoint, positive : bool
         Whether it is known to be self-adjoint, and known to be positive semi-definite.
+    attrs : mapping, optional
+        Provenance, which results made from the operator carry.
 
     Attributes
     ----------
     domain, codomain : Space
+        What the operator maps from and to.
+    dtype : numpy.dtype
+        In which it computes, as SciPy wants to know it.
     torch_dtype : torch.dtype
+        The same for torch.
     device : torch.device
+        Where it computes.
     self_adjoint, positive : bool
+        What is known of its structure.
+    attrs : dict of str to str
+        Provenance: model, measure, engine.
     """
 
     # NumPy and torch hand ``array @ op`` and ``tensor @ op`` to this class.
@@ -59,6 +70,7 @@ class TrajectoryOperator(LinearOperator):
         symbol: str,
         self_adjoint: bool = False,
         positive: bool = False,
+        attrs: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(numpy_dtype(dtype), (codomain.size, domain.size))
         self.domain = domain
@@ -68,6 +80,7 @@ class TrajectoryOperator(LinearOperator):
         self.symbol = symbol
         self.self_adjoint = self_adjoint
         self.positive = positive
+        self.attrs = dict(attrs or {})
         self._count = 0
 
     # What a subclass implements.
@@ -89,15 +102,17 @@ class TrajectoryOperator(LinearOperator):
 
     @torch.no_grad()
     def apply(self, block: Tensor) -> Tensor:
-        r"""Apply to a block of vectors on the device.
+        """Apply to a block of vectors on the device.
 
         Parameters
         ----------
-        block : Tensor, shape (block, \\*domain.shape)
+        block : Tensor
+            Of shape ``(block, *domain.shape)``.
 
         Returns
         -------
-        Tensor, shape (block, \\*codomain.shape)
+        Tensor
+            Of shape ``(block, *codomain.shape)``.
         """
         self._count += len(block)
         return self._apply(block)
@@ -156,7 +171,7 @@ class TrajectoryOperator(LinearOperator):
         return super().__add__(other)
 
     def __sub__(self, other: Any) -> Any:
-        return self + (-other)
+        return self + (-other) if isinstance(other, LinearOperator) else NotImplemented
 
     def dot(self, x: Any) -> Any:
         """Apply, compose or scale, as SciPy's ``LinearOperator.dot`` does."""

@@ -25,6 +25,7 @@ class Adjoint(TrajectoryOperator):
             dtype=parent.torch_dtype,
             device=parent.device,
             symbol=_bracketed(parent) + "*",
+            attrs=parent.attrs,
         )
         self.parent = parent
 
@@ -69,6 +70,7 @@ class Product(TrajectoryOperator):
             dtype=flat[0].torch_dtype,
             device=flat[0].device,
             symbol=" ".join(_bracketed(f) for f in flat),
+            attrs=_common(*flat),
             self_adjoint=palindrome,
             positive=palindrome and (len(flat) % 2 == 0 or middle.positive),
         )
@@ -108,7 +110,8 @@ class Sum(TrajectoryOperator):
             flat[0].codomain,
             dtype=flat[0].torch_dtype,
             device=flat[0].device,
-            symbol=" + ".join(t.symbol for t in flat),
+            symbol=" + ".join(t.symbol for t in flat).replace("+ -", "- "),
+            attrs=_common(*flat),
             self_adjoint=all(t.self_adjoint for t in flat),
             positive=all(t.positive for t in flat),
         )
@@ -139,7 +142,8 @@ class Scaled(TrajectoryOperator):
             operator.codomain,
             dtype=operator.torch_dtype,
             device=operator.device,
-            symbol=f"{factor:.6g} {_bracketed(operator)}",
+            symbol=f"{'-' if factor == -1 else f'{factor:.6g} '}{_bracketed(operator)}",
+            attrs=operator.attrs,
             self_adjoint=operator.self_adjoint,
             positive=operator.positive and float(factor) >= 0,
         )
@@ -163,14 +167,26 @@ def _are_adjoint(a: TrajectoryOperator, b: TrajectoryOperator) -> bool:
 def _check_same(a: TrajectoryOperator, b: TrajectoryOperator, of_a: str, of_b: str) -> None:
     space_a, space_b = getattr(a, of_a), getattr(b, of_b)
     if space_a != space_b:
+        labels = space_a.misaligned(space_b) if space_a.dims == space_b.dims else []
+        detail = f"; the labels of {labels} differ" if labels else ""
         raise ValueError(
             f"{of_a} of {a!r} is {space_a}, {of_b} of {b!r} is {space_b}: they must be equal"
+            + detail
         )
     if (a.torch_dtype, a.device) != (b.torch_dtype, b.device):
         raise ValueError(
             f"{a!r} and {b!r} compute in different dtypes or on different devices: linearise both "
             "with the same dtype= and device="
         )
+
+
+def _common(*operators: TrajectoryOperator) -> dict[str, str]:
+    """Provenance that no operator contradicts."""
+    merged: dict[str, set[str]] = {}
+    for operator in operators:
+        for key, value in operator.attrs.items():
+            merged.setdefault(key, set()).add(value)
+    return {key: values.pop() for key, values in merged.items() if len(values) == 1}
 
 
 def _bracketed(operator: TrajectoryOperator) -> str:

@@ -108,6 +108,7 @@ def verdict(residual: Tensor, tol: float, what: str) -> Tensor:
 def configuration(op: TrajectoryOperator, **settings: Any) -> dict[str, Any]:
     """Flat attributes of a result: the operator, its dtype, and the settings as JSON."""
     return {
+        **op.attrs,
         "operator": op.symbol,
         "dtype": str(op.torch_dtype).removeprefix("torch."),
         "configuration": json.dumps(settings, sort_keys=True),

@@ -161,11 +161,7 @@ def _participation(
     z = common.random_block(op, op.codomain, m, rng)
     if symmetric:
         image = op.apply(z)
-        first = common.columns(z).mul(common.columns(image)).double().sum(1).cpu().numpy()
-        if first.min() < 0:
-            raise ValueError(
-                f"{op!r} is self-adjoint but not positive semi-definite: use op @ op.H"
-            )
+        first = _quotients(op, z, image)
     else:
         back = op.apply_adjoint(z)
         image = op.apply(back)
@@ -187,6 +183,8 @@ def _variance(
     rng = np.random.default_rng(rng)
     z = common.columns(common.random_block(op, op.codomain, m, rng))
     images = common.columns(op.apply_adjoint(z.reshape(m, *op.codomain.shape)))
+    if symmetric:
+        _quotients(op, z, images)
     if not images.any():
         return 0.0, 0.0
     k, most = 8, min(_MOST_MODES, min(op.shape) - 1)
@@ -218,12 +216,27 @@ def _leading(
     """The k leading singular triplets, vectors as rows."""
     if symmetric:
         modes = eigsh(op, k, rng=rng)
+        floor = 1e3 * common.noise_floor(op.torch_dtype) * abs(modes.eigenvalue).max()
+        if (modes.eigenvalue < -floor).any():
+            raise ValueError(
+                f"{op!r} has a negative eigenvalue, so it is not positive semi-definite: use "
+                "op @ op.H"
+            )
         triplet = (modes.eigenfunction, modes.eigenvalue, modes.eigenfunction)
     else:
         modes = svds(op, k, rng=rng)
         triplet = (modes.left, modes.singular_value, modes.right)
     left, values, right = (torch.from_numpy(part.values).to(op.device) for part in triplet)
     return common.columns(left), values, common.columns(right)
+
+
+def _quotients(op: TrajectoryOperator, z: Tensor, image: Tensor) -> np.ndarray:
+    """z* A z of every probe, none of which may be negative."""
+    values = common.columns(z).mul(common.columns(image)).double().sum(1).cpu().numpy()
+    noise = common.noise_floor(op.torch_dtype) * float(z.norm() * image.norm())
+    if values.min() < -noise:
+        raise ValueError(f"{op!r} is self-adjoint but not positive semi-definite: use op @ op.H")
+    return values
 
 
 def _squared_norms(block: Tensor) -> np.ndarray:

@@ -8,9 +8,10 @@ import torch
 import xarray as xr
 from torch import nn
 
-from kpops.learning.training import _draw, checkpoints, train
+from kpops.learning.training import _draw
 from kpops.models.network import Network
 from kpops.tasks import memory_pro
+from kpops.training import checkpoints, train
 
 TASK = memory_pro(24, rng=0, steps=(3, 2, 3))
 SETTINGS = {"max_steps": 12, "batch_size": 8, "checkpoint_every": 4, "rng": 1}

@@ -88,7 +88,7 @@ class Broken(TrajectoryOperator):
         if self.fault == "block" and len(block) > 1:
             result = result.flip(0)
         if self.fault == "deterministic":
-            result = result * (1 + 1e-15 * self.calls)
+            result = result * (1 + 1e-13 * self.calls)
         return result.float() if self.fault == "dtype" else result
 
     def _apply_adjoint(self, block):

@@ -1,0 +1,6 @@
+"""Train a model with checkpoints, and read checkpoints back."""
+
+from kpops.learning.checkpoints import Checkpoints, checkpoints
+from kpops.learning.training import train
+
+__all__ = ["Checkpoints", "checkpoints", "train"]
