@@ -9,9 +9,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import kpops
 import kpops.testing
 
-# An attribute of kpops and no module of that name: for autodoc to find it by its public name.
-sys.modules["kpops.training"] = kpops.training
-
 project = "kpops"
 author = "The kpops developers"
 copyright = "2026, The kpops developers"

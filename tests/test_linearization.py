@@ -222,7 +222,7 @@ def test_the_automatic_engine_follows_memory(monkeypatch):
     monkeypatch.setattr("kpops.engines.base.free_bytes", lambda device: 1500)
     lin = kpops.linearize(gru(), inputs())
     assert lin.engine.name == "autodiff"
-    assert "would take" in repr(lin)
+    assert "jacobian would store" in repr(lin)
     monkeypatch.setattr("kpops.engines.base.free_bytes", lambda device: 900)
     with pytest.raises(MemoryError, match=r"needs .* MiB, .* are free on cpu: use engine='autod"):
         kpops.linearize(gru(), inputs(), engine="jacobian")

@@ -186,10 +186,8 @@ def choose_engine(engine: str, estimate: dict[str, int], device: torch.device) -
     if engine == "auto":
         # Half of the free memory is left to blocks of vectors and to the user.
         if estimate["jacobian"] <= free // 2:
-            return "jacobian", f"stored Jacobians take {_mib(estimate['jacobian'])}"
-        return "autodiff", (
-            f"stored Jacobians would take {_mib(estimate['jacobian'])} of {_mib(free)} free"
-        )
+            return "jacobian", f"stores {_mib(estimate['jacobian'])}"
+        return "autodiff", f"jacobian would store {_mib(estimate['jacobian'])} of {_mib(free)} free"
     if engine not in estimate:
         raise ValueError(f"engine={engine!r}: choose 'auto' or one of {sorted(estimate)}")
     if estimate[engine] > free:

@@ -24,8 +24,8 @@ class ConvergenceWarning(UserWarning):
 
 
 def noise_floor(dtype: torch.dtype) -> float:
-    """Relative residual below which rounding decides: 32 units of rounding."""
-    return 32 * torch.finfo(dtype).eps
+    """Relative residual below which rounding decides: 64 units of rounding."""
+    return 64 * torch.finfo(dtype).eps
 
 
 def random_block(op: TrajectoryOperator, space: Space, k: int, rng: Any) -> Tensor:
@@ -50,7 +50,7 @@ def is_self_adjoint(op: TrajectoryOperator) -> bool:
     image_u, image_v = op.apply(u), op.apply(v)
     gap = abs(float((u * image_v).sum() - (image_u * v).sum()))
     scale = float(u.norm() * image_v.norm() + image_u.norm() * v.norm())
-    return gap <= 2 * noise_floor(op.torch_dtype) * scale
+    return gap <= noise_floor(op.torch_dtype) * scale
 
 
 def require_self_adjoint(op: TrajectoryOperator) -> None:

@@ -149,7 +149,7 @@ def _arpack(
                 linear,
                 k,
                 which="LM",
-                tol=tol,
+                tol=tol / 4,  # ARPACK stops by a bound of its own, near the residual
                 maxiter=max_iterations,
                 v0=start.cpu().numpy().ravel(),
             )

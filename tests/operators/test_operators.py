@@ -159,11 +159,17 @@ def test_incompatible_operators_are_refused(lin):
         lin.J @ lin.P
     with pytest.raises(ValueError, match="must be equal"):
         lin.J + lin.P
-    single = kpops.linearize(torch.nn.LSTM(2, 2), torch.zeros(5, 3, 2))
+    inputs = xr.DataArray(np.zeros((3, 5, 2)), dims=("trial", "time", "input"))
+    inputs["time"] = lin.states.time
+    single = kpops.linearize(torch.nn.LSTM(2, 2), inputs, dtype=torch.float32)
     with pytest.raises(ValueError, match="different dtypes"):
         lin.P @ single.P
+    with pytest.raises(ValueError, match=r"the labels of \['time'\] differ"):
+        lin.P @ kpops.linearize(torch.nn.LSTM(2, 2).double(), inputs.drop_vars("time")).P
     with pytest.raises(TypeError, match="real"):
         1j * lin.P
+    with pytest.raises(TypeError, match="unsupported operand"):
+        lin.P - 1
 
 
 def test_selection_equals_rows_and_columns_of_the_matrix(lin):
@@ -191,6 +197,9 @@ def test_off_diagonal_blocks_come_from_two_restrictions(lin):
     block = (first @ lin.K @ second.H).to_dense()
     assert relative(block, lin.K.to_dense()[:20, 20:40]) < 1e-14
     assert np.abs((first @ lin.P @ second.H).to_dense()).max() == 0  # P keeps trials apart
+    off_diagonal = first @ lin.K @ second.H
+    with pytest.raises(ValueError, match=r"the labels of \['trial'\] differ"):
+        off_diagonal @ off_diagonal
 
 
 @pytest.mark.parametrize(
@@ -251,7 +260,9 @@ def test_repr_says_what_where_and_how(lin):
     assert repr(lin.flow) == "<P K P* (trial: 3, time: 5, unit: 4), float64 on cpu, PSD>"
     assert repr(lin.J) == "<J (parameter: 48) -> (trial: 3, time: 5, unit: 4), float64 on cpu>"
     assert "(P + K)*" in repr((lin.P + lin.K).H)
-    assert "engine jacobian: stored Jacobians take" in repr(lin)
+    assert "<P - K (" in repr(lin.P - lin.K)
+    assert "<-P (" in repr(-lin.P)
+    assert "engine jacobian: stores" in repr(lin)
 
 
 def test_scipys_algebra_takes_over_with_foreign_operators(lin, q):

@@ -123,6 +123,19 @@ def test_wrong_options_are_refused(options, told):
 
 
 @pytest.mark.parametrize("method", ["exact", "hutchinson"])
-def test_an_indefinite_operator_is_refused(method):
+@pytest.mark.parametrize("kind", ["participation", "variance"])
+def test_an_indefinite_operator_is_refused(kind, method):
     with pytest.raises(ValueError, match="positive semi-definite"):
-        kpops.effective_rank(symmetric([1.0, -1.0, -2.0]), method=method, rng=0)
+        kpops.effective_rank(symmetric([1.0, -1.0, -2.0] * 5), kind, method=method, rng=0)
+
+
+def test_provenance_is_carried_by_every_result():
+    gru = torch.nn.GRU(2, 3, batch_first=True)
+    lin = kpops.linearize(gru, torch.ones(2, 4, 2), measure="mean", engine="autodiff")
+    flow = lin.flow.select(trial=0).expand_average(keep=("time",))
+    for result in (kpops.effective_rank(flow), kpops.eigsh(flow, k=2), kpops.svds(2 * lin.P, k=2)):
+        assert (result.measure, result.model, result.engine) == ("mean", "GRU", "autodiff")
+    other = kpops.linearize(gru, torch.ones(2, 4, 2), measure="sum", engine="autodiff")
+    mixed = kpops.eigsh(lin.K + other.K, k=2)
+    assert "measure" not in mixed.attrs
+    assert mixed.model == "GRU"
