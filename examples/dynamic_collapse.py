@@ -28,16 +28,19 @@ KINDS = ("variance over time", "participation")
 
 def measure(lin):
     """Effective ranks of K, P P* and P K P*, and the spectra of their reductions to time."""
-    ranks = np.empty((len(KINDS), len(OPERATORS)))
+    ranks, errors = np.empty((2, len(KINDS), len(OPERATORS)))
     spectra = []
     for i, op in enumerate((lin.K, lin.P @ lin.P.H, lin.flow)):
         over_time = op.expand_average(keep=("time",)).to_dense()
-        ranks[0, i] = kpops.effective_rank(over_time, kind="variance").estimate
-        ranks[1, i] = kpops.effective_rank(op, num_matvecs=32, rng=0).estimate
+        variance = kpops.effective_rank(over_time, kind="variance")
+        participation = kpops.effective_rank(op, num_matvecs=32, rng=0)
+        for j, rank in enumerate((variance, participation)):
+            ranks[j, i], errors[j, i] = rank.estimate, rank.stderr
         spectra.append(kpops.eigsh(over_time, k=30).eigenvalue)
     return xr.Dataset(
         {
             "effective_rank": (("kind", "operator"), ranks, {"long_name": "effective rank"}),
+            "stderr": (("kind", "operator"), errors, {"long_name": "standard error"}),
             "eigenvalue": xr.concat(spectra, dim="operator", combine_attrs="override"),
         },
         coords={
@@ -93,6 +96,7 @@ def main():
     evaluation_set = kpops.tasks.memory_pro(20, angles="even", noise=0)
 
     # In so small a network the threads of one layer wait for each other more than they work.
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = options.output / "checkpoints"
     history = kpops.training.train(
@@ -106,6 +110,7 @@ def main():
         rng=0,
         progress=True,
     )
+    torch.set_num_threads(threads)
     result = kpops.over_training(network, folder, evaluation_set.inputs, measure, progress=True)
     result["loss"] = history.loss.sel(step=result.step)
 
