@@ -135,7 +135,7 @@ class Space:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """Host copy of a tensor as a NumPy array."""
+    """NumPy array of a tensor, sharing its memory if that is on the host."""
     return tensor.detach().cpu().numpy()
 
 
@@ -223,6 +223,17 @@ def _to_block(q: Tensor, space: Space) -> tuple[Tensor, Callable[[Tensor, Space]
     raise ValueError(
         f"q has shape {shape}, expected ({n},), ({n}, k){structured} for the space {space}"
     )
+
+
+def by_name(array: xr.DataArray, space: Space, what: str) -> Any:
+    """Values of a DataArray in the order of the dims of `space`, whose labels must agree."""
+    if set(array.dims) != set(space.dims):
+        raise ValueError(f"{what} has dims {array.dims}, expected {space.dims}")
+    coords = {d: ((d,), array[d].values) for d in space.dims if d in array.coords}
+    labels = Space(space.dims, space.shape, coords).misaligned(space)
+    if labels:
+        raise ValueError(f"{what} and the inputs disagree on the labels of {labels}: align them")
+    return array.transpose(*space.dims).data
 
 
 def _enter_dataarray(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from kpops import snapshot
 from kpops.engines.autodiff import AutodiffEngine
-from kpops.engines.base import Engine, Trajectory, choose_engine
+from kpops.engines.base import ONE_AT_A_TIME, Engine, Trajectory, choose_engine
 from kpops.engines.jacobian import JacobianEngine
 from kpops.engines.rowwise import Rowwise
 from kpops.labels import Space, to_numpy
@@ -68,6 +68,7 @@ def linearize(
         grad.
     readout : nn.Linear or callable, optional
         ``y = C(h)``, on rows (row, hidden) of what the module outputs (for an LSTM: h without c).
+        A module is copied; a bare callable is used as it is, and has no parameters that learn.
     mask : array_like of bool, optional
         Shape (trial, time), True at valid steps: first the valid ones, then the padding. The
         operators are restricted to the valid steps.
@@ -110,16 +111,19 @@ def linearize(
         raise ValueError(f"measure={measure!r}: choose 'sum' or 'mean'")
     is_network = isinstance(model, Network)
     if is_network:
+        snapshot.refuse_changed_network(model)
         readout = model.readout if readout is None else readout
         model = model.recurrent
+    snapshot.refuse_tied(model, readout)
     recurrence = snapshot.of_model(model, dtype, device)
     recurrence.time_major &= not is_network  # a Network takes (trial, time, feature)
     learning = snapshot.learning_parameters(recurrence, parameters)
     like = next(iter(learning.values()))
     x, coords = snapshot.read_inputs(inputs, recurrence, like, convert=dtype is not None)
-    valid = snapshot.read_mask(mask, x)
+    valid = snapshot.read_mask(mask, x, coords)
     recurrence.requires_grad_(False)  # the snapshot's: no autograd graph is ever wanted
-    trajectory = snapshot.run(recurrence, x, h0, valid)
+    with ONE_AT_A_TIME, torch.autocast(like.device.type, enabled=False):
+        trajectory = snapshot.run(recurrence, x, snapshot.convert_state(h0, dtype), valid)
     own: dict[str, Tensor] = {}
     if readout is not None:
         hidden = recurrence.output(trajectory.states.flatten(0, 1))
@@ -199,7 +203,7 @@ class Linearization:
     def states(self) -> xr.DataArray:
         """The states h, dims (trial, time, unit); zero where the mask is False."""
         states = self.trajectory.restrict(self.trajectory.states[None])[0]
-        return self.space.label(to_numpy(states), name="states", long_name="state h")
+        return self.space.label(to_numpy(states.clone()), name="states", long_name="state h")
 
     @cached_property
     def outputs(self) -> xr.DataArray:
@@ -281,7 +285,7 @@ class Linearization:
     @cached_property
     def C(self) -> TrajectoryOperator:
         """C, the readout linearised at the states."""
-        rows = Rowwise(self.readout_function, {}, *self._readout_rows())
+        rows = Rowwise(self._readout_map(), {}, *self._readout_rows())
         return self._signed(ReadoutJacobian(rows, self.trajectory, self.space, self.output_space))
 
     @cached_property
@@ -296,7 +300,7 @@ class Linearization:
         if not own:
             return through_states
         J_C = ReadoutParameterJacobian(
-            Rowwise(self.readout_function, own, *self._readout_rows()),
+            Rowwise(self._readout_map(), own, *self._readout_rows()),
             self.trajectory,
             _parameter_space({n: p.numel() for n, p in own.items()}),
             self.output_space,
@@ -312,10 +316,11 @@ class Linearization:
 
     def readout_function(self, parameters: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
         """Outputs y = C(h) on rows, under the readout's own `parameters`; x is not used."""
-        hidden = self.recurrence.output(h)
-        if isinstance(self.readout, nn.Module):
-            return functional_call(self.readout, parameters, (hidden,))
-        return self._require_readout()(hidden)
+        return _read_out(self.recurrence, self._require_readout(), parameters, x, h)
+
+    def _readout_map(self) -> Callable[..., Tensor]:
+        # Not a method of self: operators must not keep the linearization alive in a cycle.
+        return partial(_read_out, self.recurrence, self._require_readout())
 
     def _require_readout(self) -> Callable[[Tensor], Tensor]:
         if self.readout is None:
@@ -352,6 +357,19 @@ class Linearization:
             f" measure {self.measure}, {self.attrs['dtype']} on {self.device}, "
             f"engine {self.engine.name}: {self.engine_reason}>"
         )
+
+
+def _read_out(
+    recurrence: Recurrence,
+    readout: Callable[[Tensor], Tensor],
+    parameters: dict[str, Tensor],
+    x: Tensor,
+    h: Tensor,
+) -> Tensor:
+    hidden = recurrence.output(h)
+    if isinstance(readout, nn.Module):
+        return functional_call(readout, parameters, (hidden,))
+    return readout(hidden)
 
 
 def _parameter_space(sizes: dict[str, int]) -> Space:

@@ -14,7 +14,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from kpops.engines.base import Trajectory
-from kpops.labels import Coordinate, as_tensor, numpy_dtype
+from kpops.labels import Coordinate, Space, as_tensor, by_name, numpy_dtype
+from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence, as_recurrence
 
 
@@ -42,9 +43,10 @@ def of_readout(readout: Any, hidden: Tensor, *, convert: bool) -> tuple[Any, dic
     With `convert`, a readout of another dtype is converted; else it is refused.
     """
     mine, learning = _copy_readout(readout, hidden, convert)
+    devices = [hidden.device] if hidden.device.type == "cuda" else []
     try:
-        with torch.no_grad():
-            outputs = mine(hidden)
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            outputs, again, first = mine(hidden), mine(hidden), mine(hidden[:1])
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             "readout cannot take hidden states of shape (row, hidden) = "
@@ -53,7 +55,35 @@ def of_readout(readout: Any, hidden: Tensor, *, convert: bool) -> tuple[Any, dic
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(hidden):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"readout returned {got}, expected (row, output) = ({len(hidden)}, ...)")
+    if outputs.dtype != hidden.dtype:
+        raise TypeError(f"readout returned {outputs.dtype} for {hidden.dtype}: keep the dtype")
+    if _differ(again, outputs) or _differ(first, outputs[:1]):
+        raise ValueError(
+            "readout is random or mixes rows: it must map each hidden state alone; call "
+            "readout.eval(), or leave batch statistics out"
+        )
     return mine, learning
+
+
+def refuse_tied(model: nn.Module, readout: Any) -> None:
+    """Refuse a weight that recurrence and readout share: their tangents would not add up."""
+    if isinstance(readout, nn.Module):
+        names = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
+        for name, parameter in readout.named_parameters():
+            if id(parameter) in names:
+                raise ValueError(
+                    f"the readout's {name} is the recurrence's {names[id(parameter)]}: untie them, "
+                    "or freeze the parameter by requires_grad_(False)"
+                )
+
+
+def convert_state(h0: Any, dtype: torch.dtype | None) -> Any:
+    """Initial state in `dtype`, where the user has asked for one."""
+    if h0 is None or dtype is None:
+        return h0
+    if isinstance(h0, tuple):
+        return tuple(as_tensor(part).to(dtype) for part in h0)
+    return as_tensor(h0).to(dtype)
 
 
 def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[str, Tensor]]:
@@ -81,6 +111,17 @@ def _copy(module: Any) -> Any:
             f"{type(module).__name__} cannot be copied ({error}): keep only parameters and "
             "buffers as its tensors, for example with torch.nn.utils.parametrizations"
         ) from error
+
+
+def refuse_changed_network(network: Network) -> None:
+    """Refuse a Network that does something else than its recurrent module and its readout."""
+    if type(network).forward is not Network.forward or (
+        network._forward_hooks or network._forward_pre_hooks
+    ):
+        raise ValueError(
+            f"{type(network).__name__} has a forward or hooks of its own: linearise its recurrent "
+            "module and pass readout="
+        )
 
 
 def _refuse_dropout(model: nn.Module) -> None:
@@ -161,12 +202,13 @@ def read_inputs(
     return x.contiguous(), coords
 
 
-def read_mask(mask: Any, x: Tensor) -> Tensor | None:
+def read_mask(mask: Any, x: Tensor, coords: dict[str, Coordinate]) -> Tensor | None:
     """Mask as a bool tensor (trial, time), or None when every step is valid."""
     if mask is None:
         return None
     if isinstance(mask, xr.DataArray):
-        mask = mask.transpose("trial", "time").data
+        space = Space(("trial", "time"), (x.shape[0], x.shape[1]), coords)
+        mask = by_name(mask, space, "mask")
     valid = as_tensor(mask).to(device=x.device)
     if tuple(valid.shape) != tuple(x.shape[:2]):
         raise ValueError(
@@ -216,6 +258,16 @@ def run(recurrence: Recurrence, x: Tensor, h0: Any, valid: Tensor | None) -> Tra
             h = new
     trajectory = Trajectory(x, torch.stack(previous, 1), torch.stack(states, 1), valid)
     _refuse_nonfinite(trajectory.states, "the state")
+    with torch.no_grad():
+        # Again where h is not zero, and once for all steps together, as they are differentiated.
+        _refuse_random_or_mixing(recurrence, x[:, -1], trajectory.previous[:, -1])
+        together = recurrence(x.flatten(0, 1), trajectory.previous.flatten(0, 1))
+    if _differ(together, trajectory.states.flatten(0, 1)):
+        raise ValueError(
+            f"{type(recurrence.module).__name__} gives another state when all steps are taken at "
+            "once: it mixes trials, counts its calls or remembers something beside h; keep all "
+            "memory in h"
+        )
     return trajectory
 
 
@@ -231,25 +283,40 @@ def _refuse_nonfinite(values: Tensor, what: str) -> None:
         )
 
 
+def _differ(a: Tensor, b: Tensor) -> bool:
+    # Not to the bit: BLAS may sum in another order when memory lies otherwise.
+    bound = 1e3 * torch.finfo(a.dtype).eps * (b.abs().max() + 1)
+    return bool((a - b).abs().max() > bound)
+
+
 def _refuse_random_or_mixing(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
     name = type(recurrence.module).__name__
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
-            once, twice = recurrence(x, h), recurrence(x, h)
+            given = h.clone()
+            once, twice = recurrence(x, given), recurrence(x, h.clone())
         except (RuntimeError, TypeError) as error:
             raise ValueError(
                 f"{name} cannot take a step with x_t of shape {tuple(x.shape)} and h of shape "
                 f"{tuple(h.shape)}: {error}"
             ) from error
-    # Not to the bit: BLAS may sum in another order when memory lies otherwise.
-    bound = 1e3 * torch.finfo(x.dtype).eps * (once.abs().max() + 1)
-    if (twice - once).abs().max() > bound:
+    if once.dtype != h.dtype:
+        raise TypeError(
+            f"{name} returned {once.dtype} for a state of {h.dtype}: a buffer or constant of "
+            "another dtype? Pass dtype= to kpops.linearize, or convert it"
+        )
+    if given._version or once is given:
+        raise ValueError(
+            f"{name} changes h in place or returns it as it is: return a new tensor, for example "
+            "by h = h * a instead of h *= a"
+        )
+    if _differ(twice, once):
         raise ValueError(
             f"two steps of {name} from the same state differ: it is random, or keeps a state of "
             "its own; call model.eval(), or pass noise as an input"
         )
-    if len(x) > 1 and (recurrence(x[:1], h[:1]) - once[:1]).abs().max() > bound:
+    if len(x) > 1 and _differ(recurrence(x[:1], h[:1]), once[:1]):
         raise ValueError(
             f"{name} mixes trials: the first trial alone gives another state than among the "
             "others (batch normalisation in training mode?); call model.eval()"

@@ -87,6 +87,10 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
     if op.positive:
         quotients = _dots(u, image) / (u.norm().double() * image.norm().double() + 1e-300)
         figures["positive"] = max(0.0, -float(quotients.min()))
+        if "dense" in figures:
+            values = torch.linalg.eigvalsh((dense + dense.T) / 2)
+            scale = float(values.abs().max().clamp_min(torch.finfo(values.dtype).tiny))
+            figures["positive"] = max(figures["positive"], -float(values[0]) / scale)
 
     bound = 1e3 * torch.finfo(op.torch_dtype).eps
     bad = {name: value for name, value in figures.items() if not value <= bound}

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -78,6 +79,29 @@ def test_a_linearization_survives_pickling():
     assert repr(again) == repr(lin)
 
 
+def test_editing_the_states_changes_no_operator():
+    lin = kpops.linearize(gru(), inputs(), readout=lambda h: h**2)
+    q = inputs(3, 5, 4)
+    expected = lin.C @ q
+    lin.states.values[:] = 0
+    assert torch.equal(lin.C @ q, expected)
+
+
+def test_a_linearization_is_freed_when_it_is_dropped():
+    lin = kpops.linearize(gru(), inputs(), readout=nn.Linear(4, 2))
+    kpops.gradient_flow(lin, torch.zeros(3, 5, 2))
+    gone = weakref.ref(lin)
+    del lin
+    assert gone() is None
+
+
+def test_h0_is_converted_where_dtype_is_given():
+    lin = kpops.linearize(
+        gru(), inputs(dtype=torch.float64), h0=np.ones((3, 4)), dtype=torch.float32
+    )
+    assert lin.dtype == torch.float32
+
+
 # What learns.
 
 
@@ -104,6 +128,7 @@ def test_a_weight_with_two_names_counts_once():
     assert "again.weight" not in lin.parameters
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's, of weight norm
 @pytest.mark.parametrize("engine", ["autodiff", "jacobian"])
 def test_parametrized_weights_learn_through_their_parametrization(engine):
     model = gru().double()
@@ -231,6 +256,18 @@ def test_the_automatic_engine_follows_memory(monkeypatch):
 # Errors.
 
 
+class InPlace(nn.Module):
+    """A cell that halves the state it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x, h):
+        h *= 0.5
+        return h + torch.tanh(self.weight + x.sum(-1, keepdim=True))
+
+
 class Quiet(nn.Module):
     """A user's cell whose fault is a function."""
 
@@ -242,6 +279,33 @@ class Quiet(nn.Module):
 
     def forward(self, x, h):
         return self.fault(x, torch.tanh(self.weight * h + x.sum(-1, keepdim=True)))
+
+
+class MyNetwork(kpops.Network):
+    def forward(self, inputs, h0=None):
+        return super().forward(2 * inputs, h0)
+
+
+def hooked():
+    model = gru()
+    model.register_forward_pre_hook(lambda module, args: (2 * args[0], *args[1:]))
+    return model
+
+
+def counting():
+    calls = []
+
+    def fault(x, h):
+        calls.append(1)
+        return h * (1 + (len(calls) > 8))
+
+    return Quiet(fault)
+
+
+def tied():
+    network = kpops.Network(nn.RNN(2, 4, batch_first=True), nn.Linear(4, 4))
+    network.readout.weight = network.recurrent.weight_hh_l0
+    return network
 
 
 class MyGRU(nn.GRU):
@@ -345,6 +409,61 @@ REFUSED = {
         lambda: kpops.linearize(MyGRU(2, 4, batch_first=True), inputs()),
         ValueError,
         "MyGRU overrides the forward of GRU",
+    ),
+    "own forward of a Network": (
+        lambda: kpops.linearize(MyNetwork(gru(), nn.Linear(4, 2)), inputs()),
+        ValueError,
+        "MyNetwork has a forward or hooks of its own",
+    ),
+    "hooks": (lambda: kpops.linearize(hooked(), inputs()), ValueError, "GRU has forward hooks"),
+    "weight tied to the readout": (
+        lambda: kpops.linearize(tied(), inputs()),
+        ValueError,
+        "the readout's weight is the recurrence's weight_hh_l0: untie them",
+    ),
+    "noise that h = 0 hides": (
+        lambda: kpops.linearize(
+            Quiet(lambda x, h: h + 0 * torch.rand(1) if not h.any() else h * torch.rand(1)),
+            inputs(),
+        ),
+        ValueError,
+        "two steps of Quiet from the same state differ",
+    ),
+    "memory beside h": (
+        lambda: kpops.linearize(counting(), inputs()),
+        ValueError,
+        "remembers something beside h",
+    ),
+    "h changed in place": (
+        lambda: kpops.linearize(InPlace(), inputs(), h0=torch.ones(3, 4)),
+        ValueError,
+        "InPlace changes h in place or returns it as it is",
+    ),
+    "dtype of the next state": (
+        lambda: kpops.linearize(Quiet(lambda x, h: h.double()), inputs()),
+        TypeError,
+        "Quiet returned torch.float64 for a state of torch.float32",
+    ),
+    "dtype of the outputs": (
+        lambda: kpops.linearize(gru(), inputs(), readout=lambda h: h.double()),
+        TypeError,
+        "readout returned torch.float64 for torch.float32",
+    ),
+    "random readout": (
+        lambda: kpops.linearize(gru(), inputs(), readout=lambda h: h * torch.rand_like(h)),
+        ValueError,
+        "readout is random or mixes rows",
+    ),
+    "labels of mask": (
+        lambda: kpops.linearize(
+            gru(),
+            xr.DataArray(
+                inputs().numpy(), dims=("trial", "time", "x"), coords={"trial": [5, 6, 7]}
+            ),
+            mask=xr.DataArray(np.ones((3, 5)), dims=("trial", "time"), coords={"trial": [7, 6, 5]}),
+        ),
+        ValueError,
+        r"mask and the inputs disagree on the labels of \['trial'\]",
     ),
     "dropout between layers": (
         lambda: kpops.linearize(gru(num_layers=2, dropout=0.5), inputs()),

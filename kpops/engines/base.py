@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from torch import Tensor
 
 from kpops.engines.rowwise import Rowwise
 from kpops.models.recurrence import Recurrence
+
+# functional_call swaps the weights of a module while it runs, and the levels of torch.func belong
+# to the process, so that two products at a time would spoil each other.
+ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)

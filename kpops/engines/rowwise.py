@@ -24,7 +24,7 @@ RowFunction = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
 # allocator's hands (fresh pages cost more than the arithmetic on them), and a chunk of vectors
 # that bounds all temporaries together. A GPU wants few and large launches instead.
 _ROW_BYTES = defaultdict(lambda: 2**26, cpu=2**20)
-_BLOCK_BYTES = 2**26
+_BLOCK_BYTES = defaultdict(lambda: 2**32, cpu=2**26)
 # Temporaries of the size of the rows that a cell's gates and their tangents take, about.
 TEMPORARIES = 24
 
@@ -122,7 +122,10 @@ class Rowwise:
 
             return maps.rows._each(flat, q[:, maps.where])
 
-        return torch.stack([on_chunk(maps) for maps in self._parameter_maps(names)]).sum(0)
+        total = q.new_zeros(len(q), sum(self.sizes(names)))
+        for maps in self._parameter_maps(names):
+            total += on_chunk(maps)
+        return total
 
     def state_jacobians(self) -> Tensor:
         """All A[r] at once, shape (row, output, unit)."""
@@ -190,7 +193,9 @@ class Rowwise:
         if len(block) == 1:  # no vmap: its bookkeeping would double the cost of a small product
             return action(block[0])[None]
         per_vector = TEMPORARIES * self.h.numel() * self.h.element_size()
-        return vmap(action, chunk_size=max(1, _BLOCK_BYTES // per_vector))(block)
+        return vmap(action, chunk_size=max(1, _BLOCK_BYTES[self.h.device.type] // per_vector))(
+            block
+        )
 
 
 def _pull_back(function: Callable[[Any], Tensor], point: Any, cotangent: Tensor) -> Any:

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.labels import as_tensor, to_numpy
+from kpops.labels import Space, as_tensor, by_name, to_numpy
 from kpops.linearization import Linearization
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -68,7 +68,7 @@ def gradient_flow(lin: Linearization, targets: Any, loss: str | Loss = "mse") ->
     """
     has_readout = lin.readout is not None
     outputs_space = lin.output_space if has_readout else lin.space
-    wanted = _targets(lin, targets, outputs_space.shape)
+    wanted = _targets(lin, targets, outputs_space)
     value, of_outputs = _loss_and_gradient(lin, wanted, loss)
     of_outputs = lin.trajectory.restrict(of_outputs[None])
     error = lin.C.apply_adjoint(of_outputs) if has_readout else of_outputs
@@ -98,14 +98,18 @@ def gradient_flow(lin: Linearization, targets: Any, loss: str | Loss = "mse") ->
     )
 
 
-def _targets(lin: Linearization, targets: Any, shape: tuple[int, ...]) -> Tensor:
+def _targets(lin: Linearization, targets: Any, space: Space) -> Tensor:
     if isinstance(targets, xr.DataArray):
-        targets = targets.transpose("trial", "time", ...).data
+        # The channels of outputs have no names to compare; trials and times have.
+        steps = lin.space.keep(("trial", "time"))
+        (channel,) = set(targets.dims) - set(steps.dims) or ("output",)
+        named = Space((*steps.dims, str(channel)), space.shape, steps.coords)
+        targets = by_name(targets, named, "targets")
     if isinstance(targets, Tensor) and targets.is_floating_point() and targets.dtype != lin.dtype:
         raise TypeError(f"targets is {targets.dtype}, the linearization {lin.dtype}: convert it")
     wanted = as_tensor(targets)
-    if tuple(wanted.shape) != shape:
-        raise ValueError(f"targets has shape {tuple(wanted.shape)}, expected {shape}")
+    if tuple(wanted.shape) != space.shape:
+        raise ValueError(f"targets has shape {tuple(wanted.shape)}, expected {space.shape}")
     wanted = wanted.to(dtype=lin.dtype, device=lin.device)
     wanted = lin.trajectory.restrict(wanted[None])[0]
     if not wanted.isfinite().all():

@@ -104,12 +104,12 @@ class Recurrence(nn.Module):
 class ModuleRecurrence(Recurrence):
     """Any ``nn.Module`` whose ``forward(x_t, h)`` returns the next state.
 
-    The sizes are read from the attributes ``hidden_size`` (or ``state_size``) and ``input_size``
+    The sizes are read from the attributes ``state_size`` (or ``hidden_size``) and ``input_size``
     where the module has them; else the state size comes from ``h0``.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        size = getattr(module, "hidden_size", getattr(module, "state_size", None))
+        size = getattr(module, "state_size", getattr(module, "hidden_size", None))
         input_size = getattr(module, "input_size", None)
         super().__init__(
             module,

@@ -96,6 +96,11 @@ class TorchRecurrence(Recurrence):
                 f"{name} has dropout={module.dropout} and is in training mode, so its step is "
                 "random: call model.eval() first"
             )
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(
+                f"{name} has forward hooks, which may change its step: remove them (pruning: "
+                "prune.remove), or reparametrise by torch.nn.utils.parametrize"
+            )
         plain = (nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell)
         if type(module).forward not in [cls.forward for cls in plain]:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from kpops.engines.base import check_allocation
+from kpops.engines.base import ONE_AT_A_TIME, check_allocation
 from kpops.labels import Space, enter, is_cupy, numpy_dtype, to_numpy
 
 
@@ -100,7 +100,6 @@ class TrajectoryOperator(LinearOperator):
         """Number of vectors that the operator or its adjoint has been applied to."""
         return self._count
 
-    @torch.no_grad()
     def apply(self, block: Tensor) -> Tensor:
         """Apply to a block of vectors on the device.
 
@@ -114,14 +113,18 @@ class TrajectoryOperator(LinearOperator):
         Tensor
             Of shape ``(block, *codomain.shape)``.
         """
-        self._count += len(block)
-        return self._apply(block)
+        return self._counted(self._apply, block)
 
-    @torch.no_grad()
     def apply_adjoint(self, block: Tensor) -> Tensor:
         """Apply the adjoint to a block of vectors on the device; see :meth:`apply`."""
-        self._count += len(block)
-        return self._apply_adjoint(block)
+        return self._counted(self._apply_adjoint, block)
+
+    @torch.no_grad()
+    def _counted(self, act: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
+        # Autocast would compute in a lower precision than the dtype says.
+        with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
+            self._count += len(block)
+            return act(block)
 
     # The boundary.
 
@@ -153,9 +156,9 @@ class TrajectoryOperator(LinearOperator):
     def __rmatmul__(self, other: Any) -> Any:
         if np.isscalar(other):
             raise ValueError("Scalar operands are not allowed, use '*' instead")
-        transposed = other if getattr(other, "ndim", 1) < 2 else other.T
-        result = self.T @ transposed
-        return result if result.ndim < 2 else result.T
+        if getattr(other, "ndim", 1) == 2 and other.shape[-1] == self.shape[0]:
+            return (self.T @ other.T).T  # rows are the vectors
+        return self.T @ other
 
     def __truediv__(self, other: Any) -> Any:
         return self * (1 / other)
@@ -169,6 +172,9 @@ class TrajectoryOperator(LinearOperator):
 
             return Sum(self, other)
         return super().__add__(other)
+
+    def __radd__(self, other: Any) -> Any:
+        return self if np.isscalar(other) and other == 0 else NotImplemented  # sum() starts at 0
 
     def __sub__(self, other: Any) -> Any:
         return self + (-other) if isinstance(other, LinearOperator) else NotImplemented
@@ -290,15 +296,18 @@ class TrajectoryOperator(LinearOperator):
         check_allocation(
             f"the dense {self!r}", 2 * rows * columns * self.dtype.itemsize, self.device
         )
-        dense = torch.empty(columns, rows, dtype=self.torch_dtype, device=self.device)
+        wide = rows < columns  # then its rows are fewer products than its columns
+        space, act = (self.codomain, self.apply_adjoint) if wide else (self.domain, self.apply)
+        images = torch.empty(
+            space.size, max(rows, columns), dtype=self.torch_dtype, device=self.device
+        )
         chunk = 64
-        for start in range(0, columns, chunk):
-            size = min(chunk, columns - start)
-            basis = torch.zeros(size, columns, dtype=self.torch_dtype, device=self.device)
+        for start in range(0, space.size, chunk):
+            size = min(chunk, space.size - start)
+            basis = torch.zeros(size, space.size, dtype=self.torch_dtype, device=self.device)
             basis[:, start : start + size].fill_diagonal_(1)
-            block = basis.reshape(size, *self.domain.shape)
-            dense[start : start + size] = self.apply(block).reshape(size, rows)
-        return dense.T.contiguous()
+            images[start : start + size] = act(basis.reshape(size, *space.shape)).flatten(1)
+        return images if wide else images.T.contiguous()
 
     def to_cupy(self) -> Any:
         """Export to ``cupyx.scipy.sparse.linalg.LinearOperator`` without copying.

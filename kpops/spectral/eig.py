@@ -67,7 +67,10 @@ def eigsh(
 
     Notes
     -----
-    ARPACK: Lehoucq, Sorensen and Yang (1998), ARPACK Users' Guide.
+    ARPACK: Lehoucq, Sorensen and Yang (1998), ARPACK Users' Guide. Repeated eigenvalues are the
+    rule here (a linear RNN has K = M M^T kron I), and a Krylov method from one vector may skip
+    copies of them. The operator is therefore searched again off the modes found, until no larger
+    one is left.
 
     Examples
     --------
@@ -128,38 +131,61 @@ def _arpack(
     rng: Any,
     progress: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Leading k eigenpairs, vectors as rows; NaN for what ARPACK does not find or cannot vouch for.
+
+    From one start vector, Lanczos sees one copy of a repeated eigenvalue; ARPACK finds the others
+    by rounding, or not at all, and then goes on to smaller ones. So it looks again, from a fresh
+    vector, off the modes that it has: until nothing larger than the least of them is left.
+    """
     n = op.shape[0]
     if k >= n:
         raise ValueError(f"k={k}: ARPACK finds at most n - 1 = {n - 1} modes; use method='exact'")
-    start = common.random_block(op, op.domain, 1, rng)
-    if not op.apply(start).any():
-        # ARPACK fails on a zero operator. A random vector in its null space shows that it is one.
+    rng = np.random.default_rng(rng)
+    probe = common.random_block(op, op.domain, 1, rng)
+    scale = float(op.apply(probe).norm() / probe.norm())  # ARPACK's test of convergence is absolute
+    if scale == 0:
+        # A random vector in the null space shows that the operator is zero.
         basis = torch.linalg.qr(common.columns(common.random_block(op, op.domain, k, rng)).T)[0]
-        return start.new_zeros(k), basis.T
+        return probe.new_zeros(k), basis.T
     bar = tqdm(disable=not progress, desc="eigsh", unit=" products")
 
-    def matvec(x: np.ndarray) -> np.ndarray:
-        bar.update()
-        return op.matvec(x)
+    def run(found: np.ndarray, k: int, tol: float) -> tuple[np.ndarray, np.ndarray]:
+        def off_found(x: np.ndarray) -> np.ndarray:
+            return x - found @ (found.T @ x)
 
-    linear = scipy.sparse.linalg.LinearOperator(op.shape, matvec=matvec, dtype=op.dtype)
-    with bar:
+        def matvec(x: np.ndarray) -> np.ndarray:
+            bar.update()
+            return off_found(op.matvec(off_found(x.ravel())) / op.dtype.type(scale))
+
+        start = off_found(rng.standard_normal(n).astype(op.dtype))
+        if np.linalg.norm(matvec(start)) <= common.noise_floor(op.torch_dtype) * n**0.5:
+            return np.zeros(k, op.dtype), np.zeros((n, k), op.dtype)  # nothing is left
+        linear = scipy.sparse.linalg.LinearOperator(op.shape, matvec=matvec, dtype=op.dtype)
         try:
             values, vectors = scipy.sparse.linalg.eigsh(
-                linear,
-                k,
-                which="LM",
-                tol=tol / 4,  # ARPACK stops by a bound of its own, near the residual
-                maxiter=max_iterations,
-                v0=start.cpu().numpy().ravel(),
+                linear, k, which="LM", tol=tol, maxiter=max_iterations, v0=start
             )
         except scipy.sparse.linalg.ArpackNoConvergence as stopped:
             values, vectors = stopped.eigenvalues, stopped.eigenvectors
-    found = np.argsort(-np.abs(values))
-    out_values = torch.full((k,), torch.nan, dtype=op.torch_dtype)
-    out_vectors = torch.full((k, n), torch.nan, dtype=op.torch_dtype)
-    out_values[: len(found)] = torch.from_numpy(np.ascontiguousarray(values[found]))
-    out_vectors[: len(found)] = torch.from_numpy(np.ascontiguousarray(vectors[:, found].T))
+        order = np.argsort(-np.abs(values))
+        return values[order], vectors[:, order]
+
+    with bar:
+        # A quarter of the tolerance: ARPACK stops by a bound of its own, near the residual.
+        values, vectors = run(np.zeros((n, 0), op.dtype), k, tol / 4)
+        complete = len(values) == k
+        while complete and vectors.shape[1] < n - 1:
+            more, another = run(vectors, 1, tol / 4)
+            complete = len(more) == 1
+            least = np.sort(np.abs(values))[-k]
+            if not complete or np.abs(more[0]) <= least * (1 + max(tol, 1e-6)):
+                break
+            values, vectors = np.append(values, more), np.hstack([vectors, another])
+    order = np.argsort(-np.abs(values))[:k]
+    out_values = torch.full((k,), torch.nan, dtype=op.torch_dtype, device="cpu")
+    out_vectors = torch.full((k, n), torch.nan, dtype=op.torch_dtype, device="cpu")
+    out_values[: len(order)] = torch.from_numpy(scale * values[order])
+    out_vectors[: len(order)] = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T))
     return out_values.to(op.device), out_vectors.to(op.device)
 
 

@@ -97,7 +97,8 @@ def effective_rank(
     if method not in ("auto", "exact", "hutchinson"):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'hutchinson'")
     if method == "auto":
-        method = "exact" if max(op.shape) <= common.DENSE_SIZE else "hutchinson"
+        thin = min(op.shape) <= common.DENSE_SIZE and op.shape[0] * op.shape[1] <= 2**26
+        method = "exact" if thin else "hutchinson"
     symmetric = common.is_self_adjoint(op)
     before = op.num_matvecs
     if method == "exact":
@@ -137,13 +138,15 @@ def _refuse_indefinite(op: TrajectoryOperator, symmetric: bool) -> None:
 
 
 def _from_spectrum(singular: Tensor, kind: str, symmetric: bool, threshold: float) -> float:
+    if not singular.isfinite().all():
+        raise ValueError("the operator is not finite: check the weights and the scale")
     if not singular.any():
         return 0.0
+    singular = singular.double() / singular.max()  # squares of small numbers would underflow
     if kind == "participation":
         gram = singular if symmetric else singular**2
-        gram = gram / gram.max()
         return float(gram.sum() ** 2 / (gram**2).sum())
-    squares = (singular / singular.max()) ** 2
+    squares = singular**2
     return float(_count_to(squares, threshold * squares.sum()))
 
 
@@ -187,7 +190,7 @@ def _variance(
         _quotients(op, z, images)
     if not images.any():
         return 0.0, 0.0
-    k, most = 8, min(_MOST_MODES, min(op.shape) - 1)
+    k, most = 8, min(_MOST_MODES, min(op.shape))
     while True:
         k = min(k, most)
         left, values, right = _leading(op, symmetric, k, rng)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -49,8 +50,8 @@ def svds(
     -------
     Dataset
         ``singular_value(mode)``, falling; ``left(mode, *codomain)`` and ``right(mode, *domain)``
-        of unit norm; ``residual(mode)``; ``converged(mode)``. A dim that domain and codomain do
-        not share in size gets the suffix ``_in`` in ``right``.
+        of unit norm; ``residual(mode)``; ``converged(mode)``. A dim whose size or labels differ
+        between domain and codomain gets the suffix ``_in`` in ``right``.
 
     Raises
     ------
@@ -91,10 +92,11 @@ def svds(
     residual = _residual(op, lefts, values, rights)
     converged = common.verdict(residual, tol, f"svds by {method}")
     right_modes = common.modes_of(rights, op.domain, "right singular function")
-    clash = [d for d, s in op.domain.sizes.items() if op.codomain.sizes.get(d, s) != s]
-    right_modes = right_modes.drop_vars(
-        [c for c in right_modes.coords if set(right_modes[c].dims) & set(clash)]
-    ).rename({d: f"{d}_in" for d in clash})
+    shared = set(op.domain.dims) & set(op.codomain.dims)
+    labelled_apart = op.domain.misaligned(op.codomain) if shared == set(op.domain.dims) else []
+    clash = [d for d in shared if op.domain.sizes[d] != op.codomain.sizes[d] or d in labelled_apart]
+    of_clash = [str(c) for c in right_modes.coords if set(right_modes[c].dims) & set(clash)]
+    right_modes = right_modes.rename({name: f"{name}_in" for name in {*clash, *of_clash}})
     return xr.Dataset(
         {
             **common.mode_variables(
@@ -130,11 +132,20 @@ def _by_gram(
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = op.shape[0] < op.shape[1]
     gram = op @ op.H if wide else op.H @ op
-    squares, vectors = _arpack(gram, k, tol, max_iterations, rng, progress)
-    values = squares.clamp_min(0).sqrt()
-    space, act = (op.codomain, op.apply_adjoint) if wide else (op.domain, op.apply)
+    rng = np.random.default_rng(rng)
+    vectors = _arpack(gram, k, tol, max_iterations, rng, progress)[1]
+    if wide:
+        space, other, act = op.codomain, op.domain, op.apply_adjoint
+    else:
+        space, other, act = op.domain, op.codomain, op.apply
     images = common.columns(act(vectors.reshape(-1, *space.shape)))
-    others = images / images.norm(dim=1, keepdim=True).clamp_min(torch.finfo(images.dtype).tiny)
+    values, order = images.norm(dim=1).sort(descending=True)
+    vectors, images = vectors[order], images[order]
+    # The partner of a vanishing singular value is arbitrary: any vector, for the residual to judge.
+    null = values == 0
+    if null.any():
+        images[null] = common.columns(common.random_block(op, other, int(null.sum()), rng))
+    others = images / images.norm(dim=1, keepdim=True)
     return (vectors, values, others) if wide else (others, values, vectors)
 
 

@@ -76,7 +76,10 @@ class Broken(TrajectoryOperator):
             positive=claims["positive"],
         )
         matrix = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 6)))
-        self.matrix = -matrix @ matrix.T if fault == "positive" else matrix
+        if fault == "positive":  # one negative eigenvalue among positive ones
+            vectors = torch.linalg.qr(matrix)[0]
+            matrix = vectors * torch.tensor([-0.1, 1, 1, 1, 1, 1], dtype=matrix.dtype) @ vectors.T
+        self.matrix = matrix
         self.fault = fault
         self.calls = 0
 

@@ -1,6 +1,7 @@
 """What crosses the boundary, and the algebra of operators."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -126,6 +127,32 @@ def test_multiplication_from_the_left_is_the_transpose(lin, q):
     np.testing.assert_allclose(q.ravel() @ lin.P, lin.P.to_dense().T @ q.ravel(), rtol=1e-12)
     rows = np.stack([q.ravel(), -q.ravel()])
     np.testing.assert_allclose(rows @ lin.J, rows @ lin.J.to_dense(), rtol=1e-12)
+
+
+def test_structured_arrays_from_the_left_keep_their_dims(lin, q):
+    np.testing.assert_allclose(q @ lin.P, lin.P.H @ q)
+    total = sum(lin.K_by_parameter.values())
+    assert relative(total.to_dense(), lin.K.to_dense()) < 1e-13
+
+
+def test_products_from_many_threads_do_not_spoil_each_other(lin, q):
+    other = kpops.linearize(
+        torch.nn.GRU(2, 4).double(), torch.zeros(5, 3, 2).double(), engine="autodiff"
+    )
+    operators = [lin.K, lin.flow, other.K, other.P, other.flow]
+    expected = [op @ q for op in operators]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda i: operators[i % 5] @ q, range(40)))
+    for i, result in enumerate(results):
+        np.testing.assert_allclose(result, expected[i % 5], rtol=1e-10, atol=1e-12)
+
+
+def test_autocast_does_not_lower_the_precision(lin):
+    single = kpops.linearize(torch.nn.GRU(2, 4), torch.ones(5, 3, 2))
+    probe = torch.ones(3, 5, 4)
+    expected = single.flow @ probe
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert relative(single.flow @ probe, expected) < 1e-6
 
 
 def test_structure_is_inferred_from_the_algebra(lin):

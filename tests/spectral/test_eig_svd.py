@@ -118,6 +118,46 @@ def test_modes_beyond_the_rank_are_zero_or_not_converged(method):
     assert good[:3].all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_copies_of_repeated_eigenvalues_are_found(dtype):
+    spectrum = np.repeat(0.8 ** np.arange(250), 8)  # K of a linear RNN of 8 units looks like this
+    matrix = scipy.sparse.diags_array(spectrum.astype(dtype)).tocsr()
+    values = kpops.eigsh(matrix, k=10, rng=0)
+    np.testing.assert_allclose(values.eigenvalue, [1] * 8 + [0.8] * 2, rtol=1e-5)
+    assert values.converged.all()
+    triplets = kpops.svds(matrix, k=10, rng=0)
+    np.testing.assert_allclose(triplets.singular_value, [1] * 8 + [0.8] * 2, rtol=1e-5)
+
+
+def test_identical_trials_give_identical_singular_values():
+    gru = torch.nn.GRU(2, 4, batch_first=True).double()
+    x = torch.randn(1, 6, 2, dtype=torch.float64).expand(5, -1, -1)
+    P = kpops.linearize(gru, x).P
+    exact = np.linalg.svd(P.to_dense(), compute_uv=False)[:7]
+    found = kpops.svds(P, k=7, method="arpack", tol=1e-10, rng=0).singular_value
+    np.testing.assert_allclose(found, exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-14, 1e12])
+@pytest.mark.parametrize("method", METHODS)
+def test_scale_does_not_matter(method, scale):
+    matrix = scale * symmetric(0.5 ** np.arange(30))
+    result = kpops.eigsh(matrix, k=3, method=method, rng=0)
+    np.testing.assert_allclose(result.eigenvalue, scale * np.array([1, 0.5, 0.25]), rtol=1e-8)
+    assert result.converged.all()
+
+
+def test_blocks_between_different_trials_keep_both_labels():
+    lin = linearize()
+    rows, columns = (
+        kpops.operators.Restriction(lin.space, {"trial": b}, lin.dtype, lin.device) for b in (0, 2)
+    )
+    result = kpops.svds(rows @ lin.K @ columns.H, k=2)
+    assert result.left.trial.values.tolist() == [0]
+    assert result.right.trial_in.values.tolist() == [2]
+    assert not result.left.isnull().any()
+
+
 def test_a_solver_that_does_not_converge_says_so():
     matrix = symmetric(np.linspace(1, 1.001, 300))
     with pytest.warns(kpops.ConvergenceWarning, match="modes did not reach the relative residual"):

@@ -49,6 +49,12 @@ def test_a_zero_operator_has_rank_zero(kind, method):
     assert float(result.estimate) == float(result.stderr) == 0
 
 
+def test_thin_operators_are_exact_however_long():
+    assert rank(np.eye(2, 3000), "variance") == pytest.approx(1.9, abs=1e-12)
+    assert rank(np.ones((1, 3000))) == pytest.approx(1, abs=1e-12)
+    assert rank(np.eye(2, 3000), "variance", method="hutchinson", rng=0) == pytest.approx(1.9)
+
+
 def test_scale_does_not_matter():
     for scale in (1e-12, 1e12):
         for kind in ("participation", "variance"):
