@@ -28,9 +28,9 @@ def test_error_holds_the_trajectory_fixed(problem):
     assert relative(flow.error.values, expected) < 1e-13
 
 
-def test_each_stage_is_the_operator_of_its_name(problem):
+def test_each_stage_is_the_operator_of_its_name(problem, device):
     network, inputs, targets = problem
-    lin = kpops.linearize(network, inputs)
+    lin = kpops.linearize(network, inputs, device=device)
     flow = kpops.gradient_flow(lin, targets)
     np.testing.assert_allclose(flow.adjoint, lin.P.H @ flow.error, rtol=1e-12)
     np.testing.assert_allclose(flow.parameter_step, -(lin.J.H @ flow.adjoint), rtol=1e-12)

@@ -15,14 +15,14 @@ from kpops.operators import Restriction
 
 
 @pytest.fixture
-def lin():
+def lin(device):
     torch.manual_seed(0)
     inputs = xr.DataArray(
         np.random.default_rng(0).standard_normal((3, 5, 2)),
         dims=("trial", "time", "input"),
         coords={"angle": ("trial", [0.0, 1.0, 2.0]), "time": np.arange(10, 60, 10)},
     )
-    return kpops.linearize(torch.nn.LSTM(2, 2).double(), inputs)
+    return kpops.linearize(torch.nn.LSTM(2, 2).double(), inputs, device=device)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_every_kind_of_input_comes_back_as_its_kind(lin, q):
     columns = lin.flow @ np.stack([q.ravel(), 2 * q.ravel()], axis=1)
     shaped = lin.flow @ q
     block = lin.flow @ np.stack([q, 2 * q])
-    tensor = lin.flow @ torch.from_numpy(q)
+    tensor = lin.flow @ torch.from_numpy(q).to(lin.device)
     labelled = lin.flow @ lin.space.label(q)
     assert isinstance(tensor, torch.Tensor)
     assert isinstance(labelled, xr.DataArray)
@@ -44,7 +44,7 @@ def test_every_kind_of_input_comes_back_as_its_kind(lin, q):
     np.testing.assert_allclose(columns, np.outer(expected, [1, 2]), rtol=1e-12)
     np.testing.assert_allclose(shaped, expected.reshape(3, 5, 4), rtol=1e-12)
     np.testing.assert_allclose(block[1], 2 * shaped, rtol=1e-12)
-    np.testing.assert_allclose(tensor.numpy(), shaped, rtol=1e-12)
+    np.testing.assert_allclose(tensor.cpu().numpy(), shaped, rtol=1e-12)
     np.testing.assert_allclose(labelled.values, shaped, rtol=1e-12)
     np.testing.assert_allclose(lin.flow(q), shaped, rtol=1e-12)
 
@@ -86,7 +86,8 @@ def test_noncontiguous_inputs_are_taken(lin, q):
     readonly.flags.writeable = False
     np.testing.assert_array_equal(lin.P @ readonly, lin.P @ q)
     transposed = torch.from_numpy(q).transpose(0, 2).contiguous().transpose(0, 2)
-    np.testing.assert_allclose((lin.flow @ transposed).numpy(), lin.flow @ q, rtol=1e-12)
+    moved = (lin.flow @ transposed.to(lin.device)).cpu()
+    np.testing.assert_allclose(moved.numpy(), lin.flow @ q, rtol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(7,), (5, 3, 4), (60, 2, 1), (2, 3, 5, 5)])
@@ -97,7 +98,7 @@ def test_wrong_shapes_are_refused_with_the_expected_ones(lin, shape):
 
 def test_tensors_of_another_dtype_are_refused(lin):
     with pytest.raises(TypeError, match=r"float32, the operator computes in torch.float64"):
-        lin.P @ torch.zeros(3, 5, 4)
+        lin.P @ torch.zeros(3, 5, 4, device=lin.device)
 
 
 def test_dtype_is_kept_at_the_boundary():
@@ -188,7 +189,7 @@ def test_incompatible_operators_are_refused(lin):
         lin.J + lin.P
     inputs = xr.DataArray(np.zeros((3, 5, 2)), dims=("trial", "time", "input"))
     inputs["time"] = lin.states.time
-    single = kpops.linearize(torch.nn.LSTM(2, 2), inputs, dtype=torch.float32)
+    single = kpops.linearize(torch.nn.LSTM(2, 2), inputs, dtype=torch.float32, device=lin.device)
     with pytest.raises(ValueError, match="different dtypes"):
         lin.P @ single.P
     with pytest.raises(ValueError, match=r"the labels of \['time'\] differ"):
@@ -218,9 +219,7 @@ def test_selection_equals_rows_and_columns_of_the_matrix(lin):
 
 
 def test_off_diagonal_blocks_come_from_two_restrictions(lin):
-    first, second = (
-        Restriction(lin.space, {"trial": b}, torch.float64, torch.device("cpu")) for b in (0, 1)
-    )
+    first, second = (Restriction(lin.space, {"trial": b}, lin.dtype, lin.device) for b in (0, 1))
     block = (first @ lin.K @ second.H).to_dense()
     assert relative(block, lin.K.to_dense()[:20, 20:40]) < 1e-14
     assert np.abs((first @ lin.P @ second.H).to_dense()).max() == 0  # P keeps trials apart
@@ -284,8 +283,10 @@ def test_pickled_operators_compute_the_same(lin, q):
 
 
 def test_repr_says_what_where_and_how(lin):
-    assert repr(lin.flow) == "<P K P* (trial: 3, time: 5, unit: 4), float64 on cpu, PSD>"
-    assert repr(lin.J) == "<J (parameter: 48) -> (trial: 3, time: 5, unit: 4), float64 on cpu>"
+    assert repr(lin.flow) == f"<P K P* (trial: 3, time: 5, unit: 4), float64 on {lin.device}, PSD>"
+    assert repr(lin.J) == (
+        f"<J (parameter: 48) -> (trial: 3, time: 5, unit: 4), float64 on {lin.device}>"
+    )
     assert "(P + K)*" in repr((lin.P + lin.K).H)
     assert "<P - K (" in repr(lin.P - lin.K)
     assert "<-P (" in repr(-lin.P)
@@ -304,11 +305,12 @@ def test_scipys_algebra_takes_over_with_foreign_operators(lin, q):
 
 def test_a_dense_matrix_that_does_not_fit_is_refused(lin, monkeypatch):
     monkeypatch.setattr("kpops.engines.base.free_bytes", lambda device: 1000)
-    with pytest.raises(MemoryError, match=r"needs .* MiB, .* MiB are free on cpu"):
+    with pytest.raises(MemoryError, match=r"needs .* MiB, .* MiB are free on c"):
         lin.P.to_dense()
 
 
-def test_export_to_cupy_needs_a_cuda_device(lin):
+def test_export_to_cupy_needs_a_cuda_device():
+    lin = kpops.linearize(torch.nn.GRU(2, 4), torch.zeros(5, 3, 2))
     with pytest.raises(ValueError, match="is on cpu: CuPy needs a CUDA device"):
         lin.flow.to_cupy()
 

@@ -12,11 +12,11 @@ from sklearn.utils.extmath import randomized_svd
 import kpops
 
 
-@pytest.fixture(scope="module")
-def lin():
+@pytest.fixture
+def lin(device):
     torch.manual_seed(0)
     gru = torch.nn.GRU(2, 5, batch_first=True).double()
-    return kpops.linearize(gru, torch.randn(3, 6, 2, dtype=torch.float64))
+    return kpops.linearize(gru, torch.randn(3, 6, 2, dtype=torch.float64), device=device)
 
 
 def rng():

@@ -24,9 +24,9 @@ def linearize(device="cpu"):
     return kpops.linearize(gru, torch.randn(3, 6, 2, dtype=torch.float64), device=device)
 
 
-@pytest.fixture(scope="module")
-def lin():
-    return linearize()
+@pytest.fixture
+def lin(device):
+    return linearize(device)
 
 
 @pytest.mark.parametrize("method", METHODS)
