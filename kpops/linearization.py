@@ -209,7 +209,7 @@ class Linearization:
     def outputs(self) -> xr.DataArray:
         """The outputs y = C(h), dims (trial, time, output); zero where the mask is False."""
         with torch.no_grad():
-            rows = self.readout_function({}, *self._readout_rows())
+            rows = self._readout_map()({}, *self._readout_rows())
         outputs = rows.unflatten(0, self.space.shape[:2])
         outputs = self.trajectory.restrict(outputs[None])[0]
         return self.output_space.label(to_numpy(outputs), name="outputs", long_name="output y")
@@ -233,7 +233,7 @@ class Linearization:
     def output_space(self) -> Space:
         """The output trajectory space (trial, time, output)."""
         x, h = self._readout_rows()
-        n_outputs = self.readout_function({}, x[:1], h[:1]).shape[1]
+        n_outputs = self._readout_map()({}, x[:1], h[:1]).shape[1]
         coords = {k: c for k, c in self.space.coords.items() if "unit" not in c[0]}
         coords["output"] = (("output",), np.arange(n_outputs))
         return Space(("trial", "time", "output"), (*self.space.shape[:2], n_outputs), coords)
@@ -313,10 +313,6 @@ class Linearization:
         return operator
 
     # The readout as a function of rows.
-
-    def readout_function(self, parameters: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
-        """Outputs y = C(h) on rows, under the readout's own `parameters`; x is not used."""
-        return _read_out(self.recurrence, self._require_readout(), parameters, x, h)
 
     def _readout_map(self) -> Callable[..., Tensor]:
         # Not a method of self: operators must not keep the linearization alive in a cycle.

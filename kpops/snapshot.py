@@ -65,9 +65,9 @@ def of_readout(readout: Any, hidden: Tensor, *, convert: bool) -> tuple[Any, dic
     return mine, learning
 
 
-def refuse_tied(model: nn.Module, readout: Any) -> None:
+def refuse_tied(model: Any, readout: Any) -> None:
     """Refuse a weight that recurrence and readout share: their tangents would not add up."""
-    if isinstance(readout, nn.Module):
+    if isinstance(model, nn.Module) and isinstance(readout, nn.Module):
         names = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
         for name, parameter in readout.named_parameters():
             if id(parameter) in names:
@@ -306,7 +306,7 @@ def _refuse_random_or_mixing(recurrence: Recurrence, x: Tensor, h: Tensor) -> No
             f"{name} returned {once.dtype} for a state of {h.dtype}: a buffer or constant of "
             "another dtype? Pass dtype= to kpops.linearize, or convert it"
         )
-    if given._version or once is given:
+    if once is given or not torch.equal(given, h):
         raise ValueError(
             f"{name} changes h in place or returns it as it is: return a new tensor, for example "
             "by h = h * a instead of h *= a"

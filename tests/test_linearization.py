@@ -79,6 +79,13 @@ def test_a_linearization_survives_pickling():
     assert repr(again) == repr(lin)
 
 
+def test_inference_mode_changes_nothing():
+    expected = kpops.linearize(gru(), inputs()).flow @ inputs(3, 5, 4)
+    with torch.inference_mode():
+        found = kpops.linearize(gru(), inputs()).flow @ inputs(3, 5, 4)
+    assert relative(found, expected) < 1e-6
+
+
 def test_editing_the_states_changes_no_operator():
     lin = kpops.linearize(gru(), inputs(), readout=lambda h: h**2)
     q = inputs(3, 5, 4)

@@ -92,13 +92,15 @@ def modes_of(block: Tensor, space: Space, long_name: str) -> xr.DataArray:
     )
 
 
-def verdict(residual: Tensor, tol: float, what: str) -> Tensor:
-    """Which modes meet the tolerance; warns if some do not."""
+def verdict(residual: Tensor, tol: float, what: str, *, vouched: bool) -> Tensor:
+    """Which modes meet the tolerance, if the solver vouches for them; warns if some do not."""
     converged = residual <= max(tol, noise_floor(residual.dtype))  # NaN counts as not converged
+    converged &= vouched
     if not converged.all():
         warnings.warn(
             f"{what}: {int((~converged).sum())} of {len(converged)} modes did not reach the "
-            f"relative residual {tol:g}; the variable 'converged' marks them",
+            f"relative residual {tol:g}, or larger modes may be missing; the variable 'converged' "
+            "marks them",
             ConvergenceWarning,
             stacklevel=3,
         )

@@ -87,8 +87,9 @@ def eigsh(
     before = op.num_matvecs
     if method == "exact":
         values, vectors = _exact(op, k)
+        vouched = True
     elif method == "arpack":
-        values, vectors = _arpack(op, k, tol, max_iterations, rng, progress)
+        values, vectors, vouched = _arpack(op, k, tol, max_iterations, rng, progress)
     else:
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'arpack'")
     used = op.num_matvecs - before
@@ -96,7 +97,7 @@ def eigsh(
     vectors = vectors * common.fix_signs(vectors)[:, None]
     block = vectors.reshape(-1, *op.domain.shape)
     residual = _residual(op, values, block)
-    converged = common.verdict(residual, tol, f"eigsh by {method}")
+    converged = common.verdict(residual, tol, f"eigsh by {method}", vouched=vouched)
     return xr.Dataset(
         {
             **common.mode_variables(
@@ -130,8 +131,8 @@ def _arpack(
     max_iterations: int | None,
     rng: Any,
     progress: bool,
-) -> tuple[Tensor, Tensor]:
-    """Leading k eigenpairs, vectors as rows; NaN for what ARPACK does not find or cannot vouch for.
+) -> tuple[Tensor, Tensor, bool]:
+    """Leading k eigenpairs, vectors as rows, NaN where none was found; and whether they are those.
 
     From one start vector, Lanczos sees one copy of a repeated eigenvalue; ARPACK finds the others
     by rounding, or not at all, and then goes on to smaller ones. So it looks again, from a fresh
@@ -146,7 +147,7 @@ def _arpack(
     if scale == 0:
         # A random vector in the null space shows that the operator is zero.
         basis = torch.linalg.qr(common.columns(common.random_block(op, op.domain, k, rng)).T)[0]
-        return probe.new_zeros(k), basis.T
+        return probe.new_zeros(k), basis.T, True
     bar = tqdm(disable=not progress, desc="eigsh", unit=" products")
 
     def run(found: np.ndarray, k: int, tol: float) -> tuple[np.ndarray, np.ndarray]:
@@ -186,7 +187,7 @@ def _arpack(
     out_vectors = torch.full((k, n), torch.nan, dtype=op.torch_dtype, device="cpu")
     out_values[: len(order)] = torch.from_numpy(scale * values[order])
     out_vectors[: len(order)] = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T))
-    return out_values.to(op.device), out_vectors.to(op.device)
+    return out_values.to(op.device), out_vectors.to(op.device), complete
 
 
 def _residual(op: TrajectoryOperator, values: Tensor, block: Tensor) -> Tensor:

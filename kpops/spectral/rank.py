@@ -44,8 +44,8 @@ def effective_rank(
         Fraction of the sum for ``"variance"``, between 0 and 1.
     method : {"auto", "exact", "hutchinson"}
         ``"exact"`` forms the matrix. ``"hutchinson"`` estimates the traces with random vectors and
-        takes leading modes, where they are needed, from eigsh or svds. ``"auto"`` is exact up to a
-        size of 1024.
+        takes leading modes, where they are needed, from eigsh or svds. ``"auto"`` is exact where
+        the smaller side is at most 1024 and the matrix has at most 2^26 entries.
     num_matvecs : int
         Random vectors for ``"hutchinson"``.
     rng : int, Generator or None

@@ -79,8 +79,9 @@ def svds(
     before = op.num_matvecs
     if method == "exact":
         left, values, right = _exact(op, k)
+        vouched = True
     elif method == "arpack":
-        left, values, right = _by_gram(op, k, tol, max_iterations, rng, progress)
+        left, values, right, vouched = _by_gram(op, k, tol, max_iterations, rng, progress)
     else:
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'arpack'")
     used = op.num_matvecs - before
@@ -90,7 +91,7 @@ def svds(
     lefts = left.reshape(-1, *op.codomain.shape)
     rights = right.reshape(-1, *op.domain.shape)
     residual = _residual(op, lefts, values, rights)
-    converged = common.verdict(residual, tol, f"svds by {method}")
+    converged = common.verdict(residual, tol, f"svds by {method}", vouched=vouched)
     right_modes = common.modes_of(rights, op.domain, "right singular function")
     shared = set(op.domain.dims) & set(op.codomain.dims)
     labelled_apart = op.domain.misaligned(op.codomain) if shared == set(op.domain.dims) else []
@@ -129,24 +130,26 @@ def _by_gram(
     max_iterations: int | None,
     rng: Any,
     progress: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, bool]:
     wide = op.shape[0] < op.shape[1]
     gram = op @ op.H if wide else op.H @ op
     rng = np.random.default_rng(rng)
-    vectors = _arpack(gram, k, tol, max_iterations, rng, progress)[1]
+    _, vectors, vouched = _arpack(gram, k, tol, max_iterations, rng, progress)
     if wide:
         space, other, act = op.codomain, op.domain, op.apply_adjoint
     else:
         space, other, act = op.domain, op.codomain, op.apply
     images = common.columns(act(vectors.reshape(-1, *space.shape)))
-    values, order = images.norm(dim=1).sort(descending=True)
-    vectors, images = vectors[order], images[order]
+    values = images.norm(dim=1)
+    order = values.nan_to_num(-1).argsort(descending=True)  # modes that were not found come last
+    values, vectors, images = values[order], vectors[order], images[order]
     # The partner of a vanishing singular value is arbitrary: any vector, for the residual to judge.
     null = values == 0
     if null.any():
         images[null] = common.columns(common.random_block(op, other, int(null.sum()), rng))
     others = images / images.norm(dim=1, keepdim=True)
-    return (vectors, values, others) if wide else (others, values, vectors)
+    left, right = (vectors, others) if wide else (others, vectors)
+    return left, values, right, vouched
 
 
 def _residual(op: TrajectoryOperator, left: Tensor, values: Tensor, right: Tensor) -> Tensor:

@@ -164,6 +164,27 @@ def test_a_solver_that_does_not_converge_says_so():
         result = kpops.eigsh(matrix, k=4, method="arpack", tol=1e-14, max_iterations=1, rng=0)
     assert not result.converged.all()
     assert np.isnan(result.eigenvalue.values[-1])
+    with pytest.warns(kpops.ConvergenceWarning):
+        triplets = kpops.svds(matrix, k=4, method="arpack", tol=1e-14, max_iterations=1, rng=0)
+    assert np.isnan(triplets.singular_value.values[-1])
+    assert not triplets.converged[-1]
+
+
+def test_modes_are_not_certified_when_the_second_search_fails(monkeypatch):
+    real, calls = sla.eigsh, []
+
+    def second_fails(*args, **options):
+        calls.append(1)
+        if len(calls) > 1:
+            raise sla.ArpackNoConvergence("", np.zeros(0), np.zeros((300, 0)))
+        return real(*args, **options)
+
+    monkeypatch.setattr(sla, "eigsh", second_fails)
+    matrix = symmetric(0.9 ** np.arange(300))
+    with pytest.warns(kpops.ConvergenceWarning, match="larger modes may be missing"):
+        result = kpops.eigsh(matrix, k=3, method="arpack", rng=0)
+    np.testing.assert_allclose(result.eigenvalue, [1, 0.9, 0.81], rtol=1e-8)
+    assert not result.converged.any()
 
 
 def test_small_singular_values_lost_in_the_gram_are_marked():
