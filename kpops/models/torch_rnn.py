@@ -19,29 +19,30 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from kpops.models.gated import Affine, GatedRecurrence
 from kpops.models.recurrence import Recurrence, as_recurrence, matching
 
-Gates = Callable[[Tensor, Tensor, Tensor], Tensor]
+Tensors = tuple[Tensor, ...]
+Gates = Callable[[Tensors, Tensors, Tensors], Tensors]
 
 
 def _rnn(activation: Callable[[Tensor], Tensor]) -> Gates:
-    return lambda from_x, from_h, h: activation(from_x + from_h)
+    return lambda from_x, from_h, state: (activation(from_x[0] + from_h[0]),)
 
 
-def _gru(from_x: Tensor, from_h: Tensor, h: Tensor) -> Tensor:
-    x_r, x_z, x_n = from_x.chunk(3, dim=-1)
-    h_r, h_z, h_n = from_h.chunk(3, dim=-1)
+def _gru(from_x: Tensors, from_h: Tensors, state: Tensors) -> Tensors:
+    x_r, x_z, x_n = from_x
+    h_r, h_z, h_n = from_h
     update = torch.sigmoid(x_z + h_z)
     new = torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
-    return new + update * (h - new)
+    return (new + update * (state[0] - new),)
 
 
-def _lstm(from_x: Tensor, from_h: Tensor, state: Tensor) -> Tensor:
-    i, f, g, o = (from_x + from_h).chunk(4, dim=-1)
-    c = torch.sigmoid(f) * state.chunk(2, dim=-1)[1] + torch.sigmoid(i) * torch.tanh(g)
-    return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], dim=-1)
+def _lstm(from_x: Tensors, from_h: Tensors, state: Tensors) -> Tensors:
+    i, f, g, o = (x + h for x, h in zip(from_x, from_h, strict=True))
+    c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
 
 
 _GATES: dict[str, Gates] = {
@@ -52,7 +53,7 @@ _GATES: dict[str, Gates] = {
 }
 
 
-class TorchRecurrence(Recurrence):
+class TorchRecurrence(GatedRecurrence):
     """nn.RNN, nn.GRU, nn.LSTM (any number of layers) and their Cell classes.
 
     Parameters
@@ -63,23 +64,27 @@ class TorchRecurrence(Recurrence):
         Which cell, in PyTorch's own words.
     """
 
-    module: Any
-
     def __init__(self, module: Any, mode: str) -> None:
         self._refuse_unsupported(module)
         # A Cell names its weights without the layer: weight_hh instead of weight_hh_l0.
-        layers = getattr(module, "num_layers", None)
-        suffixes = [""] if layers is None else [f"_l{i}" for i in range(layers)]
-        variables = ("h", "c") if mode == "LSTM" else ("h",)
+        n_layers = getattr(module, "num_layers", None)
+        suffixes = [""] if n_layers is None else [f"_l{i}" for i in range(n_layers)]
+        layers = [
+            Affine(
+                recurrent="weight_hh" + suffix,
+                input="weight_ih" + suffix,
+                recurrent_bias="bias_hh" + suffix if module.bias else None,
+                input_bias="bias_ih" + suffix if module.bias else None,
+            )
+            for suffix in suffixes
+        ]
         super().__init__(
             module,
-            state_size=module.hidden_size * len(variables) * len(suffixes),
-            input_size=module.input_size,
+            layers,
+            variables=("h", "c") if mode == "LSTM" else ("h",),
             time_major=not getattr(module, "batch_first", True),
         )
         self.mode = mode
-        self.suffixes = suffixes
-        self.variables = variables
 
     @staticmethod
     def _refuse_unsupported(module: Any) -> None:
@@ -108,26 +113,14 @@ class TorchRecurrence(Recurrence):
                 "is unknown: register a Recurrence for it with kpops.models.as_recurrence"
             )
 
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """Next state of every row; (row, feature), (row, unit) -> (row, unit)."""
-        gates = _GATES[self.mode]
-        states = []
-        for suffix, state in zip(self.suffixes, h.chunk(len(self.suffixes), dim=-1), strict=True):
-            hidden = state[..., : self.module.hidden_size]
-            from_x = self._affine("ih" + suffix, x)
-            from_h = self._affine("hh" + suffix, hidden)
-            states.append(gates(from_x, from_h, state))
-            x = states[-1][..., : self.module.hidden_size]  # the next layer's input
-        return states[0] if len(states) == 1 else torch.cat(states, dim=-1)
-
-    def _affine(self, suffix: str, u: Tensor) -> Tensor:
-        bias = getattr(self.module, f"bias_{suffix}") if self.module.bias else None
-        return F.linear(u, getattr(self.module, f"weight_{suffix}"), bias)
+    def gates(self, from_x: Tensors, from_h: Tensors, state: Tensors) -> Tensors:
+        """New state variables of a layer, as PyTorch defines them."""
+        return _GATES[self.mode](from_x, from_h, state)
 
     def output(self, h: Tensor) -> Tensor:
         """Hidden state of the last layer, which is what the module returns."""
-        last = h.chunk(len(self.suffixes), dim=-1)[-1]
-        return last[..., : self.module.hidden_size]
+        last = h.chunk(len(self.layers), dim=-1)[-1]
+        return last[..., : self.hidden_size]
 
     def initial_state(self, h0: Any, n_trials: int, like: Tensor) -> Tensor:
         """Bring `h0` to (trial, unit).
@@ -143,12 +136,11 @@ class TorchRecurrence(Recurrence):
                 f"h0 has {len(parts)} part(s), expected {len(self.variables)}: "
                 + ", ".join(f"{v}0" for v in self.variables)
             )
-        hidden = self.module.hidden_size
-        shape = (len(self.suffixes), n_trials, hidden)
+        shape = (len(self.layers), n_trials, self.hidden_size)
         tensors = []
         for variable, part in zip(self.variables, parts, strict=True):
             tensor = matching(part, like, f"{variable}0")
-            tensor = tensor[None] if tensor.ndim == 2 and len(self.suffixes) == 1 else tensor
+            tensor = tensor[None] if tensor.ndim == 2 and len(self.layers) == 1 else tensor
             if tuple(tensor.shape) != shape:
                 raise ValueError(
                     f"{variable}0 has shape {tuple(tensor.shape)}, expected "
@@ -157,15 +149,6 @@ class TorchRecurrence(Recurrence):
             tensors.append(tensor)
         # (variable, layer, trial, hidden) -> (trial, layer, variable, hidden)
         return torch.stack(tensors).permute(2, 1, 0, 3).reshape(n_trials, -1)
-
-    def unit_coords(self, state_size: int) -> dict[str, np.ndarray]:
-        """Layer (from 0) and variable ("h" or "c") of every unit."""
-        hidden, variables = self.module.hidden_size, len(self.variables)
-        names = np.array(self.variables, dtype=object)  # Zarr has no fixed-width strings yet
-        return {
-            "layer": np.repeat(np.arange(len(self.suffixes)), hidden * variables),
-            "variable": np.tile(np.repeat(names, hidden), len(self.suffixes)),
-        }
 
 
 @as_recurrence.register(nn.RNN)

@@ -1,0 +1,174 @@
+"""Cells that are affine maps followed by elementwise gates.
+
+RNN, GRU, LSTM, leaky and piecewise-linear cells share one form. With the state of a layer made of
+variables s_w (one for most cells; h and c for an LSTM), features phi of the state, and as many
+affine maps as the cell has gates,
+
+    from_h = W phi(s) + b,      from_x = U x + c,      s'_v = gates_v(from_x, from_h, s),
+
+where ``gates`` acts on every unit alone. Hence every derivative of a step is the weights themselves
+between diagonal matrices, which is all that the engine ``gated`` needs to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kpops.models.recurrence import Recurrence
+
+
+class Affine(NamedTuple):
+    """Where a layer keeps its affine maps: dotted attribute names of the module, or None.
+
+    Attributes
+    ----------
+    recurrent : str
+        W, shape (gates * hidden, hidden): the recurrent maps, one below the other.
+    input : str, optional
+        U, shape (gates * hidden, feature): the input maps. None: the layer takes no input.
+    recurrent_bias, input_bias : str, optional
+        b and c, shape (gates * hidden,).
+    """
+
+    recurrent: str
+    input: str | None = None
+    recurrent_bias: str | None = None
+    input_bias: str | None = None
+
+
+class GatedRecurrence(Recurrence):
+    """A stack of layers, each of affine maps followed by elementwise gates.
+
+    Subclass it, implement :meth:`gates` (and :meth:`features`, if the recurrent maps do not take
+    the first variable as it is), and register the subclass with :func:`as_recurrence`: the engine
+    ``gated`` then works for the cell.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The user's module, which keeps the weights.
+    layers : sequence of Affine
+        The affine maps of each layer, from the first, which takes the input x, upwards. The first
+        variable of a layer is the input of the next.
+    variables : sequence of str
+        Names of the state variables of a unit.
+    time_major : bool
+        Whether the module reads inputs as ``(time, trial, feature)``.
+
+    Attributes
+    ----------
+    hidden_size : int
+        Number of units of a layer.
+
+    Examples
+    --------
+    A linear RNN with two weights:
+
+    >>> import torch, kpops
+    >>> class LinearRNN(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.W = torch.nn.Linear(4, 4, bias=False)
+    ...         self.U = torch.nn.Linear(3, 4)
+    >>> class LinearRecurrence(kpops.models.GatedRecurrence):
+    ...     def __init__(self, module):
+    ...         maps = kpops.models.Affine("W.weight", input="U.weight", input_bias="U.bias")
+    ...         super().__init__(module, [maps])
+    ...     def gates(self, from_x, from_h, state):
+    ...         return (from_x[0] + from_h[0],)
+    >>> lin = kpops.linearize(LinearRecurrence(LinearRNN()), torch.randn(5, 6, 3), engine="gated")
+    >>> lin.P
+    <P (trial: 5, time: 6, unit: 4), float32 on cpu>
+    """
+
+    module: Any
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Sequence[Affine],
+        *,
+        variables: Sequence[str] = ("h",),
+        time_major: bool = False,
+    ) -> None:
+        first = layers[0]
+        hidden = attrgetter(first.recurrent)(module).shape[1]
+        features = None if first.input is None else attrgetter(first.input)(module).shape[1]
+        super().__init__(
+            module,
+            state_size=hidden * len(variables) * len(layers),
+            input_size=features,
+            time_major=time_major,
+        )
+        self.hidden_size: int = hidden
+        self.layers = tuple(layers)
+        self.variables = tuple(variables)
+
+    def gates(
+        self, from_x: tuple[Tensor, ...], from_h: tuple[Tensor, ...], state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """New state variables of a layer; every argument and result is (row, hidden).
+
+        Parameters
+        ----------
+        from_x : tuple of Tensor
+            The input maps, one for each gate; empty for a layer without input.
+        from_h : tuple of Tensor
+            The recurrent maps, one for each gate.
+        state : tuple of Tensor
+            The state variables.
+
+        Returns
+        -------
+        tuple of Tensor
+            The new state variables, each computed unit by unit.
+        """
+        raise NotImplementedError
+
+    def features(self, state: tuple[Tensor, ...]) -> Tensor:
+        """What the recurrent maps multiply, unit by unit; the first variable by default."""
+        return state[0]
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Next state of every row; (row, feature), (row, unit) -> (row, unit)."""
+        states: list[Tensor] = []
+        for layer, state in enumerate(h.chunk(len(self.layers), dim=-1)):
+            old = state.chunk(len(self.variables), dim=-1)
+            new = self.gates(self.from_input(layer, x), self.from_features(layer, old), old)
+            x = new[0]  # the next layer's input
+            states += new
+        return states[0] if len(states) == 1 else torch.cat(states, dim=-1)
+
+    def from_input(self, layer: int, x: Tensor) -> tuple[Tensor, ...]:
+        """The input maps of a layer, one tensor for each gate."""
+        names = self.layers[layer]
+        return () if names.input is None else self._maps(names.input, names.input_bias, x)
+
+    def from_features(self, layer: int, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The recurrent maps of a layer, one tensor for each gate."""
+        names = self.layers[layer]
+        return self._maps(names.recurrent, names.recurrent_bias, self.features(state))
+
+    def weight(self, name: str) -> Tensor:
+        """The weight of that dotted name, as it is now."""
+        return attrgetter(name)(self.module)
+
+    def _maps(self, weight: str, bias: str | None, u: Tensor) -> tuple[Tensor, ...]:
+        stacked = F.linear(u, self.weight(weight), None if bias is None else self.weight(bias))
+        return stacked.split(self.hidden_size, dim=-1)
+
+    def unit_coords(self, state_size: int) -> dict[str, np.ndarray]:
+        """Layer (from 0) and variable (such as "h" or "c") of every unit."""
+        names = np.array(self.variables, dtype=object)  # Zarr has no fixed-width strings yet
+        variables = len(names)
+        return {
+            "layer": np.repeat(np.arange(len(self.layers)), self.hidden_size * variables),
+            "variable": np.tile(np.repeat(names, self.hidden_size), len(self.layers)),
+        }
