@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kpops import snapshot
-from kpops.engines.autodiff import AutodiffEngine
-from kpops.engines.base import ONE_AT_A_TIME, Engine, Trajectory, choose_engine
-from kpops.engines.jacobian import JacobianEngine
+from kpops.engines.base import ONE_AT_A_TIME, Trajectory
+from kpops.engines.choice import ENGINES, choose_engine, memory_estimate
 from kpops.engines.rowwise import Rowwise
 from kpops.labels import Space, to_numpy
 from kpops.models.network import Network
@@ -31,9 +30,8 @@ from kpops.operators import (
     TrajectoryOperator,
 )
 
-ENGINES: dict[str, type[Engine]] = {e.name: e for e in (AutodiffEngine, JacobianEngine)}
 
-
+@torch.inference_mode(False)
 def linearize(
     model: Any,
     inputs: Any,
@@ -44,6 +42,7 @@ def linearize(
     mask: Any = None,
     measure: str = "sum",
     engine: str = "auto",
+    gates: str = "auto",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Linearization:
@@ -75,8 +74,12 @@ def linearize(
     measure : {"sum", "mean"}
         The measure of trials and time: ``"mean"`` divides K by the number of valid steps, as the
         KPFlow paper writes it.
-    engine : {"auto", "autodiff", "jacobian"}
+    engine : {"auto", "gated_numba", "gated", "jacobian", "autodiff"}
         How the actions are computed; see :meth:`Linearization.memory_estimate`.
+    gates : {"auto", "stored", "float32", "recomputed"}
+        What becomes of the derivatives of the gates in the gated engines: kept, kept in float32
+        (half the memory of a float64 model, and products right to about 1e-7), or computed anew
+        in each product from the trajectory. ``"auto"`` stores them where they fit.
     dtype : torch.dtype, optional
         float32 or float64 to convert model and inputs to. Default: the model's, and then inputs
         of another floating dtype are refused.
@@ -145,6 +148,7 @@ def linearize(
         readout_parameters=own,
         measure=measure,
         engine_asked=engine,
+        gates_asked=gates,
     )
 
 
@@ -168,8 +172,8 @@ class Linearization:
         Those of the readout's own parameters that learn.
     measure : {"sum", "mean"}
         The measure of trials and time in K.
-    engine_asked : str
-        The engine asked for.
+    engine_asked, gates_asked : str
+        The engine and the treatment of gates asked for.
     """
 
     recurrence: Recurrence
@@ -180,12 +184,14 @@ class Linearization:
     readout_parameters: dict[str, Tensor]
     measure: str
     engine_asked: str
+    gates_asked: str
 
     def __post_init__(self) -> None:
-        name, self.engine_reason = choose_engine(
-            self.engine_asked, self.memory_estimate(), self.device
-        )
-        self.engine = ENGINES[name](self.recurrence, self.parameters, self.trajectory)
+        with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
+            name, gates, self.engine_reason = choose_engine(
+                self.engine_asked, self.gates_asked, self.recurrence, self.trajectory
+            )
+            self.engine = ENGINES[name](self.recurrence, self.parameters, self.trajectory, gates)
 
     # The trajectory.
 
@@ -336,13 +342,15 @@ class Linearization:
     def memory_estimate(self) -> dict[str, int]:
         """Bytes that each engine keeps beside the trajectory, before anything is allocated.
 
+        Engines that cannot linearise the model are left out. The gated engines count their thin
+        factors of the features at full rank: a trajectory of low rank takes less.
+
         Returns
         -------
         dict of str to int
         """
-        trials, steps, units = self.space.shape
-        itemsize = self.trajectory.states.element_size()
-        return {n: e.bytes_needed(trials, steps, units, itemsize) for n, e in ENGINES.items()}
+        gates = self.engine.gates if self.engine.name.startswith("gated") else "stored"
+        return memory_estimate(self.recurrence, self.trajectory, gates)
 
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.parameters.values())

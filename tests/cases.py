@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+
+import kpops
 
 TRIALS, STEPS, INPUTS, HIDDEN = 3, 5, 2, 4
 
@@ -27,13 +30,51 @@ class SharedNormCell(nn.Module):
         return torch.tanh(self.norm(self.from_input(x) + self.again(inner)))
 
 
+class OscillatorCell(nn.Module):
+    """A user's gated cell: two variables, features of both, and two maps that enter alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.Linear(HIDDEN, 2 * HIDDEN, bias=False)
+        self.drive = nn.Linear(INPUTS, HIDDEN)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        y, z = h.chunk(2, -1)
+        maps = self.recurrent(torch.tanh(y) + y * z).chunk(2, -1)
+        z = 0.8 * z + torch.tanh(maps[0] + maps[1] + self.drive(x)) - 0.3 * y
+        return torch.cat([y + 0.5 * z, z], -1)
+
+
+class OscillatorRecurrence(kpops.models.GatedRecurrence):
+    def __init__(self, module: nn.Module) -> None:
+        maps = kpops.models.Affine("recurrent.weight", "drive.weight", input_bias="drive.bias")
+        super().__init__(module, [maps], variables=("y", "z"))
+
+    def features(self, state):
+        return torch.tanh(state[0]) + state[0] * state[1]
+
+    def gates(self, from_x, from_h, state):
+        y, z = state
+        z = 0.8 * z + torch.tanh(from_h[0] + from_h[1] + from_x[0]) - 0.3 * y
+        return y + 0.5 * z, z
+
+
+@kpops.models.as_recurrence.register
+def _(model: OscillatorCell) -> kpops.models.Recurrence:
+    return OscillatorRecurrence(model)
+
+
+def leaky(**options) -> kpops.models.LeakyCell:
+    return kpops.models.LeakyCell(INPUTS, HIDDEN, **options)
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, and how its own forward takes one step on (trial, unit) states."""
 
     name: str
     build: Any
-    gated_with_cell: bool = False  # LSTM: the state is (h, c)
+    gated_with_cell: bool = False  # LSTM: the state is (h, c); or another pair
     layers: int = 1
     hidden: int = HIDDEN
 
@@ -96,6 +137,24 @@ CASES = [
     Case("rnn_cell_relu_without_bias", lambda: nn.RNNCell(INPUTS, HIDDEN, False, "relu")),
     Case("gru_cell", lambda: nn.GRUCell(INPUTS, HIDDEN)),
     Case("lstm_cell", lambda: nn.LSTMCell(INPUTS, HIDDEN), gated_with_cell=True),
+    Case("leaky_rate", lambda: leaky(alpha=0.3)),
+    Case("leaky_current_relu", lambda: leaky(alpha=0.6, activation="relu", form="current")),
+    Case("leaky_without_bias", lambda: leaky(alpha=1, bias=False)),
+    Case("oscillator", OscillatorCell, gated_with_cell=True),
     Case("shared_norm_cell", SharedNormCell),
 ]
 BY_NAME = {case.name: case for case in CASES}
+
+ENGINES = ["autodiff", "jacobian", "gated", "gated_numba"]
+ANY_MODEL = ["autodiff", "jacobian"]
+CASES_AND_ENGINES = [
+    (case, engine)
+    for case in CASES
+    for engine in (ANY_MODEL if case.name == "shared_norm_cell" else ENGINES)
+]
+
+
+def skip_compiled_elsewhere(engine: str, device: str) -> None:
+    """The compiled engine is for the CPU."""
+    if engine == "gated_numba" and torch.device(device).type != "cpu":
+        pytest.skip("gated_numba is for the CPU")

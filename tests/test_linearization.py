@@ -3,12 +3,13 @@
 import copy
 import pickle
 import weakref
+from collections import defaultdict
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from cases import BY_NAME, CASES
+from cases import BY_NAME, CASES, ENGINES
 from dense import relative
 from torch import nn
 
@@ -48,7 +49,7 @@ def test_the_model_is_left_as_it_was(case):
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_random)
 
 
-@pytest.mark.parametrize("engine", ["autodiff", "jacobian"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_training_the_model_further_changes_nothing(engine):
     model, x = gru(), inputs()
     readout = nn.Linear(4, 2)
@@ -136,7 +137,7 @@ def test_a_weight_with_two_names_counts_once():
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's, of weight norm
-@pytest.mark.parametrize("engine", ["autodiff", "jacobian"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_parametrized_weights_learn_through_their_parametrization(engine):
     model = gru().double()
     # Weight norm has no forward mode in torch, so this sees the way around it too.
@@ -210,10 +211,10 @@ def test_padding_is_never_looked_at():
     q = inputs(3, 5, 4)
     dirty_q = q.clone()
     dirty_q[~mask] = torch.nan
-    for engine in ("autodiff", "jacobian"):
+    for engine in ENGINES:
         expected = kpops.linearize(gru(), clean, mask=mask, engine=engine)
         lin = kpops.linearize(gru(), spoilt, mask=mask.numpy(), engine=engine)
-        assert torch.equal(lin.flow @ dirty_q, expected.flow @ q)
+        assert relative(lin.flow @ dirty_q, expected.flow @ q) < 1e-6
         assert ((lin.flow @ dirty_q)[~mask] == 0).all()
         assert (lin.states.values[~mask.numpy()] == 0).all()
         alone = kpops.linearize(gru(), clean[1:2, :2], engine=engine)
@@ -242,22 +243,57 @@ def test_integer_inputs_are_taken():
 # The choice of the engine.
 
 
-def test_memory_estimate_is_what_the_engine_stores():
-    lin = kpops.linearize(gru(), inputs(), engine="jacobian")
+def user_cell():
+    """A cell that no engine knows more of than its forward."""
+    model = BY_NAME["shared_norm_cell"].model(torch.float32)
+    model.hidden_size = 4
+    return model
+
+
+def test_memory_estimate_of_stored_jacobians_is_what_is_stored():
+    lin = kpops.linearize(user_cell(), inputs(3, 5, 2), engine="jacobian")
     stored = lin.engine.jacobians
     extra = 3 * 5 * 4 * 24 * 4  # the maps J and J*
-    assert lin.memory_estimate() == {"autodiff": 0, "jacobian": stored.nbytes + extra}
+    assert lin.memory_estimate() == {"jacobian": stored.nbytes + extra, "autodiff": 0}
 
 
-def test_the_automatic_engine_follows_memory(monkeypatch):
-    assert kpops.linearize(gru(), inputs()).engine.name == "jacobian"
-    monkeypatch.setattr("kpops.engines.base.free_bytes", lambda device: 1500)
+def test_the_automatic_engine_follows_model_and_memory(monkeypatch):
     lin = kpops.linearize(gru(), inputs())
+    assert lin.engine.name == "gated_numba"
+    assert "engine gated_numba: a gated cell; keeps 0.00" in repr(lin)
+    assert "gates stored" in repr(lin)
+    lin = kpops.linearize(user_cell(), inputs(3, 5, 2))
+    assert lin.engine.name == "jacobian"
+    assert "engine jacobian: not a gated cell; keeps 0.0064" in repr(lin)
+    monkeypatch.setattr("kpops.engines.choice.free_bytes", lambda device: 1500)
+    lin = kpops.linearize(user_cell(), inputs(3, 5, 2))
     assert lin.engine.name == "autodiff"
-    assert "jacobian would store" in repr(lin)
-    monkeypatch.setattr("kpops.engines.base.free_bytes", lambda device: 900)
+    assert "jacobian would keep 0.0064" in repr(lin)
     with pytest.raises(MemoryError, match=r"needs .* MiB, .* are free on cpu: use engine='autod"):
         kpops.linearize(gru(), inputs(), engine="jacobian")
+
+
+def test_gates_are_recomputed_where_they_do_not_fit(monkeypatch):
+    x = inputs(30, 200, 2)
+    stored = kpops.linearize(gru(), x)
+    monkeypatch.setattr("kpops.engines.gated_layer._SEGMENT_BYTES", defaultdict(lambda: 2**16))
+    needed = stored.memory_estimate()["gated_numba"]
+    monkeypatch.setattr("kpops.engines.choice.free_bytes", lambda device: needed)
+    lin = kpops.linearize(gru(), x)
+    assert lin.engine.gates == "recomputed"
+    assert "gated_numba, gates stored would keep" in repr(lin)
+    assert len(lin.engine.layers[0].segments()) > 5
+    q = inputs(30, 200, 4)
+    assert relative(lin.flow @ q, stored.flow @ q) < 1e-5
+
+
+def test_gates_are_for_the_gated_engines():
+    with pytest.raises(ValueError, match="gates='float32' is for the gated engines: Shared"):
+        kpops.linearize(user_cell(), inputs(3, 5, 2), gates="float32")
+    with pytest.raises(ValueError, match="engine='gated': SharedNormCell is not known as a gated"):
+        kpops.linearize(user_cell(), inputs(3, 5, 2), engine="gated")
+    with pytest.raises(ValueError, match="gates='kept': choose one of"):
+        kpops.linearize(gru(), inputs(), gates="kept")
 
 
 # Errors.

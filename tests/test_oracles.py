@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from cases import ENGINES
 from dense import relative
 from torch import nn
 
 import kpops
 
-ENGINES = ["autodiff", "jacobian"]
 
-
-def linear_rnn(W, U=None, bias=None):
-    """h' = W h + U x (+ b) as a cell of the user's own."""
+def linear_rnn(W, U=None, bias=None, engine="jacobian"):
+    """h' = W h + U x (+ b) as a user's cell; for the gated engines with its structure."""
 
     class Linear(nn.Module):
         def __init__(self):
@@ -28,12 +27,20 @@ def linear_rnn(W, U=None, bias=None):
             new = h @ self.W.T + x @ self.U.T
             return new if self.b is None else new + self.b
 
-    return Linear()
+    class Structure(kpops.models.GatedRecurrence):
+        def __init__(self, module):
+            maps = kpops.models.Affine("W", "U", input_bias=None if bias is None else "b")
+            super().__init__(module, [maps])
+
+        def gates(self, from_x, from_h, state):
+            return (from_x[0] + from_h[0],)
+
+    return Structure(Linear()) if engine.startswith("gated") else Linear()
 
 
 def scalar(a, steps, engine="jacobian"):
     x = torch.zeros(1, steps, 1, dtype=torch.float64)
-    return kpops.linearize(linear_rnn([[a]]), x, engine=engine)
+    return kpops.linearize(linear_rnn([[a]], engine=engine), x, engine=engine)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -76,7 +83,7 @@ def test_oracle_2_normal_weights_split_into_scalar_propagators(engine):
     T = 12
     W, radii = normal_matrix(np.random.default_rng(0))
     x = torch.zeros(2, T, 1, dtype=torch.float64)
-    lin = kpops.linearize(linear_rnn(W), x, engine=engine)
+    lin = kpops.linearize(linear_rnn(W, engine=engine), x, engine=engine)
     values = kpops.svds(lin.P, k=2 * T * 4).singular_value.values
     each = [kpops.svds(scalar(r, T).P, k=T).singular_value.values for r in radii]
     expected = np.sort(np.concatenate([*each, *each]))[::-1]  # two trials
@@ -97,7 +104,7 @@ def test_oracle_3_linear_rnn_has_a_kronecker_parameter_operator(engine):
     W, U, b = (rng.standard_normal(s) for s in [(S, S), (S, features), (S,)])
     x = torch.from_numpy(rng.standard_normal((B, T, features)))
     h0 = torch.from_numpy(rng.standard_normal((B, S)))
-    lin = kpops.linearize(linear_rnn(W, U, b), x, h0=h0, engine=engine)
+    lin = kpops.linearize(linear_rnn(W, U, b, engine), x, h0=h0, engine=engine)
     previous = np.concatenate([h0[:, None], lin.states.values[:, :-1]], axis=1)
     M = np.concatenate([previous, x, np.ones((B, T, 1))], axis=-1).reshape(B * T, -1)
     gram = M @ M.T

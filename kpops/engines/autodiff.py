@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from kpops.engines.base import Engine
+from kpops.engines.base import Engine, Trajectory
 from kpops.engines.forward import push_forward
+from kpops.models.recurrence import Recurrence
 
 
 class AutodiffEngine(Engine):
@@ -22,7 +23,7 @@ class AutodiffEngine(Engine):
     name = "autodiff"
 
     @staticmethod
-    def bytes_needed(n_trials: int, n_steps: int, n_units: int, itemsize: int) -> int:
+    def bytes_needed(recurrence: Recurrence, trajectory: Trajectory, gates: str) -> int:
         """Nothing beside the trajectory."""
         return 0
 

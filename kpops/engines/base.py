@@ -1,4 +1,4 @@
-"""The verbs every engine speaks, what it needs of memory, and which one is chosen."""
+"""The verbs every engine speaks, and the memory there is for it."""
 
 from __future__ import annotations
 
@@ -79,15 +79,25 @@ class Engine(ABC):
     """Whether the engine keeps more than the trajectory."""
 
     def __init__(
-        self, recurrence: Recurrence, parameters: dict[str, Tensor], trajectory: Trajectory
+        self,
+        recurrence: Recurrence,
+        parameters: dict[str, Tensor],
+        trajectory: Trajectory,
+        gates: str = "stored",
     ) -> None:
         self.recurrence = recurrence
         self.parameters = parameters
         self.trajectory = trajectory
+        self.gates = gates
+
+    @staticmethod
+    def refuses(recurrence: Recurrence, device: torch.device) -> str | None:
+        """Why this engine cannot linearise the recurrence on the device, or None."""
+        return None
 
     @staticmethod
     @abstractmethod
-    def bytes_needed(n_trials: int, n_steps: int, n_units: int, itemsize: int) -> int:
+    def bytes_needed(recurrence: Recurrence, trajectory: Trajectory, gates: str) -> int:
         """Bytes the engine keeps beside the trajectory."""
 
     @abstractmethod
@@ -168,40 +178,9 @@ def check_allocation(what: str, n_bytes: int, device: torch.device) -> None:
     """Raise MemoryError before an allocation that would not fit."""
     free = free_bytes(device)
     if n_bytes > free:
-        raise MemoryError(f"{what} needs {_mib(n_bytes)}, {_mib(free)} are free on {device}")
+        raise MemoryError(f"{what} needs {mib(n_bytes)}, {mib(free)} are free on {device}")
 
 
-def choose_engine(engine: str, estimate: dict[str, int], device: torch.device) -> tuple[str, str]:
-    """Choose an engine by name or by memory.
-
-    Parameters
-    ----------
-    engine : str
-        ``"auto"`` or one of the keys of `estimate`.
-    estimate : dict of str to int
-        Engine name to the bytes it needs.
-    device : torch.device
-        Where they are needed.
-
-    Returns
-    -------
-    name, reason : str
-    """
-    free = free_bytes(device)
-    if engine == "auto":
-        # Half of the free memory is left to blocks of vectors and to the user.
-        if estimate["jacobian"] <= free // 2:
-            return "jacobian", f"stores {_mib(estimate['jacobian'])}"
-        return "autodiff", f"jacobian would store {_mib(estimate['jacobian'])} of {_mib(free)} free"
-    if engine not in estimate:
-        raise ValueError(f"engine={engine!r}: choose 'auto' or one of {sorted(estimate)}")
-    if estimate[engine] > free:
-        raise MemoryError(
-            f"engine={engine!r} needs {_mib(estimate[engine])}, {_mib(free)} are free on {device}: "
-            "use engine='autodiff', which stores nothing but the trajectory"
-        )
-    return engine, "asked for"
-
-
-def _mib(n_bytes: int) -> str:
+def mib(n_bytes: int) -> str:
+    """Bytes for people to read."""
     return f"{n_bytes / 2**20:.4g} MiB"

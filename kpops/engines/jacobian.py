@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kpops.engines.base import Engine
+from kpops.engines.base import Engine, Trajectory
 from kpops.engines.rowwise import TEMPORARIES
+from kpops.models.recurrence import Recurrence
 
 
 class JacobianEngine(Engine):
@@ -20,9 +21,10 @@ class JacobianEngine(Engine):
     keeps = True
 
     @staticmethod
-    def bytes_needed(n_trials: int, n_steps: int, n_units: int, itemsize: int) -> int:
+    def bytes_needed(recurrence: Recurrence, trajectory: Trajectory, gates: str) -> int:
         """One S x S matrix for every trial and step, and about 24 S numbers for J and J*."""
-        return n_trials * n_steps * n_units * (n_units + TEMPORARIES) * itemsize
+        states = trajectory.states
+        return states.nbytes * (states.shape[2] + TEMPORARIES)
 
     _stored: Tensor | None = None
 

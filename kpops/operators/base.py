@@ -10,8 +10,11 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from kpops.engines.base import ONE_AT_A_TIME, check_allocation
+from kpops.engines.base import ONE_AT_A_TIME, check_allocation, free_bytes
 from kpops.labels import Space, enter, is_cupy, numpy_dtype, to_numpy
+
+_ALWAYS_FITS = 2**28
+"""Bytes that a product may take without asking how much memory is free."""
 
 
 class TrajectoryOperator(LinearOperator):
@@ -124,7 +127,30 @@ class TrajectoryOperator(LinearOperator):
         # Autocast would compute in a lower precision than the dtype says.
         with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
             self._count += len(block)
+            return self._in_pieces(act, block.contiguous())
+
+    def _in_pieces(self, act: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
+        """Act on as many vectors at a time as memory allows."""
+        per_vector = self._numbers_per_vector() * self.dtype.itemsize
+        if per_vector * len(block) <= _ALWAYS_FITS:  # asking for the free memory takes time, too
             return act(block)
+        results = sum(side.size for side in (self.domain, self.codomain)) * self.dtype.itemsize
+        room = free_bytes(self.device) // 2 - results * len(block)
+        size = max(1, room // per_vector)
+        if size >= len(block):
+            return act(block)
+        whole: Tensor | None = None
+        for start in range(0, len(block), size):
+            piece = act(block[start : start + size])
+            if whole is None:
+                whole = piece.new_empty(len(block), *piece.shape[1:])
+            whole[start : start + size] = piece
+        assert whole is not None
+        return whole
+
+    def _numbers_per_vector(self) -> int:
+        """Numbers that the action needs at once for each vector, beside argument and result."""
+        return self.domain.size + self.codomain.size
 
     # The boundary.
 

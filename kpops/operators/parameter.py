@@ -83,3 +83,7 @@ class ParameterOperator(TrajectoryOperator):
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
         return self._apply(block)
+
+    def _numbers_per_vector(self) -> int:
+        n_parameters = sum(self.engine.parameters[name].numel() for name in self.names)
+        return super()._numbers_per_vector() + n_parameters

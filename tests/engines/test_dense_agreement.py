@@ -2,17 +2,33 @@
 
 import pytest
 import torch
-from cases import BY_NAME, CASES, STEPS, TRIALS
+from cases import (
+    ANY_MODEL,
+    BY_NAME,
+    CASES,
+    CASES_AND_ENGINES,
+    ENGINES,
+    STEPS,
+    TRIALS,
+    skip_compiled_elsewhere,
+)
 from dense import dense, relative
 
 import kpops
 from kpops.engines import jacobian
 
-ENGINES = ["autodiff", "jacobian"]
 MASK = torch.arange(STEPS) < torch.tensor([[STEPS], [3], [1]])
 
 
+SEQUENCES = [c for c in CASES if isinstance(c.build(), torch.nn.RNNBase)]
+
+
+def ids(value):
+    return getattr(value, "name", value)
+
+
 def linearize(case, engine, device="cpu", **options):
+    skip_compiled_elsewhere(engine, device)
     model, (inputs, h0) = case.model(), case.data()
     lin = kpops.linearize(
         model,
@@ -44,8 +60,7 @@ def assert_equal(lin, reference):
     assert max((errors | adjoints).values()) < 1e-10, errors | adjoints
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize(("case", "engine"), CASES_AND_ENGINES, ids=ids)
 def test_operators_equal_autograd_on_the_modules_own_forward(case, engine, device):
     lin, model, inputs, h0 = linearize(case, engine, device)
     reference = dense(case, model, inputs, h0)
@@ -54,10 +69,16 @@ def test_operators_equal_autograd_on_the_modules_own_forward(case, engine, devic
     assert relative(lin.P_inv.to_dense(), torch.linalg.inv(reference.P)) < 1e-10
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["rnn_tanh", "gru_two_layers", "lstm", "shared_norm_cell"])
-def test_masked_operators_equal_the_restricted_matrices(name, engine, device):
-    case = BY_NAME[name]
+@pytest.mark.parametrize(
+    ("case", "engine"),
+    [
+        (case, engine)
+        for case, engine in CASES_AND_ENGINES
+        if case.name in ("rnn_tanh", "gru_two_layers", "lstm", "oscillator", "shared_norm_cell")
+    ],
+    ids=ids,
+)
+def test_masked_operators_equal_the_restricted_matrices(case, engine, device):
     lin, model, inputs, h0 = linearize(case, engine, device, mask=MASK)
     reference = dense(case, model, inputs, h0, mask=MASK)
     assert_equal(lin, reference)
@@ -66,23 +87,29 @@ def test_masked_operators_equal_the_restricted_matrices(name, engine, device):
     torch.testing.assert_close(identity, torch.diag(valid), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    ("name", "subset"),
+    ("name", "subset", "engines"),
     [
-        ("gru", ["weight_hh_l0", "bias_ih_l0"]),
-        ("lstm_cell", ["weight_ih"]),
-        ("shared_norm_cell", ["recurrent.weight", "norm.weight"]),
+        ("gru", ["weight_hh_l0", "bias_ih_l0"], ENGINES),
+        ("gru_two_layers", ["weight_ih_l1"], ENGINES),
+        ("gru_two_layers", ["bias_hh_l0", "weight_hh_l1"], ENGINES),
+        ("lstm_cell", ["weight_ih"], ENGINES),
+        ("lstm_cell", ["bias_hh"], ENGINES),
+        ("oscillator", ["recurrent.weight"], ENGINES),
+        ("shared_norm_cell", ["recurrent.weight", "norm.weight"], ANY_MODEL),
     ],
 )
-def test_parameter_subsets_equal_the_dense_columns(name, subset, engine):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_parameter_subsets_equal_the_dense_columns(name, subset, engines, engine):
+    if engine not in engines:
+        pytest.skip("not a gated cell")
     case = BY_NAME[name]
     lin, model, inputs, h0 = linearize(case, engine, parameters=subset)
     assert list(lin.parameters) == [n for n, _ in model.named_parameters() if n in subset]
     assert_equal(lin, dense(case, model, inputs, h0, names=subset))
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if "cell" not in c.name], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", SEQUENCES, ids=ids)
 def test_trajectory_equals_the_modules_own_forward(case):
     lin, model, inputs, h0 = linearize(case, "autodiff")
     parts = h0.reshape(TRIALS, case.layers, -1, 4).permute(2, 1, 0, 3).contiguous()
@@ -101,15 +128,19 @@ def test_recursion_in_torch_equals_the_compiled_one():
     assert relative(jacobian.backpropagate(A, q), lin.P.H.apply(q)) < 1e-14
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_compiled_recursion_does_not_depend_on_the_number_of_threads(threads):
-    lin, *_ = linearize(BY_NAME["gru"], "jacobian")
-    q = torch.randn(4, *lin.space.shape, dtype=torch.float64)
-    expected = lin.P.apply(q)
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize("engine", ["jacobian", "gated_numba"])
+def test_compiled_engines_do_not_depend_on_the_number_of_threads(engine, block, threads):
+    lin, *_ = linearize(BY_NAME["lstm_two_layers"], engine)
+    q = torch.randn(block, *lin.space.shape, dtype=torch.float64)
+    operators = (lin.P, lin.P.H, lin.K)
+    expected = [op.apply(q) for op in operators]
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        assert torch.equal(lin.P.apply(q), expected)
+        for op, image in zip(operators, expected, strict=True):
+            assert relative(op.apply(q), image) < 1e-14
     finally:
         torch.set_num_threads(before)
 
@@ -123,7 +154,7 @@ def test_one_step_and_one_trial_work():
             assert relative(identity, torch.eye(len(identity), dtype=torch.float64)) < 1e-13
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ANY_MODEL)
 def test_chunks_of_rows_and_vectors_change_nothing(monkeypatch, engine):
     from collections import defaultdict
 

@@ -290,7 +290,7 @@ def test_repr_says_what_where_and_how(lin):
     assert "(P + K)*" in repr((lin.P + lin.K).H)
     assert "<P - K (" in repr(lin.P - lin.K)
     assert "<-P (" in repr(-lin.P)
-    assert "engine jacobian: stores" in repr(lin)
+    assert "engine gated_numba: a gated cell; keeps" in repr(lin)
 
 
 def test_scipys_algebra_takes_over_with_foreign_operators(lin, q):

@@ -1,0 +1,108 @@
+"""Which engine computes: by model, device and memory."""
+
+from __future__ import annotations
+
+from kpops.engines.autodiff import AutodiffEngine
+from kpops.engines.base import Engine, Trajectory, free_bytes, mib
+from kpops.engines.gated import GATES, GatedEngine
+from kpops.engines.gated_numba import GatedNumbaEngine
+from kpops.engines.jacobian import JacobianEngine
+from kpops.models.recurrence import Recurrence
+
+# The first that knows the model, works on the device and fits is the automatic choice.
+ENGINES: dict[str, type[Engine]] = {
+    e.name: e for e in (GatedNumbaEngine, GatedEngine, JacobianEngine, AutodiffEngine)
+}
+
+
+def memory_estimate(
+    recurrence: Recurrence, trajectory: Trajectory, gates: str = "stored"
+) -> dict[str, int]:
+    """Bytes that each engine able to linearise the model keeps beside the trajectory."""
+    device = trajectory.states.device
+    return {
+        name: engine.bytes_needed(recurrence, trajectory, gates)
+        for name, engine in ENGINES.items()
+        if engine.refuses(recurrence, device) is None
+    }
+
+
+def choose_engine(
+    engine: str, gates: str, recurrence: Recurrence, trajectory: Trajectory
+) -> tuple[str, str, str]:
+    """Choose an engine, and what becomes of the gates.
+
+    Parameters
+    ----------
+    engine : str
+        ``"auto"`` or one of :data:`ENGINES`.
+    gates : {"auto", "stored", "float32", "recomputed"}
+        What becomes of the diagonals of a gated engine.
+    recurrence : Recurrence
+        The model.
+    trajectory : Trajectory
+        Its trajectory.
+
+    Returns
+    -------
+    name, gates, reason : str
+
+    Raises
+    ------
+    ValueError
+        If there is no such engine or option, or it cannot linearise the model.
+    MemoryError
+        If what was asked for would not fit.
+    """
+    device = trajectory.states.device
+    if engine != "auto" and engine not in ENGINES:
+        raise ValueError(f"engine={engine!r}: choose 'auto' or one of {sorted(ENGINES)}")
+    if gates not in GATES:
+        raise ValueError(f"gates={gates!r}: choose one of {list(GATES)}")
+    refusals = {n: e.refuses(recurrence, device) for n, e in ENGINES.items()}
+    if engine != "auto" and refusals[engine] is not None:
+        raise ValueError(f"engine={engine!r}: {refusals[engine]}")
+    usable = [n for n, refusal in refusals.items() if refusal is None]
+    candidates = usable if engine == "auto" else [engine]
+    if gates != "auto":
+        candidates = [n for n in candidates if issubclass(ENGINES[n], GatedEngine)]
+        if not candidates:
+            raise ValueError(
+                f"gates={gates!r} is for the gated engines: {refusals['gated'] or 'ask for one'}"
+            )
+    options = [(name, option) for name in candidates for option in _options(ENGINES[name], gates)]
+    free = free_bytes(device)
+    needs: dict[str, int] = {}
+    for name, option in options:
+        label = f"{name}, gates {option}" if issubclass(ENGINES[name], GatedEngine) else name
+        needs[label] = ENGINES[name].bytes_needed(recurrence, trajectory, option)
+        # Where there is a choice, half of the free memory is left to vectors and to the user.
+        last_resort = engine != "auto" and (name, option) == options[-1]
+        if needs[label] <= (free if last_resort else free // 2):
+            return name, option, _reason(engine, label, needs, refusals["gated"])
+    what = ", ".join(f"{label} needs {mib(n)}" for label, n in needs.items())
+    raise MemoryError(
+        f"engine={engine!r}: {what}, {mib(free)} are free on {device}: use engine='autodiff', "
+        "which stores nothing but the trajectory"
+    )
+
+
+def _options(engine: type[Engine], gates: str) -> tuple[str, ...]:
+    """What may become of the gates, best first."""
+    if not issubclass(engine, GatedEngine):
+        return ("stored",)
+    return ("stored", "recomputed") if gates == "auto" else (gates,)
+
+
+def _reason(asked: str, label: str, needs: dict[str, int], not_gated: str | None) -> str:
+    """Why this one, for the repr."""
+    *skipped, kept = needs.values()
+    if asked != "auto":
+        why = "asked for"
+    elif skipped:
+        others = [f"{other} would keep {mib(needs[other])}" for other in needs if other != label]
+        why = ", ".join(others)
+    else:
+        why = "a gated cell" if not_gated is None else "not a gated cell"
+    gates = label.partition(", ")[2]
+    return f"{why}; keeps {mib(kept) if kept else 'nothing'}" + (f", {gates}" if gates else "")

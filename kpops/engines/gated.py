@@ -1,0 +1,322 @@
+"""The engine for gated cells on any device: weights between diagonals, no S x S Jacobian.
+
+A stack is taken layer by layer. With A_l the Jacobian of layer l alone, P_l its propagator and B_l
+its input maps, a layer passes on what it has gained beside its own forcing:
+
+    P:   v_l = P_l f_l,  f_l = q_l + B_l (v_{l-1} - q_{l-1})
+    P*:  a_l = b_l - w_l,  b_l = P_l^* (e_l + w_l),  w_{l-1} = B_l^T b_l,
+
+so that the recursion through time knows one layer only. Single steps couple layers in the same way:
+``A = L diag(A_l)``, ``J = L diag(J_l)``, ``K = L diag(K_l) L*`` with L the passage upwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kpops.engines.base import Engine, Trajectory
+from kpops.engines.gated_layer import Layer
+from kpops.engines.gram import SOURCES, Gram
+from kpops.models.gated import GatedRecurrence
+from kpops.models.recurrence import Recurrence
+
+GATES = ("auto", "stored", "float32", "recomputed")
+
+
+class GatedEngine(Engine):
+    """Affine maps between the diagonals of elementwise gates, in torch.
+
+    Parameters
+    ----------
+    recurrence : GatedRecurrence
+        Snapshot of the model.
+    parameters : dict of str to Tensor
+        Those that learn. Where one is not a weight or a bias of an affine map (a parametrised
+        weight, a time constant, a weight used twice), J and K of all are as in `autodiff`.
+    trajectory : Trajectory
+        Where everything is linearised.
+    gates : {"stored", "float32", "recomputed"}
+        What becomes of the diagonals.
+    check : bool
+        Whether to compare one trial's first steps with automatic differentiation.
+
+    Raises
+    ------
+    ValueError
+        If they differ: the cell is not what its recurrence says.
+    """
+
+    name = "gated"
+    recurrence: GatedRecurrence
+
+    def __init__(
+        self,
+        recurrence: Recurrence,
+        parameters: dict[str, Tensor],
+        trajectory: Trajectory,
+        gates: str = "stored",
+        *,
+        check: bool = True,
+    ) -> None:
+        super().__init__(recurrence, parameters, trajectory, gates)
+        n_layers = len(self.recurrence.layers)
+        self.layers = [Layer(self.recurrence, i, trajectory, gates) for i in range(n_layers)]
+        self._places = _places(self.recurrence)
+        self._grams: dict[tuple[str, ...], list[Gram | None]] = {}
+        if check:
+            self._check_elementwise()
+
+    @staticmethod
+    def refuses(recurrence: Recurrence, device: torch.device) -> str | None:
+        """Why this engine cannot linearise the recurrence, or None."""
+        if isinstance(recurrence, GatedRecurrence):
+            return None
+        return (
+            f"{type(recurrence.module).__name__} is not known as a gated cell: register a "
+            "kpops.models.GatedRecurrence for it"
+        )
+
+    @staticmethod
+    def bytes_needed(recurrence: Recurrence, trajectory: Trajectory, gates: str) -> int:
+        """The diagonals, and the thin factors of the features, counted at full rank."""
+        assert isinstance(recurrence, GatedRecurrence)
+        n_trials, n_steps, _ = trajectory.states.shape
+        numbers = 0.0
+        for i in range(len(recurrence.layers)):
+            layer = Layer(recurrence, i, trajectory, gates)
+            together = max(s.stop - s.start for s in layer.segments())
+            kept = layer.pattern.size * layer.hidden * layer.storage.itemsize * n_trials * together
+            widths = [1 + layer.multiplied(s, slice(0, 1)).shape[-1] for s in layer.sources]
+            ranks = sum(min(width, n_trials * n_steps) for width in widths)
+            numbers += kept + ranks * n_trials * n_steps * trajectory.states.element_size()
+        return int(numbers)
+
+    # Through time.
+
+    def _propagate(self, q: Tensor) -> Tensor:
+        v = torch.empty_like(q)
+        forcing = q if len(self.layers) == 1 else q.clone()
+        for below, layer in zip([None, *self.layers], self.layers, strict=False):
+            if below is not None:
+                gained = v[..., below.output] - q[..., below.output]
+                for time, d in layer.slices(len(q)):
+                    layer.push_input(d, gained[:, :, time], forcing[:, :, time, layer.units])
+            self._propagate_layer(layer, forcing, v)
+        return v
+
+    def _backpropagate(self, a: Tensor) -> Tensor:
+        v = torch.empty_like(a)
+        asked = a if len(self.layers) == 1 else a.clone()
+        for below, layer in reversed(list(zip([None, *self.layers], self.layers, strict=False))):
+            self._backpropagate_layer(layer, asked, v)
+            if below is not None:
+                for time, d in layer.slices(len(a)):
+                    into = asked[:, :, time, below.output]
+                    layer.pull_input(d, v[:, :, time, layer.units], into)
+        # b_l - w_l, with w_l what was added to e_l
+        return v if asked is a else v.sub_(asked).add_(a)
+
+    def _propagate_layer(self, layer: Layer, q: Tensor, v: Tensor) -> None:
+        """Write P_l q_l into the layer's units of v."""
+        q, v = q[..., layer.units], v[..., layer.units]
+        state = torch.zeros_like(q[:, :, 0])
+        for segment in layer.segments():
+            diagonals = layer.diagonals(segment)
+            for t in range(segment.start, segment.stop):
+                new = v[:, :, t].copy_(q[:, :, t])
+                if t > 0:
+                    d = diagonals[:, :, t - segment.start].to(q.dtype)
+                    layer.push(d, state, into=new)
+                state = new
+
+    def _backpropagate_layer(self, layer: Layer, a: Tensor, v: Tensor) -> None:
+        """Write P_l^* a_l into the layer's units of v."""
+        v = v[..., layer.units]
+        v.copy_(a[..., layer.units])
+        for segment in reversed(layer.segments()):
+            diagonals = layer.diagonals(segment)
+            for t in reversed(range(max(1, segment.start), segment.stop)):
+                d = diagonals[:, :, t - segment.start].to(v.dtype)
+                layer.pull(d, v[:, :, t], into=v[:, :, t - 1])
+
+    # Single steps.
+
+    def _advance(self, v: Tensor) -> Tensor:
+        result = torch.zeros_like(v)
+        for layer in self.layers:
+            for time, d in layer.slices(len(v)):
+                layer.push(d, v[:, :, time, layer.units], result[:, :, time, layer.units])
+        return self._pass_up(result)
+
+    def _pull_back(self, a: Tensor) -> Tensor:
+        asked = self._pass_down(a)
+        result = torch.zeros_like(a)
+        for layer in self.layers:
+            for time, d in layer.slices(len(a)):
+                layer.pull(d, asked[:, :, time, layer.units], result[:, :, time, layer.units])
+        return result
+
+    def _pass_up(self, gained: Tensor) -> Tensor:
+        """Apply L, in place: what a layer has gained moves the next one in the same step."""
+        for below, layer in zip(self.layers[:-1], self.layers[1:], strict=True):
+            for time, d in layer.slices(len(gained)):
+                here = gained[:, :, time]
+                layer.push_input(d, here[..., below.output], here[..., layer.units])
+        return gained
+
+    def _pass_down(self, asked: Tensor) -> Tensor:
+        """Apply L*."""
+        if len(self.layers) == 1:
+            return asked
+        asked = asked.clone()
+        for below, layer in reversed(list(zip(self.layers[:-1], self.layers[1:], strict=True))):
+            for time, d in layer.slices(len(asked)):
+                here = asked[:, :, time]
+                layer.pull_input(d, here[..., layer.units], here[..., below.output])
+        return asked
+
+    # Parameters.
+
+    def parameter_jvp(self, dtheta: Tensor, names: Sequence[str]) -> Tensor:
+        """J dtheta, for the parameters `names`."""
+        if not self._direct(names):
+            return super().parameter_jvp(dtheta, names)
+        changes = self._by_place(dtheta, names)
+        result = dtheta.new_zeros(len(dtheta), *self.trajectory.states.shape)
+        for i, layer in enumerate(self.layers):
+            for source in layer.sources:
+                weight, bias = (changes.get((i, source, role)) for role in ("weight", "bias"))
+                if weight is None and bias is None:
+                    continue
+                for time, d in layer.slices(len(dtheta)):
+                    u = layer.multiplied(source, time)
+                    maps: Tensor | float = 0.0
+                    if weight is not None:
+                        maps = (u.flatten(0, 1) @ weight.mT).unflatten(1, u.shape[:2])
+                    if bias is not None:
+                        maps = maps + bias[:, None, None].expand(-1, *u.shape[:2], -1)
+                    assert isinstance(maps, Tensor)
+                    layer.push_parameters(d, source, maps, result[:, :, time, layer.units])
+        return self.trajectory.restrict(self._pass_up(result))
+
+    def parameter_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
+        """J* q, for the parameters `names`."""
+        if not self._direct(names):
+            return super().parameter_vjp(q, names)
+        asked = self._pass_down(self.trajectory.restrict(q))
+        result = q.new_zeros(len(q), sum(self.parameters[n].numel() for n in names))
+        totals = self._by_place(result, names)
+        for i, layer in enumerate(self.layers):
+            for source in layer.sources:
+                weight, bias = (totals.get((i, source, role)) for role in ("weight", "bias"))
+                if weight is None and bias is None:
+                    continue
+                for time, d in layer.slices(len(q)):
+                    maps = layer.pull_parameters(d, source, asked[:, :, time, layer.units])
+                    maps = maps.flatten(1, 2)
+                    if weight is not None:
+                        u = layer.multiplied(source, time).flatten(0, 1)
+                        weight += maps.mT @ u
+                    if bias is not None:
+                        bias += maps.sum(1)
+        return result
+
+    def parameter_gram(self, q: Tensor, names: Sequence[str]) -> Tensor:
+        """J J* q, by the thin factors of the features."""
+        if not self._direct(names):
+            return super().parameter_gram(q, names)
+        asked = self._pass_down(self.trajectory.restrict(q))
+        result = torch.empty_like(q)
+        for layer, gram in zip(self.layers, self._grams_of(names), strict=True):
+            if gram is None:
+                result[..., layer.units] = 0
+            else:
+                self._apply_gram(layer, gram, asked, result)
+        return self.trajectory.restrict(self._pass_up(result))
+
+    def _apply_gram(self, layer: Layer, gram: Gram, q: Tensor, into: Tensor) -> None:
+        """Write K_l q_l into the layer's units of `into`."""
+        into[..., layer.units] = 0
+        gram.apply(q[..., layer.units], into[..., layer.units])
+
+    def feature_ranks(self) -> list[int]:
+        """Numerical ranks of the features behind K: recurrent, then input, layer by layer."""
+        names = tuple(self.parameters)
+        grams = self._grams_of(names) if self._direct(names) else []
+        return [z.shape[-1] for gram in grams if gram is not None for z in gram.factors]
+
+    def _direct(self, names: Sequence[str]) -> bool:
+        return all(name in self._places for name in names)
+
+    def _by_place(self, theta: Tensor, names: Sequence[str]) -> dict[tuple, Tensor]:
+        """Views of the flat parameter vectors by layer, source and role, in their own shapes."""
+        sizes = [self.parameters[name].numel() for name in names]
+        return {
+            self._places[name]: part.unflatten(1, self.parameters[name].shape)
+            for name, part in zip(names, theta.split(sizes, dim=1), strict=True)
+        }
+
+    def _grams_of(self, names: Sequence[str]) -> list[Gram | None]:
+        key = tuple(sorted(names))
+        if key not in self._grams:
+            places = {self._places[name] for name in names}
+            self._grams[key] = []
+            for i, layer in enumerate(self.layers):
+                learn = {s: ((i, s, "weight") in places, (i, s, "bias") in places) for s in SOURCES}
+                gram = Gram(layer, learn)
+                self._grams[key].append(gram if gram.parts else None)
+        return self._grams[key]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_grams": {}}
+
+    def _check_elementwise(self) -> None:
+        """Compare with automatic differentiation at one trial's first steps.
+
+        A cell whose gates mix units, or that uses a weight elsewhere too, is no gated cell.
+        """
+        first = slice(0, 1), slice(0, 2)
+        part = Trajectory(
+            self.trajectory.inputs[first],
+            self.trajectory.previous[first],
+            self.trajectory.states[first],
+            None,
+        )
+        probe = GatedEngine(self.recurrence, self.parameters, part, "stored", check=False)
+        q = torch.arange(part.states.numel()).to(part.states).cos().view(part.states.shape)
+        pairs = [(probe._pull_back(q[None]), probe.rows.state_vjp(q[None].flatten(1, 2)))]
+        names = tuple(self.parameters)
+        if self._direct(names):
+            rows = probe.rows.parameter_vjp(q[None].flatten(1, 2), names)
+            pairs.append((probe.parameter_vjp(q[None], names), rows))
+        for ours, reference in pairs:
+            gap = (ours.flatten() - reference.flatten()).norm()
+            if not gap <= torch.finfo(q.dtype).eps ** 0.5 * reference.norm():
+                raise ValueError(
+                    f"{type(self.recurrence.module).__name__} is not the gated cell that its "
+                    f"{type(self.recurrence).__name__} says (derivatives differ by "
+                    f"{float(gap / reference.norm()):.2g}): gates and features must act unit by "
+                    "unit and use no weight of the affine maps"
+                )
+
+
+def _places(recurrence: GatedRecurrence) -> dict[str, tuple[int, str, str]]:
+    """Parameter name to (layer, source, role), for those that are used there and nowhere else."""
+    names = {id(p): name for name, p in recurrence.parameter_dict().items()}
+    found: dict[str, list[tuple[int, str, str]]] = {}
+    for i, maps in enumerate(recurrence.layers):
+        places = {
+            (i, "recurrent", "weight"): maps.recurrent,
+            (i, "recurrent", "bias"): maps.recurrent_bias,
+            (i, "input", "weight"): maps.input,
+            (i, "input", "bias"): maps.input_bias,
+        }
+        for place, attribute in places.items():
+            if attribute is not None:
+                name = names.get(id(recurrence.weight(attribute)))
+                if name is not None:
+                    found.setdefault(name, []).append(place)
+    return {name: places[0] for name, places in found.items() if len(places) == 1}

@@ -1,0 +1,217 @@
+"""One gated layer on its trajectory: its weights, its diagonals, and what they do to vectors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from kpops.engines.base import Trajectory
+from kpops.engines.gates import Pattern, differentiate
+from kpops.models.gated import GatedRecurrence
+
+Pairs = tuple[tuple[int, int, int], ...]
+
+# Bytes of one temporary of a pointwise action: on the CPU it stays in the cache and in the
+# allocator's hands, a GPU wants few and large launches.
+_SLICE_BYTES = defaultdict(lambda: 2**28, cpu=2**22)
+# Bytes of the diagonals of a segment of time, where they are recomputed.
+_SEGMENT_BYTES = defaultdict(lambda: 2**30, cpu=2**26)
+
+
+class Layer:
+    """The derivatives of a layer along the trajectory, as actions on blocks.
+
+    Blocks are (block, trial, time, ...); `d` are the diagonals (diagonal, trial, time, hidden) of
+    the same trials and steps, or those of one step, (diagonal, trial, hidden), with blocks
+    (block, trial, ...). The formulas are those of :mod:`kpops.engines.gates`.
+
+    Parameters
+    ----------
+    recurrence : GatedRecurrence
+        The stack.
+    index : int
+        Which layer of it.
+    trajectory : Trajectory
+        Of the stack.
+    gates : {"stored", "float32", "recomputed"}
+        What becomes of the diagonals.
+
+    Attributes
+    ----------
+    units : slice
+        Where the layer's units lie among those of the stack.
+    output : slice
+        The first of its variables among them, which is the input of the next layer.
+    sources : tuple of str
+        The kinds of affine maps that the layer has, of "recurrent" and "input".
+    recurrent_weight, input_weight : Tensor
+        W (gates * hidden, hidden) and U (gates * hidden, feature).
+    """
+
+    def __init__(
+        self, recurrence: GatedRecurrence, index: int, trajectory: Trajectory, gates: str
+    ) -> None:
+        self.recurrence = recurrence
+        self.index = index
+        self.trajectory = trajectory
+        self.gates = gates
+        self.hidden = recurrence.hidden_size
+        self.variables = len(recurrence.variables)
+        start = index * self.hidden * self.variables
+        self.units = slice(start, start + self.hidden * self.variables)
+        self.output = slice(start, start + self.hidden)
+        maps = recurrence.layers[index]
+        self.recurrent_weight = recurrence.weight(maps.recurrent).detach()
+        self.input_weight = None if maps.input is None else recurrence.weight(maps.input).detach()
+        below = 2 * start - self.units.stop
+        self.inputs = (
+            trajectory.inputs if index == 0 else trajectory.states[..., below : below + self.hidden]
+        )
+        self.previous = trajectory.previous[..., self.units]
+        self.sources = ("recurrent",) if maps.input is None else ("recurrent", "input")
+        self.pattern = self._differentiate(slice(0, 1), slice(0, 1))[0]
+
+    # The diagonals.
+
+    @property
+    def storage(self) -> torch.dtype:
+        """The dtype of the diagonals."""
+        return torch.float32 if self.gates == "float32" else self.previous.dtype
+
+    def segments(self) -> list[slice]:
+        """Consecutive pieces of time whose diagonals are there together."""
+        n_trials, n_steps = self.previous.shape[:2]
+        if self.gates != "recomputed":
+            return [slice(0, n_steps)]
+        per_step = self.pattern.size * n_trials * self.hidden * self.previous.element_size()
+        size = max(1, _SEGMENT_BYTES[self.previous.device.type] // per_step)
+        return [slice(t, min(t + size, n_steps)) for t in range(0, n_steps, size)]
+
+    def diagonals(self, time: slice) -> Tensor:
+        """The diagonals at these steps, shape (diagonal, trial, time, hidden)."""
+        if self.gates == "recomputed":
+            return self._compute(time)
+        return self._stored[:, :, time]
+
+    def slices(self, block: int) -> Iterator[tuple[slice, Tensor]]:
+        """Pieces of time small enough for pointwise actions on so many vectors, and diagonals."""
+        widest = max(self.pattern.n_recurrent, self.pattern.n_inputs, self.variables)
+        per_step = block * len(self.previous) * self.hidden * widest * self.previous.element_size()
+        size = max(1, _SLICE_BYTES[self.previous.device.type] // per_step)
+        for segment in self.segments():
+            d = self.diagonals(segment)
+            for t in range(segment.start, segment.stop, size):
+                time = slice(t, min(t + size, segment.stop))
+                part = d[:, :, t - segment.start : time.stop - segment.start]
+                yield time, part.to(self.previous.dtype)
+
+    @cached_property
+    def _stored(self) -> Tensor:
+        return self._compute(slice(0, self.previous.shape[1]))
+
+    def _compute(self, time: slice) -> Tensor:
+        n_trials, n_steps = self.previous[:, time].shape[:2]
+        result = self.previous.new_empty(
+            self.pattern.size, n_trials, n_steps, self.hidden, dtype=self.storage
+        )
+        per_step = n_trials * self.hidden * self.previous.element_size()
+        size = max(1, _SLICE_BYTES[self.previous.device.type] // (4 * per_step))
+        for t in range(0, n_steps, size):
+            part = slice(t, min(t + size, n_steps))
+            here = slice(time.start + part.start, time.start + part.stop)
+            pattern, diagonals = self._differentiate(slice(None), here)
+            if pattern != self.pattern:
+                raise ValueError(
+                    f"the gates of {type(self.recurrence.module).__name__} take another form at "
+                    "other states: write them without branches on values (torch.where)"
+                )
+            for kept, diagonal in zip(result, diagonals, strict=True):
+                kept[:, part] = diagonal.unflatten(0, (n_trials, -1))
+        return result
+
+    def _differentiate(self, trials: slice, time: slice) -> tuple[Pattern, list[Tensor]]:
+        return differentiate(
+            self.recurrence,
+            self.index,
+            self.inputs[trials, time].flatten(0, 1),
+            self.previous[trials, time].flatten(0, 1),
+        )
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_stored"}  # cheap to recompute
+
+    # The actions on states.
+
+    def push(self, d: Tensor, ds: Tensor, into: Tensor) -> None:
+        """Into += A ds; both (..., variable * hidden)."""
+        old, new = self._split(ds), self._split(into)
+        u = sum((old[w] if p is None else d[p] * old[w]) for w, p in self.pattern.slopes)
+        if isinstance(u, Tensor):
+            self._spread(self.pattern.recurrent, d, u @ self.recurrent_weight.mT, new)
+        for v, w, p in self.pattern.carry:
+            new[v].addcmul_(d[p], old[w])
+
+    def pull(self, d: Tensor, a: Tensor, into: Tensor) -> None:
+        """Into += A^T a; both (..., variable * hidden)."""
+        new, old = self._split(a), self._split(into)
+        if self.pattern.slopes:
+            pairs, n_maps = self.pattern.recurrent, self.pattern.n_recurrent
+            u = self._gather(pairs, n_maps, d, new) @ self.recurrent_weight
+            for w, p in self.pattern.slopes:
+                old[w].add_(u) if p is None else old[w].addcmul_(d[p], u)
+        for v, w, p in self.pattern.carry:
+            old[w].addcmul_(d[p], new[v])
+
+    def push_input(self, d: Tensor, dx: Tensor, into: Tensor) -> None:
+        """Into += B dx; (..., feature) to (..., variable * hidden)."""
+        assert self.input_weight is not None
+        maps = dx @ self.input_weight.mT
+        self._spread(self.pattern.inputs, d, maps, self._split(into))
+
+    def pull_input(self, d: Tensor, a: Tensor, into: Tensor) -> None:
+        """Into += B^T a; (..., variable * hidden) to (..., feature)."""
+        assert self.input_weight is not None
+        pairs, n_maps = self.pattern.inputs, self.pattern.n_inputs
+        into += self._gather(pairs, n_maps, d, self._split(a)) @ self.input_weight
+
+    # The actions on parameters. J_h and J_x are the parts of J that the recurrent and the input
+    # maps contribute; u is what their weights multiply.
+
+    def push_parameters(self, d: Tensor, source: str, maps: Tensor, into: Tensor) -> None:
+        """Into += the effect of changed maps (..., gates * hidden) of that source."""
+        pairs = self.pattern.recurrent if source == "recurrent" else self.pattern.inputs
+        self._spread(pairs, d, maps, self._split(into))
+
+    def pull_parameters(self, d: Tensor, source: str, q: Tensor) -> Tensor:
+        """The adjoint: what q asks of the maps of that source, (..., gates * hidden)."""
+        recurrent = source == "recurrent"
+        pairs = self.pattern.recurrent if recurrent else self.pattern.inputs
+        n_maps = self.pattern.n_recurrent if recurrent else self.pattern.n_inputs
+        return self._gather(pairs, n_maps, d, self._split(q))
+
+    def multiplied(self, source: str, time: slice) -> Tensor:
+        """What the weights of that source multiply, (trial, time, feature)."""
+        if source == "input":
+            return self.inputs[:, time]
+        return self.recurrence.features(self._split(self.previous[:, time]))
+
+    def _split(self, units: Tensor) -> tuple[Tensor, ...]:
+        return units.split(self.hidden, dim=-1)
+
+    def _spread(self, pairs: Pairs, d: Tensor, maps: Tensor, into: tuple[Tensor, ...]) -> None:
+        """into_v += D_vg maps_g."""
+        each = self._split(maps)
+        for v, g, p in pairs:
+            into[v].addcmul_(d[p], each[g])
+
+    def _gather(self, pairs: Pairs, n_maps: int, d: Tensor, a: tuple[Tensor, ...]) -> Tensor:
+        """sum_v D_vg a_v, the maps side by side."""
+        maps = a[0].new_zeros(*a[0].shape[:-1], n_maps * self.hidden)
+        each = self._split(maps)
+        for v, g, p in pairs:
+            each[g].addcmul_(d[p], a[v])
+        return maps

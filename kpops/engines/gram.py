@@ -1,0 +1,112 @@
+"""K of one gated layer: thin factors of the features between the diagonals.
+
+``K q = sum_g D_g * Z (Z^T (D_g * q))``, for each gate with the factor Z of what its learning
+weights multiply; see :mod:`kpops.engines.features`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kpops.engines.features import thin_factor
+from kpops.engines.gated_layer import Layer
+
+SOURCES = ("recurrent", "input")
+
+
+class Part(NamedTuple):
+    """Gates that K treats alike: the diagonals between which their Gram matrix stands.
+
+    Attributes
+    ----------
+    gains : tuple of (v, position)
+        D_vg of the variables v.
+    factors : tuple of int
+        Which of the layer's factors make the Gram matrix, as a sum.
+    """
+
+    gains: tuple[tuple[int, int], ...]
+    factors: tuple[int, ...]
+
+
+class Gram:
+    """K of a layer for some of its affine maps' weights and biases.
+
+    Parameters
+    ----------
+    layer : Layer
+        The layer.
+    weights : dict of str to (bool, bool)
+        For each source of :data:`SOURCES`, whether its weight and whether its bias learns.
+
+    Attributes
+    ----------
+    factors : list of Tensor
+        Z of each source that learns, shape (trial, time, rank).
+    parts : list of Part
+        The sum that K is.
+    """
+
+    def __init__(self, layer: Layer, weights: dict[str, tuple[bool, bool]]) -> None:
+        self.layer = layer
+        self.factors: list[Tensor] = []
+        gains: list[list[tuple[tuple[int, int], ...]]] = []
+        whole = slice(0, layer.previous.shape[1])
+        for source in SOURCES:
+            with_weight, with_bias = weights.get(source, (False, False))
+            pairs = layer.pattern.recurrent if source == "recurrent" else layer.pattern.inputs
+            if not (with_weight or with_bias) or not pairs:
+                continue
+            u = layer.multiplied(source, whole)
+            features = [u] if with_weight else []
+            if with_bias:
+                features.append(torch.ones_like(u[..., :1]))
+            if layer.trajectory.mask is not None:  # what is masked must not add to the rank
+                features = [f * layer.trajectory.mask[..., None] for f in features]
+            z = thin_factor([f.flatten(0, 1) for f in features])
+            self.factors.append(z.unflatten(0, u.shape[:2]))
+            maps = sorted({g for _, g, _ in pairs})
+            gains.append([tuple((v, p) for v, h, p in pairs if h == g) for g in maps])
+        self.parts = _merged(gains)
+
+    def apply(self, q: Tensor, into: Tensor) -> None:
+        """Into += K q; both (block, trial, time, variable * hidden)."""
+        asked = [
+            [q.new_zeros(len(q), z.shape[-1], self.layer.hidden) for z in self._of(part)]
+            for part in self.parts
+        ]
+        for time, d in self.layer.slices(len(q)):
+            old = q[:, :, time].split(self.layer.hidden, dim=-1)
+            for part, sums in zip(self.parts, asked, strict=True):
+                y = sum(d[p] * old[v] for v, p in part.gains).flatten(1, 2)
+                for z, total in zip(self._of(part), sums, strict=True):
+                    total += z[:, time].flatten(0, 1).mT @ y
+        for time, d in self.layer.slices(len(q)):
+            new = into[:, :, time].split(self.layer.hidden, dim=-1)
+            for part, sums in zip(self.parts, asked, strict=True):
+                pairs = zip(self._of(part), sums, strict=True)
+                back = torch.stack([z[:, time].flatten(0, 1) @ total for z, total in pairs]).sum(0)
+                for v, p in part.gains:
+                    new[v].addcmul_(d[p], back.unflatten(1, new[v].shape[1:3]))
+
+    def _of(self, part: Part) -> list[Tensor]:
+        return [self.factors[i] for i in part.factors]
+
+
+def _merged(gains: list[list[tuple[tuple[int, int], ...]]]) -> list[Part]:
+    """One part for every two maps of different sources with the same diagonals; else one each."""
+    parts: list[Part] = []
+    for factor, of_source in enumerate(gains):
+        for gain in of_source:
+            twin = next(
+                (i for i, p in enumerate(parts) if p.gains == gain and factor not in p.factors),
+                None,
+            )
+            if twin is None:
+                parts.append(Part(gain, (factor,)))
+            else:
+                parts[twin] = Part(gain, (*parts[twin].factors, factor))
+    return parts

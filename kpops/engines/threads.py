@@ -1,0 +1,46 @@
+"""Compiled tasks on all cores: plain Python threads around kernels that release the GIL.
+
+A task runs from its beginning to its end on one thread, with BLAS at one thread, so that no
+barrier stands inside a time step: a busy core delays only the tasks it holds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+
+from kpops.engines import blas
+
+
+def each(task: Callable[[int], None], n_tasks: int) -> None:
+    """Run ``task(0) .. task(n_tasks - 1)`` on as many threads as torch is set to use.
+
+    With fewer tasks than threads, BLAS takes the spare threads inside each task.
+    """
+    threads = min(torch.get_num_threads(), n_tasks)
+    inside = torch.get_num_threads() // n_tasks if n_tasks else 1
+
+    def limited(i: int) -> None:
+        with blas.thread_limited(max(1, inside)):
+            task(i)
+
+    with blas.process_limited(max(1, inside)):
+        if threads <= 1:
+            for i in range(n_tasks):
+                limited(i)
+        else:
+            for _ in _pool(threads).map(limited, range(n_tasks)):
+                pass
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="kpops")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child inherits the pool without its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,0 +1,141 @@
+"""The machinery of the benchmarks, on a grid of almost nothing."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks import __main__ as command
+from benchmarks import growth, machine, memory, page, products, suite, tables
+from benchmarks.cases import OPERATORS, Case, Grid, quick
+from benchmarks.contenders import Contender
+from benchmarks.reference import Reference
+from benchmarks.timing import Limits, take_turns
+
+pytestmark = [
+    # PyTorch's own, at the first use of forward mode, of torch.func.linearize and of vmap
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+]
+
+BASE = Case("GRU", 5, trials=2, steps=6)
+
+
+@pytest.fixture
+def micro(monkeypatch):
+    # A process of its own takes seconds to start: run what it would run here.
+    def here(case, engine):
+        names = ("kind", "hidden", "trials", "steps", "inputs", "device")
+        arguments = {name: getattr(case, name) for name in names}
+        return memory.main({**arguments, "dtype": "float32", "engine": engine})
+
+    monkeypatch.setattr(memory, "in_process", here)
+    monkeypatch.setattr(machine, "import_seconds", lambda repetitions: 0.1)
+    grid = quick(BASE)
+    return replace(
+        grid, kinds=("GRU",), hidden=(5,), base=BASE, large=((5, 2, 6),), eigsh=(("RNN", 4),)
+    )
+
+
+def test_a_run_writes_numbers_and_page(micro, tmp_path):
+    path = suite.run(micro, tmp_path)
+    found = json.loads(path.read_text())
+    assert path.name == "cpu.json"
+    assert set(found) == {"device", "environment", "settings", "machine", *suite.PARTS}
+    assert {"python", "torch", "numpy", "scipy", "numba", "processor", "threads"} <= set(
+        found["environment"]
+    )
+    (case,) = found["products"]
+    timed = {(r["contender"], r["operator"]) for r in case["products"] if "ms_per_vector" in r}
+    for name in ("kpops autodiff", "torch.func unrolled", "stored Jacobians", "floor"):
+        assert {(name, operator) for operator in OPERATORS} <= timed
+    for record in case["products"]:
+        assert ("dash" in record) != ("ms_per_vector" in record)
+        assert "dash" in record or record["fraction_of_floor"] > 0
+    assert len(found["growth"]["slopes"]) == 12
+    assert all(r["peak"] > 0 for r in found["memory"])
+    assert all(r["ratio"] > 0 for r in found["busy"])
+    (spectrum,) = found["spectra"]
+    assert spectrum["error"] < 1e-3
+
+    page.write(tmp_path, tmp_path / "benchmarks.rst")
+    text = (tmp_path / "benchmarks.rst").read_text()
+    for title in ("At a glance: GRU, 5 units", "Growth", "Memory", "A busy machine"):
+        assert f"\n{title}\n~" in text
+    assert text.endswith("On a GPU\n--------\n\nNot measured.\n")
+
+
+def test_parts_of_the_same_circumstances_are_kept(micro, tmp_path):
+    suite.run(micro, tmp_path, ["spectra"])
+    path = suite.run(micro, tmp_path, ["growth"])
+    assert {"spectra", "growth"} <= set(json.loads(path.read_text()))
+    noisy = replace(micro, base=replace(BASE, inputs="noise"))
+    assert "growth" not in json.loads(suite.run(noisy, tmp_path, []).read_text())
+
+
+def test_products_that_would_take_too_long_are_left_out():
+    grid = replace(quick(BASE), kinds=("GRU",), limits=Limits(1, 0.0, 1, few=1, most_s=1e-9))
+    found = products.measure(BASE, grid, {"gemm_flops": 1e12, "copy_bytes_per_s": 1e10}, print)
+    dashes = {r["dash"] for r in found["products"] if r["contender"] == "kpops autodiff"}
+    assert dashes == {"left out: one product would take more than 1e-09 s"}
+    floors = [r for r in found["products"] if r["contender"] == "floor"]
+    assert [r["ms_per_vector"] > 0 for r in floors] == [True] * 8
+
+
+def test_a_wrong_product_stops_the_run():
+    block = BASE.block(1)
+    reference = Reference(BASE, block)
+    right = reference.products["P"](block)
+    assert reference.check(Contender("right"), "P", right) == 0
+    with pytest.raises(AssertionError, match=r"wrong: P of GRU 5, block of 1, differs .* by 0\.01"):
+        reference.check(Contender("wrong"), "P", 1.01 * right)
+    with pytest.raises(AssertionError):
+        reference.check(Contender("nan"), "P", torch.nan * right)
+
+
+def test_turns_are_taken_until_all_have_enough():
+    calls = []
+    acts = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = take_turns(acts, "cpu", Limits(at_least=3, enough_s=0.0))
+    assert calls == ["a", "b"] * 3
+    assert [len(t) for t in times.values()] == [3, 3]
+    assert Limits().reached([2.5] * 3)
+    assert not Limits().reached([0.01] * 5)
+    assert Limits().reached([0.1] * 5)
+
+
+def test_slopes_of_a_power_law():
+    points = [
+        {"axis": axis, "at": n, "operator": o, "block": b, "ms_per_vector": 3.0 * n**1.5}
+        for axis in ("trials", "steps", "hidden")
+        for n in (2, 4, 8)
+        for o in ("P", "flow")
+        for b in (1, 16)
+    ]
+    slopes = growth.slopes(points, replace(Grid(), hidden_from=4))
+    assert [round(s["slope"], 12) for s in slopes] == [1.5] * 12
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_peaks_do_not_start_from_the_size_of_the_parent():
+    ballast = torch.ones(2**27)  # 512 MiB, more than a fresh process takes
+    assert memory.peak_bytes("cpu") > ballast.nbytes
+    assert 2**26 < memory.in_process(BASE, None)["peak"] < ballast.nbytes
+
+
+def test_numbers_have_three_digits():
+    written = [tables.number(x) for x in (12345.6, 123.4, 12.34, 1.234, 0.1234, 0.001234)]
+    assert written == ["12,346", "123", "12.3", "1.23", "0.123", "0.00123"]
+
+
+def test_partial_runs_do_not_overwrite_the_results(capsys):
+    for arguments in (["--quick"], ["--inputs", "noise"], ["--models", "GRU"]):
+        with pytest.raises(SystemExit):
+            command.options(arguments)
+    assert "--out" in capsys.readouterr().err
