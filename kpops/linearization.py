@@ -340,10 +340,10 @@ class Linearization:
         return 1.0 if self.measure == "sum" else 1.0 / self.trajectory.n_valid
 
     def memory_estimate(self) -> dict[str, int]:
-        """Bytes that each engine keeps beside the trajectory, before anything is allocated.
+        """Bytes that each engine keeps beside the trajectory, before it allocates them.
 
-        Engines that cannot linearise the model are left out. The gated engines count their thin
-        factors of the features at full rank: a trajectory of low rank takes less.
+        Engines that cannot linearise the model are left out. Vectors come on top: a product takes
+        its argument, its result and one or two more of the size of the trajectory for each vector.
 
         Returns
         -------

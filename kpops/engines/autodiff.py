@@ -23,7 +23,9 @@ class AutodiffEngine(Engine):
     name = "autodiff"
 
     @staticmethod
-    def bytes_needed(recurrence: Recurrence, trajectory: Trajectory, gates: str) -> int:
+    def bytes_needed(
+        recurrence: Recurrence, trajectory: Trajectory, gates: str, *, exact: bool = False
+    ) -> int:
         """Nothing beside the trajectory."""
         return 0
 

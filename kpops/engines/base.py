@@ -1,4 +1,4 @@
-"""The verbs every engine speaks, and the memory there is for it."""
+"""The verbs every engine speaks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -97,8 +96,13 @@ class Engine(ABC):
 
     @staticmethod
     @abstractmethod
-    def bytes_needed(recurrence: Recurrence, trajectory: Trajectory, gates: str) -> int:
-        """Bytes the engine keeps beside the trajectory."""
+    def bytes_needed(
+        recurrence: Recurrence, trajectory: Trajectory, gates: str, *, exact: bool = False
+    ) -> int:
+        """Bytes the engine keeps beside the trajectory.
+
+        At most, and at no cost; or, if `exact`, where finding out costs about a product.
+        """
 
     @abstractmethod
     def _propagate(self, q: Tensor) -> Tensor: ...
@@ -165,22 +169,3 @@ def _shift(v: Tensor, steps: int) -> Tensor:
     else:
         shifted[:, :, :-1] = v[:, :, 1:]
     return shifted
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that can be allocated on `device` now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
-
-
-def check_allocation(what: str, n_bytes: int, device: torch.device) -> None:
-    """Raise MemoryError before an allocation that would not fit."""
-    free = free_bytes(device)
-    if n_bytes > free:
-        raise MemoryError(f"{what} needs {mib(n_bytes)}, {mib(free)} are free on {device}")
-
-
-def mib(n_bytes: int) -> str:
-    """Bytes for people to read."""
-    return f"{n_bytes / 2**20:.4g} MiB"

@@ -79,7 +79,7 @@ def thread_limited(threads: int) -> Iterator[None]:
 
 
 @intrinsic
-def _call(typing, address, ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc):  # type: ignore
+def _call(typing, address, ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc):
     """Call the Fortran routine at `address`, which takes everything by reference."""
     signature = types.void(address, ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc)
 

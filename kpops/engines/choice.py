@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from kpops.engines.autodiff import AutodiffEngine
-from kpops.engines.base import Engine, Trajectory, free_bytes, mib
+from kpops.engines.base import Engine, Trajectory
 from kpops.engines.gated import GATES, GatedEngine
 from kpops.engines.gated_numba import GatedNumbaEngine
 from kpops.engines.jacobian import JacobianEngine
+from kpops.engines.memory import free_bytes, mib
 from kpops.models.recurrence import Recurrence
 
 # The first that knows the model, works on the device and fits is the automatic choice.
@@ -15,13 +16,11 @@ ENGINES: dict[str, type[Engine]] = {
 }
 
 
-def memory_estimate(
-    recurrence: Recurrence, trajectory: Trajectory, gates: str = "stored"
-) -> dict[str, int]:
+def memory_estimate(recurrence: Recurrence, trajectory: Trajectory, gates: str) -> dict[str, int]:
     """Bytes that each engine able to linearise the model keeps beside the trajectory."""
     device = trajectory.states.device
     return {
-        name: engine.bytes_needed(recurrence, trajectory, gates)
+        name: engine.bytes_needed(recurrence, trajectory, gates, exact=True)
         for name, engine in ENGINES.items()
         if engine.refuses(recurrence, device) is None
     }

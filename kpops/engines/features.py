@@ -8,10 +8,22 @@ many columns as the Gram matrix has eigenvalues above rounding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 _CHUNK = 4096  # rows converted to float64 at a time
+
+
+def numerical_rank(features: list[Tensor]) -> int:
+    """Number of columns that :func:`thin_factor` would have."""
+    if len(features[0]) <= sum(f.shape[1] for f in features):
+        u = torch.cat([f.double() for f in features], dim=1)
+        values = torch.linalg.eigvalsh(u @ u.mT)
+    else:
+        values = torch.linalg.eigvalsh(_gram(features))
+    return int(_above(values, torch.finfo(features[0].dtype).eps).sum())
 
 
 def thin_factor(features: list[Tensor]) -> Tensor:
@@ -30,26 +42,32 @@ def thin_factor(features: list[Tensor]) -> Tensor:
     """
     n_rows, width = len(features[0]), sum(f.shape[1] for f in features)
     eps = torch.finfo(features[0].dtype).eps
-    chunks = [slice(i, i + _CHUNK) for i in range(0, n_rows, _CHUNK)]
-
-    def wide(rows: slice) -> Tensor:
-        return torch.cat([f[rows].double() for f in features], dim=1)
-
     if n_rows <= width:
-        u = torch.cat([wide(rows) for rows in chunks])
+        u = torch.cat([f.double() for f in features], dim=1)
         values, vectors = torch.linalg.eigh(u @ u.mT)
         keep = _above(values, eps)
         return (vectors[:, keep] * values[keep].sqrt()).to(features[0].dtype).contiguous()
-    gram = features[0].new_zeros(width, width, dtype=torch.float64)
-    for rows in chunks:
-        u = wide(rows)
-        gram.addmm_(u.mT, u)
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = torch.linalg.eigh(_gram(features))
     vectors = vectors[:, _above(values, eps)]
     z = features[0].new_empty(n_rows, vectors.shape[1])
-    for rows in chunks:
-        z[rows] = wide(rows) @ vectors
+    for rows, u in _in_float64(features):
+        z[rows] = u @ vectors
     return z
+
+
+def _gram(features: list[Tensor]) -> Tensor:
+    width = sum(f.shape[1] for f in features)
+    gram = features[0].new_zeros(width, width, dtype=torch.float64)
+    for _, u in _in_float64(features):
+        gram.addmm_(u.mT, u)
+    return gram
+
+
+def _in_float64(features: list[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    """The features side by side, some rows at a time."""
+    for start in range(0, len(features[0]), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        yield rows, torch.cat([f[rows].double() for f in features], dim=1)
 
 
 def _above(values: Tensor, eps: float) -> Tensor:

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 
 from kpops.engines.base import Engine, Trajectory
+from kpops.engines.cuda_graph import Action, Recorder
+from kpops.engines.features import numerical_rank
 from kpops.engines.gated_layer import Layer
 from kpops.engines.gram import SOURCES, Gram
+from kpops.engines.memory import room_for
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 
@@ -65,6 +68,7 @@ class GatedEngine(Engine):
         n_layers = len(self.recurrence.layers)
         self.layers = [Layer(self.recurrence, i, trajectory, gates) for i in range(n_layers)]
         self._places = _places(self.recurrence)
+        self._recorder = Recorder()
         self._grams: dict[tuple[str, ...], list[Gram | None]] = {}
         if check:
             self._check_elementwise()
@@ -80,24 +84,42 @@ class GatedEngine(Engine):
         )
 
     @staticmethod
-    def bytes_needed(recurrence: Recurrence, trajectory: Trajectory, gates: str) -> int:
-        """The diagonals, and the thin factors of the features, counted at full rank."""
+    def bytes_needed(
+        recurrence: Recurrence, trajectory: Trajectory, gates: str, *, exact: bool = False
+    ) -> int:
+        """The diagonals, and the thin factors of the features: at full rank, or at the `exact` one."""
         assert isinstance(recurrence, GatedRecurrence)
         n_trials, n_steps, _ = trajectory.states.shape
-        numbers = 0.0
+        total = 0
         for i in range(len(recurrence.layers)):
             layer = Layer(recurrence, i, trajectory, gates)
             together = max(s.stop - s.start for s in layer.segments())
-            kept = layer.pattern.size * layer.hidden * layer.storage.itemsize * n_trials * together
-            widths = [1 + layer.multiplied(s, slice(0, 1)).shape[-1] for s in layer.sources]
-            ranks = sum(min(width, n_trials * n_steps) for width in widths)
-            numbers += kept + ranks * n_trials * n_steps * trajectory.states.element_size()
-        return int(numbers)
+            total += (
+                layer.pattern.size * layer.hidden * layer.storage.itemsize * n_trials * together
+            )
+            for source in layer.sources:
+                features = layer.features(source, weight=True, bias=layer.biased[source])
+                full = min(n_trials * n_steps, sum(f.shape[1] for f in features))
+                rank = numerical_rank(features) if exact else full
+                total += rank * n_trials * n_steps * trajectory.states.element_size()
+        return total
 
     # Through time.
 
     def _propagate(self, q: Tensor) -> Tensor:
-        v = torch.empty_like(q)
+        return self._record("P", self._propagate_layers, q)
+
+    def _backpropagate(self, a: Tensor) -> Tensor:
+        return self._record("P*", self._backpropagate_layers, a)
+
+    def _record(self, name: str, action: Action, q: Tensor) -> Tensor:
+        # Where gates are recomputed, autograd runs inside the loop, which a recording cannot hold.
+        if q.device.type != "cuda" or self.gates == "recomputed":
+            return action(q)
+        return self._recorder(name, action, q)
+
+    def _propagate_layers(self, q: Tensor) -> Tensor:
+        v = room_for(q)
         forcing = q if len(self.layers) == 1 else q.clone()
         for below, layer in zip([None, *self.layers], self.layers, strict=False):
             if below is not None:
@@ -107,8 +129,8 @@ class GatedEngine(Engine):
             self._propagate_layer(layer, forcing, v)
         return v
 
-    def _backpropagate(self, a: Tensor) -> Tensor:
-        v = torch.empty_like(a)
+    def _backpropagate_layers(self, a: Tensor) -> Tensor:
+        v = room_for(a)
         asked = a if len(self.layers) == 1 else a.clone()
         for below, layer in reversed(list(zip([None, *self.layers], self.layers, strict=False))):
             self._backpropagate_layer(layer, asked, v)
@@ -229,7 +251,7 @@ class GatedEngine(Engine):
         if not self._direct(names):
             return super().parameter_gram(q, names)
         asked = self._pass_down(self.trajectory.restrict(q))
-        result = torch.empty_like(q)
+        result = room_for(q)
         for layer, gram in zip(self.layers, self._grams_of(names), strict=True):
             if gram is None:
                 result[..., layer.units] = 0

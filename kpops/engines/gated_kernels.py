@@ -17,7 +17,7 @@ from kpops.engines.blas import product, transposed_product
 # Fused multiply-add changes the last bit only and saves an instruction in three.
 _compiled = numba.njit(nogil=True, cache=True, fastmath={"contract"})
 
-CHUNK = 256
+CHUNK = 128
 """Rows of (trial, time) that K takes at a time."""
 
 
@@ -146,66 +146,71 @@ def backpropagate_rows(
 
 @_compiled
 def gather_units(gemm, d, z_h, z_x, q, into, sums_h, sums_x, gains, of_parts, y, where):
-    """sums[part] = Z^T (D q), summed over trials and, segment after segment, over time.
+    """sums[vector, part] = Z^T (D q), summed over trials and, segment after segment, over time.
 
     `gains` holds (part, variable, diagonal, whether it is the variable's first), sorted by part;
     `of_parts` which of the two factors z_h and z_x (trial, time, rank) each part has. `where` is
-    (vector, first step of the segment, first unit of the layer, first and last hidden unit of the
-    task); y (CHUNK, units of the task) is room to work.
+    (first step of the segment, first unit of the layer, then the bounds of the task's hidden units
+    and of its vectors); y (CHUNK, units of the task) is room to work. A chunk of the diagonals
+    serves all vectors.
     """
-    k, start, offset, u0, u1 = where
-    zero, one = y.dtype.type(0), y.dtype.type(1)
+    start, offset, u0, u1, k0, k1 = where
+    one = y.dtype.type(1)
     for b in range(d.shape[1]):
         for first in range(0, d.shape[2], CHUNK):
             n = min(CHUNK, d.shape[2] - first)
             t = start + first
-            beta = zero if b == 0 and t == 0 else one
-            last = -1
-            for g in range(len(gains)):
-                part, i, p, _ = gains[g]
-                units = offset + i * d.shape[3]
-                for j in range(n):
-                    diagonal = d[p, b, first + j, u0:u1]
-                    vector = q[k, b, t + j, units + u0 : units + u1]
-                    if part == last:
-                        _add_product(y[j], diagonal, vector)
-                    else:
-                        _set_product(y[j], diagonal, vector)
-                last = part
-                if g + 1 == len(gains) or gains[g + 1, 0] != part:
-                    if of_parts[part, 0]:
-                        total = sums_h[part][:, u0:u1]
-                        transposed_product(gemm, z_h[b, t : t + n], y[:n], total, beta)
-                    if of_parts[part, 1]:
-                        total = sums_x[part][:, u0:u1]
-                        transposed_product(gemm, z_x[b, t : t + n], y[:n], total, beta)
+            beta = y.dtype.type(0) if b == 0 and t == 0 else one
+            for k in range(k0, k1):
+                last = -1
+                for g in range(len(gains)):
+                    part, i, p, _ = gains[g]
+                    units = offset + i * d.shape[3]
+                    for j in range(n):
+                        diagonal = d[p, b, first + j, u0:u1]
+                        vector = q[k, b, t + j, units + u0 : units + u1]
+                        if part == last:
+                            _add_product(y[j], diagonal, vector)
+                        else:
+                            _set_product(y[j], diagonal, vector)
+                    last = part
+                    if g + 1 == len(gains) or gains[g + 1, 0] != part:
+                        if of_parts[part, 0]:
+                            total = sums_h[k, part][:, u0:u1]
+                            transposed_product(gemm, z_h[b, t : t + n], y[:n], total, beta)
+                        if of_parts[part, 1]:
+                            total = sums_x[k, part][:, u0:u1]
+                            transposed_product(gemm, z_x[b, t : t + n], y[:n], total, beta)
 
 
 @_compiled
 def spread_units(gemm, d, z_h, z_x, q, into, sums_h, sums_x, gains, of_parts, y, where):
-    """Into = sum over parts of D (Z sums[part]); arguments as of `gather_units`."""
-    k, start, offset, u0, u1 = where
+    """Into = sum over parts of D (Z sums[vector, part]); arguments as of `gather_units`."""
+    start, offset, u0, u1, k0, k1 = where
     zero, one = y.dtype.type(0), y.dtype.type(1)
     for b in range(d.shape[1]):
         for first in range(0, d.shape[2], CHUNK):
             n = min(CHUNK, d.shape[2] - first)
             t = start + first
-            last = -1
-            for g in range(len(gains)):
-                part, i, p, begins = gains[g]
-                if part != last:
-                    beta = zero
-                    if of_parts[part, 0]:
-                        product(gemm, z_h[b, t : t + n], sums_h[part][:, u0:u1], y[:n], beta)
-                        beta = one
-                    if of_parts[part, 1]:
-                        product(gemm, z_x[b, t : t + n], sums_x[part][:, u0:u1], y[:n], beta)
-                last = part
-                units = offset + i * d.shape[3]
-                for j in range(n):
-                    diagonal = d[p, b, first + j, u0:u1]
-                    result = into[k, b, t + j, units + u0 : units + u1]
-                    if begins:
-                        _set_product(result, diagonal, y[j])
-                    else:
-                        _add_product(result, diagonal, y[j])
+            for k in range(k0, k1):
+                last = -1
+                for g in range(len(gains)):
+                    part, i, p, begins = gains[g]
+                    if part != last:
+                        beta = zero
+                        if of_parts[part, 0]:
+                            total = sums_h[k, part][:, u0:u1]
+                            product(gemm, z_h[b, t : t + n], total, y[:n], beta)
+                            beta = one
+                        if of_parts[part, 1]:
+                            total = sums_x[k, part][:, u0:u1]
+                            product(gemm, z_x[b, t : t + n], total, y[:n], beta)
+                    last = part
+                    units = offset + i * d.shape[3]
+                    for j in range(n):
+                        diagonal = d[p, b, first + j, u0:u1]
+                        result = into[k, b, t + j, units + u0 : units + u1]
+                        if begins:
+                            _set_product(result, diagonal, y[j])
+                        else:
+                            _add_product(result, diagonal, y[j])

@@ -48,6 +48,8 @@ class Layer:
         The first of its variables among them, which is the input of the next layer.
     sources : tuple of str
         The kinds of affine maps that the layer has, of "recurrent" and "input".
+    biased : dict of str to bool
+        Whether they have a bias.
     recurrent_weight, input_weight : Tensor
         W (gates * hidden, hidden) and U (gates * hidden, feature).
     """
@@ -72,6 +74,10 @@ class Layer:
             trajectory.inputs if index == 0 else trajectory.states[..., below : below + self.hidden]
         )
         self.previous = trajectory.previous[..., self.units]
+        self.biased = {
+            "recurrent": maps.recurrent_bias is not None,
+            "input": maps.input_bias is not None,
+        }
         self.sources = ("recurrent",) if maps.input is None else ("recurrent", "input")
         self.pattern = self._differentiate(slice(0, 1), slice(0, 1))[0]
 
@@ -147,7 +153,7 @@ class Layer:
     # The actions on states.
 
     def push(self, d: Tensor, ds: Tensor, into: Tensor) -> None:
-        """Into += A ds; both (..., variable * hidden)."""
+        """Add A ds to `into`; both (..., variable * hidden)."""
         old, new = self._split(ds), self._split(into)
         u = sum((old[w] if p is None else d[p] * old[w]) for w, p in self.pattern.slopes)
         if isinstance(u, Tensor):
@@ -156,7 +162,7 @@ class Layer:
             new[v].addcmul_(d[p], old[w])
 
     def pull(self, d: Tensor, a: Tensor, into: Tensor) -> None:
-        """Into += A^T a; both (..., variable * hidden)."""
+        """Add A^T a to `into`; both (..., variable * hidden)."""
         new, old = self._split(a), self._split(into)
         if self.pattern.slopes:
             pairs, n_maps = self.pattern.recurrent, self.pattern.n_recurrent
@@ -167,13 +173,13 @@ class Layer:
             old[w].addcmul_(d[p], new[v])
 
     def push_input(self, d: Tensor, dx: Tensor, into: Tensor) -> None:
-        """Into += B dx; (..., feature) to (..., variable * hidden)."""
+        """Add B dx to `into`; (..., feature) to (..., variable * hidden)."""
         assert self.input_weight is not None
         maps = dx @ self.input_weight.mT
         self._spread(self.pattern.inputs, d, maps, self._split(into))
 
     def pull_input(self, d: Tensor, a: Tensor, into: Tensor) -> None:
-        """Into += B^T a; (..., variable * hidden) to (..., feature)."""
+        """Add B^T a to `into`; (..., variable * hidden) to (..., feature)."""
         assert self.input_weight is not None
         pairs, n_maps = self.pattern.inputs, self.pattern.n_inputs
         into += self._gather(pairs, n_maps, d, self._split(a)) @ self.input_weight
@@ -182,7 +188,7 @@ class Layer:
     # maps contribute; u is what their weights multiply.
 
     def push_parameters(self, d: Tensor, source: str, maps: Tensor, into: Tensor) -> None:
-        """Into += the effect of changed maps (..., gates * hidden) of that source."""
+        """Add the effect of changed maps (..., gates * hidden) of that source to `into`."""
         pairs = self.pattern.recurrent if source == "recurrent" else self.pattern.inputs
         self._spread(pairs, d, maps, self._split(into))
 
@@ -192,6 +198,17 @@ class Layer:
         pairs = self.pattern.recurrent if recurrent else self.pattern.inputs
         n_maps = self.pattern.n_recurrent if recurrent else self.pattern.n_inputs
         return self._gather(pairs, n_maps, d, self._split(q))
+
+    def features(self, source: str, *, weight: bool, bias: bool) -> list[Tensor]:
+        """What weight and bias of that source multiply, each (trial and time, feature).
+
+        What is masked is zero, lest it add to the rank.
+        """
+        u = self.multiplied(source, slice(0, self.previous.shape[1]))
+        parts = [*([u] if weight else []), *([torch.ones_like(u[..., :1])] if bias else [])]
+        if self.trajectory.mask is not None:
+            parts = [part * self.trajectory.mask[..., None] for part in parts]
+        return [part.flatten(0, 1) for part in parts]
 
     def multiplied(self, source: str, time: slice) -> Tensor:
         """What the weights of that source multiply, (trial, time, feature)."""

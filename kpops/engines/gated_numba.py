@@ -19,18 +19,25 @@ from kpops.engines.gated_layer import Layer
 from kpops.engines.gram import Gram
 from kpops.models.recurrence import Recurrence
 
-# Rows of a task at most: their buffers, beside the weights, should fit in a core's second cache.
+# Rows of a task of P, and units of a task of K, at most: what a task works on, beside the weights,
+# should fit in a core's second cache.
 _ROWS = 192
-# Units of a task of K at least.
-_UNITS = 16
-# Sums over (trial, time) of a group of vectors that K holds together.
-_SUMS_BYTES = 2**27
+_UNITS = 256
+# Bytes of the sums over (trial, time) of the vectors that a thread of K takes at a time; the same.
+_SUMS_BYTES = 2**20
 
 
 class GatedNumbaEngine(GatedEngine):
     """The engine `gated` with P, P* and K compiled by Numba, parallel and without barriers."""
 
     name = "gated_numba"
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._room: dict[tuple[int, int], list[np.ndarray]] = {}  # of the last product
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_room": {}}
 
     @staticmethod
     def refuses(recurrence: Recurrence, device: torch.device) -> str | None:
@@ -59,11 +66,7 @@ class GatedNumbaEngine(GatedEngine):
         from kpops.engines import blas, gated_kernels, threads
 
         n_rows = q.shape[0] * q.shape[1]
-        # Room for the state, the features and the maps of every row; tasks share none of it.
-        state = q.new_zeros(layer.variables, n_rows, layer.hidden)
-        features = torch.empty_like(state[0])
-        maps = q.new_empty(n_rows, layer.pattern.n_recurrent * layer.hidden)
-        buffers = [b.numpy() for b in (state, features, maps)]
+        buffers = self._buffers(layer, n_rows)
         arrays = [a.numpy() for a in (weight.contiguous(), q.contiguous(), v)]
         gemm = blas.gemm_address(arrays[0].dtype)
         run, pattern = getattr(gated_kernels, kernel), _pattern(layer)
@@ -77,14 +80,26 @@ class GatedNumbaEngine(GatedEngine):
 
             threads.each(task, len(bounds) - 1)
 
+    def _buffers(self, layer: Layer, n_rows: int) -> list[np.ndarray]:
+        """Room for the state, the features and the maps of every row; tasks share none of it."""
+        key = layer.index, n_rows
+        if key not in self._room:
+            like, width = layer.previous, layer.pattern.n_recurrent * layer.hidden
+            shapes = [(layer.variables, n_rows, layer.hidden), (n_rows, layer.hidden)]
+            shapes.append((n_rows, width))
+            self._room = {key: [like.new_empty(shape).numpy() for shape in shapes]}
+        state = self._room[key][0]
+        state.fill(0)  # by NumPy: threads of torch would spin on afterwards, in our way
+        return self._room[key]
+
     def _apply_gram(self, layer: Layer, gram: Gram, q: Tensor, into: Tensor) -> None:
         moved = {v for part in gram.parts for v, _ in part.gains}
         for v in set(range(layer.variables)) - moved:
             first = layer.units.start + v * layer.hidden
             into[..., first : first + layer.hidden] = 0
-        per_vector = len(gram.parts) * layer.hidden * q.element_size()
-        per_vector *= sum(z.shape[-1] for z in gram.factors)
-        group = max(1, _SUMS_BYTES // max(1, per_vector))
+        ranks = [gram.factors[i].shape[-1] for part in gram.parts for i in part.factors]
+        per_vector = sum(ranks) * layer.hidden * q.element_size()
+        group = max(1, torch.get_num_threads() * _SUMS_BYTES // per_vector)
         q = q.contiguous()
         for start in range(0, len(q), group):
             self._apply_gram_to(layer, gram, q[start : start + group], into[start : start + group])
@@ -93,31 +108,33 @@ class GatedNumbaEngine(GatedEngine):
         from kpops.engines import blas, gated_kernels, threads
 
         factors = [*gram.factors, *[q.new_empty(*q.shape[1:3], 0)] * (2 - len(gram.factors))]
-        sums = [q.new_empty(len(q), len(gram.parts), z.shape[-1], layer.hidden) for z in factors]
+        sums = [
+            q.new_empty(len(q), len(gram.parts), z.shape[-1], layer.hidden).numpy() for z in factors
+        ]
         gains, of_parts = _gains(gram)
         gemm = blas.gemm_address(q.numpy().dtype)
-        # As many pieces of the units as give all threads the same number of tasks.
-        pieces = torch.get_num_threads() // math.gcd(torch.get_num_threads(), len(q))
-        units = _split(layer.hidden, pieces, layer.hidden, multiple=_UNITS)
-        n_pieces = len(units) - 1
-        for kernel in (gated_kernels.gather_units, gated_kernels.spread_units):
-            for segment in layer.segments():
+        units, vectors = _split_for_gram(layer.hidden, len(q), torch.get_num_threads())
+        n_units = len(units) - 1
+        gather, spread = gated_kernels.gather_units, gated_kernels.spread_units
+        segments = layer.segments()
+        # A task sums over all of time before it spreads; units never wait for each other.
+        for kernels in [(gather, spread)] if len(segments) == 1 else [(gather,), (spread,)]:
+            for segment in segments:
                 arrays = _as_one_axis(layer.diagonals(segment), factors, q, into)
 
                 def task(
                     i: int,
-                    kernel: Any = kernel,
+                    kernels: tuple = kernels,
                     arrays: tuple[np.ndarray, ...] = arrays,
                     start: int = segment.start,
                 ) -> None:
-                    k, piece = divmod(i, n_pieces)
-                    first, last = units[piece], units[piece + 1]
-                    where = k, start, layer.units.start, first, last
-                    y = q.new_empty(gated_kernels.CHUNK, last - first).numpy()
-                    of_vector = (s[k].numpy() for s in sums)
-                    kernel(gemm, *arrays, *of_vector, gains, of_parts, y, where)
+                    k, u = divmod(i, n_units)
+                    y = q.new_empty(gated_kernels.CHUNK, units[u + 1] - units[u]).numpy()
+                    where = start, layer.units.start, *units[u : u + 2], *vectors[k : k + 2]
+                    for kernel in kernels:
+                        kernel(gemm, *arrays, *sums, gains, of_parts, y, where)
 
-                threads.each(task, len(q) * n_pieces)
+                threads.each(task, n_units * (len(vectors) - 1))
 
 
 def _as_one_axis(
@@ -130,11 +147,20 @@ def _as_one_axis(
     return tuple(x.numpy() for x in (d, *factors, q, into))
 
 
-def _split(size: int, pieces: int, largest: int, multiple: int = 1) -> list[int]:
-    """Bounds of nearly equal parts, a multiple of `pieces` in number, none above `largest`."""
-    rounds = math.ceil(size / (pieces * largest))
-    n = max(1, min(size // multiple, pieces * rounds))
-    return [round(i * size / n / multiple) * multiple for i in range(n)] + [size]
+def _split(size: int, threads: int, largest: int) -> list[int]:
+    """Bounds of nearly equal parts: as many for each thread, none above `largest`."""
+    n = max(1, min(size, threads * math.ceil(size / (threads * largest))))
+    return [round(i * size / n) for i in range(n + 1)]
+
+
+def _split_for_gram(hidden: int, n_vectors: int, threads: int) -> tuple[list[int], list[int]]:
+    """Bounds of the units and of the vectors of the tasks of K.
+
+    Wide rows are faster, so that vectors are shared out where there are enough of them.
+    """
+    if n_vectors % threads == 0 or n_vectors >= 4 * threads:
+        return _split(hidden, 1, _UNITS), _split(n_vectors, threads, n_vectors)
+    return _split(hidden, threads, _UNITS), [0, n_vectors]
 
 
 def _pattern(layer: Layer) -> tuple[np.ndarray, ...]:

@@ -45,7 +45,9 @@ class Gram:
     Attributes
     ----------
     factors : list of Tensor
-        Z of each source that learns, shape (trial, time, rank).
+        Z of each source that learns, shape (trial, time, rank), if its rank is not 0.
+    ranks : list of int
+        Rank of each source that learns.
     parts : list of Part
         The sum that K is.
     """
@@ -53,27 +55,24 @@ class Gram:
     def __init__(self, layer: Layer, weights: dict[str, tuple[bool, bool]]) -> None:
         self.layer = layer
         self.factors: list[Tensor] = []
+        self.ranks: list[int] = []
         gains: list[list[tuple[tuple[int, int], ...]]] = []
-        whole = slice(0, layer.previous.shape[1])
         for source in SOURCES:
             with_weight, with_bias = weights.get(source, (False, False))
             pairs = layer.pattern.recurrent if source == "recurrent" else layer.pattern.inputs
             if not (with_weight or with_bias) or not pairs:
                 continue
-            u = layer.multiplied(source, whole)
-            features = [u] if with_weight else []
-            if with_bias:
-                features.append(torch.ones_like(u[..., :1]))
-            if layer.trajectory.mask is not None:  # what is masked must not add to the rank
-                features = [f * layer.trajectory.mask[..., None] for f in features]
-            z = thin_factor([f.flatten(0, 1) for f in features])
-            self.factors.append(z.unflatten(0, u.shape[:2]))
+            z = thin_factor(layer.features(source, weight=with_weight, bias=with_bias))
+            self.ranks.append(z.shape[1])
+            if z.shape[1] == 0:
+                continue
+            self.factors.append(z.unflatten(0, layer.previous.shape[:2]))
             maps = sorted({g for _, g, _ in pairs})
             gains.append([tuple((v, p) for v, h, p in pairs if h == g) for g in maps])
         self.parts = _merged(gains)
 
     def apply(self, q: Tensor, into: Tensor) -> None:
-        """Into += K q; both (block, trial, time, variable * hidden)."""
+        """Add K q to `into`; both (block, trial, time, variable * hidden)."""
         asked = [
             [q.new_zeros(len(q), z.shape[-1], self.layer.hidden) for z in self._of(part)]
             for part in self.parts

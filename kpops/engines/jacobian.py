@@ -21,7 +21,9 @@ class JacobianEngine(Engine):
     keeps = True
 
     @staticmethod
-    def bytes_needed(recurrence: Recurrence, trajectory: Trajectory, gates: str) -> int:
+    def bytes_needed(
+        recurrence: Recurrence, trajectory: Trajectory, gates: str, *, exact: bool = False
+    ) -> int:
         """One S x S matrix for every trial and step, and about 24 S numbers for J and J*."""
         states = trajectory.states
         return states.nbytes * (states.shape[2] + TEMPORARIES)

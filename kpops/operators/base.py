@@ -10,7 +10,8 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from kpops.engines.base import ONE_AT_A_TIME, check_allocation, free_bytes
+from kpops.engines.base import ONE_AT_A_TIME
+from kpops.engines.memory import check_allocation, free_bytes
 from kpops.labels import Space, enter, is_cupy, numpy_dtype, to_numpy
 
 _ALWAYS_FITS = 2**28

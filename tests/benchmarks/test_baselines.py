@@ -75,6 +75,12 @@ def test_curvlinops(case):
     assert_agrees(peers.curvlinops(case), case, ["flow"])
 
 
+def test_curvlinops_may_be_missing(case, monkeypatch):
+    monkeypatch.setitem(sys.modules, "curvlinops", None)
+    made = build("curvlinops", lambda: peers.curvlinops(case), case)
+    assert made.dashes == dict.fromkeys(OPERATORS, "not installed")
+
+
 def test_what_is_too_large_or_too_slow_to_store_is_left_out(case):
     made = build("stored", lambda: stored.stored(case, rate=1.0, most_setup_s=10), case)
     assert set(made.dashes) == set(OPERATORS)

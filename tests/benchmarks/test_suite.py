@@ -88,6 +88,19 @@ def test_products_that_would_take_too_long_are_left_out():
     assert [r["ms_per_vector"] > 0 for r in floors] == [True] * 8
 
 
+def test_a_block_is_taken_in_parts_where_that_is_faster():
+    contender = Contender("other", {"P": lambda q: q}, divisible=True)
+    table = products.Table(BASE, replace(Grid(), base=BASE), [contender])
+    assert table.result("other", "P", 1, [0.004]) == {"ms_per_vector": 4.0}
+    assert table.result("other", "P", 4, [0.008]) == {"ms_per_vector": 2.0, "how": "vmap"}
+    assert table.result("other", "P", 16, [0.048]) == {
+        "ms_per_vector": 2.0,
+        "how": "faster in parts",
+        "at_a_time": 4,
+        "at_once_ms_per_vector": 3.0,
+    }
+
+
 def test_a_wrong_product_stops_the_run():
     block = BASE.block(1)
     reference = Reference(BASE, block)

@@ -304,7 +304,7 @@ def test_scipys_algebra_takes_over_with_foreign_operators(lin, q):
 
 
 def test_a_dense_matrix_that_does_not_fit_is_refused(lin, monkeypatch):
-    monkeypatch.setattr("kpops.engines.base.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("kpops.engines.memory.free_bytes", lambda device: 1000)
     with pytest.raises(MemoryError, match=r"needs .* MiB, .* MiB are free on c"):
         lin.P.to_dense()
 

@@ -1,0 +1,64 @@
+"""Time loops without launch overhead: record the launches once, then replay them.
+
+A recursion through time is hundreds of small kernels, and on a GPU launching one takes longer than
+running it. A CUDA graph replays them all by one launch; it reads and writes fixed memory, so that
+argument and result are copied in and out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Action = Callable[[Tensor], Tensor]
+
+
+class Recording(NamedTuple):
+    """A recorded action on one shape: where it reads, where it writes, how to run it."""
+
+    argument: Tensor
+    result: Tensor
+    replay: Callable[[], None]
+
+
+def record(action: Action, argument: Tensor) -> Recording:
+    """Record `action` on a CUDA tensor that stays in place."""
+    side = torch.cuda.Stream(argument.device)
+    side.wait_stream(torch.cuda.current_stream(argument.device))
+    with torch.cuda.stream(side):  # libraries set themselves up at their first call: not in a graph
+        action(argument)
+    torch.cuda.current_stream(argument.device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = action(argument)
+    return Recording(argument, result, graph.replay)
+
+
+class Recorder:
+    """Actions by name, each recorded for the shape it was last called with.
+
+    Parameters
+    ----------
+    record : callable
+        :func:`record`, or something else that makes a :class:`Recording`.
+    """
+
+    def __init__(self, record: Callable[[Action, Tensor], Recording] = record) -> None:
+        self._record = record
+        self._recordings: dict[str, Recording] = {}
+
+    def __call__(self, name: str, action: Action, argument: Tensor) -> Tensor:
+        """Return ``action(argument)``, by the recording under `name` where there is one."""
+        recording = self._recordings.get(name)
+        if recording is None or recording.argument.shape != argument.shape:
+            self._recordings.pop(name, None)  # frees its memory before the next one takes some
+            recording = self._recordings[name] = self._record(action, argument.clone())
+        recording.argument.copy_(argument)
+        recording.replay()
+        return recording.result.clone()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_recordings": {}}

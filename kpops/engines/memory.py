@@ -1,0 +1,53 @@
+"""Memory: what is free, what may be taken, and room for results."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+
+import psutil
+import torch
+from torch import Tensor
+
+_HUGE = 2**22  # bytes from which a result is worth huge pages
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can be allocated on `device` now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def check_allocation(what: str, n_bytes: int, device: torch.device) -> None:
+    """Raise MemoryError before an allocation that would not fit."""
+    free = free_bytes(device)
+    if n_bytes > free:
+        raise MemoryError(f"{what} needs {mib(n_bytes)}, {mib(free)} are free on {device}")
+
+
+def mib(n_bytes: int) -> str:
+    """Bytes for people to read."""
+    return f"{n_bytes / 2**20:.4g} MiB"
+
+
+def room_for(block: Tensor) -> Tensor:
+    """A tensor of the shape of `block`, in row-major order, whose values are not set.
+
+    On Linux large ones ask for huge pages: the system hands out fresh memory page by page, which
+    by pages of 4 KiB takes longer than the arithmetic of a cheap product.
+    """
+    room = torch.empty(block.shape, dtype=block.dtype, device=block.device)
+    if room.nbytes >= _HUGE and room.device.type == "cpu" and sys.platform == "linux":
+        start = -(-room.data_ptr() // 4096) * 4096
+        length = (room.data_ptr() + room.nbytes - start) // 4096 * 4096
+        _libc().madvise(start, length, 14)  # MADV_HUGEPAGE; a kernel without them says no
+    return room
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
