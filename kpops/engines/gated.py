@@ -69,7 +69,7 @@ class GatedEngine(Engine):
         self.layers = [Layer(self.recurrence, i, trajectory, gates) for i in range(n_layers)]
         self._places = _places(self.recurrence)
         self._recorder = Recorder()
-        self._grams: dict[tuple[str, ...], list[Gram | None]] = {}
+        self._grams: dict[tuple[str, ...], list[Gram]] = {}
         if check:
             self._check_elementwise()
 
@@ -87,16 +87,15 @@ class GatedEngine(Engine):
     def bytes_needed(
         recurrence: Recurrence, trajectory: Trajectory, gates: str, *, exact: bool = False
     ) -> int:
-        """The diagonals, and the thin factors of the features: at full rank, or at the `exact` one."""
+        """The diagonals and the thin factors of the features, at full or at their `exact` rank."""
         assert isinstance(recurrence, GatedRecurrence)
         n_trials, n_steps, _ = trajectory.states.shape
         total = 0
         for i in range(len(recurrence.layers)):
             layer = Layer(recurrence, i, trajectory, gates)
-            together = max(s.stop - s.start for s in layer.segments())
-            total += (
-                layer.pattern.size * layer.hidden * layer.storage.itemsize * n_trials * together
-            )
+            longest = max(s.stop - s.start for s in layer.segments())
+            diagonals = layer.pattern.size * n_trials * longest * layer.hidden
+            total += diagonals * layer.storage.itemsize
             for source in layer.sources:
                 features = layer.features(source, weight=True, bias=layer.biased[source])
                 full = min(n_trials * n_steps, sum(f.shape[1] for f in features))
@@ -253,10 +252,10 @@ class GatedEngine(Engine):
         asked = self._pass_down(self.trajectory.restrict(q))
         result = room_for(q)
         for layer, gram in zip(self.layers, self._grams_of(names), strict=True):
-            if gram is None:
-                result[..., layer.units] = 0
-            else:
+            if gram.parts:
                 self._apply_gram(layer, gram, asked, result)
+            else:
+                result[..., layer.units] = 0
         return self.trajectory.restrict(self._pass_up(result))
 
     def _apply_gram(self, layer: Layer, gram: Gram, q: Tensor, into: Tensor) -> None:
@@ -268,7 +267,7 @@ class GatedEngine(Engine):
         """Numerical ranks of the features behind K: recurrent, then input, layer by layer."""
         names = tuple(self.parameters)
         grams = self._grams_of(names) if self._direct(names) else []
-        return [z.shape[-1] for gram in grams if gram is not None for z in gram.factors]
+        return [rank for gram in grams for rank in gram.ranks]
 
     def _direct(self, names: Sequence[str]) -> bool:
         return all(name in self._places for name in names)
@@ -281,15 +280,14 @@ class GatedEngine(Engine):
             for name, part in zip(names, theta.split(sizes, dim=1), strict=True)
         }
 
-    def _grams_of(self, names: Sequence[str]) -> list[Gram | None]:
+    def _grams_of(self, names: Sequence[str]) -> list[Gram]:
         key = tuple(sorted(names))
         if key not in self._grams:
             places = {self._places[name] for name in names}
             self._grams[key] = []
             for i, layer in enumerate(self.layers):
                 learn = {s: ((i, s, "weight") in places, (i, s, "bias") in places) for s in SOURCES}
-                gram = Gram(layer, learn)
-                self._grams[key].append(gram if gram.parts else None)
+                self._grams[key].append(Gram(layer, learn))
         return self._grams[key]
 
     def __getstate__(self) -> dict:

@@ -74,10 +74,8 @@ class Layer:
             trajectory.inputs if index == 0 else trajectory.states[..., below : below + self.hidden]
         )
         self.previous = trajectory.previous[..., self.units]
-        self.biased = {
-            "recurrent": maps.recurrent_bias is not None,
-            "input": maps.input_bias is not None,
-        }
+        biases = {"recurrent": maps.recurrent_bias, "input": maps.input_bias}
+        self.biased = {source: bias is not None for source, bias in biases.items()}
         self.sources = ("recurrent",) if maps.input is None else ("recurrent", "input")
         self.pattern = self._differentiate(slice(0, 1), slice(0, 1))[0]
 
