@@ -10,6 +10,7 @@ from torch.func import vjp, vmap
 
 from kpops.engines.base import Engine, Trajectory
 from kpops.engines.forward import push_forward
+from kpops.engines.load import considerate
 from kpops.models.recurrence import Recurrence
 
 
@@ -29,6 +30,7 @@ class AutodiffEngine(Engine):
         """Nothing beside the trajectory."""
         return 0
 
+    @considerate()
     def _propagate(self, q: Tensor) -> Tensor:
         v = torch.empty_like(q)
         v[:, :, 0] = q[:, :, 0]
@@ -38,6 +40,7 @@ class AutodiffEngine(Engine):
             v[:, :, t] = q[:, :, t] + _each(push, v[:, :, t - 1])
         return v
 
+    @considerate()
     def _backpropagate(self, a: Tensor) -> Tensor:
         v = torch.empty_like(a)
         v[:, :, -1] = a[:, :, -1]

@@ -22,6 +22,7 @@ from kpops.engines.cuda_graph import Action, Recorder
 from kpops.engines.features import numerical_rank
 from kpops.engines.gated_layer import Layer
 from kpops.engines.gram import SOURCES, Gram
+from kpops.engines.load import considerate
 from kpops.engines.memory import room_for
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
@@ -140,6 +141,7 @@ class GatedEngine(Engine):
         # b_l - w_l, with w_l what was added to e_l
         return v if asked is a else v.sub_(asked).add_(a)
 
+    @considerate()
     def _propagate_layer(self, layer: Layer, q: Tensor, v: Tensor) -> None:
         """Write P_l q_l into the layer's units of v."""
         q, v = q[..., layer.units], v[..., layer.units]
@@ -153,6 +155,7 @@ class GatedEngine(Engine):
                     layer.push(d, state, into=new)
                 state = new
 
+    @considerate()
     def _backpropagate_layer(self, layer: Layer, a: Tensor, v: Tensor) -> None:
         """Write P_l^* a_l into the layer's units of v."""
         v = v[..., layer.units]
@@ -165,6 +168,7 @@ class GatedEngine(Engine):
 
     # Single steps.
 
+    @considerate()
     def _advance(self, v: Tensor) -> Tensor:
         result = torch.zeros_like(v)
         for layer in self.layers:
@@ -172,6 +176,7 @@ class GatedEngine(Engine):
                 layer.push(d, v[:, :, time, layer.units], result[:, :, time, layer.units])
         return self._pass_up(result)
 
+    @considerate()
     def _pull_back(self, a: Tensor) -> Tensor:
         asked = self._pass_down(a)
         result = torch.zeros_like(a)
@@ -201,6 +206,7 @@ class GatedEngine(Engine):
 
     # Parameters.
 
+    @considerate()
     def parameter_jvp(self, dtheta: Tensor, names: Sequence[str]) -> Tensor:
         """J dtheta, for the parameters `names`."""
         if not self._direct(names):
@@ -223,6 +229,7 @@ class GatedEngine(Engine):
                     layer.push_parameters(d, source, maps, result[:, :, time, layer.units])
         return self.trajectory.restrict(self._pass_up(result))
 
+    @considerate()
     def parameter_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
         """J* q, for the parameters `names`."""
         if not self._direct(names):
@@ -258,6 +265,7 @@ class GatedEngine(Engine):
                 result[..., layer.units] = 0
         return self.trajectory.restrict(self._pass_up(result))
 
+    @considerate()
     def _apply_gram(self, layer: Layer, gram: Gram, q: Tensor, into: Tensor) -> None:
         """Write K_l q_l into the layer's units of `into`."""
         into[..., layer.units] = 0

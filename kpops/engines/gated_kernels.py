@@ -15,25 +15,27 @@ import numpy as np
 from kpops.engines.blas import product, transposed_product
 
 # Fused multiply-add changes the last bit only and saves an instruction in three.
-_compiled = numba.njit(nogil=True, cache=True, fastmath={"contract"})
+compiled = numba.njit(nogil=True, cache=True, fastmath={"contract"})
 
 CHUNK = 128
 """Rows of (trial, time) that K takes at a time."""
 
 
-@_compiled
-def _add_product(into, a, b):
+@compiled
+def add_product(into, a, b):
+    """Into += a * b, element by element."""
     for i in range(into.size):
         into[i] += a[i] * b[i]
 
 
-@_compiled
-def _set_product(into, a, b):
+@compiled
+def set_product(into, a, b):
+    """Into = a * b."""
     for i in range(into.size):
         into[i] = a[i] * b[i]
 
 
-@_compiled
+@compiled
 def propagate_rows(
     gemm,
     weight,
@@ -69,16 +71,16 @@ def propagate_rows(
                 for r in range(row0, row1):
                     features[r] = zero
                     for w, p in slopes:
-                        _add_product(features[r], d[p, r // n_block, step], state[w, r])
+                        add_product(features[r], d[p, r // n_block, step], state[w, r])
                 product(gemm, features[row0:row1], weight, maps[row0:row1], zero)
         for r in range(row0, row1):
             b, k = r // n_block, r % n_block
             new[:] = q[k, b, t, offset : offset + new.size]
             if t > 0:
                 for i, w, p in carry:
-                    _add_product(new[i * hidden : (i + 1) * hidden], d[p, b, step], state[w, r])
+                    add_product(new[i * hidden : (i + 1) * hidden], d[p, b, step], state[w, r])
                 for i, g, p in recurrent:
-                    _add_product(
+                    add_product(
                         new[i * hidden : (i + 1) * hidden],
                         d[p, b, step],
                         maps[r, g * hidden : (g + 1) * hidden],
@@ -88,7 +90,7 @@ def propagate_rows(
             v[k, b, t, offset : offset + new.size] = new
 
 
-@_compiled
+@compiled
 def backpropagate_rows(
     gemm,
     weight,
@@ -127,9 +129,9 @@ def backpropagate_rows(
             if t > 0:
                 maps[r] = zero
                 for i, w, p in carry:
-                    _add_product(state[w, r], d[p, b, step], new[i * hidden : (i + 1) * hidden])
+                    add_product(state[w, r], d[p, b, step], new[i * hidden : (i + 1) * hidden])
                 for i, g, p in recurrent:
-                    _add_product(
+                    add_product(
                         maps[r, g * hidden : (g + 1) * hidden],
                         d[p, b, step],
                         new[i * hidden : (i + 1) * hidden],
@@ -141,10 +143,10 @@ def backpropagate_rows(
                 product(gemm, maps[row0:row1], weight, features[row0:row1], zero)
                 for r in range(row0, row1):
                     for w, p in slopes:
-                        _add_product(state[w, r], d[p, r // n_block, step], features[r])
+                        add_product(state[w, r], d[p, r // n_block, step], features[r])
 
 
-@_compiled
+@compiled
 def gather_units(gemm, d, z_h, z_x, q, into, sums_h, sums_x, gains, of_parts, y, where):
     """sums[vector, part] = Z^T (D q), summed over trials and, segment after segment, over time.
 
@@ -170,9 +172,9 @@ def gather_units(gemm, d, z_h, z_x, q, into, sums_h, sums_x, gains, of_parts, y,
                         diagonal = d[p, b, first + j, u0:u1]
                         vector = q[k, b, t + j, units + u0 : units + u1]
                         if part == last:
-                            _add_product(y[j], diagonal, vector)
+                            add_product(y[j], diagonal, vector)
                         else:
-                            _set_product(y[j], diagonal, vector)
+                            set_product(y[j], diagonal, vector)
                     last = part
                     if g + 1 == len(gains) or gains[g + 1, 0] != part:
                         if of_parts[part, 0]:
@@ -183,7 +185,7 @@ def gather_units(gemm, d, z_h, z_x, q, into, sums_h, sums_x, gains, of_parts, y,
                             transposed_product(gemm, z_x[b, t : t + n], y[:n], total, beta)
 
 
-@_compiled
+@compiled
 def spread_units(gemm, d, z_h, z_x, q, into, sums_h, sums_x, gains, of_parts, y, where):
     """Into = sum over parts of D (Z sums[vector, part]); arguments as of `gather_units`."""
     start, offset, u0, u1, k0, k1 = where
@@ -211,6 +213,6 @@ def spread_units(gemm, d, z_h, z_x, q, into, sums_h, sums_x, gains, of_parts, y,
                         diagonal = d[p, b, first + j, u0:u1]
                         result = into[k, b, t + j, units + u0 : units + u1]
                         if begins:
-                            _set_product(result, diagonal, y[j])
+                            set_product(result, diagonal, y[j])
                         else:
-                            _add_product(result, diagonal, y[j])
+                            add_product(result, diagonal, y[j])

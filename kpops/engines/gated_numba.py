@@ -23,6 +23,10 @@ from kpops.models.recurrence import Recurrence
 # should fit in a core's second cache.
 _ROWS = 192
 _UNITS = 256
+# Vectors from which the Jacobian of a step is assembled: with weights that stay in a core's cache,
+# and with larger ones, which assembling reads from afar for every trial.
+_CACHE_BYTES = 2**20
+_WIDE, _WIDE_OUTSIDE = 32, 128
 # Bytes of the sums over (trial, time) of the vectors that a thread of K takes at a time; the same.
 _SUMS_BYTES = 2**20
 
@@ -34,7 +38,7 @@ class GatedNumbaEngine(GatedEngine):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._room: dict[tuple[int, int], list[np.ndarray]] = {}  # of the last product
+        self._room: dict[tuple, list[np.ndarray]] = {}  # of the last product
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_room": {}}
@@ -47,49 +51,62 @@ class GatedNumbaEngine(GatedEngine):
         return GatedEngine.refuses(recurrence, device)
 
     def _propagate_layer(self, layer: Layer, q: Tensor, v: Tensor) -> None:
-        self._recur("propagate_rows", layer, layer.recurrent_weight.mT, q, v, layer.segments())
+        self._recur("propagate", layer, layer.recurrent_weight.mT, q, v, layer.segments())
 
     def _backpropagate_layer(self, layer: Layer, a: Tensor, v: Tensor) -> None:
-        segments = layer.segments()[::-1]
-        self._recur("backpropagate_rows", layer, layer.recurrent_weight, a, v, segments)
+        self._recur("backpropagate", layer, layer.recurrent_weight, a, v, layer.segments()[::-1])
 
     def _recur(
-        self,
-        kernel: str,
-        layer: Layer,
-        weight: Tensor,
-        q: Tensor,
-        v: Tensor,
-        segments: list[slice],
+        self, verb: str, layer: Layer, weight: Tensor, q: Tensor, v: Tensor, segments: list[slice]
     ) -> None:
-        """Run the recursion of a kernel over segments of time, rows in parallel."""
-        from kpops.engines import blas, gated_kernels, threads
+        """Run a recursion over segments of time: by rows or, in wide blocks, by trials."""
+        from kpops.engines import blas, gated_assembled, gated_kernels, threads
 
-        n_rows = q.shape[0] * q.shape[1]
-        buffers = self._buffers(layer, n_rows)
+        n_block, n_trials = q.shape[:2]
+        assembled = self._assembles(layer, n_block, n_trials)
+        # Tasks share none of the rows: room for their state, and for what the kernel makes of it.
+        shapes: list[tuple[int, ...]] = [(layer.variables, n_block * n_trials, layer.hidden)]
+        if assembled:
+            kernel = getattr(gated_assembled, f"{verb}_trials")
+            bounds = _split(n_trials, torch.get_num_threads(), 1)
+            shapes.append((n_block * n_trials, layer.variables * layer.hidden))
+        else:
+            kernel = getattr(gated_kernels, f"{verb}_rows")
+            bounds = _split(n_block * n_trials, torch.get_num_threads(), _ROWS)
+            shapes.append((n_block * n_trials, layer.hidden))
+            shapes.append((n_block * n_trials, layer.pattern.n_recurrent * layer.hidden))
+        buffers = self._buffers(layer, shapes)
         arrays = [a.numpy() for a in (weight.contiguous(), q.contiguous(), v)]
-        gemm = blas.gemm_address(arrays[0].dtype)
-        run, pattern = getattr(gated_kernels, kernel), _pattern(layer)
-        bounds = _split(n_rows, torch.get_num_threads(), _ROWS)
+        gemm, pattern = blas.gemm_address(arrays[0].dtype), _pattern(layer)
         for segment in segments:
             d, start = layer.diagonals(segment).numpy(), segment.start
 
             def task(i: int, d: np.ndarray = d, start: int = start) -> None:
-                rows = bounds[i], bounds[i + 1]
-                run(gemm, *arrays, d, start, layer.units.start, *pattern, *buffers, rows)
+                room = [self._matrix(layer, verb)] if assembled else []
+                part = bounds[i], bounds[i + 1]
+                kernel(gemm, *arrays, d, start, layer.units.start, *pattern, *buffers, *room, part)
 
             threads.each(task, len(bounds) - 1)
 
-    def _buffers(self, layer: Layer, n_rows: int) -> list[np.ndarray]:
-        """Room for the state, the features and the maps of every row; tasks share none of it."""
-        key = layer.index, n_rows
+    def _assembles(self, layer: Layer, n_block: int, n_trials: int) -> bool:
+        """Whether assembling the Jacobian of each trial and step saves time."""
+        saved = layer.pattern.n_recurrent > layer.variables
+        weights = layer.recurrent_weight.nbytes
+        enough = n_block >= (_WIDE if weights <= _CACHE_BYTES else _WIDE_OUTSIDE)
+        busy = n_trials >= torch.get_num_threads()
+        return saved and enough and busy and len(layer.pattern.slopes) == 1
+
+    def _matrix(self, layer: Layer, verb: str) -> np.ndarray:
+        rows, columns = layer.hidden, layer.variables * layer.hidden
+        shape = (rows, columns) if verb == "propagate" else (columns, rows)
+        return layer.previous.new_empty(shape).numpy()
+
+    def _buffers(self, layer: Layer, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+        """Room of these shapes, kept for the next product; the first is set to zero."""
+        key = layer.index, *shapes
         if key not in self._room:
-            like, width = layer.previous, layer.pattern.n_recurrent * layer.hidden
-            shapes = [(layer.variables, n_rows, layer.hidden), (n_rows, layer.hidden)]
-            shapes.append((n_rows, width))
-            self._room = {key: [like.new_empty(shape).numpy() for shape in shapes]}
-        state = self._room[key][0]
-        state.fill(0)  # by NumPy: threads of torch would spin on afterwards, in our way
+            self._room = {key: [layer.previous.new_empty(shape).numpy() for shape in shapes]}
+        self._room[key][0].fill(0)  # NumPy's way: threads of torch would spin on, in ours
         return self._room[key]
 
     def _apply_gram(self, layer: Layer, gram: Gram, q: Tensor, into: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from kpops.engines.forward import push_forward
+from kpops.engines.load import considerate
 
 RowFunction = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
 
@@ -87,6 +88,7 @@ class Rowwise:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_kept": None}  # closures cannot be pickled
 
+    @considerate()
     def state_jvp(self, v: Tensor) -> Tensor:
         """Apply A to every vector of the block."""
 
@@ -95,6 +97,7 @@ class Rowwise:
 
         return torch.cat([on_chunk(part, v[:, s]) for s, part in self._chunks()], dim=1)
 
+    @considerate()
     def state_vjp(self, a: Tensor) -> Tensor:
         """Apply A^T to every vector of the block."""
 
@@ -104,6 +107,7 @@ class Rowwise:
 
         return torch.cat([on_chunk(part, a[:, s]) for s, part in self._chunks()], dim=1)
 
+    @considerate()
     def parameter_jvp(self, dtheta: Tensor, names: Sequence[str]) -> Tensor:
         """Apply D, restricted to the parameters `names` in this order."""
 
@@ -112,6 +116,7 @@ class Rowwise:
 
         return torch.cat([on_chunk(maps) for maps in self._parameter_maps(names)], dim=1)
 
+    @considerate()
     def parameter_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
         """Apply D^T, restricted to the parameters `names` in this order."""
 
@@ -127,6 +132,7 @@ class Rowwise:
             total += on_chunk(maps)
         return total
 
+    @considerate()
     def state_jacobians(self) -> Tensor:
         """All A[r] at once, shape (row, output, unit)."""
         n_outputs = self._n_outputs()

@@ -162,6 +162,28 @@ def test_gates_in_float32_halve_the_memory_and_cost_seven_digits(name, engine):
     assert abs(float((image * q).sum() - (q * back).sum())) < 1e-13 * float(image.norm() * q.norm())
 
 
+# Wide blocks.
+
+
+@pytest.mark.parametrize("case", GATED_CASES, ids=lambda c: c.name)
+def test_assembled_jacobians_change_nothing(case, monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    lin = linearize(case, "gated_numba")
+    q = torch.randn(4, *lin.space.shape, generator=rng, dtype=torch.float64)
+    plain = lin.P.apply(q), lin.P.apply_adjoint(q)
+    layer = lin.engine.layers[0]
+    assert not lin.engine._assembles(layer, 4, 3)
+    monkeypatch.setattr(gated_numba, "_WIDE", 4)
+    fewer = layer.pattern.n_recurrent > layer.variables and len(layer.pattern.slopes) == 1
+    assert lin.engine._assembles(layer, 4, 3) == fewer  # GRU and LSTM
+    assert relative(lin.P.apply(q), plain[0]) < 1e-14
+    assert relative(lin.P.apply_adjoint(q), plain[1]) < 1e-14
+    monkeypatch.setattr(gated_layer, "_SEGMENT_BYTES", defaultdict(lambda: 1))
+    lin = linearize(case, "gated_numba", gates="recomputed")
+    assert relative(lin.P.apply(q), plain[0]) < 1e-14
+    assert relative(lin.P.apply_adjoint(q), plain[1]) < 1e-14
+
+
 # Thin factors.
 
 
