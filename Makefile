@@ -40,8 +40,9 @@ types: $(READY)
 docs: $(READY)  ## the documentation, into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-benchmarks: $(READY)  ## one product of the flow operator, in milliseconds
-	$(BIN)/python benchmarks/products.py
+benchmarks: $(READY)  ## products beside other ways to them, growth, memory; writes a page (1 to 2 h)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
+	$(BIN)/python -m benchmarks
 
 check: lint types test test-slow doctest docs  ## what CI runs, but for the demo
 
@@ -52,3 +53,4 @@ $(READY): pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) .venv-latest docs/_build docs/api outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf kpops/engines/__pycache__  # Numba does not see when a function in another file changes

@@ -189,7 +189,11 @@ class Linearization:
     def __post_init__(self) -> None:
         with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
             name, gates, self.engine_reason = choose_engine(
-                self.engine_asked, self.gates_asked, self.recurrence, self.trajectory
+                self.engine_asked,
+                self.gates_asked,
+                self.recurrence,
+                tuple(self.parameters),
+                self.trajectory,
             )
             self.engine = ENGINES[name](self.recurrence, self.parameters, self.trajectory, gates)
 
@@ -349,8 +353,9 @@ class Linearization:
         -------
         dict of str to int
         """
-        gates = self.engine.gates if self.engine.name.startswith("gated") else "stored"
-        return memory_estimate(self.recurrence, self.trajectory, gates)
+        names = tuple(self.parameters)
+        with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
+            return memory_estimate(self.recurrence, names, self.trajectory, self.engine.gates)
 
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.parameters.values())
@@ -359,7 +364,7 @@ class Linearization:
             f"<Linearization of {type(self.recurrence.module).__name__} {self.space}, "
             f"{n_parameters} learning parameters{readout}\n"
             f" measure {self.measure}, {self.attrs['dtype']} on {self.device}, "
-            f"engine {self.engine.name}: {self.engine_reason}>"
+            f"engine {self.engine.name}: {self.engine_reason}{self.engine.remark}>"
         )
 
 

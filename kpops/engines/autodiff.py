@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +25,12 @@ class AutodiffEngine(Engine):
 
     @staticmethod
     def bytes_needed(
-        recurrence: Recurrence, trajectory: Trajectory, gates: str, *, exact: bool = False
+        recurrence: Recurrence,
+        names: Sequence[str],
+        trajectory: Trajectory,
+        gates: str,
+        *,
+        exact: bool = False,
     ) -> int:
         """Nothing beside the trajectory."""
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,6 +19,12 @@ from kpops.models.recurrence import Recurrence
 # functional_call swaps the weights of a module while it runs, and the levels of torch.func belong
 # to the process, so that two products at a time would spoil each other.
 ONE_AT_A_TIME = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a child forked in the midst of a product would wait for ever
+    os.register_at_fork(
+        before=ONE_AT_A_TIME.acquire,
+        after_in_parent=ONE_AT_A_TIME.release,
+        after_in_child=ONE_AT_A_TIME.release,
+    )
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,11 @@ class Engine(ABC):
     keeps: ClassVar[bool] = False
     """Whether the engine keeps more than the trajectory."""
 
+    @property
+    def remark(self) -> str:
+        """What else the repr should say of how products are computed."""
+        return ""
+
     def __init__(
         self,
         recurrence: Recurrence,
@@ -97,9 +109,14 @@ class Engine(ABC):
     @staticmethod
     @abstractmethod
     def bytes_needed(
-        recurrence: Recurrence, trajectory: Trajectory, gates: str, *, exact: bool = False
+        recurrence: Recurrence,
+        names: Sequence[str],
+        trajectory: Trajectory,
+        gates: str,
+        *,
+        exact: bool = False,
     ) -> int:
-        """Bytes the engine keeps beside the trajectory.
+        """Bytes the engine keeps beside the trajectory, for products with J of those `names`.
 
         At most, and at no cost; or, if `exact`, where finding out costs about a product.
         """

@@ -111,31 +111,34 @@ _N, _T = ord("N"), ord("T")
 
 
 @numba.njit(nogil=True, cache=True)
+def _leading(matrix):
+    """Distance of the rows. A single row or column may have any stride; BLAS wants the width."""
+    return max(matrix.strides[0] // matrix.itemsize, matrix.shape[1], 1)
+
+
+@numba.njit(nogil=True, cache=True)
 def product(gemm, a, b, c, beta):
     """C = A B + beta C; rows may be strided, columns not. `gemm` is an address."""
-    size = a.itemsize
     # A row-major matrix is the transpose of a column-major one: C^T = B^T A^T.
     _call(  # type: ignore[call-arg]  # the first argument is Numba's
-        gemm, _N, _N, b.shape[1], a.shape[0], a.shape[1], b.ctypes.data, b.strides[0] // size,
-        a.ctypes.data, a.strides[0] // size, beta, c.ctypes.data, c.strides[0] // size,
+        gemm, _N, _N, b.shape[1], a.shape[0], a.shape[1], b.ctypes.data, _leading(b),
+        a.ctypes.data, _leading(a), beta, c.ctypes.data, _leading(c),
     )  # fmt: skip
 
 
 @numba.njit(nogil=True, cache=True)
 def product_by_transposed(gemm, a, b, c, beta):
     """C = A B^T + beta C."""
-    size = a.itemsize
     _call(  # type: ignore[call-arg]  # the first argument is Numba's
-        gemm, _T, _N, b.shape[0], a.shape[0], a.shape[1], b.ctypes.data, b.strides[0] // size,
-        a.ctypes.data, a.strides[0] // size, beta, c.ctypes.data, c.strides[0] // size,
+        gemm, _T, _N, b.shape[0], a.shape[0], a.shape[1], b.ctypes.data, _leading(b),
+        a.ctypes.data, _leading(a), beta, c.ctypes.data, _leading(c),
     )  # fmt: skip
 
 
 @numba.njit(nogil=True, cache=True)
 def transposed_product(gemm, a, b, c, beta):
     """C = A^T B + beta C."""
-    size = a.itemsize
     _call(  # type: ignore[call-arg]  # the first argument is Numba's
-        gemm, _N, _T, b.shape[1], a.shape[1], a.shape[0], b.ctypes.data, b.strides[0] // size,
-        a.ctypes.data, a.strides[0] // size, beta, c.ctypes.data, c.strides[0] // size,
+        gemm, _N, _T, b.shape[1], a.shape[1], a.shape[0], b.ctypes.data, _leading(b),
+        a.ctypes.data, _leading(a), beta, c.ctypes.data, _leading(c),
     )  # fmt: skip

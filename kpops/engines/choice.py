@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kpops.engines.autodiff import AutodiffEngine
 from kpops.engines.base import Engine, Trajectory
 from kpops.engines.gated import GATES, GatedEngine
@@ -16,18 +18,23 @@ ENGINES: dict[str, type[Engine]] = {
 }
 
 
-def memory_estimate(recurrence: Recurrence, trajectory: Trajectory, gates: str) -> dict[str, int]:
+def memory_estimate(
+    recurrence: Recurrence, names: Sequence[str], trajectory: Trajectory, gates: str
+) -> dict[str, int]:
     """Bytes that each engine able to linearise the model keeps beside the trajectory."""
     device = trajectory.states.device
-    return {
-        name: engine.bytes_needed(recurrence, trajectory, gates, exact=True)
-        for name, engine in ENGINES.items()
-        if engine.refuses(recurrence, device) is None
-    }
+    usable = [e for e in ENGINES.values() if e.refuses(recurrence, device) is None]
+    measures = {e.bytes_needed for e in usable}  # the gated ones share theirs, and it takes time
+    needs = {m: m(recurrence, names, trajectory, gates, exact=True) for m in measures}
+    return {e.name: needs[e.bytes_needed] for e in usable}
 
 
 def choose_engine(
-    engine: str, gates: str, recurrence: Recurrence, trajectory: Trajectory
+    engine: str,
+    gates: str,
+    recurrence: Recurrence,
+    names: Sequence[str],
+    trajectory: Trajectory,
 ) -> tuple[str, str, str]:
     """Choose an engine, and what becomes of the gates.
 
@@ -39,6 +46,8 @@ def choose_engine(
         What becomes of the diagonals of a gated engine.
     recurrence : Recurrence
         The model.
+    names : sequence of str
+        Its parameters that learn.
     trajectory : Trajectory
         Its trajectory.
 
@@ -74,15 +83,16 @@ def choose_engine(
     needs: dict[str, int] = {}
     for name, option in options:
         label = f"{name}, gates {option}" if issubclass(ENGINES[name], GatedEngine) else name
-        needs[label] = ENGINES[name].bytes_needed(recurrence, trajectory, option)
+        needs[label] = ENGINES[name].bytes_needed(recurrence, names, trajectory, option)
         # Where there is a choice, half of the free memory is left to vectors and to the user.
-        last_resort = engine != "auto" and (name, option) == options[-1]
+        asked = engine != "auto" or gates != "auto"
+        last_resort = asked and (name, option) == options[-1]
         if needs[label] <= (free if last_resort else free // 2):
             return name, option, _reason(engine, label, needs, refusals["gated"])
     what = ", ".join(f"{label} needs {mib(n)}" for label, n in needs.items())
     raise MemoryError(
-        f"engine={engine!r}: {what}, {mib(free)} are free on {device}: use engine='autodiff', "
-        "which stores nothing but the trajectory"
+        f"engine={engine!r}: {what}, {mib(free)} are free on {device}: use engine='autodiff' "
+        "(and gates='auto'), which stores nothing but the trajectory"
     )
 
 

@@ -26,14 +26,15 @@ class Recording(NamedTuple):
 
 def record(action: Action, argument: Tensor) -> Recording:
     """Record `action` on a CUDA tensor that stays in place."""
-    side = torch.cuda.Stream(argument.device)
-    side.wait_stream(torch.cuda.current_stream(argument.device))
-    with torch.cuda.stream(side):  # libraries set themselves up at their first call: not in a graph
-        action(argument)
-    torch.cuda.current_stream(argument.device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = action(argument)
+    with torch.cuda.device(argument.device):
+        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what libraries set up at a first call is not for a graph
+            action(argument)
+        torch.cuda.current_stream().wait_stream(side)
+        # Other threads, such as those of a loader of data, may allocate meanwhile.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            result = action(argument)
     return Recording(argument, result, graph.replay)
 
 

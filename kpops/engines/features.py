@@ -1,9 +1,12 @@
 """Thin factors of the features, which make K cheap.
 
-K of a gated layer is, unit by unit, ``sum_g D_g (u u^T) D_g``, where u are the features that the
-weights of gate g multiply. Only their Gram matrix over (trial, time) enters, so the features may be
-replaced by any Z with ``Z Z^T = u u^T``; with the eigenvectors V of ``u^T u``, ``Z = u V_r`` has as
-many columns as the Gram matrix has eigenvalues above rounding.
+K of a gated layer is, unit by unit, ``sum_g D_g (u u^T) D_g``, where the rows of u are the features
+that the weights of gate g multiply at each (trial, time). Only their Gram matrix enters, so the
+features may be replaced by any Z with ``Z Z^T = u u^T`` that has fewer columns: ``Z = u V``, with V
+the leading eigenvectors of ``u^T u``.
+
+What may be dropped must be small in every row, since the diagonals D may be zero just where the
+features are large. So the rows are brought to unit length before the eigenvectors are taken.
 """
 
 from __future__ import annotations
@@ -18,12 +21,7 @@ _CHUNK = 4096  # rows converted to float64 at a time
 
 def numerical_rank(features: list[Tensor]) -> int:
     """Number of columns that :func:`thin_factor` would have."""
-    if len(features[0]) <= sum(f.shape[1] for f in features):
-        u = torch.cat([f.double() for f in features], dim=1)
-        values = torch.linalg.eigvalsh(u @ u.mT)
-    else:
-        values = torch.linalg.eigvalsh(_gram(features))
-    return int(_above(values, torch.finfo(features[0].dtype).eps).sum())
+    return _leading_vectors(features)[0].numel()
 
 
 def thin_factor(features: list[Tensor]) -> Tensor:
@@ -37,30 +35,47 @@ def thin_factor(features: list[Tensor]) -> Tensor:
     Returns
     -------
     Tensor, shape (row, rank)
-        In the dtype of the features. Eigenvalues of the Gram matrix below eps times the largest are
-        dropped, with eps that of the dtype: what they would add to K is lost in its rounding.
+        In the dtype of the features. Of rows of unit length, eigenvalues of the Gram matrix up to
+        10 eps are dropped, with eps that of the dtype (in float64 up to eps times the number of
+        rows, where the eigenvalues themselves are rounded): no row loses more in any direction,
+        and a sum over rows rounds away as much.
     """
-    n_rows, width = len(features[0]), sum(f.shape[1] for f in features)
-    eps = torch.finfo(features[0].dtype).eps
-    if n_rows <= width:
-        u = torch.cat([f.double() for f in features], dim=1)
-        values, vectors = torch.linalg.eigh(u @ u.mT)
-        keep = _above(values, eps)
-        return (vectors[:, keep] * values[keep].sqrt()).to(features[0].dtype).contiguous()
-    values, vectors = torch.linalg.eigh(_gram(features))
-    vectors = vectors[:, _above(values, eps)]
-    z = features[0].new_empty(n_rows, vectors.shape[1])
+    values, vectors = _leading_vectors(features)
+    n_rows = len(features[0])
+    z = features[0].new_empty(n_rows, len(values))
+    of_rows = n_rows < _width(features)
     for rows, u in _in_float64(features):
-        z[rows] = u @ vectors
+        # u V for right singular vectors V of the unit rows; for left ones, the same without u.
+        z[rows] = _lengths(u) * vectors[rows] * values.sqrt() if of_rows else u @ vectors
     return z
 
 
-def _gram(features: list[Tensor]) -> Tensor:
-    width = sum(f.shape[1] for f in features)
-    gram = features[0].new_zeros(width, width, dtype=torch.float64)
-    for _, u in _in_float64(features):
-        gram.addmm_(u.mT, u)
-    return gram
+def _leading_vectors(features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Eigenvalues above the cut, and eigenvectors, of the smaller Gram matrix of the unit rows."""
+    n_rows, width = len(features[0]), _width(features)
+    cut = max(10 * torch.finfo(features[0].dtype).eps, n_rows * torch.finfo(torch.float64).eps)
+    if n_rows < width:
+        unit = torch.cat([_unit(u) for _, u in _in_float64(features)])
+        gram = unit @ unit.mT
+    else:
+        gram = features[0].new_zeros(width, width, dtype=torch.float64)
+        for _, u in _in_float64(features):
+            gram.addmm_(_unit(u).mT, _unit(u))
+    values, vectors = torch.linalg.eigh(gram)
+    return values[values > cut], vectors[:, values > cut]
+
+
+def _width(features: list[Tensor]) -> int:
+    return sum(f.shape[1] for f in features)
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of unit length; zero rows stay zero."""
+    return rows / _lengths(rows).clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def _in_float64(features: list[Tensor]) -> Iterator[tuple[slice, Tensor]]:
@@ -68,7 +83,3 @@ def _in_float64(features: list[Tensor]) -> Iterator[tuple[slice, Tensor]]:
     for start in range(0, len(features[0]), _CHUNK):
         rows = slice(start, start + _CHUNK)
         yield rows, torch.cat([f[rows].double() for f in features], dim=1)
-
-
-def _above(values: Tensor, eps: float) -> Tensor:
-    return values > eps * values[-1]

@@ -86,23 +86,35 @@ class GatedEngine(Engine):
 
     @staticmethod
     def bytes_needed(
-        recurrence: Recurrence, trajectory: Trajectory, gates: str, *, exact: bool = False
+        recurrence: Recurrence,
+        names: Sequence[str],
+        trajectory: Trajectory,
+        gates: str,
+        *,
+        exact: bool = False,
     ) -> int:
         """The diagonals and the thin factors of the features, at full or at their `exact` rank."""
         assert isinstance(recurrence, GatedRecurrence)
         n_trials, n_steps, _ = trajectory.states.shape
-        total = 0
+        places = _places(recurrence)
+        learn = {places.get(name) for name in names}
+        total = longest = 0
         for i in range(len(recurrence.layers)):
             layer = Layer(recurrence, i, trajectory, gates)
-            longest = max(s.stop - s.start for s in layer.segments())
-            diagonals = layer.pattern.size * n_trials * longest * layer.hidden
-            total += diagonals * layer.storage.itemsize
-            for source in layer.sources:
-                features = layer.features(source, weight=True, bias=layer.biased[source])
-                full = min(n_trials * n_steps, sum(f.shape[1] for f in features))
-                rank = numerical_rank(features) if exact else full
+            steps = max(s.stop - s.start for s in layer.segments())
+            diagonals = (
+                layer.pattern.size * n_trials * steps * layer.hidden * layer.storage.itemsize
+            )
+            longest = max(longest, diagonals)
+            total += diagonals if gates != "recomputed" else 0
+            for source in layer.sources if None not in learn else ():
+                weight, bias = ((i, source, role) in learn for role in ("weight", "bias"))
+                full = min(n_trials * n_steps, weight * layer.width(source) + bias)
+                rank = full
+                if exact and full:
+                    rank = numerical_rank(layer.features(source, weight=weight, bias=bias))
                 total += rank * n_trials * n_steps * trajectory.states.element_size()
-        return total
+        return total + (longest if gates == "recomputed" else 0)
 
     # Through time.
 
@@ -316,8 +328,8 @@ class GatedEngine(Engine):
         probe = GatedEngine(self.recurrence, self.parameters, part, "stored", check=False)
         q = torch.arange(part.states.numel()).to(part.states).cos().view(part.states.shape)
         pairs = [(probe._pull_back(q[None]), probe.rows.state_vjp(q[None].flatten(1, 2)))]
-        names = tuple(self.parameters)
-        if self._direct(names):
+        names = tuple(name for name in self.parameters if name in self._places)
+        if names:
             rows = probe.rows.parameter_vjp(q[None].flatten(1, 2), names)
             pairs.append((probe.parameter_vjp(q[None], names), rows))
         for ours, reference in pairs:

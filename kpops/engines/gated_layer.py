@@ -48,10 +48,6 @@ class Layer:
         The first of its variables among them, which is the input of the next layer.
     sources : tuple of str
         The kinds of affine maps that the layer has, of "recurrent" and "input".
-    biased : dict of str to bool
-        Whether they have a bias.
-    recurrent_weight, input_weight : Tensor
-        W (gates * hidden, hidden) and U (gates * hidden, feature).
     """
 
     def __init__(
@@ -67,17 +63,34 @@ class Layer:
         self.units = slice(start, start + self.hidden * self.variables)
         self.output = slice(start, start + self.hidden)
         maps = recurrence.layers[index]
-        self.recurrent_weight = recurrence.weight(maps.recurrent).detach()
-        self.input_weight = None if maps.input is None else recurrence.weight(maps.input).detach()
-        below = 2 * start - self.units.stop
-        self.inputs = (
-            trajectory.inputs if index == 0 else trajectory.states[..., below : below + self.hidden]
-        )
-        self.previous = trajectory.previous[..., self.units]
-        biases = {"recurrent": maps.recurrent_bias, "input": maps.input_bias}
-        self.biased = {source: bias is not None for source, bias in biases.items()}
         self.sources = ("recurrent",) if maps.input is None else ("recurrent", "input")
         self.pattern = self._differentiate(slice(0, 1), slice(0, 1))[0]
+
+    # Views of model and trajectory, made when needed: a pickle would copy what they look at.
+
+    @property
+    def recurrent_weight(self) -> Tensor:
+        """W, shape (gates * hidden, hidden)."""
+        return self.recurrence.weight(self.recurrence.layers[self.index].recurrent).detach()
+
+    @property
+    def input_weight(self) -> Tensor | None:
+        """U, shape (gates * hidden, feature)."""
+        name = self.recurrence.layers[self.index].input
+        return None if name is None else self.recurrence.weight(name).detach()
+
+    @property
+    def inputs(self) -> Tensor:
+        """The layer's input (trial, time, feature)."""
+        if self.index == 0:
+            return self.trajectory.inputs
+        below = 2 * self.units.start - self.units.stop
+        return self.trajectory.states[..., below : below + self.hidden]
+
+    @property
+    def previous(self) -> Tensor:
+        """The layer's state before each step (trial, time, variable * hidden)."""
+        return self.trajectory.previous[..., self.units]
 
     # The diagonals.
 
@@ -92,7 +105,7 @@ class Layer:
         if self.gates != "recomputed":
             return [slice(0, n_steps)]
         per_step = self.pattern.size * n_trials * self.hidden * self.previous.element_size()
-        size = max(1, _SEGMENT_BYTES[self.previous.device.type] // per_step)
+        size = max(1, _SEGMENT_BYTES[self.previous.device.type] // max(1, per_step))
         return [slice(t, min(t + size, n_steps)) for t in range(0, n_steps, size)]
 
     def diagonals(self, time: slice) -> Tensor:
@@ -208,11 +221,18 @@ class Layer:
             parts = [part * self.trajectory.mask[..., None] for part in parts]
         return [part.flatten(0, 1) for part in parts]
 
+    def width(self, source: str) -> int:
+        """Number of features that the weight of that source multiplies."""
+        weight = self.recurrent_weight if source == "recurrent" else self.input_weight
+        return 0 if weight is None else weight.shape[1]
+
     def multiplied(self, source: str, time: slice) -> Tensor:
         """What the weights of that source multiply, (trial, time, feature)."""
         if source == "input":
             return self.inputs[:, time]
-        return self.recurrence.features(self._split(self.previous[:, time]))
+        state = self.previous[:, time]
+        features = self.recurrence.features(self._split(state.flatten(0, 1)))
+        return features.unflatten(0, state.shape[:2])
 
     def _split(self, units: Tensor) -> tuple[Tensor, ...]:
         return units.split(self.hidden, dim=-1)

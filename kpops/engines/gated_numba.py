@@ -68,14 +68,15 @@ class GatedNumbaEngine(GatedEngine):
         shapes: list[tuple[int, ...]] = [(layer.variables, n_block * n_trials, layer.hidden)]
         if assembled:
             kernel = getattr(gated_assembled, f"{verb}_trials")
-            bounds = _split(n_trials, torch.get_num_threads(), 1)
+            few = math.ceil(n_trials / (4 * torch.get_num_threads()))
+            bounds = _split(n_trials, torch.get_num_threads(), few)
             shapes.append((n_block * n_trials, layer.variables * layer.hidden))
         else:
             kernel = getattr(gated_kernels, f"{verb}_rows")
             bounds = _split(n_block * n_trials, torch.get_num_threads(), _ROWS)
             shapes.append((n_block * n_trials, layer.hidden))
             shapes.append((n_block * n_trials, layer.pattern.n_recurrent * layer.hidden))
-        buffers = self._buffers(layer, shapes)
+        buffers = self._buffers(q, shapes)
         arrays = [a.numpy() for a in (weight.contiguous(), q.contiguous(), v)]
         gemm, pattern = blas.gemm_address(arrays[0].dtype), _pattern(layer)
         for segment in segments:
@@ -88,24 +89,32 @@ class GatedNumbaEngine(GatedEngine):
 
             threads.each(task, len(bounds) - 1)
 
+    def assembled_from(self, layer: Layer) -> int | None:
+        """Size of blocks from which the Jacobians of a layer are assembled; None for never."""
+        if layer.pattern.n_recurrent <= layer.variables or len(layer.pattern.slopes) != 1:
+            return None  # nothing would be saved
+        return _WIDE if layer.recurrent_weight.nbytes <= _CACHE_BYTES else _WIDE_OUTSIDE
+
     def _assembles(self, layer: Layer, n_block: int, n_trials: int) -> bool:
-        """Whether assembling the Jacobian of each trial and step saves time."""
-        saved = layer.pattern.n_recurrent > layer.variables
-        weights = layer.recurrent_weight.nbytes
-        enough = n_block >= (_WIDE if weights <= _CACHE_BYTES else _WIDE_OUTSIDE)
-        busy = n_trials >= torch.get_num_threads()
-        return saved and enough and busy and len(layer.pattern.slopes) == 1
+        wide = self.assembled_from(layer)
+        return wide is not None and n_block >= wide and n_trials >= torch.get_num_threads()
+
+    @property
+    def remark(self) -> str:
+        """How blocks are taken."""
+        wide = self.assembled_from(self.layers[0])
+        return "" if wide is None else f", Jacobians assembled in blocks from {wide} vectors"
 
     def _matrix(self, layer: Layer, verb: str) -> np.ndarray:
         rows, columns = layer.hidden, layer.variables * layer.hidden
         shape = (rows, columns) if verb == "propagate" else (columns, rows)
         return layer.previous.new_empty(shape).numpy()
 
-    def _buffers(self, layer: Layer, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+    def _buffers(self, like: Tensor, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
         """Room of these shapes, kept for the next product; the first is set to zero."""
-        key = layer.index, *shapes
+        key = tuple(shapes)
         if key not in self._room:
-            self._room = {key: [layer.previous.new_empty(shape).numpy() for shape in shapes]}
+            self._room = {key: [like.new_empty(shape).numpy() for shape in shapes]}
         self._room[key][0].fill(0)  # NumPy's way: threads of torch would spin on, in ours
         return self._room[key]
 

@@ -6,6 +6,7 @@ weights multiply; see :mod:`kpops.engines.features`.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -87,7 +88,7 @@ class Gram:
             new = into[:, :, time].split(self.layer.hidden, dim=-1)
             for part, sums in zip(self.parts, asked, strict=True):
                 pairs = zip(self._of(part), sums, strict=True)
-                back = torch.stack([z[:, time].flatten(0, 1) @ total for z, total in pairs]).sum(0)
+                back = reduce(torch.add, (z[:, time].flatten(0, 1) @ total for z, total in pairs))
                 for v, p in part.gains:
                     new[v].addcmul_(d[p], back.unflatten(1, new[v].shape[1:3]))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,12 @@ class JacobianEngine(Engine):
 
     @staticmethod
     def bytes_needed(
-        recurrence: Recurrence, trajectory: Trajectory, gates: str, *, exact: bool = False
+        recurrence: Recurrence,
+        names: Sequence[str],
+        trajectory: Trajectory,
+        gates: str,
+        *,
+        exact: bool = False,
     ) -> int:
         """One S x S matrix for every trial and step, and about 24 S numbers for J and J*."""
         states = trajectory.states

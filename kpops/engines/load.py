@@ -19,10 +19,11 @@ import torch
 def considerate() -> Iterator[None]:
     """Let torch use no more threads than there are cores that no other process keeps busy.
 
-    Where the system does not tell (it is Linux that does), all stays as it is.
+    Where the system does not tell (it is Linux that does), or the process has only some of the
+    cores, all stays as it is. What runs is looked at once, at the beginning.
     """
     threads = torch.get_num_threads()
-    others = running_elsewhere() if threads > 1 else 0
+    others = running_elsewhere() if threads > 1 and _whole_machine() else 0
     fewer = max(1, min(threads, (os.cpu_count() or 1) - others))
     if fewer == threads:
         yield
@@ -32,6 +33,16 @@ def considerate() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _whole_machine() -> bool:
+    """Whether all cores are ours to use; the system counts what runs on all of them."""
+    try:
+        quota = Path("/sys/fs/cgroup/cpu.max").read_text()
+    except OSError:
+        quota = "max"
+    pinned = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) != os.cpu_count()
+    return quota.startswith("max") and not pinned
 
 
 def running_elsewhere() -> int:

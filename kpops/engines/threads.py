@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 
 import torch
@@ -33,8 +33,14 @@ def each(task: Callable[[int], None], n_tasks: int) -> None:
             for i in range(n_tasks):
                 limited(i)
         else:
-            for _ in _pool(threads).map(limited, range(n_tasks)):
-                pass
+            futures = [_pool(threads).submit(limited, i) for i in range(n_tasks)]
+            try:
+                for future in futures:
+                    future.result()
+            finally:  # an error or an interrupt must not leave tasks writing into shared room
+                for future in futures:
+                    future.cancel()
+                wait(futures)
 
 
 @cache

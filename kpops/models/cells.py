@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kpops.models.gated import Affine, GatedRecurrence
-from kpops.models.recurrence import Recurrence, as_recurrence
+from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
@@ -86,7 +87,17 @@ class LeakyCell(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state; (trial, input), (trial, hidden) -> (trial, hidden)."""
-        return _LeakyRecurrence(self)(x, h)
+        drive = F.linear(x, self.weight_ih, self.bias) + F.linear(self.rates(h), self.weight_hh)
+        return self.moved(h, drive)
+
+    def rates(self, h: Tensor) -> Tensor:
+        """What the recurrent weights multiply: the state itself, or phi of the currents."""
+        return h if self.form == "rate" else _ACTIVATIONS[self.activation](h)
+
+    def moved(self, h: Tensor, drive: Tensor) -> Tensor:
+        """The state, moved towards where the drive leads."""
+        goal = _ACTIVATIONS[self.activation](drive) if self.form == "rate" else drive
+        return h + self.alpha * (goal - h)
 
     def extra_repr(self) -> str:
         """Return the options, for the repr."""
@@ -104,21 +115,19 @@ class _LeakyRecurrence(GatedRecurrence):
         super().__init__(module, [Affine("weight_hh", input="weight_ih", input_bias=bias)])
 
     def features(self, state: tuple[Tensor, ...]) -> Tensor:
-        """The rates: the state itself, or phi of the currents."""
-        return state[0] if self.module.form == "rate" else self._phi(state[0])
+        """What the recurrent weights multiply."""
+        return self.module.rates(state[0])
 
     def gates(
         self, from_x: tuple[Tensor, ...], from_h: tuple[Tensor, ...], state: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         """Move the state by the step over the time constant."""
-        drive = from_x[0] + from_h[0]
-        goal = self._phi(drive) if self.module.form == "rate" else drive
-        return (state[0] + self.module.alpha * (goal - state[0]),)
-
-    def _phi(self, values: Tensor) -> Tensor:
-        return _ACTIVATIONS[self.module.activation](values)
+        return (self.module.moved(state[0], from_x[0] + from_h[0]),)
 
 
 @as_recurrence.register
 def _(model: LeakyCell) -> Recurrence:
+    changed = type(model).forward is not LeakyCell.forward
+    if changed or model._forward_hooks or model._forward_pre_hooks:
+        return ModuleRecurrence(model)  # a cell of the user's own: only its forward knows the step
     return _LeakyRecurrence(model)

@@ -62,6 +62,11 @@ class GatedRecurrence(Recurrence):
     time_major : bool
         Whether the module reads inputs as ``(time, trial, feature)``.
 
+    Raises
+    ------
+    ValueError
+        If a layer above the first has no input maps.
+
     Attributes
     ----------
     hidden_size : int
@@ -99,6 +104,8 @@ class GatedRecurrence(Recurrence):
         time_major: bool = False,
     ) -> None:
         first = layers[0]
+        if any(maps.input is None for maps in layers[1:]):
+            raise ValueError("layers[1:] need input maps, which take the layer below")
         hidden = attrgetter(first.recurrent)(module).shape[1]
         features = None if first.input is None else attrgetter(first.input)(module).shape[1]
         super().__init__(
@@ -142,6 +149,12 @@ class GatedRecurrence(Recurrence):
         for layer, state in enumerate(h.chunk(len(self.layers), dim=-1)):
             old = state.chunk(len(self.variables), dim=-1)
             new = self.gates(self.from_input(layer, x), self.from_features(layer, old), old)
+            if isinstance(new, Tensor) or len(new) != len(old):
+                got = "a tensor" if isinstance(new, Tensor) else f"{len(new)} of them"
+                raise ValueError(
+                    f"{type(self).__name__}.gates returned {got}, expected a tuple of the new "
+                    f"state variables {self.variables}"
+                )
             x = new[0]  # the next layer's input
             states += new
         return states[0] if len(states) == 1 else torch.cat(states, dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -117,14 +118,19 @@ class TrajectoryOperator(LinearOperator):
         Tensor
             Of shape ``(block, *codomain.shape)``.
         """
-        return self._counted(self._apply, block)
+        return self._counted(self._apply, block, self.codomain)
 
     def apply_adjoint(self, block: Tensor) -> Tensor:
         """Apply the adjoint to a block of vectors on the device; see :meth:`apply`."""
-        return self._counted(self._apply_adjoint, block)
+        return self._counted(self._apply_adjoint, block, self.domain)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
-    def _counted(self, act: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
+    def _counted(self, act: Callable[[Tensor], Tensor], block: Tensor, space: Space) -> Tensor:
+        if len(block) == 0:
+            return block.new_empty(0, *space.shape)
+        if block.is_inference():  # torch.func could not save it for a backward pass
+            block = block.clone()
         # Autocast would compute in a lower precision than the dtype says.
         with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
             self._count += len(block)
@@ -140,12 +146,16 @@ class TrajectoryOperator(LinearOperator):
         size = max(1, room // per_vector)
         if size >= len(block):
             return act(block)
+        # Pieces of one size, the last of which begins early: a recorded loop has a fixed shape.
+        size = math.ceil(len(block) / math.ceil(len(block) / size))
         whole: Tensor | None = None
         for start in range(0, len(block), size):
-            piece = act(block[start : start + size])
+            first = min(start, len(block) - size)
+            part = slice(first, first + size)
+            piece = act(block[part])
             if whole is None:
                 whole = piece.new_empty(len(block), *piece.shape[1:])
-            whole[start : start + size] = piece
+            whole[part] = piece
         assert whole is not None
         return whole
 

@@ -1,5 +1,10 @@
 """The gated engines: their structure, their options, and what they keep."""
 
+import multiprocessing
+import os
+import pickle
+import time
+import warnings
 from collections import defaultdict
 
 import numpy as np
@@ -81,6 +86,80 @@ def test_a_cell_that_is_not_what_it_says_is_refused():
 
     with pytest.raises(ValueError, match=r"Mixing is not the gated cell that its MixingRecurrence"):
         kpops.linearize(MixingRecurrence(Mixing()), torch.randn(2, 3, 2), engine="gated")
+
+
+class Plain(nn.Module):
+    """Weights for the cells below."""
+
+    def __init__(self):
+        super().__init__()
+        self.W, self.U = nn.Linear(4, 4, bias=False), nn.Linear(2, 4)
+        self.tau = nn.Parameter(torch.tensor(0.5))
+        self.phi = nn.PReLU(4)
+
+
+class Structured(kpops.models.GatedRecurrence):
+    def __init__(self, module):
+        maps = kpops.models.Affine("W.weight", "U.weight", input_bias="U.bias")
+        super().__init__(module, [maps])
+
+
+def test_a_weight_that_gates_use_too_is_refused():
+    class Twice(Structured):
+        def gates(self, from_x, from_h, state):
+            twice = self.module.W.weight.diagonal() * state[0]
+            return (torch.tanh(from_x[0] + from_h[0]) + self.module.tau * twice,)
+
+    x, h0 = torch.randn(2, 3, 2), torch.randn(2, 4)
+    with pytest.raises(ValueError, match="use no weight of the affine maps"):
+        kpops.linearize(Twice(Plain()), x, h0=h0, engine="gated")
+
+
+def test_features_may_have_parameters_of_each_unit():
+    class PerUnit(Structured):
+        def features(self, state):
+            return self.module.phi(state[0])
+
+        def gates(self, from_x, from_h, state):
+            return (state[0] + self.module.tau * (torch.tanh(from_x[0] + from_h[0]) - state[0]),)
+
+    torch.manual_seed(0)
+    model, x = PerUnit(Plain()).double(), torch.randn(3, 5, 2, dtype=torch.float64)
+    reference = kpops.linearize(model, x, engine="autodiff")
+    for engine in GATED:  # phi and tau learn, too: J and K are by autodiff, K_j of W is not
+        lin = kpops.linearize(model, x, engine=engine)
+        assert_same(lin, reference, 1e-13)
+        q = torch.randn(2, *lin.space.shape, dtype=torch.float64)
+        for name, K_j in lin.K_by_parameter.items():
+            assert relative(K_j.apply(q), reference.K_by_parameter[name].apply(q)) < 1e-13
+
+
+def test_gates_must_return_the_variables():
+    class Bare(Structured):
+        def gates(self, from_x, from_h, state):
+            return torch.tanh(from_x[0] + from_h[0])
+
+    class Two(Structured):
+        def gates(self, from_x, from_h, state):
+            return from_x[0], from_h[0]
+
+    for cell, got in ((Bare, "a tensor"), (Two, "2 of them")):
+        with pytest.raises(ValueError, match=rf"{cell.__name__}.gates returned {got}, expected"):
+            kpops.linearize(cell(Plain()), torch.randn(2, 3, 2))
+    with pytest.raises(ValueError, match="need input maps"):
+        kpops.models.GatedRecurrence(Plain(), [kpops.models.Affine("W.weight")] * 2)
+
+
+def test_a_leaky_cell_of_another_forward_is_taken_as_it_is():
+    class Halved(kpops.models.LeakyCell):
+        def forward(self, x, h):
+            return 0.5 * super().forward(x, h)
+
+    cell, x = Halved(2, 4, alpha=0.5).double(), torch.randn(3, 1, 2, dtype=torch.float64)
+    h0 = torch.randn(3, 4, dtype=torch.float64)
+    lin = kpops.linearize(cell, x, h0=h0)
+    assert relative(lin.states.values[:, 0], cell(x[:, 0], h0).detach()) < 1e-15
+    assert lin.engine.name == "jacobian"
 
 
 def test_a_cell_without_input_maps_works():
@@ -176,12 +255,40 @@ def test_assembled_jacobians_change_nothing(case, monkeypatch):
     monkeypatch.setattr(gated_numba, "_WIDE", 4)
     fewer = layer.pattern.n_recurrent > layer.variables and len(layer.pattern.slopes) == 1
     assert lin.engine._assembles(layer, 4, 3) == fewer  # GRU and LSTM
+    assert ("Jacobians assembled in blocks from 4 vectors" in repr(lin)) == fewer
     assert relative(lin.P.apply(q), plain[0]) < 1e-14
     assert relative(lin.P.apply_adjoint(q), plain[1]) < 1e-14
     monkeypatch.setattr(gated_layer, "_SEGMENT_BYTES", defaultdict(lambda: 1))
     lin = linearize(case, "gated_numba", gates="recomputed")
     assert relative(lin.P.apply(q), plain[0]) < 1e-14
     assert relative(lin.P.apply_adjoint(q), plain[1]) < 1e-14
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("block", [1, 40])
+def test_a_single_unit_works(kind, block):
+    torch.manual_seed(0)
+    model, x = kind(2, 1, batch_first=True).double(), torch.randn(3, 5, 2, dtype=torch.float64)
+    reference = kpops.linearize(model, x, engine="autodiff")
+    for engine in GATED:
+        lin = kpops.linearize(model, x, engine=engine)
+        for name, op in operators(lin).items():
+            q = torch.randn(block, *op.domain.shape, dtype=torch.float64)
+            assert relative(op.apply(q), operators(reference)[name].apply(q)) < 1e-14, name
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm_two_layers", "oscillator"])
+def test_scipys_blas_takes_over_where_torch_exports_none(name, monkeypatch):
+    from kpops.engines import blas
+
+    reference = linearize(BY_NAME[name], "autodiff")
+    monkeypatch.setattr(blas, "_torch_blas", lambda: None)
+    blas.gemm_address.cache_clear()
+    try:
+        for engine in ("gated_numba", "jacobian"):
+            assert_same(linearize(BY_NAME[name], engine), reference, 1e-13)
+    finally:
+        blas.gemm_address.cache_clear()
 
 
 # Thin factors.
@@ -196,6 +303,24 @@ def test_a_thin_factor_has_the_gram_matrix_of_the_features():
         assert z.shape == (rows, rank)
         assert numerical_rank([u[:, :5], u[:, 5:]]) == rank
         assert relative(z @ z.T, u @ u.T) < 1e-14
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_features_where_gates_are_shut_hide_no_others(dtype):
+    # In the first trial the inputs are huge and all units saturated: what they add to K is zero.
+    torch.manual_seed(0)
+    rnn = nn.RNN(2, 8, batch_first=True).to(dtype)
+    x = torch.randn(4, 6, 2, dtype=dtype)
+    x[..., 0] = 0
+    x[0] = torch.tensor([1e4, 0])
+    reference = kpops.linearize(rnn, x, engine="autodiff")
+    q = torch.randn(2, *reference.space.shape, dtype=dtype)
+    for engine in GATED:
+        lin = kpops.linearize(rnn, x, engine=engine)
+        bound = 20 * torch.finfo(dtype).eps
+        assert relative(lin.K.apply(q), reference.K.apply(q)) < bound
+        for name, K_j in lin.K_by_parameter.items():
+            assert relative(K_j.apply(q), reference.K_by_parameter[name].apply(q)) < bound
 
 
 def test_zero_features_have_no_columns():
@@ -222,6 +347,69 @@ def test_memory_estimate_is_what_is_kept(name, gates):
     assert estimate["gated_numba"] == estimate["gated"] == kept
 
 
+def test_memory_estimate_knows_which_parameters_learn():
+    rnn, x = nn.RNN(2, 8, batch_first=True), torch.randn(3, 5, 2)
+    full = kpops.linearize(rnn, x).memory_estimate()["gated"]
+    bias = kpops.linearize(rnn, x, parameters=["bias_hh_l0"]).memory_estimate()["gated"]
+    assert bias == 4 * 15 * (8 + 1)  # f', and one column
+    assert full == 4 * 15 * (8 + 9 + 3)
+    recomputed = kpops.linearize(rnn, x, gates="recomputed").memory_estimate()
+    assert recomputed["gated"] == full  # one segment holds it all
+
+
+def test_a_pickle_holds_the_trajectory_once():
+    rnn = nn.RNN(2, 32, num_layers=4, batch_first=True)
+    sizes = [
+        len(pickle.dumps(kpops.linearize(rnn, torch.randn(10, 50, 2), engine=engine)))
+        for engine in ("autodiff", "gated", "gated_numba")
+    ]
+    assert max(sizes) < 1.05 * sizes[0]
+
+
+def test_empty_blocks_give_empty_blocks():
+    for engine in (*GATED, "jacobian", "autodiff"):
+        lin = linearize(BY_NAME["gru"], engine)
+        for op in (*operators(lin).values(), lin.flow):
+            empty = torch.empty(0, *op.domain.shape, dtype=torch.float64)
+            assert op.apply(empty).shape == (0, *op.codomain.shape)
+
+
+def test_a_failing_task_waits_for_the_others():
+    from kpops.engines import threads
+
+    done = []
+
+    def task(i):
+        if i == 0:
+            raise KeyError("task 0")
+        time.sleep(0.2)
+        done.append(i)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError, match="task 0"):
+            threads.each(task, 2)
+    finally:
+        torch.set_num_threads(before)
+    assert done == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_products_work_in_a_forked_process():
+    lin = linearize(BY_NAME["gru"], "gated_numba")
+    q = np.ones(lin.space.shape)
+    expected = lin.flow @ q
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's, that forking beside threads is risky
+        context = multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        child = context.Process(target=lambda: queue.put(lin.flow @ q))
+        child.start()
+    assert relative(queue.get(), expected) < 1e-14
+    child.join()
+
+
 def test_blocks_that_do_not_fit_are_taken_in_pieces(monkeypatch):
     lin = linearize(BY_NAME["gru"], "gated_numba")
     q = torch.randn(7, *lin.space.shape, dtype=torch.float64)
@@ -234,6 +422,7 @@ def test_blocks_that_do_not_fit_are_taken_in_pieces(monkeypatch):
     for op, image in zip((lin.P, lin.K, lin.flow, lin.J.H), whole, strict=True):
         assert relative(op.apply(q), image) < 1e-14
     assert max(sizes) < 7
+    assert len(set(sizes)) <= 2  # one size for P, one for the flow operator, which needs more
     assert lin.P.num_matvecs > 0
 
 
@@ -272,3 +461,22 @@ def test_recorded_recursions_equal_plain_ones(monkeypatch):
         assert relative(first, plain.P.apply(q)) < 1e-14
         assert relative(second, 2 * first) < 1e-14
     assert set(recorder._recordings) == {"P", "P*"}
+
+
+def test_recordings_survive_inference_mode(monkeypatch):
+    lin = linearize(BY_NAME["gru"], "gated")
+    monkeypatch.setattr(lin.engine, "_record", Recorder(record_on_cpu))
+    q = torch.randn(2, *lin.space.shape, dtype=torch.float64)
+    with torch.inference_mode():
+        inside = lin.P.apply(q.clone())
+    assert relative(inside, lin.P.apply(q)) < 1e-15
+
+
+def test_loops_are_recorded_on_cuda_where_gates_are_stored(monkeypatch):
+    class OnCuda:
+        device = torch.device("cuda")
+
+    for gates, recorded in (("stored", True), ("float32", True), ("recomputed", False)):
+        engine = linearize(BY_NAME["gru"], "gated", gates=gates).engine
+        monkeypatch.setattr(engine, "_recorder", lambda name, action, q: name)
+        assert engine._record("P", lambda q: "plain", OnCuda()) == ("P" if recorded else "plain")
