@@ -38,7 +38,17 @@ html_title = f"kpops {release}"
 html_show_sourcelink = False
 # Only the API reference has pages below it to navigate.
 html_sidebars = {
-    page: [] for page in ("index", "start", "concepts", "engines", "your_cell", "gpu", "search")
+    page: []
+    for page in (
+        "index",
+        "start",
+        "concepts",
+        "engines",
+        "benchmarks",
+        "your_cell",
+        "gpu",
+        "search",
+    )
 }
 html_theme_options = {
     "logo": {"text": "kpops"},

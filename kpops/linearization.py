@@ -360,11 +360,12 @@ class Linearization:
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.parameters.values())
         readout = "" if self.readout is None else f", readout {self.output_space.shape[-1]}"
+        remark = f"\n {self.engine.remark}" if self.engine.remark else ""
         return (
             f"<Linearization of {type(self.recurrence.module).__name__} {self.space}, "
             f"{n_parameters} learning parameters{readout}\n"
             f" measure {self.measure}, {self.attrs['dtype']} on {self.device}, "
-            f"engine {self.engine.name}: {self.engine_reason}{self.engine.remark}>"
+            f"engine {self.engine.name}: {self.engine_reason}{remark}>"
         )
 
 

@@ -103,7 +103,7 @@ class GatedNumbaEngine(GatedEngine):
     def remark(self) -> str:
         """How blocks are taken."""
         wide = self.assembled_from(self.layers[0])
-        return "" if wide is None else f", Jacobians assembled in blocks from {wide} vectors"
+        return "" if wide is None else f"in blocks from {wide} vectors by assembled Jacobians"
 
     def _matrix(self, layer: Layer, verb: str) -> np.ndarray:
         rows, columns = layer.hidden, layer.variables * layer.hidden

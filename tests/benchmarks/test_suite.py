@@ -116,7 +116,7 @@ def test_turns_are_taken_until_all_have_enough():
     calls = []
     acts = {name: lambda name=name: calls.append(name) for name in "ab"}
     times = take_turns(acts, "cpu", Limits(at_least=3, enough_s=0.0))
-    assert calls == ["a", "b"] * 3
+    assert calls == ["a", "a", "b", "b"] * 3  # each turn begins with a call untimed
     assert [len(t) for t in times.values()] == [3, 3]
     assert Limits().reached([2.5] * 3)
     assert not Limits().reached([0.01] * 5)

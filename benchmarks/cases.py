@@ -1,0 +1,127 @@
+"""The problems that everything is measured on: a model, its inputs, and how much to measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import Limits
+from kpops.tasks import memory_pro
+
+OPERATORS = ("P", "P*", "K", "flow")
+FEATURES = 3  # of Memory-Pro: fixation, cos, sin
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model run on some inputs; everything random in it is the same at each run."""
+
+    kind: str
+    hidden: int
+    trials: int = 20
+    steps: int = 90
+    inputs: str = "memory_pro"
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.hidden}"
+
+    @property
+    def gates(self) -> int:
+        return GATES[self.kind]
+
+    @property
+    def state_size(self) -> int:
+        return self.hidden * (2 if self.kind == "LSTM" else 1)
+
+    @property
+    def rows(self) -> int:
+        """Number of (trial, time) pairs."""
+        return self.trials * self.steps
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    def module(self) -> nn.RNNBase:
+        """An nn.RNN, nn.GRU or nn.LSTM as PyTorch initialises it."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = getattr(nn, self.kind)(FEATURES, self.hidden, batch_first=True)
+        return module.to(dtype=self.dtype, device=self.device)
+
+    def drive(self) -> Tensor:
+        """Inputs (trial, time, feature)."""
+        shape = (self.trials, self.steps, FEATURES)
+        if self.inputs == "noise":
+            drive = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        else:
+            third = self.steps // 3
+            epochs = (third, third, self.steps - 2 * third)
+            task = memory_pro(self.trials, angles="even", noise=0, steps=epochs)
+            drive = torch.from_numpy(task.inputs.values)
+        return drive.to(dtype=self.dtype, device=self.device)
+
+    def block(self, size: int) -> Tensor:
+        """Vectors (block, trial, time, unit); a smaller block is the beginning of a larger one."""
+        generator = torch.Generator().manual_seed(2)
+        shape = (self.trials, self.steps, self.state_size)
+        vectors = [torch.randn(shape, generator=generator, dtype=self.dtype) for _ in range(size)]
+        return torch.stack(vectors).to(self.device)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How much is measured."""
+
+    kinds: tuple[str, ...] = ("RNN", "GRU", "LSTM")
+    hidden: tuple[int, ...] = (64, 256, 1024)
+    blocks: tuple[int, ...] = (1, 4, 16, 64)
+    base: Case = Case("GRU", 256)
+    """Gives inputs and device to all; growth, memory and the busy machine start from it."""
+    limits: Limits = field(default_factory=Limits)
+    most_setup_s: float = 60.0
+    """Jacobians that take longer than this to make are left out."""
+    eigsh: tuple[tuple[str, int], ...] = (("RNN", 64), ("GRU", 64))
+    growth_trials: tuple[int, ...] = (10, 20, 40, 80, 160)
+    growth_steps: tuple[int, ...] = (50, 100, 200, 400, 800)
+    growth_hidden: tuple[int, ...] = (128, 256, 512, 1024)
+    growth_blocks: tuple[int, ...] = (1, 16)
+    hidden_from: int = 256
+    """The slope with H is fitted from here on: below, overheads hide the arithmetic."""
+    large: tuple[tuple[int, int, int], ...] = ((1024, 64, 200), (2048, 1, 5000))
+    """(hidden, trials, steps) of the memory measurements with the automatic engine."""
+    busy_blocks: tuple[int, ...] = (1, 16)
+    import_repetitions: int = 7
+    gemm_size: int = 2048
+    copy_bytes: int = 2**28
+
+    def cases(self) -> list[Case]:
+        return [replace(self.base, kind=k, hidden=h) for k in self.kinds for h in self.hidden]
+
+
+def quick(base: Case) -> Grid:
+    """A grid of under a minute, to see that everything runs; its numbers mean nothing."""
+    small = replace(base, hidden=16, trials=4, steps=12)
+    return Grid(
+        hidden=(16,),
+        blocks=(1, 4),
+        base=small,
+        limits=Limits(at_least=2, enough_s=0.0, at_most=2, few=2, most_s=5.0),
+        eigsh=(("GRU", 16),),
+        growth_trials=(2, 4),
+        growth_steps=(6, 12),
+        growth_hidden=(8, 16),
+        growth_blocks=(1, 4),
+        hidden_from=8,
+        large=(),
+        busy_blocks=(1,),
+        import_repetitions=1,
+        gemm_size=256,
+        copy_bytes=2**22,
+    )

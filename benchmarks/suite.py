@@ -1,0 +1,98 @@
+"""Run the parts, and write what they found to a JSON file after each."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import busy, growth, machine, memory, products, spectra
+from benchmarks.cases import Grid
+
+PARTS = ("products", "spectra", "growth", "memory", "busy")
+RESULTS = Path(__file__).parent / "results"
+
+
+def run(grid: Grid, out: Path, parts: Sequence[str] = PARTS) -> Path:
+    """Measure `parts` on the device of the grid.
+
+    Parts that are not run now are kept from an earlier file if it is of the same environment,
+    the same problems and the same inputs.
+
+    Returns
+    -------
+    Path
+        The JSON file ``<cpu|cuda>.json`` in the folder `out`.
+    """
+    device = torch.device(grid.base.device).type
+    path = out / f"{device}.json"
+    start = {
+        "device": device,
+        "environment": machine.environment(grid.base.device),
+        "settings": settings(grid),
+    }
+    found = start | kept(path, start)
+    say("the machine itself")
+    found["machine"] = machine.abilities(grid)
+    write(path, found)
+    if "products" in parts:
+        found["products"] = []
+        for case in grid.cases():
+            found["products"].append(products.measure(case, grid, found["machine"], say))
+            gc.collect()
+            write(path, found)
+    others = {
+        "spectra": lambda: spectra.measure(grid),
+        "growth": lambda: growth.measure(grid, say),
+        "memory": lambda: memory.measure(grid, say),
+        "busy": lambda: busy.measure(grid, say),
+    }
+    for part, measure in others.items():
+        if part in parts:
+            found[part] = measure()
+            gc.collect()
+            write(path, found)
+    return path
+
+
+def settings(grid: Grid) -> dict[str, Any]:
+    """The problems that the numbers belong to."""
+    base = grid.base
+    return {
+        "inputs": base.inputs,
+        "model": base.kind,
+        "hidden": base.hidden,
+        "trials": base.trials,
+        "steps": base.steps,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "models": list(grid.kinds),
+        "sizes": list(grid.hidden),
+        "blocks": list(grid.blocks),
+        "hidden_from": grid.hidden_from,
+        "longest_product_s": grid.limits.longest_call_s,
+    }
+
+
+def kept(path: Path, start: dict[str, Any]) -> dict[str, Any]:
+    """Parts of an earlier run in the same circumstances."""
+    if not path.exists():
+        return {}
+    earlier = json.loads(path.read_text())
+    if any(earlier.get(key) != value for key, value in start.items()):
+        return {}
+    return {part: earlier[part] for part in PARTS if part in earlier}
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def say(what: str) -> None:
+    """Tell how far it is, without mixing with what is printed as a result."""
+    print(what, file=sys.stderr, flush=True)
