@@ -93,6 +93,7 @@ def of_device(found: Found) -> list[str]:
     page = where(found)
     makers = {
         "products": page_products.headline,
+        "large": page_parts.large,
         "spectra": page_parts.spectra,
         "growth": page_parts.growth,
         "memory": page_parts.memory,

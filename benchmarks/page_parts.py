@@ -5,12 +5,43 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.page_products import label
-from benchmarks.tables import DASH, Footnotes, heading, number, paragraph, size, table
+from benchmarks.tables import (
+    DASH,
+    Footnotes,
+    heading,
+    number,
+    paragraph,
+    percent,
+    size,
+    table,
+)
 
 Found = dict[str, Any]
 
 _AXES = {"trials": "trials :math:`B`", "steps": "steps :math:`T`", "hidden": "units :math:`H`"}
 _MATH = {"P": ":math:`P`", "K": ":math:`K`", "flow": ":math:`P K P^{*}`"}
+
+
+def large(found: Found) -> list[str]:
+    """Fractions of the rate of matrix products, on a problem for a GPU."""
+    first = found["large"][0]
+    problem = f"{first['model']}, {first['hidden']} units, {first['trials']} trials, "
+    problem += f"{first['steps']} steps, blocks of {first['block']} vectors"
+    rate = number(first["gemm_flops_per_s"] / 1e9)
+    rows = [
+        [_MATH.get(r["operator"], ":math:`P^{*}`"), number(r["ms"]), percent(r["fraction_of_gemm"])]
+        for r in found["large"]
+    ]
+    return [
+        *heading("A large problem", "~"),
+        *paragraph(
+            f"{problem}, by the engine ``{first['engine']}``. One matrix product of the size of a "
+            f"time step ran at {rate} GFLOP/s in the same turns. "
+            "The operations are those of the products with the recurrent weights, and for "
+            ":math:`P K P^{*}` those of :math:`K` at the rank of the features."
+        ),
+        *table("Time, and share of the rate of matrix products", ["", "ms", "share"], rows),
+    ]
 
 
 def spectra(found: Found) -> list[str]:

@@ -121,6 +121,11 @@ class Engine(ABC):
         At most, and at no cost; or, if `exact`, where finding out costs about a product.
         """
 
+    @staticmethod
+    def bytes_of_weights(recurrence: Recurrence) -> int:
+        """Bytes of weights that the engine keeps in an order of its own."""
+        return 0
+
     @abstractmethod
     def _propagate(self, q: Tensor) -> Tensor: ...
 

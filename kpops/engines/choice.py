@@ -26,7 +26,7 @@ def memory_estimate(
     usable = [e for e in ENGINES.values() if e.refuses(recurrence, device) is None]
     measures = {e.bytes_needed for e in usable}  # the gated ones share theirs, and it takes time
     needs = {m: m(recurrence, names, trajectory, gates, exact=True) for m in measures}
-    return {e.name: needs[e.bytes_needed] for e in usable}
+    return {e.name: needs[e.bytes_needed] + e.bytes_of_weights(recurrence) for e in usable}
 
 
 def choose_engine(
@@ -84,6 +84,7 @@ def choose_engine(
     for name, option in options:
         label = f"{name}, gates {option}" if issubclass(ENGINES[name], GatedEngine) else name
         needs[label] = ENGINES[name].bytes_needed(recurrence, names, trajectory, option)
+        needs[label] += ENGINES[name].bytes_of_weights(recurrence)
         # Where there is a choice, half of the free memory is left to vectors and to the user.
         asked = engine != "auto" or gates != "auto"
         last_resort = asked and (name, option) == options[-1]

@@ -27,6 +27,9 @@ from kpops.engines.memory import room_for
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 
+# Largest block whose loop over time is recorded: argument and result are kept twice.
+_RECORDED_BYTES = 2**28
+
 GATES = ("auto", "stored", "float32", "recomputed")
 
 
@@ -125,8 +128,9 @@ class GatedEngine(Engine):
         return self._record("P*", self._backpropagate_layers, a)
 
     def _record(self, name: str, action: Action, q: Tensor) -> Tensor:
-        # Where gates are recomputed, autograd runs inside the loop, which a recording cannot hold.
-        if q.device.type != "cuda" or self.gates == "recomputed":
+        # Where gates are recomputed, autograd runs inside the loop, which a recording cannot hold;
+        # and large blocks keep the device busy for longer than a launch takes.
+        if q.device.type != "cuda" or self.gates == "recomputed" or q.nbytes > _RECORDED_BYTES:
             return action(q)
         return self._recorder(name, action, q)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from kpops.engines.gated import GatedEngine
 from kpops.engines.gated_layer import Layer
 from kpops.engines.gram import Gram
+from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 
 # Rows of a task of P, and units of a task of K, at most: what a task works on, beside the weights,
@@ -39,9 +40,10 @@ class GatedNumbaEngine(GatedEngine):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._room: dict[tuple, list[np.ndarray]] = {}  # of the last product
+        self._transposed: dict[int, Tensor] = {}  # W^T of each layer
 
     def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_room": {}}
+        return {**super().__getstate__(), "_room": {}, "_transposed": {}}
 
     @staticmethod
     def refuses(recurrence: Recurrence, device: torch.device) -> str | None:
@@ -50,8 +52,17 @@ class GatedNumbaEngine(GatedEngine):
             return f"compiled for the CPU, the model is on {device}: use engine='gated'"
         return GatedEngine.refuses(recurrence, device)
 
+    @staticmethod
+    def bytes_of_weights(recurrence: Recurrence) -> int:
+        """W^T of each layer."""
+        assert isinstance(recurrence, GatedRecurrence)
+        return sum(recurrence.weight(maps.recurrent).nbytes for maps in recurrence.layers)
+
     def _propagate_layer(self, layer: Layer, q: Tensor, v: Tensor) -> None:
-        self._recur("propagate", layer, layer.recurrent_weight.mT, q, v, layer.segments())
+        if layer.index not in self._transposed:
+            weight = layer.recurrent_weight
+            self._transposed[layer.index] = weight.mT.clone(memory_format=torch.contiguous_format)
+        self._recur("propagate", layer, self._transposed[layer.index], q, v, layer.segments())
 
     def _backpropagate_layer(self, layer: Layer, a: Tensor, v: Tensor) -> None:
         self._recur("backpropagate", layer, layer.recurrent_weight, a, v, layer.segments()[::-1])

@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import __main__ as command
-from benchmarks import growth, machine, memory, page, products, suite, tables
+from benchmarks import growth, large, machine, memory, page, page_parts, products, suite, tables
 from benchmarks.cases import OPERATORS, Case, Grid, quick
 from benchmarks.contenders import Contender
 from benchmarks.reference import Reference
@@ -121,6 +121,19 @@ def test_turns_are_taken_until_all_have_enough():
     assert Limits().reached([2.5] * 3)
     assert not Limits().reached([0.01] * 5)
     assert Limits().reached([0.1] * 5)
+
+
+def test_shares_of_the_rate_of_products():
+    case = replace(BASE, kind="GRU", hidden=8, trials=4, steps=6)
+    records = large.of_case(case, 3, quick(BASE), lambda text: None)
+    assert [r["operator"] for r in records] == ["P", "P*", "flow"]
+    for r in records[:2]:
+        assert r["flops"] == 2 * 3 * 4 * 6 * 3 * 8 * 8
+        assert r["fraction_of_gemm"] == pytest.approx(
+            r["flops"] / (r["ms"] / 1e3) / r["gemm_flops_per_s"]
+        )
+    page = page_parts.large({"large": records})
+    assert any("8 units, 4 trials, 6 steps, blocks of 3 vectors" in line for line in page)
 
 
 def test_slopes_of_a_power_law():
