@@ -37,16 +37,20 @@ def _base(found: Found) -> Found:
 
 
 def in_words(case: Found, block: int) -> list[str]:
-    """The fastest of kpops and the fastest of the others on the flow operator."""
-    cell = [
+    """The fastest of kpops and the fastest of the others on the flow operator.
+
+    The others may take a block in smaller parts, where that is faster or all that they can.
+    """
+    known = [
         r
         for r in case["products"]
-        if (r["operator"], r["block"]) == ("flow", block)
+        if r["operator"] == "flow"
         and "ms_per_vector" in r
         and r["contender"] not in case["hidden_only"]
     ]
-    ours = [r for r in cell if r["contender"].startswith("kpops")]
-    others = [r for r in cell if not r["contender"].startswith(("kpops", "floor"))]
+    ours = [r for r in known if r["contender"].startswith("kpops") and r["block"] == block]
+    outside = [r for r in known if not r["contender"].startswith(("kpops", "floor"))]
+    others = [r for r in outside if r["block"] <= block]
     if not ours or not others:
         return []
     best, other = (min(rows, key=lambda r: r["ms_per_vector"]) for rows in (ours, others))
@@ -55,7 +59,8 @@ def in_words(case: Found, block: int) -> list[str]:
         f"{_MATH['flow']} on {what}: {number(best['ms_per_vector'])} ms per vector by "
         f"{label(best['contender'])}. The fastest without kpops is {label(other['contender'])} "
         f"with {number(other['ms_per_vector'])} ms, which is "
-        f"{number(other['ms_per_vector'] / best['ms_per_vector'])} times as long.",
+        f"{number(other['ms_per_vector'] / best['ms_per_vector'])} times as long"
+        + (f" (in blocks of {other['block']})." if other["block"] < block else "."),
         first="- ",
     )
 
