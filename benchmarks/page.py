@@ -63,10 +63,10 @@ How it is measured
 
 Times are medians of at least five repetitions, of three where a product takes over a second.
 Contenders take turns, and a turn begins with a call that is not timed, since whoever was before
-leaves the caches full and threads waiting. Preparations that serve all products (a linearization, stored matrices, traces,
-compiled code) are not in them; what they took stands below the tables, and the first contender of
-a run also pays for loading what all of them use. A dash means that a contender does
-not offer a product or was left out, and a footnote says why."""
+leaves the caches full and threads waiting. Preparations that serve all products (a linearization,
+stored matrices, traces, compiled code) are not in them; what they took stands below the tables, and
+the first contender of a run also pays for loading what all of them use. A dash means that a
+contender does not offer a product or was left out, and a footnote says why."""
 
 
 def write(folder: Path, target: Path) -> None:
