@@ -106,12 +106,12 @@ def _options(engine: type[Engine], gates: str) -> tuple[str, ...]:
 
 def _reason(asked: str, label: str, needs: dict[str, int], not_gated: str | None) -> str:
     """Why this one, for the repr."""
-    *skipped, kept = needs.values()
+    kept = needs[label]
+    skipped = [f"{other} would keep {mib(n)}" for other, n in needs.items() if other != label]
     if asked != "auto":
         why = "asked for"
     elif skipped:
-        others = [f"{other} would keep {mib(needs[other])}" for other in needs if other != label]
-        why = ", ".join(others)
+        why = ", ".join(skipped)
     else:
         why = "a gated cell" if not_gated is None else "not a gated cell"
     gates = label.partition(", ")[2]

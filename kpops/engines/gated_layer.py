@@ -195,8 +195,7 @@ class Layer:
         pairs, n_maps = self.pattern.inputs, self.pattern.n_inputs
         into += self._gather(pairs, n_maps, d, self._split(a)) @ self.input_weight
 
-    # The actions on parameters. J_h and J_x are the parts of J that the recurrent and the input
-    # maps contribute; u is what their weights multiply.
+    # The actions on parameters, through the maps of one source.
 
     def push_parameters(self, d: Tensor, source: str, maps: Tensor, into: Tensor) -> None:
         """Add the effect of changed maps (..., gates * hidden) of that source to `into`."""

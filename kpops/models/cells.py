@@ -28,7 +28,7 @@ class LeakyCell(nn.Module):
     input_size, hidden_size : int
         Number of input features and of units.
     alpha : float
-        Step over time constant, in (0, 1]; with 1 the rate form is ``nn.RNNCell``.
+        Step over time constant, in (0, 1]; with 1 the rate form is ``nn.RNNCell`` with one bias.
     activation : {"tanh", "relu"}
         phi.
     form : {"rate", "current"}

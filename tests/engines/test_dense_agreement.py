@@ -87,23 +87,28 @@ def test_masked_operators_equal_the_restricted_matrices(case, engine, device):
     torch.testing.assert_close(identity, torch.diag(valid), rtol=0, atol=1e-12)
 
 
+SUBSETS = [
+    ("gru", ["weight_hh_l0", "bias_ih_l0"]),
+    ("gru_two_layers", ["weight_ih_l1"]),
+    ("gru_two_layers", ["bias_hh_l0", "weight_hh_l1"]),
+    ("lstm_cell", ["weight_ih"]),
+    ("lstm_cell", ["bias_hh"]),
+    ("oscillator", ["recurrent.weight"]),
+    ("shared_norm_cell", ["recurrent.weight", "norm.weight"]),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "subset", "engines"),
+    ("case", "subset", "engine"),
     [
-        ("gru", ["weight_hh_l0", "bias_ih_l0"], ENGINES),
-        ("gru_two_layers", ["weight_ih_l1"], ENGINES),
-        ("gru_two_layers", ["bias_hh_l0", "weight_hh_l1"], ENGINES),
-        ("lstm_cell", ["weight_ih"], ENGINES),
-        ("lstm_cell", ["bias_hh"], ENGINES),
-        ("oscillator", ["recurrent.weight"], ENGINES),
-        ("shared_norm_cell", ["recurrent.weight", "norm.weight"], ANY_MODEL),
+        (case, subset, engine)
+        for name, subset in SUBSETS
+        for case, engine in CASES_AND_ENGINES
+        if case.name == name
     ],
+    ids=ids,
 )
-@pytest.mark.parametrize("engine", ENGINES)
-def test_parameter_subsets_equal_the_dense_columns(name, subset, engines, engine):
-    if engine not in engines:
-        pytest.skip("not a gated cell")
-    case = BY_NAME[name]
+def test_parameter_subsets_equal_the_dense_columns(case, subset, engine):
     lin, model, inputs, h0 = linearize(case, engine, parameters=subset)
     assert list(lin.parameters) == [n for n, _ in model.named_parameters() if n in subset]
     assert_equal(lin, dense(case, model, inputs, h0, names=subset))
