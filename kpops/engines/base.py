@@ -8,13 +8,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from kpops.engines.rowwise import Rowwise
 from kpops.models.recurrence import Recurrence
+
+if TYPE_CHECKING:
+    from kpops.engines.unit_blocks import UnitBlocks
 
 # functional_call swaps the weights of a module while it runs, and the levels of torch.func belong
 # to the process, so that two products at a time would spoil each other.
@@ -174,6 +177,22 @@ class Engine(ABC):
     def parameter_gram(self, q: Tensor, names: Sequence[str]) -> Tensor:
         """J J* q. An engine that knows the structure of K may do better."""
         return self.parameter_jvp(self.parameter_vjp(q, names), names)
+
+    def factor_size(self, names: Sequence[str]) -> int | None:
+        """Number of columns of a factor F with K = F F* that is thinner than J; None without."""
+        return None
+
+    def factor_push(self, w: Tensor, names: Sequence[str]) -> Tensor:
+        """F w; (block, coefficient) to (block, trial, time, unit)."""
+        raise NotImplementedError
+
+    def factor_pull(self, q: Tensor, names: Sequence[str]) -> Tensor:
+        """F* q."""
+        raise NotImplementedError
+
+    def unit_blocks(self, names: Sequence[str]) -> UnitBlocks | None:
+        """K unit by unit, where it is known to couple no two of them; else None."""
+        return None
 
     def _restricted(self, action: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
         restrict = self.trajectory.restrict

@@ -24,6 +24,7 @@ from kpops.engines.gated_layer import Layer
 from kpops.engines.gram import SOURCES, Gram
 from kpops.engines.load import considerate
 from kpops.engines.memory import room_for
+from kpops.engines.unit_blocks import UnitBlocks
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 
@@ -280,6 +281,46 @@ class GatedEngine(Engine):
             else:
                 result[..., layer.units] = 0
         return self.trajectory.restrict(self._pass_up(result))
+
+    def factor_size(self, names: Sequence[str]) -> int | None:
+        """Number of coefficients of the thin factor F of K."""
+        if not self._direct(names):
+            return None
+        return sum(gram.width for gram in self._grams_of(names))
+
+    def factor_push(self, w: Tensor, names: Sequence[str]) -> Tensor:
+        """F w, with K = F F*; (block, coefficient) to (block, trial, time, unit)."""
+        grams = self._grams_of(names)
+        result = w.new_zeros(len(w), *self.trajectory.states.shape)
+        parts = w.split([gram.width for gram in grams], dim=1)
+        for layer, gram, part in zip(self.layers, grams, parts, strict=True):
+            if gram.parts:
+                self._push_factor(layer, gram, part, result)
+        return self.trajectory.restrict(self._pass_up(result))
+
+    def factor_pull(self, q: Tensor, names: Sequence[str]) -> Tensor:
+        """F* q."""
+        asked = self._pass_down(self.trajectory.restrict(q))
+        grams = zip(self.layers, self._grams_of(names), strict=True)
+        pulled = [self._pull_factor(layer, gram, asked) for layer, gram in grams if gram.parts]
+        return torch.cat([q.new_empty(len(q), 0), *pulled], dim=1)
+
+    def unit_blocks(self, names: Sequence[str]) -> UnitBlocks | None:
+        """K unit by unit, if it couples no two of them: if nothing is passed up a stack."""
+        if not self._direct(names):
+            return None
+        *below, top = self._grams_of(names)
+        return None if any(gram.parts for gram in below) else UnitBlocks(top)
+
+    @considerate()
+    def _push_factor(self, layer: Layer, gram: Gram, w: Tensor, into: Tensor) -> None:
+        """Write F_l w into the layer's units of `into`, which are zero."""
+        gram.push(gram.split(w), into[..., layer.units])
+
+    @considerate()
+    def _pull_factor(self, layer: Layer, gram: Gram, q: Tensor) -> Tensor:
+        """F_l* of the layer's units of q."""
+        return gram.flat(gram.pull(q[..., layer.units]))
 
     @considerate()
     def _apply_gram(self, layer: Layer, gram: Gram, q: Tensor, into: Tensor) -> None:

@@ -134,44 +134,79 @@ class GatedNumbaEngine(GatedEngine):
         for v in set(range(layer.variables)) - moved:
             first = layer.units.start + v * layer.hidden
             into[..., first : first + layer.hidden] = 0
-        ranks = [gram.factors[i].shape[-1] for part in gram.parts for i in part.factors]
-        per_vector = sum(ranks) * layer.hidden * q.element_size()
-        group = max(1, torch.get_num_threads() * _SUMS_BYTES // per_vector)
-        q = q.contiguous()
-        for start in range(0, len(q), group):
-            self._apply_gram_to(layer, gram, q[start : start + group], into[start : start + group])
+        for some in self._groups(gram, q):
+            self._over_units(layer, gram, ("gather", "spread"), q[some], into[some])
 
-    def _apply_gram_to(self, layer: Layer, gram: Gram, q: Tensor, into: Tensor) -> None:
+    def _pull_factor(self, layer: Layer, gram: Gram, q: Tensor) -> Tensor:
+        room = q.new_empty(len(q), gram.width)
+        for some in self._groups(gram, q):
+            sums = self._over_units(layer, gram, ("gather",), q[some], q[some])
+            room[some] = gram.flat(
+                [[sums[i][:, p] for i in part.factors] for p, part in enumerate(gram.parts)]
+            )
+        return room
+
+    def _push_factor(self, layer: Layer, gram: Gram, w: Tensor, into: Tensor) -> None:
+        for some in self._groups(gram, into):
+            self._over_units(layer, gram, ("spread",), into[some], into[some], gram.split(w[some]))
+
+    @staticmethod
+    def _groups(gram: Gram, q: Tensor) -> list[slice]:
+        """Vectors of the block that are taken together."""
+        ranks = [gram.factors[i].shape[-1] for part in gram.parts for i in part.factors]
+        per_vector = sum(ranks) * gram.layer.hidden * q.element_size()
+        size = max(1, torch.get_num_threads() * _SUMS_BYTES // per_vector)
+        return [slice(start, start + size) for start in range(0, len(q), size)]
+
+    def _over_units(
+        self,
+        layer: Layer,
+        gram: Gram,
+        verbs: tuple[str, ...],
+        q: Tensor,
+        into: Tensor,
+        given: list[list[Tensor]] | None = None,
+    ) -> list[Tensor]:
+        """Run kernels of K over tasks of units and vectors.
+
+        "gather" sums over time what the units ask of the weights, "spread" hands out what they
+        get; between them stand the sums of each factor (vector, part, rank, hidden), which are
+        `given` or made here, and returned.
+        """
         from kpops.engines import blas, gated_kernels, threads
 
+        q = q.contiguous()
         factors = [*gram.factors, *[q.new_empty(*q.shape[1:3], 0)] * (2 - len(gram.factors))]
-        sums = [
-            q.new_empty(len(q), len(gram.parts), z.shape[-1], layer.hidden).numpy() for z in factors
-        ]
+        sums = [q.new_empty(len(q), len(gram.parts), z.shape[-1], layer.hidden) for z in factors]
+        for part, of_part in enumerate(given or []):
+            for i, w in zip(gram.parts[part].factors, of_part, strict=True):
+                sums[i][:, part] = w
+        rooms = [total.numpy() for total in sums]
         gains, of_parts = _gains(gram)
         gemm = blas.gemm_address(q.numpy().dtype)
         units, vectors = _split_for_gram(layer.hidden, len(q), torch.get_num_threads())
         n_units = len(units) - 1
-        gather, spread = gated_kernels.gather_units, gated_kernels.spread_units
+        kernels = tuple(getattr(gated_kernels, f"{verb}_units") for verb in verbs)
         segments = layer.segments()
         # A task sums over all of time before it spreads; units never wait for each other.
-        for kernels in [(gather, spread)] if len(segments) == 1 else [(gather,), (spread,)]:
+        for now in [kernels] if len(segments) == 1 else [(kernel,) for kernel in kernels]:
             for segment in segments:
                 arrays = _as_one_axis(layer.diagonals(segment), factors, q, into)
 
                 def task(
                     i: int,
-                    kernels: tuple = kernels,
+                    now: tuple = now,
                     arrays: tuple[np.ndarray, ...] = arrays,
                     start: int = segment.start,
                 ) -> None:
                     k, u = divmod(i, n_units)
                     y = q.new_empty(gated_kernels.CHUNK, units[u + 1] - units[u]).numpy()
                     where = start, layer.units.start, *units[u : u + 2], *vectors[k : k + 2]
-                    for kernel in kernels:
-                        kernel(gemm, *arrays, *sums, gains, of_parts, y, where)
+                    for kernel in now:
+                        kernel(gemm, *arrays, *rooms, gains, of_parts, y, where)
 
                 threads.each(task, n_units * (len(vectors) - 1))
+        return sums
 
 
 def _as_one_axis(

@@ -1,7 +1,8 @@
 """K of one gated layer: thin factors of the features between the diagonals.
 
 ``K q = sum_g D_g * Z (Z^T (D_g * q))``, for each gate with the factor Z of what its learning
-weights multiply; see :mod:`kpops.engines.features`.
+weights multiply; see :mod:`kpops.engines.features`. So ``K = F F*`` with F the map of as many
+coefficients as there are gates, columns of Z and units: ``F w = sum_g D_g * Z w_g``.
 """
 
 from __future__ import annotations
@@ -72,27 +73,51 @@ class Gram:
             gains.append([tuple((v, p) for v, h, p in pairs if h == g) for g in maps])
         self.parts = _merged(gains)
 
+    @property
+    def width(self) -> int:
+        """Number of coefficients of F, the thin factor of K."""
+        return self.layer.hidden * sum(z.shape[-1] for part in self.parts for z in self.of(part))
+
     def apply(self, q: Tensor, into: Tensor) -> None:
         """Add K q to `into`; both (block, trial, time, variable * hidden)."""
+        self.push(self.pull(q), into)
+
+    def pull(self, q: Tensor) -> list[list[Tensor]]:
+        """F* q: for each part and each of its factors, (block, rank, hidden)."""
         asked = [
-            [q.new_zeros(len(q), z.shape[-1], self.layer.hidden) for z in self._of(part)]
+            [q.new_zeros(len(q), z.shape[-1], self.layer.hidden) for z in self.of(part)]
             for part in self.parts
         ]
         for time, d in self.layer.slices(len(q)):
             old = q[:, :, time].split(self.layer.hidden, dim=-1)
             for part, sums in zip(self.parts, asked, strict=True):
                 y = sum(d[p] * old[v] for v, p in part.gains).flatten(1, 2)
-                for z, total in zip(self._of(part), sums, strict=True):
+                for z, total in zip(self.of(part), sums, strict=True):
                     total += z[:, time].flatten(0, 1).mT @ y
-        for time, d in self.layer.slices(len(q)):
+        return asked
+
+    def push(self, asked: list[list[Tensor]], into: Tensor) -> None:
+        """Add F w to `into`, for coefficients as :meth:`pull` gives them."""
+        for time, d in self.layer.slices(len(into)):
             new = into[:, :, time].split(self.layer.hidden, dim=-1)
             for part, sums in zip(self.parts, asked, strict=True):
-                pairs = zip(self._of(part), sums, strict=True)
+                pairs = zip(self.of(part), sums, strict=True)
                 back = reduce(torch.add, (z[:, time].flatten(0, 1) @ total for z, total in pairs))
                 for v, p in part.gains:
                     new[v].addcmul_(d[p], back.unflatten(1, new[v].shape[1:3]))
 
-    def _of(self, part: Part) -> list[Tensor]:
+    def flat(self, asked: list[list[Tensor]]) -> Tensor:
+        """The coefficients of F side by side, (block, width)."""
+        return torch.cat([w.flatten(1) for of_part in asked for w in of_part], dim=1)
+
+    def split(self, w: Tensor) -> list[list[Tensor]]:
+        """The inverse of :meth:`flat`."""
+        shapes = [[(z.shape[-1], self.layer.hidden) for z in self.of(p)] for p in self.parts]
+        pieces = iter(w.split([r * h for of_part in shapes for r, h in of_part], dim=1))
+        return [[next(pieces).unflatten(1, shape) for shape in of_part] for of_part in shapes]
+
+    def of(self, part: Part) -> list[Tensor]:
+        """The factors of a part."""
         return [self.factors[i] for i in part.factors]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from kpops.engines.base import ONE_AT_A_TIME
 from kpops.engines.memory import check_allocation, free_bytes
 from kpops.labels import Space, enter, is_cupy, numpy_dtype, to_numpy
+
+if TYPE_CHECKING:
+    from kpops.engines.unit_blocks import UnitBlocks
 
 _ALWAYS_FITS = 2**28
 """Bytes that a product may take without asking how much memory is free."""
@@ -59,6 +63,8 @@ class TrajectoryOperator(LinearOperator):
         What is known of its structure.
     attrs : dict of str to str
         Provenance: model, measure, engine.
+    uncoupled : tuple of str
+        Dims whose positions are known not to be coupled: the operator is block diagonal over them.
     """
 
     # NumPy and torch hand ``array @ op`` and ``tensor @ op`` to this class.
@@ -86,6 +92,7 @@ class TrajectoryOperator(LinearOperator):
         self.self_adjoint = self_adjoint
         self.positive = positive
         self.attrs = dict(attrs or {})
+        self.uncoupled: tuple[str, ...] = ()
         self._count = 0
 
     # What a subclass implements.
@@ -162,6 +169,20 @@ class TrajectoryOperator(LinearOperator):
     def _numbers_per_vector(self) -> int:
         """Numbers that the action needs at once for each vector, beside argument and result."""
         return self.domain.size + self.codomain.size
+
+    # Structure, for those who can use it.
+
+    @cached_property
+    def root(self) -> TrajectoryOperator | None:
+        """R with ``op = R R*``, where it is known of a positive operator; else None."""
+        return self._make_root() if self.positive else None
+
+    def _make_root(self) -> TrajectoryOperator | None:
+        return None
+
+    def unit_blocks(self) -> UnitBlocks | None:
+        """Return the operator unit by unit, where it is known to couple no two; else None."""
+        return None
 
     # The boundary.
 

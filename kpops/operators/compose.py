@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kpops.engines.unit_blocks import UnitBlocks
 from kpops.operators.base import TrajectoryOperator
 
 
@@ -28,6 +29,7 @@ class Adjoint(TrajectoryOperator):
             attrs=parent.attrs,
         )
         self.parent = parent
+        self.uncoupled = parent.uncoupled
 
     @property
     def num_matvecs(self) -> int:
@@ -75,6 +77,14 @@ class Product(TrajectoryOperator):
             positive=palindrome and (len(flat) % 2 == 0 or middle.positive),
         )
         self.factors = flat
+        self.uncoupled = _everywhere(flat)
+
+    def _make_root(self) -> TrajectoryOperator | None:
+        half = len(self.factors) // 2
+        if len(self.factors) % 2 == 0:
+            return _product(self.factors[:half])
+        middle = self.factors[half].root
+        return middle and _product([*self.factors[:half], middle])
 
     def _apply(self, block: Tensor) -> Tensor:
         for factor in reversed(self.factors):
@@ -116,6 +126,7 @@ class Sum(TrajectoryOperator):
             positive=all(t.positive for t in flat),
         )
         self.terms = flat
+        self.uncoupled = _everywhere(flat)
 
     def _apply(self, block: Tensor) -> Tensor:
         return sum((t.apply(block) for t in self.terms[1:]), self.terms[0].apply(block))
@@ -149,12 +160,31 @@ class Scaled(TrajectoryOperator):
         )
         self.operator = operator
         self.factor = float(factor)
+        self.uncoupled = operator.uncoupled
+
+    def _make_root(self) -> TrajectoryOperator | None:
+        root = self.operator.root
+        return root and Scaled(root, self.factor**0.5)
+
+    def unit_blocks(self) -> UnitBlocks | None:
+        """Return the operator unit by unit, where it is known to couple no two; else None."""
+        blocks = self.operator.unit_blocks() if self.positive else None
+        return blocks and blocks.scaled(self.factor)
 
     def _apply(self, block: Tensor) -> Tensor:
         return self.factor * self.operator.apply(block)
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
         return self.factor * self.operator.apply_adjoint(block)
+
+
+def _product(factors: list[TrajectoryOperator]) -> TrajectoryOperator:
+    return factors[0] if len(factors) == 1 else Product(*factors)
+
+
+def _everywhere(operators: list[TrajectoryOperator]) -> tuple[str, ...]:
+    """Dims that none of the operators couples."""
+    return tuple(d for d in operators[0].uncoupled if all(d in o.uncoupled for o in operators))
 
 
 def _are_adjoint(a: TrajectoryOperator, b: TrajectoryOperator) -> bool:

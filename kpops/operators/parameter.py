@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from kpops.engines.base import Engine
+from kpops.engines.base import ONE_AT_A_TIME, Engine
+from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 
@@ -85,5 +87,54 @@ class ParameterOperator(TrajectoryOperator):
         return self._apply(block)
 
     def _numbers_per_vector(self) -> int:
-        n_parameters = sum(self.engine.parameters[name].numel() for name in self.names)
-        return super()._numbers_per_vector() + n_parameters
+        return super()._numbers_per_vector() + self._n_parameters
+
+    @property
+    def _n_parameters(self) -> int:
+        return sum(self.engine.parameters[name].numel() for name in self.names)
+
+    def _make_root(self) -> TrajectoryOperator:
+        size = self.engine.factor_size(self.names)
+        if size is not None and size <= self._n_parameters:
+            factor: TrajectoryOperator = ThinFactor(self.engine, size, self.domain, self.names)
+        else:
+            space = Space(("parameter",), (self._n_parameters,))
+            factor = ParameterJacobian(self.engine, space, self.domain, self.names)
+        return factor if self.scale == 1 else self.scale**0.5 * factor
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def unit_blocks(self) -> UnitBlocks | None:
+        """K unit by unit, where it couples no two of them; else None."""
+        with ONE_AT_A_TIME:
+            blocks = self.engine.unit_blocks(self.names)
+            return blocks and blocks.scaled(self.scale)
+
+
+class ThinFactor(TrajectoryOperator):
+    """F with ``K = F F*``, of as few columns as the features behind K have dims.
+
+    Parameters
+    ----------
+    engine : Engine
+        Computes the action.
+    size : int
+        Number of columns.
+    space : Space
+        The trajectory space (trial, time, unit).
+    names : sequence of str
+        The parameters that K sees.
+    """
+
+    def __init__(self, engine: Engine, size: int, space: Space, names: Sequence[str]) -> None:
+        states = engine.trajectory.states
+        coefficients = Space(("coefficient",), (size,))
+        super().__init__(coefficients, space, dtype=states.dtype, device=states.device, symbol="F")
+        self.engine = engine
+        self.names = tuple(names)
+
+    def _apply(self, block: Tensor) -> Tensor:
+        return self.engine.factor_push(block, self.names)
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        return self.engine.factor_pull(block, self.names)

@@ -28,6 +28,7 @@ class ReadoutJacobian(TrajectoryOperator):
     ) -> None:
         h = trajectory.states
         super().__init__(states, outputs, dtype=h.dtype, device=h.device, symbol="C")
+        self.uncoupled = ("trial", "time")
         self.rows = rows
         self.trajectory = trajectory
 

@@ -1,0 +1,112 @@
+"""K of a gated layer, unit by unit: small matrices that hold the whole of its spectrum.
+
+K couples no two units of a layer. That of unit i is ``M_i M_i^T``, where M_i has a row for each
+(variable, trial, time) and a column for each gate and each column of the thin factor Z of what the
+gate's weights multiply, ``M_i[(v, b, t), (g, a)] = D_vg[b, t, i] Z_g[b, t, a]``. What is asked of K
+as a whole (spectrum, trace, Frobenius norm) is a sum or a union over the small Gram matrices
+``M_i^T M_i``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kpops.engines.gram import Gram
+
+# Bytes of the matrices M of the units that are taken together.
+_BYTES = defaultdict(lambda: 2**30, cpu=2**26)
+
+
+class UnitBlocks:
+    """The blocks of ``scale K``, a few units at a time.
+
+    Parameters
+    ----------
+    gram : Gram
+        K of the layer.
+    scale : float
+        By which K is multiplied, not negative.
+
+    Attributes
+    ----------
+    n_units : int
+        Number of blocks.
+    units : slice
+        Where the layer's units lie among those of the stack, its variables one after the other.
+    """
+
+    def __init__(self, gram: Gram, scale: float = 1.0) -> None:
+        self.gram = gram
+        self.scale = scale
+        self.n_units = gram.layer.hidden
+        self.units = gram.layer.units
+
+    def scaled(self, factor: float) -> UnitBlocks:
+        """The blocks of a multiple."""
+        return UnitBlocks(self.gram, factor * self.scale)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of M: variables times trials times steps."""
+        n_trials, n_steps = self.gram.layer.previous.shape[:2]
+        return self.gram.layer.variables * n_trials * n_steps
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of M."""
+        return self.gram.width // self.n_units
+
+    def chunks(self) -> Iterator[slice]:
+        """Units whose matrices fit into memory together."""
+        layer = self.gram.layer
+        per_unit = max(1, self.n_rows * self.n_columns * layer.previous.element_size())
+        size = max(1, _BYTES[layer.previous.device.type] // per_unit)
+        for start in range(0, self.n_units, size):
+            yield slice(start, min(start + size, self.n_units))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def factors(self, units: slice) -> Tensor:
+        """M of these units, (unit, variable * trial * time, column)."""
+        layer = self.gram.layer
+        n_trials, n_steps, _ = layer.previous.shape
+        n_chosen = len(range(self.n_units)[units])
+        m = layer.previous.new_zeros(
+            n_chosen, layer.variables, n_trials, n_steps, self.n_columns
+        )
+        for segment in layer.segments():
+            d = layer.diagonals(segment)[..., units].to(m.dtype).movedim(-1, 0)
+            column = 0
+            for part in self.gram.parts:
+                for z in self.gram.of(part):
+                    columns = slice(column, column + z.shape[-1])
+                    for v, p in part.gains:
+                        m[:, v, :, segment, columns] += d[:, p, :, :, None] * z[:, segment]
+                    column = columns.stop
+        return m.mul_(self.scale**0.5).flatten(1, 3)
+
+    def grams(self) -> Iterator[Tensor]:
+        """The smaller of ``M^T M`` and ``M M^T``, chunk by chunk, (unit, size, size)."""
+        for units in self.chunks():
+            m = self.factors(units)
+            yield m.mT @ m if self.n_columns <= self.n_rows else m @ m.mT
+
+    def eigenvalues(self) -> Tensor:
+        """Eigenvalues of every block, rising, (unit, size); all others of K are zero."""
+        return torch.cat([torch.linalg.eigvalsh(gram) for gram in self.grams()])
+
+    def trace(self) -> float:
+        """Sum of all eigenvalues."""
+        return sum(float(self.factors(u).double().square().sum()) for u in self.chunks())
+
+    def inner(self, other: UnitBlocks) -> float:
+        """tr(K K'), for K' of the same trials, times and units."""
+        total = 0.0
+        for units in self.chunks():
+            cross = self.factors(units).mT @ other.factors(units)
+            total += float(cross.double().square().sum())
+        return total
