@@ -11,7 +11,7 @@ from kpops.learning.over_training import over_training
 from kpops.linearization import Linearization, linearize
 from kpops.models.network import Network
 from kpops.operators import TrajectoryOperator
-from kpops.spectral import effective_rank, eigsh, svds
+from kpops.spectral import effective_rank, eigsh, eigvalsh, svds
 from kpops.spectral.common import ConvergenceWarning
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ __all__ = [
     "TrajectoryOperator",
     "effective_rank",
     "eigsh",
+    "eigvalsh",
     "gradient_flow",
     "linearize",
     "models",

@@ -75,9 +75,7 @@ class UnitBlocks:
         layer = self.gram.layer
         n_trials, n_steps, _ = layer.previous.shape
         n_chosen = len(range(self.n_units)[units])
-        m = layer.previous.new_zeros(
-            n_chosen, layer.variables, n_trials, n_steps, self.n_columns
-        )
+        m = layer.previous.new_zeros(n_chosen, layer.variables, n_trials, n_steps, self.n_columns)
         for segment in layer.segments():
             d = layer.diagonals(segment)[..., units].to(m.dtype).movedim(-1, 0)
             column = 0
@@ -88,6 +86,13 @@ class UnitBlocks:
                         m[:, v, :, segment, columns] += d[:, p, :, :, None] * z[:, segment]
                     column = columns.stop
         return m.mul_(self.scale**0.5).flatten(1, 3)
+
+    def place(self, rows: Tensor, unit: int, whole: Tensor) -> None:
+        """Write rows (vector, variable * trial * time) of a unit into (vector, *trajectory)."""
+        layer = self.gram.layer
+        fields = rows.unflatten(1, (layer.variables, *layer.previous.shape[:2]))
+        for v in range(layer.variables):
+            whole[..., self.units.start + v * layer.hidden + unit] = fields[:, v]
 
     def grams(self) -> Iterator[Tensor]:
         """The smaller of ``M^T M`` and ``M M^T``, chunk by chunk, (unit, size, size)."""

@@ -1,5 +1,16 @@
 """Figures from labelled results. matplotlib is imported at the first plot, not before."""
 
-from kpops.plot.lines import over_training, spectrum
+from kpops.plot.estimates import alignment, effective_rank, over_training
+from kpops.plot.fields import eigenfunctions
+from kpops.plot.maps import frobenius_map
+from kpops.plot.spectra import density, spectrum
 
-__all__ = ["over_training", "spectrum"]
+__all__ = [
+    "alignment",
+    "density",
+    "effective_rank",
+    "eigenfunctions",
+    "frobenius_map",
+    "over_training",
+    "spectrum",
+]

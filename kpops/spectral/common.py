@@ -15,9 +15,6 @@ from torch import Tensor
 from kpops.labels import Space, to_numpy
 from kpops.operators.base import TrajectoryOperator
 
-# Up to this size the dense matrix is cheaper and safer than any iteration.
-DENSE_SIZE = 1024
-
 
 class ConvergenceWarning(UserWarning):
     """A solver returned modes that did not meet the tolerance."""
@@ -50,6 +47,8 @@ def is_self_adjoint(op: TrajectoryOperator) -> bool:
     image_u, image_v = op.apply(u), op.apply(v)
     gap = abs(float((u * image_v).sum() - (image_u * v).sum()))
     scale = float(u.norm() * image_v.norm() + image_u.norm() * v.norm())
+    if not np.isfinite(scale):
+        raise ValueError(f"{op!r} is not finite: check the weights and the scale")
     return gap <= noise_floor(op.torch_dtype) * scale
 
 
@@ -61,7 +60,7 @@ def require_self_adjoint(op: TrajectoryOperator) -> None:
 
 def columns(block: Tensor) -> Tensor:
     """Block (k, *dims) as a matrix whose rows are the flat vectors."""
-    return block.reshape(len(block), -1)
+    return block.flatten(1)
 
 
 def fix_signs(block: Tensor) -> Tensor:
@@ -92,10 +91,26 @@ def modes_of(block: Tensor, space: Space, long_name: str) -> xr.DataArray:
     )
 
 
-def verdict(residual: Tensor, tol: float, what: str, *, vouched: bool) -> Tensor:
-    """Which modes meet the tolerance, if the solver vouches for them; warns if some do not."""
+def clusters(values: Tensor, residual: Tensor) -> Tensor:
+    """Number the groups of neighbours that are closer than ten times what their residuals allow.
+
+    Within a group, the directions of the modes are not determined: they turn by about the residual
+    over the gap.
+    """
+    size = values.double().abs()
+    unsure = 10 * torch.maximum(residual[1:], residual[:-1]).double()
+    unsure = unsure.clamp_min(noise_floor(values.dtype)) * size.nan_to_num(0).max()
+    gaps = (values[1:] - values[:-1]).double().abs()
+    return torch.cat([gaps.new_zeros(1), (~(gaps <= unsure)).cumsum(0)]).long() + 1
+
+
+def verdict(residual: Tensor, tol: float, what: str, sure: int) -> Tensor:
+    """Which modes meet the tolerance, of the first `sure` ones that the solver vouches for.
+
+    Warns if some do not.
+    """
     converged = residual <= max(tol, noise_floor(residual.dtype))  # NaN counts as not converged
-    converged &= vouched
+    converged[sure:] = False
     if not converged.all():
         warnings.warn(
             f"{what}: {int((~converged).sum())} of {len(converged)} modes did not reach the "

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.sparse.linalg
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
-from kpops.spectral import common
+from kpops.spectral import common, exact, structure
+from kpops.spectral.arpack import arpack
+from kpops.spectral.eigenproblem import EigenProblem, block_lanczos
+from kpops.spectral.krylov import Modes
+from kpops.spectral.search import Progress, Search
+from kpops.spectral.subspace import iterate, lobpcg
+
+METHODS: dict[str, Callable[..., Modes]] = {
+    "block-krylov": block_lanczos,
+    "lobpcg": lobpcg,
+    "randomized": iterate,
+    "arpack": arpack,
+}
+MAX_MATVECS = 20_000
 
 
 def eigsh(
@@ -22,8 +35,10 @@ def eigsh(
     *,
     method: str = "auto",
     tol: float = 1e-6,
-    max_iterations: int | None = None,
+    max_matvecs: int | None = None,
+    block_size: int | None = None,
     rng: Any = None,
+    callback: Callable[[Progress], Any] | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Leading eigenvalues and eigenfunctions of a self-adjoint operator.
@@ -34,15 +49,27 @@ def eigsh(
         Self-adjoint, n x n.
     k : int
         Number of modes, 1 to n: those of largest magnitude.
-    method : {"auto", "exact", "arpack"}
-        ``"exact"`` forms the matrix and diagonalises it; ``"arpack"`` is SciPy's Lanczos method;
-        ``"auto"`` is exact up to n = 1024, or when most modes are asked for.
+    method : {"auto", "exact", "block-krylov", "lobpcg", "randomized", "arpack"}
+        ``"exact"``: from the structure of the operator (K of a gated cell is block diagonal over
+        units, P P* over trials) or from its matrix. ``"block-krylov"``: randomised block Lanczos
+        with full reorthogonalisation and thick restart. ``"lobpcg"``: conjugate gradients, which
+        keep three blocks of vectors and no more. ``"randomized"``: subspace iteration, for spectra
+        that fall fast. ``"arpack"``: SciPy's Lanczos method, on the host and one vector at a time.
+        ``"auto"``: exact where structure or size make it cheap, or when most modes are asked for;
+        block-krylov else, or lobpcg where there is no memory for its basis.
     tol : float
-        Relative residual ``||A v - lambda v|| / max|lambda|`` to reach.
-    max_iterations : int, optional
-        Restarts of ARPACK at most; default 10 n.
+        Relative residual ``||A v - lambda v|| / max|lambda|`` to reach; not below 64 rounding
+        units of the dtype.
+    max_matvecs : int, optional
+        Products at most, 20,000 by default; when they are spent, the best so far is returned.
+    block_size : int, optional
+        Vectors of a block. The default k + 2 sees every copy of a repeated eigenvalue; after
+        smaller blocks a second search makes sure that no mode is missing.
     rng : int, Generator or None
-        Start vector of ARPACK.
+        Start vectors.
+    callback : callable, optional
+        Called now and then with a :class:`kpops.spectral.search.Progress` of ``num_matvecs``,
+        ``values`` and ``residuals``; if it returns True, the best so far is returned.
     progress : bool
         Show the number of products so far.
 
@@ -51,12 +78,16 @@ def eigsh(
     Dataset
         ``eigenvalue(mode)``, of falling magnitude; ``eigenfunction(mode, *dims)`` of unit norm,
         its entry of largest magnitude positive; ``residual(mode)``, relative to the largest
-        eigenvalue; ``converged(mode)``. Modes that ARPACK did not find are NaN.
+        eigenvalue; ``converged(mode)``; ``cluster(mode)``, a number that modes share whose
+        eigenvalues are too close for their residuals to tell them apart: their eigenfunctions are
+        then any basis of a common space. Modes that were not found are NaN. The attributes say
+        which method was used and why (``method``, ``chosen``), how many products it took
+        (``num_matvecs``) and the ``noise_floor`` of the dtype.
 
     Raises
     ------
     ValueError
-        If `op` is not self-adjoint, `k` is out of range or `method` unknown.
+        If `op` is not self-adjoint or not finite, or an argument is out of range.
     MemoryError
         If the matrix of ``method="exact"`` would not fit.
 
@@ -67,10 +98,15 @@ def eigsh(
 
     Notes
     -----
-    ARPACK: Lehoucq, Sorensen and Yang (1998), ARPACK Users' Guide. Repeated eigenvalues are the
-    rule here (a linear RNN has K = M M^T kron I), and a Krylov method from one vector may skip
-    copies of them. The operator is therefore searched again off the modes found, until no larger
-    one is left.
+    Iterations run in the smallest space that has the spectrum: ``P K P* = R R*`` with R = P F,
+    where F is a thin factor of K, so that vectors of the basis are those of ``R* R``, often ten
+    times shorter; and on all trials side by side where the operator couples none.
+
+    For each mode some eigenvalue lies within ``residual * max|eigenvalue|`` of the one given. That
+    none of the leading ones is missing cannot be known from products alone: it holds with
+    probability one for ``block-krylov`` from a random block of k + 2 vectors that has converged,
+    and is checked by a second search from a fresh random block, off the modes found, for all
+    others. Where that fails no mode counts as converged.
 
     Examples
     --------
@@ -79,25 +115,27 @@ def eigsh(
     array([-5.,  3.])
     """
     op = as_operator(op)
-    n = op.shape[0]
+    common.check_k(k, op.shape[0])
+    if method not in ("auto", "exact", *METHODS):
+        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(METHODS)}")
     common.require_self_adjoint(op)
-    common.check_k(k, n)
+    search = start(op, k, tol, max_matvecs, block_size, rng, callback, progress)
+    chosen = "asked for"
     if method == "auto":
-        method = "exact" if n <= common.DENSE_SIZE or 2 * k > n else "arpack"
+        method, chosen = _choose(op, k)
     before = op.num_matvecs
     if method == "exact":
-        values, vectors = _exact(op, k)
-        vouched = True
-    elif method == "arpack":
-        values, vectors, vouched = _arpack(op, k, tol, max_iterations, rng, progress)
+        values, block, how = exact.leading(op, k)
+        chosen, sure, used = f"{chosen}: {how}", k, op.num_matvecs - before
     else:
-        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'arpack'")
-    used = op.num_matvecs - before
+        problem = EigenProblem(op, search.rng, together=method == "arpack")
+        values, block, sure = solve(problem, method, search, block_size)
+        chosen, used = f"{chosen}: in {problem.where}", search.spent + 1
 
-    vectors = vectors * common.fix_signs(vectors)[:, None]
-    block = vectors.reshape(-1, *op.domain.shape)
+    block = block * common.fix_signs(block).reshape(-1, *[1] * len(op.domain.shape))
     residual = _residual(op, values, block)
-    converged = common.verdict(residual, tol, f"eigsh by {method}", vouched=vouched)
+    used += len(block)
+    converged = common.verdict(residual, tol, f"eigsh by {method}", sure)
     return xr.Dataset(
         {
             **common.mode_variables(
@@ -105,89 +143,82 @@ def eigsh(
                     "eigenvalue": (values, "eigenvalue"),
                     "residual": (residual, "relative residual"),
                     "converged": (converged, "whether the residual meets the tolerance"),
+                    "cluster": (common.clusters(values, residual), "modes not told apart"),
                 }
             ),
             "eigenfunction": common.modes_of(block, op.domain, "eigenfunction"),
         },
         attrs={
             **common.configuration(op, k=int(k), method=method, tol=tol),
+            "method": method,
+            "chosen": chosen,
             "num_matvecs": used,
             "noise_floor": common.noise_floor(op.torch_dtype),
         },
     )
 
 
-def _exact(op: TrajectoryOperator, k: int) -> tuple[Tensor, Tensor]:
-    dense = op.dense_tensor()
-    values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
-    leading = values.abs().argsort(descending=True)[:k]
-    return values[leading], vectors[:, leading].T
-
-
-def _arpack(
+def start(
     op: TrajectoryOperator,
     k: int,
     tol: float,
-    max_iterations: int | None,
+    max_matvecs: int | None,
+    block_size: int | None,
     rng: Any,
+    callback: Callable[[Progress], Any] | None,
     progress: bool,
-) -> tuple[Tensor, Tensor, bool]:
-    """Leading k eigenpairs, vectors as rows, NaN where none was found; and whether they are those.
+) -> Search:
+    """Check what a search is told."""
+    if not tol > 0:
+        raise ValueError(f"tol={tol}: choose a positive relative residual, for example 1e-6")
+    if max_matvecs is not None and max_matvecs < 1:
+        raise ValueError(f"max_matvecs={max_matvecs}: choose a positive number of products")
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size={block_size}: choose a positive number of vectors")
+    noise = common.noise_floor(op.torch_dtype)
+    budget = MAX_MATVECS if max_matvecs is None else max_matvecs
+    return Search(
+        int(k),
+        max(tol, noise),
+        budget,
+        np.random.default_rng(rng),
+        callback,
+        progress,
+        rounding=noise / 4,
+    )
 
-    From one start vector, Lanczos sees one copy of a repeated eigenvalue; ARPACK finds the others
-    by rounding, or not at all, and then goes on to smaller ones. So it looks again, from a fresh
-    vector, off the modes that it has: until nothing larger than the least of them is left.
-    """
+
+def solve(
+    problem: EigenProblem, method: str, search: Search, block_size: int | None
+) -> tuple[Tensor, Tensor, int]:
+    """Eigenvalues, eigenfunctions, and how many are known to be the leading ones."""
+    modes = METHODS[method](problem.act, problem.family, search, block_size or search.k + 2)
+    sure = modes.sure
+    small = block_size is not None and block_size < search.k
+    if method in ("lobpcg", "randomized") or (method == "block-krylov" and small):
+        sure = sure if sure == search.k and problem.vouch(modes, search) else 0
+    search.close()
+    values, block = problem.lift(modes)
+    missing = search.k - len(values)
+    if missing:
+        values = torch.cat([values, values.new_full((missing,), torch.nan)])
+        block = torch.cat([block, block.new_full((missing, *block.shape[1:]), torch.nan)])
+    return values, block, sure
+
+
+def _choose(op: TrajectoryOperator, k: int) -> tuple[str, str]:
     n = op.shape[0]
-    if k >= n:
-        raise ValueError(f"k={k}: ARPACK finds at most n - 1 = {n - 1} modes; use method='exact'")
-    rng = np.random.default_rng(rng)
-    probe = common.random_block(op, op.domain, 1, rng)
-    scale = float(op.apply(probe).norm() / probe.norm())  # ARPACK's test of convergence is absolute
-    if scale == 0:
-        # A random vector in the null space shows that the operator is zero.
-        basis = torch.linalg.qr(common.columns(common.random_block(op, op.domain, k, rng)).T)[0]
-        return probe.new_zeros(k), basis.T, True
-    bar = tqdm(disable=not progress, desc="eigsh", unit=" products")
-
-    def run(found: np.ndarray, k: int, tol: float) -> tuple[np.ndarray, np.ndarray]:
-        def off_found(x: np.ndarray) -> np.ndarray:
-            return x - found @ (found.T @ x)
-
-        def matvec(x: np.ndarray) -> np.ndarray:
-            bar.update()
-            return off_found(op.matvec(off_found(x.ravel())) / op.dtype.type(scale))
-
-        start = off_found(rng.standard_normal(n).astype(op.dtype))
-        if np.linalg.norm(matvec(start)) <= common.noise_floor(op.torch_dtype) * n**0.5:
-            return np.zeros(k, op.dtype), np.zeros((n, k), op.dtype)  # nothing is left
-        linear = scipy.sparse.linalg.LinearOperator(op.shape, matvec=matvec, dtype=op.dtype)
-        try:
-            values, vectors = scipy.sparse.linalg.eigsh(
-                linear, k, which="LM", tol=tol, maxiter=max_iterations, v0=start
-            )
-        except scipy.sparse.linalg.ArpackNoConvergence as stopped:
-            values, vectors = stopped.eigenvalues, stopped.eigenvectors
-        order = np.argsort(-np.abs(values))
-        return values[order], vectors[:, order]
-
-    with bar:
-        # A quarter of the tolerance: ARPACK stops by a bound of its own, near the residual.
-        values, vectors = run(np.zeros((n, 0), op.dtype), k, tol / 4)
-        complete = len(values) == k
-        while complete and vectors.shape[1] < n - 1:
-            more, another = run(vectors, 1, tol / 4)
-            complete = len(more) == 1
-            least = np.sort(np.abs(values))[-k]
-            if not complete or np.abs(more[0]) <= least * (1 + max(tol, 1e-6)):
-                break
-            values, vectors = np.append(values, more), np.hstack([vectors, another])
-    order = np.argsort(-np.abs(values))[:k]
-    out_values = torch.full((k,), torch.nan, dtype=op.torch_dtype, device="cpu")
-    out_vectors = torch.full((k, n), torch.nan, dtype=op.torch_dtype, device="cpu")
-    out_values[: len(order)] = torch.from_numpy(scale * values[order])
-    out_vectors[: len(order)] = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T))
-    return out_values.to(op.device), out_vectors.to(op.device), complete
+    blocks = op.unit_blocks()
+    if blocks is not None and min(blocks.n_rows, blocks.n_columns) <= structure.DENSE_SIZE:
+        return "exact", "K couples no two units"
+    if structure.is_small(op):
+        return "exact", "small"
+    if 2 * k > n:
+        return "exact", "most modes are asked for"
+    numbers = (n if op.root is None else min(n, op.root.domain.size)) * 4 * (k + 2)
+    if numbers * op.dtype.itemsize > free_bytes(op.device) // 4:
+        return "lobpcg", "no memory for a basis"
+    return "block-krylov", "large"
 
 
 def _residual(op: TrajectoryOperator, values: Tensor, block: Tensor) -> Tensor:
@@ -197,6 +228,7 @@ def _residual(op: TrajectoryOperator, values: Tensor, block: Tensor) -> Tensor:
     if found.any():
         vectors = common.columns(block[found])
         image = common.columns(op.apply(block[found]))
-        gap = (image - values[found, None] * vectors).norm(dim=1)
-        residual[found] = gap / values[found].abs().max().clamp_min(torch.finfo(gap.dtype).tiny)
+        gap = (image - values[found, None] * vectors).double().norm(dim=1)
+        largest = values[found].double().abs().max()
+        residual[found] = (gap / largest.clamp_min(torch.finfo(torch.double).tiny)).to(values)
     return residual

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kpops.engines.memory import check_allocation
+from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 
@@ -113,11 +114,14 @@ class Spectrum:
         How many more there are, all zero.
     how : str
         How they were found, in words.
+    unit : Tensor or None
+        Position of the unit to which each belongs, where units are not coupled.
     """
 
     values: Tensor
     n_zeros: int
     how: str
+    unit: Tensor | None = None
 
 
 def is_exact(op: TrajectoryOperator) -> bool:
@@ -128,13 +132,16 @@ def is_exact(op: TrajectoryOperator) -> bool:
 def eigenvalues(op: TrajectoryOperator) -> Spectrum:
     """All eigenvalues of a self-adjoint operator, from its structure or its dense blocks."""
     blocks = op.unit_blocks()
-    if blocks is not None and not _smaller_dense(op, blocks.n_columns):
-        values = blocks.eigenvalues().flatten()
-        how = f"K is block diagonal over {blocks.n_units} units"
-    else:
-        dense = dense_blocks(op)
-        values = torch.linalg.eigvalsh((dense + dense.mT) / 2).flatten()
-        how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
+    if blocks is not None and not smaller_dense(op, blocks):
+        each = blocks.eigenvalues()
+        values = each.flatten()
+        order = values.argsort(descending=True)
+        unit = blocks.units.start + order // each.shape[1]
+        how = f"K couples no two of {blocks.n_units} units"
+        return Spectrum(values[order], op.shape[0] - values.numel(), how, unit)
+    dense = dense_blocks(op)
+    values = torch.linalg.eigvalsh((dense + dense.mT) / 2).flatten()
+    how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
     return Spectrum(_falling(values), op.shape[0] - values.numel(), how)
 
 
@@ -149,9 +156,9 @@ def singular_values(op: TrajectoryOperator) -> Spectrum:
     return Spectrum(_falling(values), min(op.shape) - values.numel(), how)
 
 
-def _smaller_dense(op: TrajectoryOperator, n_columns: int) -> bool:
-    """Whether the matrix itself is smaller than a unit's."""
-    return is_small(op) and batches(op)[0].size <= n_columns
+def smaller_dense(op: TrajectoryOperator, blocks: UnitBlocks) -> bool:
+    """Whether the matrix itself is no larger than that of a unit."""
+    return is_small(op) and batches(op)[0].size <= min(blocks.n_rows, blocks.n_columns)
 
 
 def _falling(values: Tensor) -> Tensor:

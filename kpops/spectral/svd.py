@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
-from kpops.spectral import common
-from kpops.spectral.eig import _arpack
+from kpops.spectral import common, eig, structure
+from kpops.spectral.eigenproblem import EigenProblem
+from kpops.spectral.krylov import Bidiagonal, Family, Modes, run
+from kpops.spectral.search import Progress, Search
+
+Triplets = tuple[Tensor, Tensor, Tensor]
 
 
 def svds(
@@ -21,8 +26,10 @@ def svds(
     *,
     method: str = "auto",
     tol: float = 1e-6,
-    max_iterations: int | None = None,
+    max_matvecs: int | None = None,
+    block_size: int | None = None,
     rng: Any = None,
+    callback: Callable[[Progress], Any] | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Leading singular values and functions of an operator.
@@ -33,30 +40,35 @@ def svds(
         m x n.
     k : int
         Number of modes, 1 to min(m, n).
-    method : {"auto", "exact", "arpack"}
-        ``"exact"`` decomposes the matrix; ``"arpack"`` is SciPy's Lanczos method on the smaller of
-        ``A* A`` and ``A A*``, which loses singular values below about the square root of the
-        rounding unit times the largest; ``"auto"`` is exact up to a size of 1024.
+    method : {"auto", "exact", "block-krylov", "lobpcg", "randomized", "arpack"}
+        ``"exact"`` decomposes the matrix, or that of each trial where none are coupled.
+        ``"block-krylov"`` is block Lanczos bidiagonalisation from a random block, with full
+        reorthogonalisation of both sides and thick restart. The others are those of
+        :func:`kpops.eigsh` on the smaller of ``A* A`` and ``A A*``; they lose singular values below
+        about the square root of the rounding unit times the largest. ``"auto"`` is exact up to a
+        size of 1024 or when most modes are asked for, and else block-krylov, or lobpcg where there
+        is no memory for its bases.
     tol : float
-        Relative residual ``max(||A v - s u||, ||A* u - s v||) / max s`` to reach.
-    max_iterations : int, optional
-        Restarts of ARPACK at most; default ten times the size.
-    rng : int, Generator or None
-        Start vector of ARPACK.
-    progress : bool
-        Show the number of products so far.
+        Relative residual ``max(||A v - s u||, ||A* u - s v||) / max s`` to reach; not below 64
+        rounding units of the dtype.
+    max_matvecs : int, optional
+        Products with A and with A* at most, 20,000 by default; when they are spent, the best so
+        far is returned.
+    block_size, rng, callback, progress
+        As for :func:`kpops.eigsh`.
 
     Returns
     -------
     Dataset
         ``singular_value(mode)``, falling; ``left(mode, *codomain)`` and ``right(mode, *domain)``
-        of unit norm; ``residual(mode)``; ``converged(mode)``. A dim whose size or labels differ
-        between domain and codomain gets the suffix ``_in`` in ``right``.
+        of unit norm; ``residual(mode)``; ``converged(mode)``; ``cluster(mode)``, a number that
+        modes share which cannot be told apart. A dim whose size or labels differ between domain and
+        codomain gets the suffix ``_in`` in ``right``. Attributes as of :func:`kpops.eigsh`.
 
     Raises
     ------
     ValueError
-        If `k` is out of range or `method` unknown.
+        If an argument is out of range, or the operator is not finite.
     MemoryError
         If the matrix of ``method="exact"`` would not fit.
 
@@ -64,6 +76,12 @@ def svds(
     -----
     ConvergenceWarning
         If some modes did not reach `tol`.
+
+    Notes
+    -----
+    Golub and Kahan (1965), Calculating the singular values and pseudo-inverse of a matrix; Baglama
+    and Reichel (2005), Augmented implicitly restarted Lanczos bidiagonalization methods. P, which
+    couples no two trials, is decomposed for all trials side by side.
 
     Examples
     --------
@@ -73,31 +91,28 @@ def svds(
     """
     op = as_operator(op)
     common.check_k(k, min(op.shape))
+    if method not in ("auto", "exact", *eig.METHODS):
+        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(eig.METHODS)}")
+    search = eig.start(op, k, tol, max_matvecs, block_size, rng, callback, progress)
+    chosen = "asked for"
     if method == "auto":
-        small = max(op.shape) <= common.DENSE_SIZE or 2 * k > min(op.shape)
-        method = "exact" if small else "arpack"
+        method, chosen = _choose(op, k)
     before = op.num_matvecs
     if method == "exact":
         left, values, right = _exact(op, k)
-        vouched = True
-    elif method == "arpack":
-        left, values, right, vouched = _by_gram(op, k, tol, max_iterations, rng, progress)
+        sure, used = k, op.num_matvecs - before
     else:
-        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'arpack'")
-    used = op.num_matvecs - before
+        solver = _by_bidiagonal if method == "block-krylov" else _by_gram
+        (left, values, right), sure = solver(op, method, search, block_size)
+        used = search.spent
+        search.close()
 
     signs = common.fix_signs(right)[:, None]
-    left, right = signs * left, signs * right
-    lefts = left.reshape(-1, *op.codomain.shape)
-    rights = right.reshape(-1, *op.domain.shape)
+    lefts = (signs * left).reshape(-1, *op.codomain.shape)
+    rights = (signs * right).reshape(-1, *op.domain.shape)
     residual = _residual(op, lefts, values, rights)
-    converged = common.verdict(residual, tol, f"svds by {method}", vouched=vouched)
-    right_modes = common.modes_of(rights, op.domain, "right singular function")
-    shared = set(op.domain.dims) & set(op.codomain.dims)
-    labelled_apart = op.domain.misaligned(op.codomain) if shared == set(op.domain.dims) else []
-    clash = [d for d in shared if op.domain.sizes[d] != op.codomain.sizes[d] or d in labelled_apart]
-    of_clash = [str(c) for c in right_modes.coords if set(right_modes[c].dims) & set(clash)]
-    right_modes = right_modes.rename({name: f"{name}_in" for name in {*clash, *of_clash}})
+    used += 2 * len(values)
+    converged = common.verdict(residual, tol, f"svds by {method}", sure)
     return xr.Dataset(
         {
             **common.mode_variables(
@@ -105,57 +120,154 @@ def svds(
                     "singular_value": (values, "singular value"),
                     "residual": (residual, "relative residual"),
                     "converged": (converged, "whether the residual meets the tolerance"),
+                    "cluster": (common.clusters(values, residual), "modes not told apart"),
                 }
             ),
             "left": common.modes_of(lefts, op.codomain, "left singular function"),
-            "right": right_modes,
+            "right": _right_modes(op, rights),
         },
         attrs={
             **common.configuration(op, k=int(k), method=method, tol=tol),
+            "method": method,
+            "chosen": chosen,
             "num_matvecs": used,
             "noise_floor": common.noise_floor(op.torch_dtype),
         },
     )
 
 
-def _exact(op: TrajectoryOperator, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    left, values, right = torch.linalg.svd(op.dense_tensor(), full_matrices=False)
-    return left[:, :k].T, values[:k], right[:k]
+def _right_modes(op: TrajectoryOperator, rights: Tensor) -> xr.DataArray:
+    """Label right singular functions, apart from left ones where sizes or labels differ."""
+    modes = common.modes_of(rights, op.domain, "right singular function")
+    shared = set(op.domain.dims) & set(op.codomain.dims)
+    labelled_apart = op.domain.misaligned(op.codomain) if shared == set(op.domain.dims) else []
+    clash = [d for d in shared if op.domain.sizes[d] != op.codomain.sizes[d] or d in labelled_apart]
+    of_clash = [str(c) for c in modes.coords if set(modes[c].dims) & set(clash)]
+    return modes.rename({name: f"{name}_in" for name in {*clash, *of_clash}})
+
+
+def _choose(op: TrajectoryOperator, k: int) -> tuple[str, str]:
+    small = max(structure.batches(op), key=lambda side: side.size).size <= structure.DENSE_SIZE
+    if small and structure.is_small(op):
+        return "exact", "small"
+    if 2 * k > min(op.shape):
+        return "exact", "most modes are asked for"
+    if sum(op.shape) * 4 * (k + 2) * op.dtype.itemsize > free_bytes(op.device) // 4:
+        return "lobpcg", "no memory for two bases"
+    return "block-krylov", "large"
+
+
+def _exact(op: TrajectoryOperator, k: int) -> Triplets:
+    dense = structure.dense_blocks(op)
+    u, values, vh = torch.linalg.svd(dense, full_matrices=False)
+    chosen = values.flatten().argsort(descending=True)[:k]
+    problem, mode = chosen // values.shape[1], chosen % values.shape[1]
+    sides = structure.batches(op)
+    right = _placed(sides[0], vh[problem, mode], problem)
+    return _placed(sides[1], u[problem, :, mode], problem), values.flatten()[chosen], right
+
+
+def _placed(side: structure.Batches, vectors: Tensor, problem: Tensor) -> Tensor:
+    """Vectors of single problems as flat vectors of the whole space."""
+    whole = vectors.new_zeros(side.count, len(vectors), side.size)
+    whole[problem, torch.arange(len(vectors), device=problem.device)] = vectors
+    return common.columns(side.join(whole))
+
+
+def _by_bidiagonal(
+    op: TrajectoryOperator, method: str, search: Search, block_size: int | None
+) -> tuple[Triplets, int]:
+    sides = structure.batches(op)
+    scale = _scale(op, search)
+
+    def acts(act: Callable[[Tensor], Tensor], of: int) -> Callable[[Tensor], Tensor]:
+        def scaled(x: Tensor) -> Tensor:
+            image = sides[1 - of].split(act(sides[of].join(x))).contiguous()
+            return image.div_(scale)
+
+        return scaled
+
+    families = [Family(s.count, s.size, op.torch_dtype, op.device) for s in sides]
+    forth, back = acts(op.apply, 0), acts(op.apply_adjoint, 1)
+    wide = families[1].size < families[0].size
+    block = block_size or search.k + 2
+    if wide:
+        process = Bidiagonal(back, forth, families[1], families[0], search, block)
+    else:
+        process = Bidiagonal(forth, back, families[0], families[1], search, block)
+    modes = run(process, search, block)
+    left, right = modes.vectors[::-1] if wide else modes.vectors
+    values = (scale * modes.values).to(op.torch_dtype)
+    triplets = (
+        _placed(sides[1], left, modes.problem),
+        values,
+        _placed(sides[0], right, modes.problem),
+    )
+    sure = modes.sure
+    if block < search.k:
+        sure = sure if sure == search.k and _vouch(op, triplets, search) else 0
+    return _padded(triplets, search.k), sure
+
+
+def _vouch(op: TrajectoryOperator, triplets: Triplets, search: Search) -> bool:
+    """Whether no larger singular value is left off these, by a fresh random block."""
+    left, values, right = triplets
+    wide = op.shape[0] < op.shape[1]
+    problem = EigenProblem(op @ op.H if wide else op.H @ op, search.rng, together=True)
+    vectors = left if wide else right
+    squares = values.double() ** 2 / (problem.scale or 1.0)
+    modes = Modes(squares, torch.zeros(len(squares), dtype=torch.long), (vectors,), len(squares))
+    return problem.vouch(modes, search)
 
 
 def _by_gram(
-    op: TrajectoryOperator,
-    k: int,
-    tol: float,
-    max_iterations: int | None,
-    rng: Any,
-    progress: bool,
-) -> tuple[Tensor, Tensor, Tensor, bool]:
+    op: TrajectoryOperator, method: str, search: Search, block_size: int | None
+) -> tuple[Triplets, int]:
     wide = op.shape[0] < op.shape[1]
     gram = op @ op.H if wide else op.H @ op
-    rng = np.random.default_rng(rng)
-    _, vectors, vouched = _arpack(gram, k, tol, max_iterations, rng, progress)
-    if wide:
-        space, other, act = op.codomain, op.domain, op.apply_adjoint
-    else:
-        space, other, act = op.domain, op.codomain, op.apply
-    images = common.columns(act(vectors.reshape(-1, *space.shape)))
-    values = images.norm(dim=1)
-    order = values.nan_to_num(-1).argsort(descending=True)  # modes that were not found come last
-    values, vectors, images = values[order], vectors[order], images[order]
-    # The partner of a vanishing singular value is arbitrary: any vector, for the residual to judge.
-    null = values == 0
-    if null.any():
-        images[null] = common.columns(common.random_block(op, other, int(null.sum()), rng))
-    others = images / images.norm(dim=1, keepdim=True)
-    left, right = (vectors, others) if wide else (others, vectors)
-    return left, values, right, vouched
+    problem = EigenProblem(gram, search.rng, together=method == "arpack")
+    search.squares = True
+    _, block, sure = eig.solve(problem, method, search, block_size)
+    found = block.flatten(1).isfinite().all(1)
+    act = op.apply_adjoint if wide else op.apply
+    # The decomposition of the images takes away what the Gram matrix has mixed.
+    images = common.columns(act(block[found]))
+    scale = float(images.norm(dim=1).amax()) or 1.0 if len(images) else 1.0
+    other, values, turn = torch.linalg.svd((images / scale).mT, full_matrices=False)
+    one = turn @ common.columns(block[found])
+    left, right = (one, other.mT) if wide else (other.mT, one)
+    return _padded((left, scale * values, right), search.k), sure
+
+
+def _padded(triplets: Triplets, k: int) -> Triplets:
+    """NaN for modes that were not found."""
+    missing = k - len(triplets[1])
+    if not missing:
+        return triplets
+    left, values, right = (
+        torch.cat([part, part.new_full((missing, *part.shape[1:]), torch.nan)]) for part in triplets
+    )
+    return left, values, right
+
+
+def _scale(op: TrajectoryOperator, search: Search) -> float:
+    """About the size of the operator, lest squares of small numbers underflow; 1 if it is zero."""
+    probe = common.random_block(op, op.domain, 1, search.rng)
+    search.spend(1)
+    scale = float(op.apply(probe).double().norm() / probe.norm())
+    if not scale < float("inf"):
+        raise ValueError(f"{op!r} is not finite: check the weights and the scale")
+    return scale or 1.0
 
 
 def _residual(op: TrajectoryOperator, left: Tensor, values: Tensor, right: Tensor) -> Tensor:
-    scale = values[:, None]
-    forth = common.columns(op.apply(right)) - scale * common.columns(left)
-    back = common.columns(op.apply_adjoint(left)) - scale * common.columns(right)
-    gap = torch.maximum(forth.norm(dim=1), back.norm(dim=1))
-    largest = values[values.isfinite()].max() if values.isfinite().any() else values.new_ones(())
-    return gap / largest.clamp_min(torch.finfo(gap.dtype).tiny)
+    found = values.isfinite()
+    residual = torch.full_like(values, torch.nan)
+    if found.any():
+        left, right, scale = left[found], right[found], values[found, None]
+        forth = common.columns(op.apply(right)) - scale * common.columns(left)
+        back = common.columns(op.apply_adjoint(left)) - scale * common.columns(right)
+        gap = torch.maximum(forth.double().norm(dim=1), back.double().norm(dim=1))
+        largest = values[found].double().max().clamp_min(torch.finfo(torch.double).tiny)
+        residual[found] = (gap / largest).to(values.dtype)
+    return residual

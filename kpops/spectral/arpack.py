@@ -1,0 +1,77 @@
+"""SciPy's ARPACK, asked again until no copy of an eigenvalue is missing."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse.linalg
+import torch
+
+from kpops.labels import to_numpy
+from kpops.spectral.krylov import Act, Family, Modes
+from kpops.spectral.search import Search
+
+
+def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
+    """Leading eigenpairs by ARPACK, on the host and one vector at a time; `block` is not used.
+
+    One problem only. From one start vector, Lanczos sees one copy of a repeated eigenvalue; ARPACK
+    finds the others by rounding, or not at all, and then goes on to smaller ones. So it looks
+    again, from a fresh vector, off the modes that it has, until nothing larger than the least of
+    them is left.
+
+    Lehoucq, Sorensen and Yang (1998), ARPACK Users' Guide.
+    """
+    n, k = family.size, search.k
+    if k >= n:
+        raise ValueError(f"k={k}: ARPACK finds at most n - 1 = {n - 1} modes; use method='exact'")
+    dtype = to_numpy(torch.empty(0, dtype=family.dtype)).dtype
+    small = np.finfo(dtype).eps * 64 * n**0.5
+
+    def apply(x: np.ndarray) -> np.ndarray:
+        block = torch.from_numpy(np.ascontiguousarray(x, dtype=dtype)).to(family.device)
+        search.spend(1)
+        return to_numpy(act(block.reshape(1, 1, n)).reshape(-1))
+
+    def look(found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k leading modes off those found; fewer if the budget does not reach."""
+
+        def off_found(x: np.ndarray) -> np.ndarray:
+            return x - found @ (found.T @ x)
+
+        def matvec(x: np.ndarray) -> np.ndarray:
+            return off_found(apply(off_found(x.ravel())))
+
+        start = off_found(search.rng.standard_normal(n).astype(dtype))
+        if np.linalg.norm(matvec(start)) <= small:
+            rest = off_found(search.rng.standard_normal((n, k)))
+            return np.zeros(k, dtype), np.linalg.qr(rest)[0].astype(dtype)  # nothing is left
+        vectors = min(n, max(2 * k + 1, 20))
+        left = search.budget - search.spent - vectors
+        linear = scipy.sparse.linalg.LinearOperator((n, n), matvec=matvec, dtype=dtype)
+        try:
+            # A quarter of the tolerance: ARPACK stops by a bound of its own, near the residual.
+            values, modes = scipy.sparse.linalg.eigsh(
+                linear, k, which="LM", tol=search.tol / 4, v0=start, ncv=vectors,
+                maxiter=max(1, left // max(1, vectors - k)),
+            )  # fmt: skip
+        except scipy.sparse.linalg.ArpackNoConvergence as stopped:
+            values, modes = stopped.eigenvalues, stopped.eigenvectors
+        order = np.argsort(-np.abs(values))
+        return values[order], modes[:, order]
+
+    values, vectors = look(np.zeros((n, 0), dtype), k)
+    done = len(values) == k
+    while done and vectors.shape[1] < n - 1:
+        if not search.can_afford(1):
+            done = False
+            break
+        more, another = look(vectors, 1)
+        done = len(more) == 1
+        least = np.sort(np.abs(values))[-k]
+        if not done or np.abs(more[0]) <= least + search.tol * np.abs(values).max():
+            break
+        values, vectors = np.append(values, more), np.hstack([vectors, another])
+    order = np.argsort(-np.abs(values))[:k]
+    found = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).to(family.device)
+    numbers = torch.from_numpy(values[order].astype(float)).to(family.device)
+    return Modes(numbers, torch.zeros(len(order), dtype=torch.long), (found,), k if done else 0)

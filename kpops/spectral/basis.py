@@ -1,0 +1,132 @@
+"""An orthonormal basis that grows by blocks, in several independent problems at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Columns of the basis that are recombined at a time.
+_COLUMNS = 2**16
+
+
+class Basis:
+    """Orthonormal rows (problem, vector, entry) with room for more.
+
+    Parameters
+    ----------
+    count, capacity, size : int
+        Problems, vectors that there is room for in each, and entries of a vector.
+    dtype, device
+        Of the vectors.
+    rng : numpy.random.Generator
+        Source of the vectors that take the place of those that vanish.
+
+    Attributes
+    ----------
+    n : int
+        Number of vectors.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        capacity: int,
+        size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        rng: np.random.Generator,
+    ) -> None:
+        self.room = torch.empty(count, capacity, size, dtype=dtype, device=device)
+        self.rng = rng
+        self.n = 0
+
+    @property
+    def rows(self) -> Tensor:
+        """The vectors."""
+        return self.room[:, : self.n]
+
+    def append(self, block: Tensor) -> None:
+        """Take in orthonormal vectors that are orthogonal to all others."""
+        self.room[:, self.n : self.n + block.shape[1]] = block
+        self.n += block.shape[1]
+
+    def remove(self, block: Tensor, since: int = 0) -> Tensor:
+        """Subtract from the block, in place, its part along the vectors `since` one on.
+
+        Returns
+        -------
+        Tensor
+            The coefficients (problem, vector of the basis, vector of the block).
+        """
+        rows = self.room[:, since : self.n]
+        coefficients = rows @ block.mT
+        block.baddbmm_(coefficients.mT, rows, alpha=-1)
+        return coefficients
+
+    def random(self, n: int) -> Tensor:
+        """Random vectors, orthonormal and orthogonal to the basis."""
+        return self.orthonormal(self._draw(n), 0.0)
+
+    def orthonormal(self, block: Tensor, scale: float) -> Tensor:
+        """Orthonormal vectors that span the block, which is orthogonal to the basis already.
+
+        They are as many as the block has, or as there is space for beside the basis.
+
+        Parameters
+        ----------
+        block : Tensor
+            (problem, vector, entry); overwritten.
+        scale : float
+            Size of the vectors from which the block was left over, which says how much of it is
+            rounding. What is nothing else is replaced by random vectors: a block that has no
+            direction left has found an invariant subspace, beside which there may be others.
+
+        Notes
+        -----
+        Stathopoulos and Wu (2002), A block orthogonalization procedure with constant
+        synchronization requirements: the eigenvectors of the Gram matrix of the block make its
+        rows orthogonal, up to the square root of their condition, and so again until they are.
+        """
+        eps = torch.finfo(block.dtype).eps
+        left = self.room.shape[2] - self.n
+        block, lengths = (part[:, -left:] for part in self._rotated(block))  # the longest
+        largest = lengths.amax(dim=1, keepdim=True)
+        dead = lengths <= torch.maximum(10 * eps * largest, largest.new_tensor(eps * scale))
+        if dead.any():
+            block = torch.where(dead[..., None], self._draw(block.shape[1]), block)
+            lengths = torch.where(dead, block.norm(dim=2), lengths)
+        block /= lengths[..., None]
+        if dead.any() or float(lengths.min()) < 0.1 * scale or scale == 0:
+            self.remove(block)
+        for _ in range(5):
+            gram = (block @ block.mT).double()
+            gap = float((gram - torch.eye(block.shape[1], device=gram.device)).abs().max())
+            if gap <= 16 * eps:
+                break
+            block, lengths = self._rotated(block)
+            block /= lengths[..., None]
+            if gap > 0.5:
+                self.remove(block)
+        return block
+
+    def rotate(self, coefficients: Tensor) -> None:
+        """Replace the vectors by combinations of them, orthonormal (problem, vector, new one)."""
+        coefficients = coefficients.to(self.room.dtype).mT
+        n_new = coefficients.shape[1]
+        for start in range(0, self.room.shape[2], _COLUMNS):
+            columns = slice(start, start + _COLUMNS)
+            self.room[:, :n_new, columns] = coefficients @ self.rows[:, :, columns]
+        self.n = n_new
+
+    @staticmethod
+    def _rotated(block: Tensor) -> tuple[Tensor, Tensor]:
+        """The block in the axes of its Gram matrix, and the lengths of its vectors there."""
+        axes = torch.linalg.eigh((block @ block.mT).double())[1].to(block.dtype)
+        block = axes.mT @ block
+        return block, block.norm(dim=2)
+
+    def _draw(self, n: int) -> Tensor:
+        count, _, size = self.room.shape
+        values = torch.from_numpy(self.rng.standard_normal((count, n, size)))
+        return values.to(dtype=self.room.dtype, device=self.room.device)

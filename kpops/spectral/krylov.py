@@ -1,0 +1,271 @@
+"""Randomised block Krylov methods with full reorthogonalisation and thick restart.
+
+From a random block X the vectors ``X, A X, A^2 X, ...`` are made orthonormal as they come, and the
+modes of A are approximated by those of the small matrix ``H = Q A Q*`` (Q has the basis as its
+rows). What A makes of the last block beyond the basis is the residual, so that the error of every
+mode is known at no cost. A block of at least as many vectors as modes are wanted sees that many
+copies of a repeated eigenvalue, which single vectors do not; and products of blocks are cheap.
+
+When the basis is full, its best combinations are kept, and the recurrence goes on from there
+(Wu and Simon 2000, Thick-restart Lanczos method; Baglama and Reichel 2005 for singular values).
+Convergence from random blocks whatever the gaps: Musco and Musco (2015), Randomized block Krylov
+methods for stronger and faster approximate singular value decomposition.
+
+Several problems of one size are solved side by side: the trials of P.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kpops.engines.memory import free_bytes
+from kpops.spectral.basis import Basis
+from kpops.spectral.search import Search
+
+Act = Callable[[Tensor], Tensor]
+
+# Blocks of a full basis; its vectors, at least, where memory allows.
+_BLOCKS, _VECTORS = 40, 400
+# Blocks before any mode counts as found. The first residuals of a nearly flat spectrum are small
+# whatever stands out of it: of an outlier at distance d they show d / sqrt(n). Each block brings it
+# nearer, by d over the width of the rest.
+AT_LEAST = 6
+# Part of the free memory that the bases may take.
+_MEMORY = 0.25
+# A basis grows by this factor between two looks at its modes.
+_PATIENCE = 1.12
+
+
+class Family(NamedTuple):
+    """Independent problems of one size.
+
+    Attributes
+    ----------
+    n_problems, size : int
+        Number of problems, and entries of a vector of each.
+    dtype, device
+        In which they are computed.
+    """
+
+    n_problems: int
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Modes(NamedTuple):
+    """Approximate modes of a family of problems, the leading ones of all.
+
+    Attributes
+    ----------
+    values : Tensor, shape (mode,)
+        Of falling magnitude, in float64.
+    problem : Tensor, shape (mode,)
+        To which each belongs.
+    vectors : tuple of Tensor, shape (mode, entry)
+        Eigenvectors, or left and right singular vectors, in that problem.
+    sure : int
+        How many of them, from the first on, were found.
+    """
+
+    values: Tensor
+    problem: Tensor
+    vectors: tuple[Tensor, ...]
+    sure: int
+
+
+class Lanczos:
+    """Self-adjoint operators: one basis, ``A Q* = Q* H + remainder``.
+
+    Parameters
+    ----------
+    act : callable
+        Applies the operators: (problem, vector, entry) to the same.
+    family : Family
+        What they are.
+    search : Search
+        What is looked for.
+    block : int
+        Vectors of a block.
+    """
+
+    cost = 1  # products for each vector of the basis
+
+    def __init__(self, act: Act, family: Family, search: Search, block: int) -> None:
+        self.act = act
+        self.size = family.size
+        self.room = _room(search.k, block, [family])
+        self.basis = _basis(family, self.room, search)
+        self.small = _square(family, self.room)
+        self.related = 0  # first vector of the basis that A relates to the next block
+
+    def expand(self, block: Tensor) -> None:
+        """Take a block into the basis."""
+        first = self.first = self.basis.n
+        self.basis.append(block)
+        image = self.act(block)
+        self.length = float(image.norm(dim=2).max())
+        above = _remove(self.basis, image, self.related).double()
+        self.small[:, : self.basis.n, first : self.basis.n] = above
+        self.small[:, first : self.basis.n, : self.basis.n] = above.mT
+        self.related = first
+        self.remainder = image
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Values and residuals of the modes in the basis, (problem, mode)."""
+        h = self.small[:, : self.basis.n, : self.basis.n]
+        values, self.axes = torch.linalg.eigh((h + h.mT) / 2)
+        return values, _residuals(self.axes[:, self.first :], self.remainder)
+
+    def keep(self, values: Tensor, best: Tensor) -> None:
+        """Restart with the modes at the positions `best` (problem, mode) as the basis."""
+        self.basis.rotate(_picked(self.axes, best))
+        self.small.zero_().diagonal(dim1=1, dim2=2)[:, : self.basis.n] = values.gather(1, best)
+        self.related = 0
+
+    def vectors(self, problem: Tensor, mode: Tensor) -> tuple[Tensor, ...]:
+        """Eigenvectors, (mode, entry)."""
+        return (_combined(self.basis, self.axes, problem, mode),)
+
+
+class Bidiagonal:
+    """Any operators: bases of both sides, ``A V* = U* B`` and ``A* U* = V* B* + remainder``.
+
+    Singular values are right to rounding of the largest, where eigenvalues of A*A would lose half
+    of the digits.
+
+    Parameters
+    ----------
+    forth, back : callable
+        Apply A and A*.
+    inside, outside : Family
+        Domain and codomain of A; the domain is not the larger one.
+    search, block
+        As of :class:`Lanczos`.
+    """
+
+    cost = 2
+
+    def __init__(
+        self, forth: Act, back: Act, inside: Family, outside: Family, search: Search, block: int
+    ) -> None:
+        self.forth, self.back = forth, back
+        self.size = inside.size
+        self.room = _room(search.k, block, [inside, outside])
+        self.basis = _basis(inside, self.room, search)
+        self.other = _basis(outside, self.room, search)
+        self.small = _square(inside, self.room)
+        self.related = 0
+
+    def expand(self, block: Tensor) -> None:
+        """Take a block into the basis of the domain, and what A makes of it into the other."""
+        first = self.first = self.basis.n
+        self.basis.append(block)
+        image = self.forth(block)
+        length = float(image.norm(dim=2).max())
+        if first:
+            above = _remove(self.other, image, self.related)
+            self.small[:, :first, first : self.basis.n] = above.double()
+        made = self.other.orthonormal(image, length)
+        self.small[:, first : self.basis.n, first : self.basis.n] = (made @ image.mT).double()
+        self.other.append(made)
+        self.related = first
+        self.remainder = self.back(made)
+        self.length = float(self.remainder.norm(dim=2).max())
+        _remove(self.basis, self.remainder, first)
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Values and residuals of the modes in the bases, (problem, mode)."""
+        b = self.small[:, : self.basis.n, : self.basis.n]
+        self.left, values, right = torch.linalg.svd(b)
+        self.right = right.mT
+        return values, _residuals(self.left[:, self.first :], self.remainder)
+
+    def keep(self, values: Tensor, best: Tensor) -> None:
+        """Restart with the modes at the positions `best` (problem, mode) as the bases."""
+        self.basis.rotate(_picked(self.right, best))
+        self.other.rotate(_picked(self.left, best))
+        self.small.zero_().diagonal(dim1=1, dim2=2)[:, : self.basis.n] = values.gather(1, best)
+        self.related = 0
+
+    def vectors(self, problem: Tensor, mode: Tensor) -> tuple[Tensor, ...]:
+        """Left and right singular vectors, (mode, entry)."""
+        left = _combined(self.other, self.left, problem, mode)
+        return left, _combined(self.basis, self.right, problem, mode)
+
+
+def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
+    """Let the bases grow until the modes that the search wants are found, or it must end."""
+    basis = process.basis
+    next_look = max(search.k, min(AT_LEAST * block, process.room - block))
+    new = basis.random(min(block, process.size))
+    while True:
+        process.expand(new)
+        search.spend(process.cost * new.shape[1])
+        complete = basis.n == process.size
+        full = basis.n + block > process.room
+        if not search.can_afford(process.cost * block) or complete or full or basis.n >= next_look:
+            next_look = max(basis.n + block, int(_PATIENCE * basis.n))
+            values, residuals = process.solve()
+            chosen, sure = search.look(values, residuals * (not complete))
+            if search.spent < AT_LEAST * block and not complete:
+                sure = 0
+            if sure == search.k or complete or search.stopped:
+                problem, mode = chosen // basis.n, chosen % basis.n
+                vectors = process.vectors(problem, mode)
+                return Modes(values[problem, mode], problem, vectors, sure)
+            if full:
+                kept = max(min(2 * search.k + block, process.room - 2 * block), search.k)
+                process.keep(values, values.abs().argsort(dim=1, descending=True)[:, :kept])
+                next_look = kept + 2 * block
+        new = basis.orthonormal(process.remainder, process.length)
+
+
+def _room(k: int, block: int, families: list[Family]) -> int:
+    """Vectors of a full basis: what memory allows, and at least what the method needs."""
+    first = families[0]
+    per_vector = sum(f.n_problems * f.size for f in families) * torch.finfo(first.dtype).bits // 8
+    fits = int(_MEMORY * free_bytes(first.device)) // max(1, per_vector)
+    wanted = max(_BLOCKS * block, _VECTORS, 3 * k + 4 * block)
+    return min(first.size, max(min(wanted, fits), k + 3 * block))
+
+
+def _basis(family: Family, room: int, search: Search) -> Basis:
+    return Basis(family.n_problems, room, family.size, family.dtype, family.device, search.rng)
+
+
+def _square(family: Family, room: int) -> Tensor:
+    return torch.zeros(family.n_problems, room, room, dtype=torch.float64, device=family.device)
+
+
+def _remove(basis: Basis, image: Tensor, related: int) -> Tensor:
+    """Subtract from the image its part in the basis; return the coefficients.
+
+    Vectors that A relates to the block come first: what is left is small along all others, and so
+    is then the harm of what the basis lacks of orthogonality.
+    """
+    local = basis.remove(image, related)
+    coefficients = basis.remove(image)
+    coefficients[:, related:] += local
+    return coefficients
+
+
+def _residuals(ends: Tensor, remainder: Tensor) -> Tensor:
+    """Length of what A leaves over of every mode; ends: its entries in the last block."""
+    gram = (remainder @ remainder.mT).double()
+    return (ends * (gram @ ends)).sum(1).clamp_min(0).sqrt()
+
+
+def _picked(axes: Tensor, best: Tensor) -> Tensor:
+    return axes.gather(2, best[:, None].expand(-1, axes.shape[1], -1))
+
+
+def _combined(basis: Basis, axes: Tensor, problem: Tensor, mode: Tensor) -> Tensor:
+    columns = axes[problem, :, mode].to(basis.rows.dtype)
+    if len(basis.rows) == 1:
+        return columns @ basis.rows[0]
+    return torch.stack([c @ basis.rows[p] for c, p in zip(columns, problem.tolist(), strict=True)])

@@ -1,0 +1,143 @@
+"""What every iterative solver is told, and how it decides that it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+
+# A residual says that there is an eigenvalue so near, not that it is the one looked for: in nearly
+# flat spectra the one looked for may be several times further away.
+_MARGIN = 0.1
+
+
+class Progress(NamedTuple):
+    """What a callback is told.
+
+    Attributes
+    ----------
+    num_matvecs : int
+        Products so far.
+    values : ndarray
+        The leading eigenvalues or singular values as they are now; NaN for those not in sight.
+    residuals : ndarray
+        Their residuals, relative to the largest value.
+    """
+
+    num_matvecs: int
+    values: np.ndarray
+    residuals: np.ndarray
+
+
+@dataclass
+class Search:
+    """The k modes of largest magnitude that are looked for, and what that may cost.
+
+    Parameters
+    ----------
+    k : int
+        Number of modes.
+    tol : float
+        Relative residual to reach.
+    budget : int
+        Products at most.
+    rng : numpy.random.Generator
+        Source of start vectors.
+    callback : callable, optional
+        Called with a :class:`Progress` after each look; if it returns True, the search ends.
+    progress : bool
+        Show a bar.
+    squares : bool
+        Whether the values are squares of the singular values that are wanted.
+    floor : float
+        Least value that the tolerance is relative to.
+    rounding : float
+        Relative residual below which rounding decides.
+
+    Attributes
+    ----------
+    aim : float
+        Relative residual at which a mode counts as found.
+    spent : int
+        Products so far.
+    stopped : bool
+        Whether the budget or the callback ended the search.
+    """
+
+    k: int
+    tol: float
+    budget: int
+    rng: np.random.Generator
+    callback: Callable[[Progress], Any] | None = None
+    progress: bool = False
+    squares: bool = False
+    floor: float = 0.0
+    rounding: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.aim = _MARGIN * self.tol
+        self.spent = 0
+        self.stopped = False
+        self.bar = tqdm(disable=not self.progress, desc="modes", unit=" products")
+
+    def spend(self, n: int) -> None:
+        """Count products."""
+        self.spent += n
+        self.bar.update(n)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.close()
+
+    def can_afford(self, n: int) -> bool:
+        """Whether so many more products are within the budget."""
+        self.stopped |= self.spent + n > self.budget
+        return not self.stopped
+
+    def look(self, values: Tensor, residuals: Tensor) -> tuple[Tensor, int]:
+        """Choose the leading modes, and decide how many of them are found.
+
+        Parameters
+        ----------
+        values, residuals : Tensor
+            Of the approximate modes in sight, (problem, mode).
+
+        Returns
+        -------
+        chosen : Tensor
+            Positions of the leading modes among all, flattened.
+        sure : int
+            How many of them, from the first on, are converged with no larger one in hiding.
+        """
+        size = values.abs().flatten()
+        chosen = size.argsort(descending=True)[: self.k]
+        leading, gaps = size[chosen], residuals.flatten()[chosen]
+        scale = size.max().clamp_min(self.floor)
+        self._tell(values.flatten()[chosen], gaps, scale)
+        unconverged = residuals.flatten() > self._slack(size, scale)
+        if len(values) == 1:  # of one problem the leading modes converge first
+            found = ~unconverged[chosen]
+        else:  # of several each has its own pace
+            reach = torch.where(unconverged, size + residuals.flatten(), 0).max()
+            found = ~unconverged[chosen] & (leading + self._slack(leading, scale) >= reach)
+        return chosen, int(found.long().cumprod(0).sum())
+
+    def _slack(self, size: Tensor, scale: Tensor) -> Tensor:
+        """Residuals that are small enough."""
+        # ||A u - s v|| = ||A*A v - s^2 v|| / s, down to where A*A has lost it.
+        wanted = scale.expand_as(size) if not self.squares else (size * scale).sqrt()
+        return (self.aim * wanted).clamp_min(float(self.rounding * scale))
+
+    def _tell(self, values: Tensor, residuals: Tensor, scale: Tensor) -> None:
+        if self.callback is None:
+            return
+        left = values.new_full((self.k - len(values),), torch.nan)
+        relative = residuals / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+        told = (torch.cat([part, left]).cpu().numpy() for part in (values, relative))
+        self.stopped |= bool(self.callback(Progress(self.spent, *told)))

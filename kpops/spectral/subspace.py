@@ -1,0 +1,109 @@
+"""Methods that keep no growing basis: randomised subspace iteration, and LOBPCG."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kpops.spectral.basis import Basis
+from kpops.spectral.krylov import AT_LEAST, Act, Family, Modes
+from kpops.spectral.search import Search
+
+
+def iterate(act: Act, family: Family, search: Search, block: int) -> Modes:
+    """Randomised subspace iteration with Rayleigh-Ritz.
+
+    Halko, Martinsson and Tropp (2011), Finding structure with randomness: the power scheme, with
+    a look at the modes in each round. Errors fall by the ratio of eigenvalues once a round, so it
+    is for spectra that fall fast.
+    """
+    empty = Basis(family.n_problems, 0, family.size, family.dtype, family.device, search.rng)
+    block = min(block, family.size)
+    q = empty.random(block)
+    while True:
+        image = act(q)
+        search.spend(block)
+        values, axes = _ritz(q, image)
+        x, ax = axes.mT @ q, axes.mT @ image
+        found = _look(search, values, x, ax)
+        if found is not None:
+            return found
+        q = empty.orthonormal(ax, float(ax.norm(dim=2).max()))
+
+
+def lobpcg(act: Act, family: Family, search: Search, block: int) -> Modes:
+    """Locally optimal block preconditioned conjugate gradients, without preconditioner.
+
+    Knyazev (2001), Toward the optimal preconditioned eigensolver. Each round looks for the best
+    vectors in the span of the current ones, their residuals, and the directions of the last step.
+    The span is kept orthonormal throughout, and the directions of the step are made so from the
+    small problem's coefficients (Hetmaniuk and Lehoucq 2006; Duersch, Shao, Yang and Gu 2018),
+    since the plain method breaks down on operators of low rank.
+    """
+    if 3 * block > family.size:
+        block = family.size  # all of the space: the first look is exact
+    basis = Basis(
+        family.n_problems, 3 * block, family.size, family.dtype, family.device, search.rng
+    )
+    x = basis.random(block)
+    ax = act(x)
+    search.spend(block)
+    values, axes = _ritz(x, ax)
+    x, ax = axes.mT @ x, axes.mT @ ax
+    p, ap = x[:, :0], ax[:, :0]
+    while True:
+        found = _look(search, values, x, ax)
+        if found is not None:
+            return found
+        residual = ax - values.to(x.dtype)[..., None] * x
+        current, images = _straightened(torch.cat([x, p], 1), torch.cat([ax, ap], 1))
+        basis.n = 0
+        basis.append(current)
+        basis.remove(residual)
+        basis.remove(residual)
+        r = basis.orthonormal(residual, float(ax.norm(dim=2).max()))
+        basis.append(r)
+        images = torch.cat([images, act(r)], dim=1)
+        search.spend(block)
+        values, axes = _ritz(basis.rows, images)
+        best = axes[..., :block]
+        # Directions of the step: the best vectors without their part along the current ones, made
+        # orthonormal to the best in the coordinates of the span; any others where there are none.
+        step = best.clone()
+        step[:, :block] = 0
+        step = torch.linalg.qr(torch.cat([best, step], dim=2))[0][..., block:]
+        values = values[:, :block]
+        x, ax = best.mT @ basis.rows, best.mT @ images
+        p, ap = step.mT @ basis.rows, step.mT @ images
+
+
+def _straightened(q: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Nearly orthonormal vectors made so, their images along with them: rounding adds up."""
+    factor = torch.linalg.cholesky((q @ q.mT).double())
+    turn = torch.linalg.inv(factor).to(q.dtype)
+    return turn @ q, turn @ image
+
+
+def _ritz(q: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of the operator in the span of q, of falling magnitude, and coefficients."""
+    h = (q @ image.mT).double()
+    values, axes = torch.linalg.eigh((h + h.mT) / 2)
+    order = values.abs().argsort(dim=1, descending=True)
+    axes = axes.gather(2, order[:, None].expand_as(axes))
+    return values.gather(1, order), axes.to(q.dtype)
+
+
+def _look(search: Search, values: Tensor, x: Tensor, ax: Tensor) -> Modes | None:
+    """The modes, if they are found or the search must end."""
+    gaps = (ax - values.to(x.dtype)[..., None] * x).norm(dim=2).double()
+    complete = x.shape[1] == x.shape[2]
+    chosen, sure = search.look(values, gaps * (not complete))
+    if search.spent < AT_LEAST * x.shape[1] and not complete:
+        sure = 0
+    ended = sure == search.k or complete or search.stopped or not search.can_afford(x.shape[1])
+    return _modes(values, x, chosen, sure) if ended else None
+
+
+def _modes(values: Tensor, x: Tensor, chosen: Tensor, sure: int) -> Modes:
+    problem, mode = chosen // x.shape[1], chosen % x.shape[1]
+    return Modes(values[problem, mode], problem, (x[problem, mode],), sure)
