@@ -149,6 +149,11 @@ class Engine(ABC):
         x, h = self.trajectory.inputs.flatten(0, 1), self.trajectory.previous.flatten(0, 1)
         return Rowwise(self.recurrence.step, self.parameters, x, h, keep=self.keeps)
 
+    def step_jacobians(self, t: int) -> Tensor:
+        """A of the step at position t, (trial, unit, unit)."""
+        x, h = self.trajectory.inputs[:, t], self.trajectory.previous[:, t]
+        return Rowwise(self.recurrence.step, self.parameters, x, h).state_jacobians()
+
     def propagate(self, q: Tensor) -> Tensor:
         """P q."""
         return self._restricted(self._propagate, q)

@@ -221,6 +221,10 @@ class GatedEngine(Engine):
                 layer.pull_input(d, here[..., layer.units], here[..., below.output])
         return asked
 
+    def step_jacobians(self, t: int) -> Tensor:
+        """A of the step at position t, (trial, unit, unit)."""
+        return self.layers[0].jacobians(t) if len(self.layers) == 1 else super().step_jacobians(t)
+
     # Parameters.
 
     @considerate()

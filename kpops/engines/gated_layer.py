@@ -183,6 +183,20 @@ class Layer:
         for v, w, p in self.pattern.carry:
             old[w].addcmul_(d[p], new[v])
 
+    def jacobians(self, t: int) -> Tensor:
+        """A at position t, (trial, variable * hidden, variable * hidden), entry by entry."""
+        d = self.diagonals(slice(t, t + 1))[:, :, 0].to(self.previous.dtype)
+        n_trials, n = d.shape[1], self.hidden
+        blocks = d.new_zeros(n_trials, self.variables, n, self.variables, n)
+        weights = self.recurrent_weight.unflatten(0, (-1, n))
+        for v, g, p in self.pattern.recurrent:
+            for w, slope in self.pattern.slopes:
+                gain = weights[g] if slope is None else weights[g] * d[slope][:, None, :]
+                blocks[:, v, :, w].addcmul_(d[p][:, :, None], gain)
+        for v, w, p in self.pattern.carry:
+            blocks[:, v, :, w].diagonal(dim1=1, dim2=2).add_(d[p])
+        return blocks.flatten(3).flatten(1, 2)
+
     def push_input(self, d: Tensor, dx: Tensor, into: Tensor) -> None:
         """Add B dx to `into`; (..., feature) to (..., variable * hidden)."""
         assert self.input_weight is not None

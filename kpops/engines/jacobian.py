@@ -63,6 +63,10 @@ class JacobianEngine(Engine):
             return jacobian_numba.backpropagate(self.jacobians, a)
         return backpropagate(self.jacobians, a)
 
+    def step_jacobians(self, t: int) -> Tensor:
+        """A of the step at position t, (trial, unit, unit)."""
+        return self.jacobians[:, t]
+
     def _advance(self, v: Tensor) -> Tensor:
         return (self.jacobians @ v.permute(1, 2, 3, 0)).permute(3, 0, 1, 2)
 

@@ -1,16 +1,23 @@
 """Operators: the mathematics a user holds in hand."""
 
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.low_rank import LowRank
 from kpops.operators.parameter import ParameterJacobian, ParameterOperator
+from kpops.operators.partial_trace import DenseOperator, PartialTrace, ProbedGram, ProbedTrace
 from kpops.operators.propagator import InversePropagator, Propagator
 from kpops.operators.readout import ReadoutJacobian, ReadoutParameterJacobian
 from kpops.operators.reduce import Average, Restriction
 
 __all__ = [
     "Average",
+    "DenseOperator",
     "InversePropagator",
+    "LowRank",
     "ParameterJacobian",
     "ParameterOperator",
+    "PartialTrace",
+    "ProbedGram",
+    "ProbedTrace",
     "Propagator",
     "ReadoutJacobian",
     "ReadoutParameterJacobian",

@@ -13,7 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from kpops.engines.base import ONE_AT_A_TIME
-from kpops.engines.memory import check_allocation, free_bytes
+from kpops.engines.memory import free_bytes
 from kpops.labels import Space, enter, is_cupy, numpy_dtype, to_numpy
 
 if TYPE_CHECKING:
@@ -327,16 +327,42 @@ class TrajectoryOperator(LinearOperator):
         -------
         TrajectoryOperator
         """
-        from kpops.operators.reduce import Average
+        from kpops.operators.reduce import expand_average
 
-        left = Average(self.codomain, keep, self.torch_dtype, self.device)
-        right = (
-            left
-            if self.domain == self.codomain
-            else Average(self.domain, keep, self.torch_dtype, self.device)
-        )
-        copies = self.domain.size // right.codomain.size  # copying is this multiple of averaging*
-        return copies * (left @ self @ right.H)
+        return expand_average(self, keep)
+
+    def partial_trace(
+        self, keep: tuple[str, ...], *, num_probes: int | None = None, rng: Any = None
+    ) -> TrajectoryOperator:
+        """Reduce to fewer dims by summing over equal positions of the others.
+
+        Parameters
+        ----------
+        keep : tuple of str
+            Dims to keep, for example ``("time",)``.
+        num_probes : int, optional
+            Estimate the sum with so many random probes, drawn once: without bias, and as an
+            operator of its own, :class:`kpops.operators.ProbedTrace` or
+            :class:`kpops.operators.ProbedGram`. Default: :class:`kpops.operators.PartialTrace`,
+            exact, with a product for each position of the other dims that are coupled.
+        rng : int, Generator or None
+            Source of the probes.
+
+        Returns
+        -------
+        TrajectoryOperator
+            On the kept dims, self-adjoint or positive if this operator is.
+
+        Examples
+        --------
+        >>> import torch, kpops
+        >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.zeros(5, 6, 3))
+        >>> lin.P.partial_trace(keep=("time",)).to_dense().diagonal()  # 5 trials of 4 units
+        array([20., 20., 20., 20., 20., 20.], dtype=float32)
+        """
+        from kpops.operators.partial_trace import partial_trace
+
+        return partial_trace(self, keep, num_probes, rng)
 
     def to_dense(self) -> np.ndarray:
         """Return the matrix, shape (codomain.size, domain.size), as a NumPy array.
@@ -350,22 +376,9 @@ class TrajectoryOperator(LinearOperator):
 
     def dense_tensor(self) -> Tensor:
         """Return the matrix as a tensor on the operator's device; see :meth:`to_dense`."""
-        rows, columns = self.shape
-        check_allocation(
-            f"the dense {self!r}", 2 * rows * columns * self.dtype.itemsize, self.device
-        )
-        wide = rows < columns  # then its rows are fewer products than its columns
-        space, act = (self.codomain, self.apply_adjoint) if wide else (self.domain, self.apply)
-        images = torch.empty(
-            space.size, max(rows, columns), dtype=self.torch_dtype, device=self.device
-        )
-        chunk = 64
-        for start in range(0, space.size, chunk):
-            size = min(chunk, space.size - start)
-            basis = torch.zeros(size, space.size, dtype=self.torch_dtype, device=self.device)
-            basis[:, start : start + size].fill_diagonal_(1)
-            images[start : start + size] = act(basis.reshape(size, *space.shape)).flatten(1)
-        return images if wide else images.T.contiguous()
+        from kpops.operators.dense import dense_blocks
+
+        return dense_blocks(self, ())[0]
 
     def to_cupy(self) -> Any:
         """Export to ``cupyx.scipy.sparse.linalg.LinearOperator`` without copying.

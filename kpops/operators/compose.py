@@ -25,7 +25,7 @@ class Adjoint(TrajectoryOperator):
             parent.domain,
             dtype=parent.torch_dtype,
             device=parent.device,
-            symbol=_bracketed(parent) + "*",
+            symbol=bracketed(parent) + "*",
             attrs=parent.attrs,
         )
         self.parent = parent
@@ -71,7 +71,7 @@ class Product(TrajectoryOperator):
             flat[0].codomain,
             dtype=flat[0].torch_dtype,
             device=flat[0].device,
-            symbol=" ".join(_bracketed(f) for f in flat),
+            symbol=" ".join(bracketed(f) for f in flat),
             attrs=_common(*flat),
             self_adjoint=palindrome,
             positive=palindrome and (len(flat) % 2 == 0 or middle.positive),
@@ -153,7 +153,7 @@ class Scaled(TrajectoryOperator):
             operator.codomain,
             dtype=operator.torch_dtype,
             device=operator.device,
-            symbol=f"{'-' if factor == -1 else f'{factor:.6g} '}{_bracketed(operator)}",
+            symbol=f"{'-' if factor == -1 else f'{factor:.6g} '}{bracketed(operator)}",
             attrs=operator.attrs,
             self_adjoint=operator.self_adjoint,
             positive=operator.positive and float(factor) >= 0,
@@ -219,6 +219,6 @@ def _common(*operators: TrajectoryOperator) -> dict[str, str]:
     return {key: values.pop() for key, values in merged.items() if len(values) == 1}
 
 
-def _bracketed(operator: TrajectoryOperator) -> str:
+def bracketed(operator: TrajectoryOperator) -> str:
     compound = isinstance(operator, Sum | Product | Scaled)
     return f"({operator.symbol})" if compound else operator.symbol

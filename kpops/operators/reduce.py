@@ -95,6 +95,17 @@ class Average(TrajectoryOperator):
         return (block / self._copies).expand(-1, *self.domain.shape).contiguous()
 
 
+def expand_average(op: TrajectoryOperator, keep: tuple[str, ...]) -> TrajectoryOperator:
+    """Copy in, apply, average out; see :meth:`TrajectoryOperator.expand_average`."""
+    left = Average(op.codomain, keep, op.torch_dtype, op.device)
+    if op.domain == op.codomain:
+        right = left
+    else:
+        right = Average(op.domain, keep, op.torch_dtype, op.device)
+    copies = op.domain.size // right.codomain.size  # copying is this multiple of averaging*
+    return copies * (left @ op @ right.H)
+
+
 def _positions(space: Space, dim: str, wanted: Any) -> np.ndarray:
     """Positions along `dim` as an array of ints, all valid."""
     size = space.sizes[dim]

@@ -1,0 +1,94 @@
+"""Operators of low rank, by their singular triplets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from kpops.labels import Space
+from kpops.operators.base import TrajectoryOperator
+
+
+class LowRank(TrajectoryOperator):
+    """The operator ``sum_i s_i u_i v_i*``.
+
+    Parameters
+    ----------
+    left : Tensor, shape (k, *codomain.shape)
+        The vectors u.
+    values : Tensor, shape (k,)
+        The factors s.
+    right : Tensor, shape (k, *domain.shape), or None
+        The vectors v; None if they are the vectors u, which makes the operator self-adjoint, and
+        positive if no s is negative.
+    domain, codomain : Space
+        What it maps from and to.
+    symbol : str
+        For the repr.
+    attrs : mapping, optional
+        Provenance.
+    modes : Dataset, optional
+        Where the triplets come from; see :func:`kpops.truncate`.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit.
+    """
+
+    def __init__(
+        self,
+        left: Tensor,
+        values: Tensor,
+        right: Tensor | None,
+        domain: Space,
+        codomain: Space,
+        *,
+        symbol: str,
+        attrs: Mapping[str, str] | None = None,
+        modes: xr.Dataset | None = None,
+    ) -> None:
+        shapes = [tuple(left.shape), tuple(left.shape if right is None else right.shape)]
+        expected = [(len(values), *codomain.shape), (len(values), *domain.shape)]
+        if shapes != expected:
+            raise ValueError(f"left and right have shapes {shapes}, expected {expected}")
+        symmetric = right is None
+        super().__init__(
+            domain,
+            codomain,
+            dtype=left.dtype,
+            device=left.device,
+            symbol=symbol,
+            self_adjoint=symmetric,
+            positive=symmetric and bool((values >= 0).all()),
+            attrs=attrs,
+        )
+        self.left = left
+        self.values = values
+        self.right = left if right is None else right
+        self.modes = modes
+
+    def _apply(self, block: Tensor) -> Tensor:
+        return _combine(block, self.right, self.values, self.left)
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        return _combine(block, self.left, self.values, self.right)
+
+    def _numbers_per_vector(self) -> int:
+        return super()._numbers_per_vector() + len(self.values)
+
+    def _make_root(self) -> TrajectoryOperator:
+        k = len(self.values)
+        identity = torch.eye(k, dtype=self.torch_dtype, device=self.device)
+        space = Space(("mode",), (k,))
+        symbol = f"root of {self.symbol}"
+        return LowRank(self.left, self.values.sqrt(), identity, space, self.codomain, symbol=symbol)
+
+
+def _combine(block: Tensor, inside: Tensor, values: Tensor, outside: Tensor) -> Tensor:
+    coefficients = block.flatten(1) @ inside.flatten(1).mT
+    image = (coefficients * values) @ outside.flatten(1)
+    return image.reshape(-1, *outside.shape[1:])

@@ -1,0 +1,310 @@
+"""Frobenius maps: between which positions of a dim an operator carries its energy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from kpops.engines.unit_blocks import UnitBlocks
+from kpops.labels import Space, to_numpy
+from kpops.operators.base import TrajectoryOperator
+from kpops.operators.partial_trace import signs
+from kpops.spectral import common, structure
+
+# Vectors that the operator is applied to at a time.
+_BLOCK = 64
+
+
+def frobenius_map(
+    op: TrajectoryOperator,
+    dim: str,
+    *,
+    method: str = "auto",
+    num_probes: int = 16,
+    beyond: int | None = None,
+    rng: Any = None,
+) -> xr.Dataset:
+    """Squared Frobenius norms of the blocks that lead from each position of a dim to each other.
+
+    Of the propagator P by time this is the energy of the Green's operator: how strongly what
+    happens at t' is felt at t. By trial or by unit it shows what the flow operator couples.
+
+    Parameters
+    ----------
+    op : TrajectoryOperator
+        Its domain and its codomain have the dim.
+    dim : str
+        ``"time"``, ``"trial"`` or ``"unit"``, or any other dim.
+    method : {"auto", "exact", "probes"}
+        ``"exact"``: from K unit by unit where it is known so, else from the matrix. ``"probes"``:
+        estimated. ``"auto"``: exact where K is known unit by unit or the matrix is small.
+    num_probes : int
+        Random vectors for each position, 2 or more. They take ``num_probes`` products with `op`
+        for each position of the dim, and as many for all of them where `op` is block diagonal over
+        it (P over trials).
+    beyond : int, optional
+        The lag beyond which energy counts as long-range; default a quarter of the steps.
+    rng : int, Generator or None
+        Source of the random vectors.
+
+    Returns
+    -------
+    Dataset
+        ``energy(dim, dim_in)``, from position dim_in of the domain to position dim of the
+        codomain, and ``total``, its sum. Of the dim ``time``, if it is the same on both sides, also
+        ``energy_by_lag(lag)``, the sum over pairs of positions so far apart in either direction;
+        ``near_diagonal(lag)``, the fraction of the energy up to this lag; and ``long_range``, the
+        fraction beyond the lag `beyond`; fractions of a zero operator are NaN. For each variable
+        there is its standard error: ``stderr`` for energy, and others as ``total_stderr``; zero if
+        exact.
+
+    Raises
+    ------
+    ValueError
+        If domain or codomain lacks the dim, or an option is unknown or out of range.
+    MemoryError
+        If the matrix of ``method="exact"`` would not fit.
+
+    Notes
+    -----
+    With random signs z at position t' of the dim and zeros elsewhere,
+    ``||(A z)[t]||^2`` has the mean ``||A[t, t']||_F^2``, for all t at once. Its relative standard
+    deviation is at most ``sqrt(2 / PR)``, with PR the participation ratio of
+    ``A[t, t']* A[t, t']``. Standard errors are those of the mean over probes; those of fractions,
+    the jackknife's.
+
+    Of ``K = sum_i M_i M_i^T``, with i the units and M_i[t] the rows of time t, the energy is
+    ``sum_i ||M_i[t] M_i[t']^T||_F^2 = sum_i <M_i[t]^T M_i[t], M_i[t']^T M_i[t']>``.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.randn(5, 8, 3))
+    >>> green = kpops.frobenius_map(lin.P, "time")
+    >>> bool((green.energy.values[0, 1:] == 0).all())  # P is causal
+    True
+    >>> green.energy.values.diagonal()  # 5 trials of 4 units
+    array([20., 20., 20., 20., 20., 20., 20., 20.], dtype=float32)
+    >>> dict(kpops.frobenius_map(lin.flow, "unit").energy.sizes)
+    {'unit': 4, 'unit_in': 4}
+    """
+    _check(op, dim, method, num_probes)
+    lag = _checked_lag(op, dim, beyond)
+    blocks = op.unit_blocks()
+    if method == "auto":
+        method = "exact" if blocks is not None or structure.is_small(op) else "probes"
+    before = op.num_matvecs
+    if method == "probes":
+        samples = _probed(op, dim, num_probes, rng)
+    elif blocks is not None:
+        samples = _of_unit_blocks(op, blocks, dim)[None]
+    else:
+        samples = _of_dense_blocks(op, dim)[None]
+    settings = {"dim": dim, "method": method, "num_probes": num_probes, "beyond": lag}
+    return xr.Dataset(
+        _labelled(op, dim, _summed(samples, lag), lag),
+        coords=_coords(op, dim, with_lags=lag is not None),
+        attrs={
+            **common.configuration(op, **settings),
+            "method": method,
+            "num_matvecs": op.num_matvecs - before,
+        },
+    )
+
+
+def _check(op: TrajectoryOperator, dim: str, method: str, num_probes: int) -> None:
+    if not isinstance(op, TrajectoryOperator):
+        raise TypeError(f"op is a {type(op).__name__}: a map needs an operator with named dims")
+    shared = [d for d in op.domain.dims if d in op.codomain.dims]
+    if dim not in shared:
+        raise ValueError(f"dim={dim!r}: choose one of the dims {shared} of both sides of {op!r}")
+    if method not in ("auto", "exact", "probes"):
+        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'probes'")
+    if num_probes < 2:
+        raise ValueError(f"num_probes={num_probes}: a standard error needs at least 2")
+
+
+def _checked_lag(op: TrajectoryOperator, dim: str, beyond: int | None) -> int | None:
+    """The lag beyond which energy is long-range; None where positions have no lags."""
+    n_steps = op.domain.sizes[dim]
+    same = n_steps == op.codomain.sizes[dim] and dim not in op.domain.misaligned(op.codomain)
+    if dim != "time" or not same:
+        if beyond is not None:
+            raise ValueError(f"beyond={beyond}: a lag needs the dim 'time', the same on both sides")
+        return None
+    if beyond is None:
+        return n_steps // 4
+    if not 0 <= beyond < n_steps:
+        raise ValueError(f"beyond={beyond}: choose a lag from 0 to {n_steps - 1}")
+    return int(beyond)
+
+
+# Energies, (out, in), in float64; (probe, out, in) where they are estimated.
+
+
+def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: Any) -> Tensor:
+    shape = (num_probes, *op.domain.shape)
+    z = signs(shape, op, np.random.default_rng(rng))
+    if dim in structure.uncoupled(op):
+        # What starts at one position stays there: all of them share a vector.
+        parts = [_energies(op.apply(some), op.codomain, dim) for some in z.split(_BLOCK)]
+        return torch.diag_embed(torch.cat(parts))
+    axis = 1 + op.domain.dims.index(dim)
+    n_in, n_out = op.domain.sizes[dim], op.codomain.sizes[dim]
+    result = torch.empty(n_in * num_probes, n_out, dtype=torch.float64, device=op.device)
+    pairs = torch.cartesian_prod(*(torch.arange(n, device=op.device) for n in (num_probes, n_in)))
+    positions = torch.arange(n_in, device=op.device)
+    along = [n_in if i == axis else 1 for i in range(1, len(shape))]
+    for some, chosen in zip(result.split(_BLOCK), pairs.split(_BLOCK), strict=True):
+        probe, position = chosen.T
+        here = (positions == position[:, None]).reshape(len(chosen), *along)
+        some[:] = _energies(op.apply(z[probe] * here), op.codomain, dim)
+    return result.unflatten(0, (num_probes, n_in)).mT
+
+
+def _energies(images: Tensor, space: Space, dim: str) -> Tensor:
+    """Sum of squares at each position of the dim, (vector, position)."""
+    rest = [1 + i for i, d in enumerate(space.dims) if d != dim]
+    squares = images.double().square()
+    return squares.sum(rest) if rest else squares
+
+
+def _of_dense_blocks(op: TrajectoryOperator, dim: str) -> Tensor:
+    inside, outside = structure.batches(op)
+    squares = structure.dense_blocks(op).double().square()
+    front = len(structure.uncoupled(op))
+    squares = squares.reshape(*outside.shape, *inside.shape[front:])
+    row = outside.order.index(op.codomain.dims.index(dim))
+    column = len(outside.shape) - front + inside.order.index(op.domain.dims.index(dim))
+    if row < front:
+        return torch.diag(_sum_over_others(squares, [row]))
+    return _sum_over_others(squares, [row, column])
+
+
+def _sum_over_others(array: Tensor, axes: list[int]) -> Tensor:
+    others = [i for i in range(array.ndim) if i not in axes]
+    return array.sum(others) if others else array
+
+
+def _of_unit_blocks(op: TrajectoryOperator, blocks: UnitBlocks, dim: str) -> Tensor:
+    layer = blocks.gram.layer
+    shape = (layer.variables, *layer.previous.shape[:2])
+    axis = {"unit": 0, "trial": 1, "time": 2}[dim]
+    n = op.domain.sizes[dim]
+    energy = torch.zeros(n, n, dtype=torch.float64, device=op.device)
+    places = torch.arange(n, device=op.device)
+    of_layer = places[blocks.units].unflatten(0, (layer.variables, -1)).T if dim == "unit" else None
+    for units in blocks.chunks():
+        for i, m in zip(range(units.start, units.stop), blocks.factors(units), strict=True):
+            part = _of_factor(m.unflatten(0, shape).movedim(axis, 0).flatten(1, 2))
+            if of_layer is None:
+                energy += part
+            else:
+                here = of_layer[i]
+                energy[here[:, None], here] = part
+    return energy
+
+
+def _of_factor(m: Tensor) -> Tensor:
+    """``||M[t] M[t']^T||_F^2``, for M of shape (position, row, column), by the cheaper way."""
+    size = m.abs().max()
+    if size == 0:
+        return m.new_zeros(len(m), len(m), dtype=torch.float64)
+    m = m / size  # fourth powers of small numbers would underflow
+    n_positions, n_rows, n_columns = m.shape
+    whole = n_positions * n_rows
+    if n_columns * (whole + n_positions**2) < whole**2:
+        grams = (m.mT @ m).flatten(1)
+        energy = (grams @ grams.mT).clamp_min(0)
+    else:
+        rows = m.flatten(0, 1)
+        blocks = (
+            (rows @ rows.mT).unflatten(0, (n_positions, n_rows)).unflatten(2, (n_positions, -1))
+        )
+        energy = blocks.square().sum((1, 3))
+    return size.double() ** 4 * energy.double()
+
+
+# Means and fractions with their standard errors.
+
+
+def _summed(samples: Tensor, lag: int | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Every variable of the result, from energies (probe, out, in), with its standard error."""
+    total = samples.sum((1, 2))
+    result = {"energy": _mean(samples), "total": _mean(total)}
+    if lag is not None:
+        by_lag = _by_lag(samples)
+        result["energy_by_lag"] = _mean(by_lag)
+        result["near_diagonal"] = _fraction(by_lag.cumsum(1), total)
+        result["long_range"] = _fraction(by_lag[:, lag + 1 :].sum(1), total)
+    return result
+
+
+def _mean(samples: Tensor) -> tuple[Tensor, Tensor]:
+    mean, m = samples.mean(0), len(samples)
+    return mean, samples.std(0) / m**0.5 if m > 1 else torch.zeros_like(mean)
+
+
+def _by_lag(samples: Tensor) -> Tensor:
+    """Sums over pairs of times (probe, time, time) of the same distance, (probe, lag)."""
+    n = samples.shape[1]
+    times = torch.arange(n, device=samples.device)
+    lags = (times[:, None] - times).abs().flatten()
+    return samples.new_zeros(len(samples), n).index_add_(1, lags, samples.flatten(1))
+
+
+def _fraction(part: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the parts (probe, ...) over that of the whole (probe,), and the jackknife's error."""
+    m = len(part)
+    whole = whole.reshape(m, *[1] * (part.ndim - 1))
+    fraction = part.sum(0) / whole.sum(0)
+    if m == 1:
+        return fraction, torch.zeros_like(fraction)
+    without = (part.sum(0) - part) / (whole.sum(0) - whole)
+    spread = (without - without.mean(0)).square().sum(0)
+    return fraction, ((m - 1) / m * spread).sqrt()
+
+
+# Labels.
+
+_NAMES = {
+    "energy": "squared Frobenius norm of the block",
+    "total": "squared Frobenius norm",
+    "energy_by_lag": "squared Frobenius norm at this lag",
+    "near_diagonal": "fraction of the energy up to this lag",
+    "long_range": "fraction of the energy beyond lag {lag}",
+}
+
+
+def _labelled(
+    op: TrajectoryOperator,
+    dim: str,
+    arrays: dict[str, tuple[Tensor, Tensor]],
+    lag: int | None,
+) -> dict[str, xr.Variable]:
+    dims = {"energy": (dim, f"{dim}_in"), "energy_by_lag": ("lag",), "near_diagonal": ("lag",)}
+    result = {}
+    for name, both in arrays.items():
+        long_name = _NAMES[name].format(lag=lag)
+        error = "stderr" if name == "energy" else f"{name}_stderr"
+        texts = (long_name, f"standard error of the {long_name}")
+        for key, values, text in zip((name, error), both, texts, strict=True):
+            array = to_numpy(values).astype(op.dtype)
+            result[key] = xr.Variable(dims.get(name, ()), array, {"long_name": text, "units": "1"})
+    return result
+
+
+def _coords(op: TrajectoryOperator, dim: str, *, with_lags: bool) -> dict[str, Any]:
+    coords: dict[str, Any] = {}
+    for space, suffix in ((op.codomain, ""), (op.domain, "_in")):
+        for name, (dims, values) in space.coords.items():
+            if dims == (dim,):
+                coords[name + suffix] = (dim + suffix, values)
+    if with_lags:
+        lags = np.arange(op.domain.sizes[dim])
+        coords["lag"] = ("lag", lags, {"long_name": "lag in steps", "units": "1"})
+    return coords

@@ -1,0 +1,156 @@
+"""The best approximations of an operator by one of low rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from kpops.labels import Space, as_tensor, by_name
+from kpops.operators.base import TrajectoryOperator
+from kpops.operators.compose import bracketed
+from kpops.operators.foreign import as_operator
+from kpops.operators.low_rank import LowRank
+from kpops.spectral import common
+from kpops.spectral.eig import eigsh
+from kpops.spectral.svd import svds
+
+
+def truncate(
+    op: Any,
+    k: int,
+    *,
+    tol: float = 1e-6,
+    method: str = "auto",
+    rng: Any = None,
+    modes: xr.Dataset | None = None,
+) -> LowRank:
+    """Keep the k leading modes of an operator: its best approximation of rank k, as an operator.
+
+    Parameters
+    ----------
+    op : TrajectoryOperator, LinearOperator or array_like
+        m x n.
+    k : int
+        Number of modes, 1 to min(m, n): the eigenvalues of largest magnitude if `op` is
+        self-adjoint, the largest singular values if not.
+    tol : float
+        Relative residual of the modes to reach.
+    method : str
+        Of :func:`kpops.eigsh` or :func:`kpops.svds`, which find the modes.
+    rng : int, Generator or None
+        Source of their random vectors.
+    modes : Dataset, optional
+        What eigsh or svds has found of this operator before, at least k modes; nothing is computed
+        then.
+
+    Returns
+    -------
+    LowRank
+        ``sum_i s_i u_i v_i*`` on the spaces, in the dtype and on the device of `op`, self-adjoint
+        or positive if `op` is; the modes are its attribute ``modes``.
+
+    Raises
+    ------
+    ValueError
+        If `k` is out of range, if some of the modes were not found, or if `modes` holds fewer than
+        k, none, or those of another space.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If some modes did not reach `tol`.
+
+    Notes
+    -----
+    By the theorem of Eckart and Young (Mirsky 1960, for every unitarily invariant norm) no operator
+    of rank k is nearer: the spectral norm of the difference is the singular value s_{k+1}, its
+    squared Frobenius norm the sum of the squares of those that are left out. A gradient step
+    through the leading modes of the flow operator alone, ``truncate(flow, k) @ error``, therefore
+    differs from the full one by at most ``s_{k+1} ||error||``, and what it misses is
+    ``flow @ (error - its part in the modes)``.
+
+    Examples
+    --------
+    How much of what a gradient step does to the trajectories goes through six modes:
+
+    >>> import torch, kpops
+    >>> _ = torch.manual_seed(0)
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), torch.randn(5, 10, 3))
+    >>> error = torch.randn(5, 10, 8)
+    >>> full = lin.flow @ error
+    >>> top = kpops.truncate(lin.flow, 6, rng=0) @ error
+    >>> next_value = float(kpops.eigsh(lin.flow, 7, rng=0).eigenvalue[6])
+    >>> bool((full - top).norm() <= next_value * error.norm())
+    True
+    """
+    op = as_operator(op)
+    common.check_k(k, min(op.shape))
+    if modes is None:
+        solver = eigsh if common.is_self_adjoint(op) else svds
+        modes = solver(op, k, tol=tol, method=method, rng=rng)
+    left, values, right = _triplets(op, modes, k)
+    if op.positive:
+        values = values.clamp_min(0)  # what rounding makes of a zero
+    return LowRank(
+        left,
+        values,
+        right,
+        op.domain,
+        op.codomain,
+        symbol=f"{bracketed(op)}[{k}]",
+        attrs=op.attrs,
+        modes=modes.isel(mode=slice(k)),
+    )
+
+
+def _triplets(
+    op: TrajectoryOperator, modes: xr.Dataset, k: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The leading k of the modes on the operator's device; no right ones if they are the left."""
+    names: tuple[str, str, str | None]
+    if "eigenfunction" in modes:
+        names = ("eigenvalue", "eigenfunction", None)
+    elif "left" in modes and "right" in modes:
+        names = ("singular_value", "left", "right")
+    else:
+        raise ValueError(
+            f"modes has the variables {list(modes)}: pass what kpops.eigsh or kpops.svds returns"
+        )
+    found = modes.sizes["mode"]
+    if found < k:
+        raise ValueError(f"k={k}, but modes holds {found} of them: compute as many, or lower k")
+    modes = modes.isel(mode=slice(k))
+    values = _tensor(op, modes[names[0]].values)
+    missing = int((~values.isfinite()).sum())
+    if missing:
+        raise ValueError(
+            f"{missing} of the {k} modes were not found: raise the solver's budget, or lower k"
+        )
+    left = _block(op, modes[names[1]], op.codomain)
+    right = None if names[2] is None else _block(op, modes[names[2]], op.domain)
+    return left, values, right
+
+
+def _block(op: TrajectoryOperator, functions: xr.DataArray, space: Space) -> Tensor:
+    """Functions (mode, *dims) that must be of that space, as a block."""
+    # svds gives the dims of right functions this suffix where the left ones have others.
+    renamed = {f"{d}_in": d for d in space.dims if f"{d}_in" in functions.dims}
+    functions = functions.drop_vars("mode").rename(renamed)
+    k = functions.sizes["mode"]
+    block = Space(("mode", *space.dims), (k, *space.shape), space.coords)
+    values = by_name(functions, block, f"{functions.name} of modes")
+    if values.shape != block.shape:
+        raise ValueError(
+            f"{functions.name} of modes has shape {values.shape}, expected {block.shape}: these "
+            f"are not modes of {op!r}"
+        )
+    return _tensor(op, values)
+
+
+def _tensor(op: TrajectoryOperator, values: Any) -> Tensor:
+    return as_tensor(values).to(
+        dtype=op.torch_dtype, device=op.device, memory_format=torch.contiguous_format
+    )
