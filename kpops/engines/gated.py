@@ -24,6 +24,7 @@ from kpops.engines.gated_layer import Layer
 from kpops.engines.gram import SOURCES, Gram
 from kpops.engines.load import considerate
 from kpops.engines.memory import room_for
+from kpops.engines.places import places_of
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
@@ -72,7 +73,7 @@ class GatedEngine(Engine):
         super().__init__(recurrence, parameters, trajectory, gates)
         n_layers = len(self.recurrence.layers)
         self.layers = [Layer(self.recurrence, i, trajectory, gates) for i in range(n_layers)]
-        self._places = _places(self.recurrence)
+        self._places = places_of(self.recurrence)
         self._recorder = Recorder()
         self._grams: dict[tuple[str, ...], list[Gram]] = {}
         if check:
@@ -100,7 +101,7 @@ class GatedEngine(Engine):
         """The diagonals and the thin factors of the features, at full or at their `exact` rank."""
         assert isinstance(recurrence, GatedRecurrence)
         n_trials, n_steps, _ = trajectory.states.shape
-        places = _places(recurrence)
+        places = places_of(recurrence)
         learn = {places.get(name) for name in names}
         total = longest = 0
         for i in range(len(recurrence.layers)):
@@ -390,22 +391,3 @@ class GatedEngine(Engine):
                     f"{float(gap / reference.norm()):.2g}): gates and features must act unit by "
                     "unit and use no weight of the affine maps"
                 )
-
-
-def _places(recurrence: GatedRecurrence) -> dict[str, tuple[int, str, str]]:
-    """Parameter name to (layer, source, role), for those that are used there and nowhere else."""
-    names = {id(p): name for name, p in recurrence.parameter_dict().items()}
-    found: dict[str, list[tuple[int, str, str]]] = {}
-    for i, maps in enumerate(recurrence.layers):
-        places = {
-            (i, "recurrent", "weight"): maps.recurrent,
-            (i, "recurrent", "bias"): maps.recurrent_bias,
-            (i, "input", "weight"): maps.input,
-            (i, "input", "bias"): maps.input_bias,
-        }
-        for place, attribute in places.items():
-            if attribute is not None:
-                name = names.get(id(recurrence.weight(attribute)))
-                if name is not None:
-                    found.setdefault(name, []).append(place)
-    return {name: places[0] for name, places in found.items() if len(places) == 1}

@@ -1,0 +1,26 @@
+"""Which learning parameter is which weight or bias of a gated stack."""
+
+from __future__ import annotations
+
+from kpops.models.gated import GatedRecurrence
+
+Place = tuple[int, str, str]
+
+
+def places_of(recurrence: GatedRecurrence) -> dict[str, Place]:
+    """Parameter name to (layer, source, role), for those that are used there and nowhere else."""
+    names = {id(p): name for name, p in recurrence.parameter_dict().items()}
+    found: dict[str, list[Place]] = {}
+    for i, maps in enumerate(recurrence.layers):
+        places = {
+            (i, "recurrent", "weight"): maps.recurrent,
+            (i, "recurrent", "bias"): maps.recurrent_bias,
+            (i, "input", "weight"): maps.input,
+            (i, "input", "bias"): maps.input_bias,
+        }
+        for place, attribute in places.items():
+            if attribute is not None:
+                name = names.get(id(recurrence.weight(attribute)))
+                if name is not None:
+                    found.setdefault(name, []).append(place)
+    return {name: places[0] for name, places in found.items() if len(places) == 1}
