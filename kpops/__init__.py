@@ -11,7 +11,23 @@ from kpops.learning.over_training import over_training
 from kpops.linearization import Linearization, linearize
 from kpops.models.network import Network
 from kpops.operators import TrajectoryOperator
-from kpops.spectral import effective_rank, eigsh, eigvalsh, svds
+from kpops.spectral import (
+    alignment,
+    controllability_gramian,
+    diagonal,
+    effective_rank,
+    eigsh,
+    eigvalsh,
+    frobenius_map,
+    frobenius_norm,
+    observability_gramian,
+    schatten_norm,
+    spectral_density,
+    spectral_norm,
+    svds,
+    trace,
+    truncate,
+)
 from kpops.spectral.common import ConvergenceWarning
 
 __version__ = "0.1.0"
@@ -21,15 +37,26 @@ __all__ = [
     "Linearization",
     "Network",
     "TrajectoryOperator",
+    "alignment",
+    "controllability_gramian",
+    "diagonal",
     "effective_rank",
     "eigsh",
     "eigvalsh",
+    "frobenius_map",
+    "frobenius_norm",
     "gradient_flow",
     "linearize",
     "models",
+    "observability_gramian",
     "over_training",
     "plot",
+    "schatten_norm",
+    "spectral_density",
+    "spectral_norm",
     "svds",
     "tasks",
+    "trace",
     "training",
+    "truncate",
 ]

@@ -1,8 +1,37 @@
-"""Spectra and ranks: algorithms that know an operator only by its action."""
+"""Spectra, ranks and estimates: algorithms that know an operator only by its action.
 
+- Modes: ``eig``, ``svd``, ``exact``, ``truncate``; solvers in ``krylov``, ``subspace``, ``arpack``.
+- Numbers: ``trace``, ``norms``, ``rank``, ``alignment``; their estimators in ``stochastic`` and the
+  ``probing`` files.
+- Distributions: ``density``, by ``lanczos``; ``maps`` and ``gramian`` in trial, time and unit.
+"""
+
+from kpops.spectral.alignment import alignment
+from kpops.spectral.density import spectral_density
 from kpops.spectral.eig import eigsh
 from kpops.spectral.exact import eigvalsh
+from kpops.spectral.gramian import controllability_gramian, observability_gramian
+from kpops.spectral.maps import frobenius_map
+from kpops.spectral.norms import frobenius_norm, schatten_norm, spectral_norm
 from kpops.spectral.rank import effective_rank
 from kpops.spectral.svd import svds
+from kpops.spectral.trace import diagonal, trace
+from kpops.spectral.truncate import truncate
 
-__all__ = ["effective_rank", "eigsh", "eigvalsh", "svds"]
+__all__ = [
+    "alignment",
+    "controllability_gramian",
+    "diagonal",
+    "effective_rank",
+    "eigsh",
+    "eigvalsh",
+    "frobenius_map",
+    "frobenius_norm",
+    "observability_gramian",
+    "schatten_norm",
+    "spectral_density",
+    "spectral_norm",
+    "svds",
+    "trace",
+    "truncate",
+]

@@ -36,8 +36,11 @@ _BLOCKS, _VECTORS = 40, 400
 AT_LEAST = 6
 # Part of the free memory that the bases may take.
 _MEMORY = 0.25
-# A basis grows by this factor between two looks at its modes.
-_PATIENCE = 1.12
+# A look at the modes of the basis costs as much as some products: the next one is after this part
+# of the way that is left at the present rate of convergence, within these factors of growth.
+_PART, _SOON, _LATE = 0.8, 1.05, 1.4
+# Singular values below this part of the largest are lost to their squares in float64.
+_LOST = 1e-6
 
 
 class Family(NamedTuple):
@@ -94,6 +97,7 @@ class Lanczos:
     """
 
     cost = 1  # products for each vector of the basis
+    rough = False  # a glance is all that is needed
 
     def __init__(self, act: Act, family: Family, search: Search, block: int) -> None:
         self.act = act
@@ -114,6 +118,10 @@ class Lanczos:
         self.small[:, first : self.basis.n, : self.basis.n] = above.mT
         self.related = first
         self.remainder = image
+
+    def glance(self, k: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`solve`, which is cheap."""
+        return self.solve()
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Values and residuals of the modes in the basis, (problem, mode)."""
@@ -149,6 +157,7 @@ class Bidiagonal:
     """
 
     cost = 2
+    rough = True  # whether only a glance was taken
 
     def __init__(
         self, forth: Act, back: Act, inside: Family, outside: Family, search: Search, block: int
@@ -178,11 +187,23 @@ class Bidiagonal:
         self.length = float(self.remainder.norm(dim=2).max())
         _remove(self.basis, self.remainder, first)
 
+    def glance(self, k: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`solve`, at a fraction of the cost, if the k leading ones are not too small."""
+        b = self.small[:, : self.basis.n, : self.basis.n]
+        squares, left = torch.linalg.eigh(b @ b.mT)
+        values = squares.clamp_min(0).sqrt()
+        leading = values.flatten().topk(min(k, values.numel())).values
+        if leading[-1] <= _LOST * leading[0]:
+            return self.solve()
+        self.rough = True
+        return values, _residuals(left[:, self.first :], self.remainder)
+
     def solve(self) -> tuple[Tensor, Tensor]:
         """Values and residuals of the modes in the bases, (problem, mode)."""
         b = self.small[:, : self.basis.n, : self.basis.n]
         self.left, values, right = torch.linalg.svd(b)
         self.right = right.mT
+        self.rough = False
         return values, _residuals(self.left[:, self.first :], self.remainder)
 
     def keep(self, values: Tensor, best: Tensor) -> None:
@@ -200,7 +221,7 @@ class Bidiagonal:
 
 def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
     """Let the bases grow until the modes that the search wants are found, or it must end."""
-    basis = process.basis
+    basis, pace = process.basis, _Pace()
     next_look = max(search.k, min(AT_LEAST * block, process.room - block))
     new = basis.random(min(block, process.size))
     while True:
@@ -209,20 +230,41 @@ def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
         complete = basis.n == process.size
         full = basis.n + block > process.room
         if not search.can_afford(process.cost * block) or complete or full or basis.n >= next_look:
-            next_look = max(basis.n + block, int(_PATIENCE * basis.n))
-            values, residuals = process.solve()
+            values, residuals = process.glance(search.k)
             chosen, sure = search.look(values, residuals * (not complete))
-            if search.spent < AT_LEAST * block and not complete:
-                sure = 0
-            if sure == search.k or complete or search.stopped:
+            early = search.spent < AT_LEAST * block and not complete
+            ended = (sure == search.k and not early) or complete
+            if process.rough and (ended or full or search.stopped):
+                values, residuals = process.solve()
+                chosen, sure = search.look(values, residuals * (not complete))
+                ended = (sure == search.k and not early) or complete
+            if ended or search.stopped:
                 problem, mode = chosen // basis.n, chosen % basis.n
                 vectors = process.vectors(problem, mode)
-                return Modes(values[problem, mode], problem, vectors, sure)
+                return Modes(values[problem, mode], problem, vectors, 0 if early else sure)
+            next_look = pace.next_look(search.spent // process.cost, basis.n, search.distance)
             if full:
                 kept = max(min(2 * search.k + block, process.room - 2 * block), search.k)
                 process.keep(values, values.abs().argsort(dim=1, descending=True)[:, :kept])
                 next_look = kept + 2 * block
         new = basis.orthonormal(process.remainder, process.length)
+
+
+class _Pace:
+    """How fast the residuals fall, and when to look again."""
+
+    def __init__(self) -> None:
+        self.last: tuple[int, float] | None = None
+
+    def next_look(self, spent: int, n: int, distance: float) -> int:
+        """Size of the basis at the next look; `distance`: decades from here to convergence."""
+        soon, late = int(_SOON * n), int(_LATE * n)
+        expected = late
+        if self.last is not None and distance < self.last[1]:
+            rate = (self.last[1] - distance) / max(1, spent - self.last[0])
+            expected = n + int(_PART * min(distance / rate, late))
+        self.last = spent, distance
+        return min(max(expected, soon, n + 1), late)
 
 
 def _room(k: int, block: int, families: list[Family]) -> int:

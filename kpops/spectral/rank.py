@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -12,235 +13,272 @@ from torch import Tensor
 
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
-from kpops.spectral import common
-from kpops.spectral.eig import eigsh
-from kpops.spectral.svd import svds
+from kpops.operators.partial_trace import PartialTrace, ProbedGram, ProbedTrace
+from kpops.spectral import common, structure
+from kpops.spectral.density import whole_spectrum
+from kpops.spectral.moments import left_out
+from kpops.spectral.rank_kinds import KINDS, PROBES, Answer, Question, estimated, of_spectrum
 
-_MOST_MODES = 256
+_MOST_MATVECS = 2**16
 
 
 def effective_rank(
     op: Any,
     kind: str = "participation",
     *,
+    keep: tuple[str, ...] | str | None = None,
+    reduction: str = "expand_average",
     threshold: float = 0.95,
+    tol: float = 1e-6,
     method: str = "auto",
     num_matvecs: int = 64,
+    rtol: float | None = None,
     rng: Any = None,
 ) -> xr.Dataset:
-    """Effective rank of an operator, in one of two definitions that differ greatly.
+    """Effective rank of an operator, in one of five definitions that differ greatly.
 
     Parameters
     ----------
     op : TrajectoryOperator, LinearOperator or array_like
         A self-adjoint operator must be positive semi-definite.
-    kind : {"participation", "variance"}
+    kind : {"participation", "variance", "entropy", "stable", "numerical"}
+        With a_k the singular values of `op`, falling, which are the eigenvalues if it is
+        self-adjoint:
+
         ``"participation"``: ``(tr G)^2 / tr(G^2)`` with G the operator itself if it is
         self-adjoint, and ``op op*`` if not.
-        ``"variance"``: the number of leading singular values of `op` whose squares hold the
-        fraction `threshold` of the sum of all squares, interpolated linearly between counts
-        (a rank-one operator gives 0.95).
+        ``"variance"``: the number of leading a_k whose squares hold the fraction `threshold` of
+        the sum of all squares, interpolated linearly between counts (a rank-one operator gives
+        0.95).
+        ``"entropy"``: ``exp(-sum_k p_k log p_k)`` with ``p_k = a_k / sum a``.
+        ``"stable"``: ``sum_k a_k^2 / a_1^2``.
+        ``"numerical"``: the number of a_k above `tol` times a_1, and above the noise floor.
+    keep : tuple of str, optional
+        Reduce the operator to these dims first, for example ``("time",)``.
+    reduction : {"expand_average", "partial_trace"}
+        How: see :meth:`TrajectoryOperator.expand_average`, which the figures of the KPFlow paper
+        show, and :meth:`TrajectoryOperator.partial_trace`.
     threshold : float
         Fraction of the sum for ``"variance"``, between 0 and 1.
-    method : {"auto", "exact", "hutchinson"}
-        ``"exact"`` forms the matrix. ``"hutchinson"`` estimates the traces with random vectors and
-        takes leading modes, where they are needed, from eigsh or svds. ``"auto"`` is exact where
-        the smaller side is at most 1024 and the matrix has at most 2^26 entries.
+    tol : float
+        Relative tolerance for ``"numerical"``, from 0 to 1.
+    method : {"auto", "exact", "hutchinson", "lanczos"}
+        ``"exact"`` uses the whole spectrum, or exact traces. ``"hutchinson"`` estimates traces with
+        random vectors and takes leading modes, where they are needed, from eigsh or svds:
+        participation, variance, stable. ``"lanczos"`` estimates the spectrum by Gauss rules:
+        variance, entropy, numerical. ``"auto"`` is exact where structure allows (small operators
+        and reductions, K of gated cells), and the result says what it did and why.
     num_matvecs : int
-        Random vectors for ``"hutchinson"``.
+        Products with the operator for an estimate, about; ``"lanczos"`` takes at least 384, and
+        leading modes for ``"variance"`` and ``"stable"`` come on top.
+    rtol : float, optional
+        Double `num_matvecs` until the standard error is at most this fraction of the estimate.
     rng : int, Generator or None
         Source of the random vectors.
 
     Returns
     -------
     Dataset
-        ``estimate`` and its standard error ``stderr`` (zero if exact); the attributes say which
-        kind, which method and which G.
+        ``estimate`` and its standard error ``stderr`` (zero if exact). The attributes tell the
+        ``kind``, the ``method`` and in words what was ``chosen``, the products it took, and for
+        participation which ``gram`` is G: ``"A"`` or ``"A A*"``.
 
     Raises
     ------
     ValueError
         If an option is unknown or out of range, or a self-adjoint operator is not positive.
+    MemoryError
+        If the matrix of ``method="exact"`` would not fit.
 
     Warns
     -----
     ConvergenceWarning
-        If more than 256 modes would be needed for ``"variance"``; the estimate is then a lower
-        bound and ``stderr`` is NaN.
+        If ``"variance"`` by ``"hutchinson"`` would need more than 256 modes: the estimate is then a
+        lower bound and ``stderr`` is NaN. If `rtol` is not met within 65,536 products.
 
     Notes
     -----
-    Participation: with Gaussian vectors z, ``z* G z`` and ``||G z||^2`` have means tr G and tr G^2;
-    one product serves both. The relative standard deviation of the first is ``sqrt(2 / (m PR))``
-    for m vectors. The standard error of the ratio is the jackknife's, which also removes its
-    first-order bias.
+    Participation: see Gao and others (2017) for the ratio; its traces share random vectors, and
+    its standard error is the jackknife's, which also removes the bias of first order. Plain
+    random vectors give tr G a relative standard deviation of ``sqrt(2 / (m PR))``; where few modes
+    hold most of G these are summed exactly.
 
-    Variance: the squares of the leading modes are summed exactly, and the mean of ``||A z||^2``
-    estimates only what is left of the sum when these modes are projected out.
+    Variance: as in the figures of the KPFlow paper. The squares of the leading modes are summed
+    exactly, and random vectors estimate only what is left of the sum when these modes are
+    projected out; for P the whole sum is exact, by its Gramian. If many modes are needed, the
+    count is read off Gauss rules (:func:`kpops.spectral_density`) instead.
+
+    Entropy: Roy and Vetterli (2007), definition 1. Entropy and numerical rank are estimated by
+    stochastic Lanczos quadrature from 16 random vectors, off up to 8 leading modes that are summed
+    exactly; to the jackknife's standard error the distance to the rule of three quarters of the
+    steps is added, in squares. A count of eigenvalues near a tolerance in the midst of a spectrum
+    is hard: give it more products.
+
+    Stable: the squared Frobenius norm, estimated or exact, over the square of the largest
+    singular value, which is converged to a relative residual of 1e-6.
+
+    A partial trace that is estimated, ``R = mean R_j`` over random vectors, makes a rank by its
+    whole spectrum; the jackknife over the R_j gives the error bar and takes away the bias.
 
     Examples
     --------
     >>> import numpy as np, kpops
     >>> identity = np.eye(10)
-    >>> float(kpops.effective_rank(identity).estimate)
-    10.0
-    >>> float(kpops.effective_rank(identity, kind="variance").estimate)
-    9.5
+    >>> for kind in ("participation", "variance", "entropy", "stable", "numerical"):
+    ...     print(kind, float(kpops.effective_rank(identity, kind).estimate.round(9)))
+    participation 10.0
+    variance 9.5
+    entropy 10.0
+    stable 10.0
+    numerical 10.0
     """
     op = as_operator(op)
-    if kind not in ("participation", "variance"):
-        raise ValueError(f"kind={kind!r}: choose 'participation' or 'variance'")
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold={threshold}: choose a fraction between 0 and 1")
+    question = Question(kind, threshold, tol)
+    _check(question, reduction, method, num_matvecs, rtol)
+    rng = np.random.default_rng(rng)
+    if keep is not None:
+        op = _reduced(op, keep, reduction, method, num_matvecs, rng)
+    symmetric = common.is_self_adjoint(op)
+    answer = None
+    if isinstance(op, ProbedGram | ProbedTrace):
+        answer = _of_probes(op, question, symmetric)
+    elif method in ("auto", "exact"):
+        answer = _exact(op, question, symmetric, force=method == "exact")
+    asked = num_matvecs
+    while answer is None:
+        answer = estimated(op, question, symmetric, method, asked, rng)
+        if rtol is not None and answer.stderr > rtol * answer.estimate:
+            if 2 * asked > _MOST_MATVECS:
+                warnings.warn(
+                    f"effective_rank: stderr {answer.stderr:.2g} of {answer.estimate:.4g} after "
+                    f"{answer.used} products does not meet rtol={rtol}",
+                    common.ConvergenceWarning,
+                    stacklevel=2,
+                )
+                break
+            asked, answer = 2 * asked, None
+    if isinstance(op, PartialTrace) and not isinstance(op, ProbedTrace):
+        answer = answer._replace(used=answer.used * op.num_vectors)
+    return _dataset(op, question, symmetric, "none" if keep is None else reduction, answer)
+
+
+def _check(
+    question: Question, reduction: str, method: str, num_matvecs: int, rtol: float | None
+) -> None:
+    kind = question.kind
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: choose from {', '.join(map(repr, KINDS))}")
+    if reduction not in ("expand_average", "partial_trace"):
+        raise ValueError(f"reduction={reduction!r}: choose 'expand_average' or 'partial_trace'")
+    if not 0 < question.threshold < 1:
+        raise ValueError(f"threshold={question.threshold}: choose a fraction between 0 and 1")
+    if not 0 <= question.tol < 1:
+        raise ValueError(f"tol={question.tol}: choose a fraction of the largest, from 0 to 1")
     if num_matvecs < 2:
         raise ValueError(f"num_matvecs={num_matvecs}: a standard error needs at least 2")
-    if method not in ("auto", "exact", "hutchinson"):
-        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'hutchinson'")
-    if method == "auto":
-        thin = min(op.shape) <= common.DENSE_SIZE and op.shape[0] * op.shape[1] <= 2**26
-        method = "exact" if thin else "hutchinson"
-    symmetric = common.is_self_adjoint(op)
-    before = op.num_matvecs
-    if method == "exact":
-        singular = torch.linalg.svdvals(op.dense_tensor())
-        _refuse_indefinite(op, symmetric)
-        estimate = _from_spectrum(singular, kind, symmetric, threshold)
-        stderr = 0.0
-    elif kind == "participation":
-        estimate, stderr = _participation(op, symmetric, num_matvecs, rng)
-    else:
-        estimate, stderr = _variance(op, symmetric, threshold, num_matvecs, rng)
+    if rtol is not None and not 0 < rtol < 1:
+        raise ValueError(f"rtol={rtol}: choose a fraction between 0 and 1")
+    if method not in ("auto", "exact", "hutchinson", "lanczos"):
+        raise ValueError(f"method={method!r}: choose 'auto', 'exact', 'hutchinson' or 'lanczos'")
+    if method not in ("auto", "exact", *KINDS[kind]):
+        others = " or ".join(map(repr, KINDS[kind]))
+        raise ValueError(f"method={method!r} does not give kind={kind!r}: choose {others}")
+
+
+def _reduced(
+    op: TrajectoryOperator,
+    keep: tuple[str, ...] | str,
+    reduction: str,
+    method: str,
+    num_matvecs: int,
+    rng: np.random.Generator,
+) -> TrajectoryOperator:
+    """The operator on the kept dims; a partial trace by random vectors where that is cheaper."""
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    if reduction == "expand_average":
+        return op.expand_average(keep)
+    exact = op.partial_trace(keep)
+    if method == "exact" or not isinstance(exact, PartialTrace):
+        return exact
+    if method == "auto" and exact.num_vectors * exact.shape[0] <= structure.DENSE_SIZE:
+        return exact
+    # A probe takes half a product if there is a root, and one for each kept position if not.
+    per_probe = 0.5 if op.root is not None else exact.shape[0]
+    return op.partial_trace(keep, num_probes=max(PROBES, int(num_matvecs / per_probe)), rng=rng)
+
+
+def _exact(
+    op: TrajectoryOperator, question: Question, symmetric: bool, *, force: bool
+) -> Answer | None:
+    """The rank from exact traces or from the whole spectrum; None if they are too dear."""
+    blocks = op.unit_blocks()
+    if question.kind == "participation" and blocks is not None:
+        scaled = blocks.scaled(1 / (blocks.trace() or 1.0))  # squares might leave the dtype
+        squares = scaled.inner(scaled)
+        how = f"traces of K, block diagonal over {blocks.n_units} units"
+        return Answer(1 / squares if squares else 0.0, 0.0, "exact", how, 0)
+    whole = whole_spectrum(op, symmetric, force=force)
+    if whole is None:
+        return None
+    spectrum, used = whole
+    if symmetric and not op.positive:
+        _refuse_indefinite(op, spectrum.values)
+    floor = common.noise_floor(op.torch_dtype)
+    estimate = of_spectrum(spectrum.values, question, symmetric, floor)
+    return Answer(estimate, 0.0, "exact", f"whole spectrum: {spectrum.how}", used)
+
+
+def _refuse_indefinite(op: TrajectoryOperator, values: Tensor) -> None:
+    noise = common.noise_floor(op.torch_dtype) * len(values) ** 0.5
+    if len(values) and values.min() < -noise * values.abs().max():
+        raise ValueError(
+            f"{op!r} has the eigenvalue {float(values.min()):g}: an effective rank needs a "
+            "positive semi-definite operator; use op @ op.H"
+        )
+
+
+def _of_probes(op: ProbedGram | ProbedTrace, question: Question, symmetric: bool) -> Answer:
+    """The rank of an estimated partial trace, with the jackknife over its random vectors."""
+    parts = op.dense_per_probe()
+    m, floor = len(parts), common.noise_floor(op.torch_dtype)
+
+    def rank(matrix: Tensor) -> float:
+        values = torch.linalg.eigvalsh(matrix) if symmetric else torch.linalg.svdvals(matrix)
+        values = values.clamp_min(0) if op.positive else values
+        if symmetric and not op.positive:
+            _refuse_indefinite(op, values)
+        return of_spectrum(values.flip(0) if symmetric else values, question, symmetric, floor)
+
+    total = parts.sum(0)
+    without = torch.tensor([rank((total - part) / (m - 1)) for part in parts], dtype=torch.float64)
+    estimate, stderr = left_out(torch.tensor(rank(total / m), dtype=torch.float64), without)
+    how = f"whole spectrum of a partial trace from {m} random vectors"
+    used = math.ceil(m / 2) if isinstance(op, ProbedGram) else m * op.shape[0]
+    return Answer(max(0.0, estimate), stderr, "hutchinson", how, used)
+
+
+def _dataset(
+    op: TrajectoryOperator, question: Question, symmetric: bool, reduction: str, answer: Answer
+) -> xr.Dataset:
+    kind = question.kind
     long_name = f"effective rank ({kind})"
     scalar = np.dtype(op.dtype).type
+    settings = {"threshold": question.threshold, "tol": question.tol, "reduction": reduction}
+    attrs = {
+        **common.configuration(op, kind=kind, method=answer.method, **settings),
+        "kind": kind,
+        "method": answer.method,
+        "chosen": answer.chosen,
+        "reduction": reduction,
+        "gram": "A" if symmetric or kind != "participation" else "A A*",
+        "num_matvecs": answer.used,
+    }
+    if kind == "numerical":
+        attrs |= {"tol": question.tol, "noise_floor": common.noise_floor(op.torch_dtype)}
     return xr.Dataset(
         {
-            "estimate": ((), scalar(estimate), {"long_name": long_name, "units": "1"}),
-            "stderr": ((), scalar(stderr), {"long_name": "standard error", "units": "1"}),
+            "estimate": ((), scalar(answer.estimate), {"long_name": long_name, "units": "1"}),
+            "stderr": ((), scalar(answer.stderr), {"long_name": "standard error", "units": "1"}),
         },
-        attrs={
-            **common.configuration(op, kind=kind, method=method, threshold=threshold),
-            "kind": kind,
-            "method": method,
-            "gram": "A" if symmetric else "A A*",
-            "num_matvecs": op.num_matvecs - before,
-        },
+        attrs=attrs,
     )
-
-
-def _refuse_indefinite(op: TrajectoryOperator, symmetric: bool) -> None:
-    if symmetric and not op.positive:
-        values = torch.linalg.eigvalsh(op.dense_tensor())
-        if values[0] < -common.noise_floor(op.torch_dtype) * len(values) * values.abs().max():
-            raise ValueError(
-                f"{op!r} has the eigenvalue {float(values[0]):g}: an effective rank needs a "
-                "positive semi-definite operator; use op @ op.H"
-            )
-
-
-def _from_spectrum(singular: Tensor, kind: str, symmetric: bool, threshold: float) -> float:
-    if not singular.isfinite().all():
-        raise ValueError("the operator is not finite: check the weights and the scale")
-    if not singular.any():
-        return 0.0
-    singular = singular.double() / singular.max()  # squares of small numbers would underflow
-    if kind == "participation":
-        gram = singular if symmetric else singular**2
-        return float(gram.sum() ** 2 / (gram**2).sum())
-    squares = singular**2
-    return float(_count_to(squares, threshold * squares.sum()))
-
-
-def _count_to(squares: Tensor, target: Tensor) -> Tensor:
-    """How many of the falling `squares` add up to `target`, interpolated between counts."""
-    cumulative = squares.cumsum(0)
-    full = int(torch.searchsorted(cumulative, target).clamp_max(len(squares) - 1))
-    held = cumulative[full] - squares[full]
-    return full + (target - held) / squares[full]
-
-
-def _participation(
-    op: TrajectoryOperator, symmetric: bool, m: int, rng: Any
-) -> tuple[float, float]:
-    z = common.random_block(op, op.codomain, m, rng)
-    if symmetric:
-        image = op.apply(z)
-        first = _quotients(op, z, image)
-    else:
-        back = op.apply_adjoint(z)
-        image = op.apply(back)
-        first = _squared_norms(back)
-    second = _squared_norms(image)
-    if not second.any():
-        return 0.0, 0.0
-    whole = first.mean() ** 2 / second.mean()
-    # Leave each probe out in turn.
-    without = ((first.sum() - first) / (m - 1)) ** 2 / ((second.sum() - second) / (m - 1))
-    estimate = m * whole - (m - 1) * without.mean()
-    stderr = np.sqrt((m - 1) / m * ((without - without.mean()) ** 2).sum())
-    return float(estimate), float(stderr)
-
-
-def _variance(
-    op: TrajectoryOperator, symmetric: bool, threshold: float, m: int, rng: Any
-) -> tuple[float, float]:
-    rng = np.random.default_rng(rng)
-    z = common.columns(common.random_block(op, op.codomain, m, rng))
-    images = common.columns(op.apply_adjoint(z.reshape(m, *op.codomain.shape)))
-    if symmetric:
-        _quotients(op, z, images)
-    if not images.any():
-        return 0.0, 0.0
-    k, most = 8, min(_MOST_MODES, min(op.shape))
-    while True:
-        k = min(k, most)
-        left, values, right = _leading(op, symmetric, k, rng)
-        # ||A||_F^2 = sum of the leading squares + E ||(A* - leading part) z||^2
-        rest = _squared_norms(images - (z @ left.T * values) @ right)
-        squares = values.double().square()
-        total = float(squares.sum()) + rest.mean()
-        if squares.sum() >= threshold * total:
-            count = float(_count_to(squares, squares.new_tensor(threshold * total)))
-            last = float(squares[min(int(count), k - 1)])
-            return count, threshold * rest.std(ddof=1) / np.sqrt(m) / last
-        if k == most:
-            warnings.warn(
-                f"effective_rank: {k} modes hold {float(squares.sum()) / total:.3f} of the sum of "
-                f"squares, less than {threshold}; the estimate is a lower bound",
-                common.ConvergenceWarning,
-                stacklevel=3,
-            )
-            return float(k), float("nan")
-        k *= 2
-
-
-def _leading(
-    op: TrajectoryOperator, symmetric: bool, k: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The k leading singular triplets, vectors as rows."""
-    if symmetric:
-        modes = eigsh(op, k, rng=rng)
-        floor = 1e3 * common.noise_floor(op.torch_dtype) * abs(modes.eigenvalue).max()
-        if (modes.eigenvalue < -floor).any():
-            raise ValueError(
-                f"{op!r} has a negative eigenvalue, so it is not positive semi-definite: use "
-                "op @ op.H"
-            )
-        triplet = (modes.eigenfunction, modes.eigenvalue, modes.eigenfunction)
-    else:
-        modes = svds(op, k, rng=rng)
-        triplet = (modes.left, modes.singular_value, modes.right)
-    left, values, right = (torch.from_numpy(part.values).to(op.device) for part in triplet)
-    return common.columns(left), values, common.columns(right)
-
-
-def _quotients(op: TrajectoryOperator, z: Tensor, image: Tensor) -> np.ndarray:
-    """z* A z of every probe, none of which may be negative."""
-    values = common.columns(z).mul(common.columns(image)).double().sum(1).cpu().numpy()
-    noise = common.noise_floor(op.torch_dtype) * float(z.norm() * image.norm())
-    if values.min() < -noise:
-        raise ValueError(f"{op!r} is self-adjoint but not positive semi-definite: use op @ op.H")
-    return values
-
-
-def _squared_norms(block: Tensor) -> np.ndarray:
-    return common.columns(block).double().square().sum(1).cpu().numpy()

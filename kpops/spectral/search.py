@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -68,6 +69,8 @@ class Search:
         Products so far.
     stopped : bool
         Whether the budget or the callback ended the search.
+    distance : float
+        Decades by which the largest residual of a leading mode was too large at the last look.
     """
 
     k: int
@@ -84,6 +87,7 @@ class Search:
         self.aim = _MARGIN * self.tol
         self.spent = 0
         self.stopped = False
+        self.distance = math.inf
         self.bar = tqdm(disable=not self.progress, desc="modes", unit=" products")
 
     def spend(self, n: int) -> None:
@@ -121,6 +125,9 @@ class Search:
         scale = size.max().clamp_min(self.floor)
         self._tell(values.flatten()[chosen], gaps, scale)
         unconverged = residuals.flatten() > self._slack(size, scale)
+        tiny = torch.finfo(scale.dtype).tiny
+        far = (gaps / self._slack(leading, scale).clamp_min(tiny)).max()
+        self.distance = math.log10(max(1.0, float(far)))
         if len(values) == 1:  # of one problem the leading modes converge first
             found = ~unconverged[chosen]
         else:  # of several each has its own pace
@@ -139,5 +146,7 @@ class Search:
             return
         left = values.new_full((self.k - len(values),), torch.nan)
         relative = residuals / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+        if self.squares:
+            values = values.clamp_min(0).sqrt()
         told = (torch.cat([part, left]).cpu().numpy() for part in (values, relative))
         self.stopped |= bool(self.callback(Progress(self.spent, *told)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,10 +43,11 @@ def svds(
         Number of modes, 1 to min(m, n).
     method : {"auto", "exact", "block-krylov", "lobpcg", "randomized", "arpack"}
         ``"exact"`` decomposes the matrix, or that of each trial where none are coupled.
-        ``"block-krylov"`` is block Lanczos bidiagonalisation from a random block, with full
-        reorthogonalisation of both sides and thick restart. The others are those of
-        :func:`kpops.eigsh` on the smaller of ``A* A`` and ``A A*``; they lose singular values below
-        about the square root of the rounding unit times the largest. ``"auto"`` is exact up to a
+        ``"block-krylov"`` is that of :func:`kpops.eigsh` on the smaller of ``A* A`` and ``A A*``;
+        where their rounding would cost digits that `tol` asks for, block Lanczos bidiagonalisation
+        instead, with full reorthogonalisation of both sides and thick restart. The others are those
+        of :func:`kpops.eigsh` on ``A* A`` or ``A A*``; they lose singular values below about the
+        square root of the rounding unit times the largest. ``"auto"`` is exact up to a
         size of 1024 or when most modes are asked for, and else block-krylov, or lobpcg where there
         is no memory for its bases.
     tol : float
@@ -100,18 +102,16 @@ def svds(
     before = op.num_matvecs
     if method == "exact":
         left, values, right = _exact(op, k)
-        sure, used = k, op.num_matvecs - before
+        sure = k
     else:
-        solver = _by_bidiagonal if method == "block-krylov" else _by_gram
+        solver = _by_krylov if method == "block-krylov" else _by_gram
         (left, values, right), sure = solver(op, method, search, block_size)
-        used = search.spent
         search.close()
 
     signs = common.fix_signs(right)[:, None]
     lefts = (signs * left).reshape(-1, *op.codomain.shape)
     rights = (signs * right).reshape(-1, *op.domain.shape)
     residual = _residual(op, lefts, values, rights)
-    used += 2 * len(values)
     converged = common.verdict(residual, tol, f"svds by {method}", sure)
     return xr.Dataset(
         {
@@ -130,7 +130,7 @@ def svds(
             **common.configuration(op, k=int(k), method=method, tol=tol),
             "method": method,
             "chosen": chosen,
-            "num_matvecs": used,
+            "num_matvecs": op.num_matvecs - before,
             "noise_floor": common.noise_floor(op.torch_dtype),
         },
     )
@@ -174,8 +174,34 @@ def _placed(side: structure.Batches, vectors: Tensor, problem: Tensor) -> Tensor
     return common.columns(side.join(whole))
 
 
-def _by_bidiagonal(
+def _by_krylov(
     op: TrajectoryOperator, method: str, search: Search, block_size: int | None
+) -> tuple[Triplets, int]:
+    """By A*A, with one basis instead of two, as long as it keeps the digits that are asked for.
+
+    Rounding of A*A, relative to s_1^2, is a residual of ``eps s_1 / s_k`` for the triplet.
+    """
+    eps = torch.finfo(op.torch_dtype).eps
+
+    def lost(leading: float, least: float) -> bool:
+        return least * search.aim < eps * leading
+
+    def watch(told: Progress) -> bool:
+        stop = search.callback is not None and bool(search.callback(told))
+        search.stopped |= stop
+        return stop or lost(told.values[0], told.values[-1])
+
+    first = replace(search, budget=search.budget // 2, callback=watch)
+    triplets, sure = _by_gram(op, method, first, block_size)
+    search.spent = 2 * first.spent
+    values = triplets[1]
+    if search.stopped or not lost(float(values[0]), float(values[-1])):
+        return triplets, sure
+    return _by_bidiagonal(op, search, block_size)
+
+
+def _by_bidiagonal(
+    op: TrajectoryOperator, search: Search, block_size: int | None
 ) -> tuple[Triplets, int]:
     sides = structure.batches(op)
     scale = _scale(op, search)

@@ -39,7 +39,15 @@ def micro(monkeypatch):
     monkeypatch.setattr(machine, "import_seconds", lambda repetitions: 0.1)
     grid = quick(BASE)
     return replace(
-        grid, kinds=("GRU",), hidden=(5,), base=BASE, large=((5, 2, 6),), eigsh=(("RNN", 4),)
+        grid,
+        kinds=("GRU",),
+        hidden=(5,),
+        base=BASE,
+        large=((5, 2, 6),),
+        spectra=(("RNN", 4),),
+        certainty_cases=14,
+        estimators=(("RNN", 4),),
+        estimator_repetitions=(2, 2),
     )
 
 
@@ -62,11 +70,24 @@ def test_a_run_writes_numbers_and_page(micro, tmp_path):
     assert all(r["peak"] > 0 for r in found["memory"])
     assert all(r["ratio"] > 0 for r in found["busy"])
     (spectrum,) = found["spectra"]
-    assert spectrum["error"] < 1e-3
+    assert [task["task"] for task in spectrum["tasks"]] == ["K", "P", "flow", "participation"]
+    by_spectrum = [n for m in found["certainty"]["outcomes"].values() for n in m.values()]
+    assert sum(sum(n.values()) for n in by_spectrum) == 14 * 2 * 6
+    assert sum(n.get("wrong", 0) for n in by_spectrum) == 0
+    operators = {r["operator"] for r in found["estimators"]}
+    assert {"flat, from 3 to 1", "K, RNN 4", "flow, RNN 4"} <= operators
 
     page.write(tmp_path, tmp_path / "benchmarks.rst")
     text = (tmp_path / "benchmarks.rst").read_text()
-    for title in ("At a glance: GRU, 5 units", "Growth", "Memory", "A busy machine"):
+    for title in (
+        "At a glance: GRU, 5 units",
+        "Spectra and ranks, end to end",
+        "Right, unsure or wrong",
+        "Errors of estimates, and what they claim",
+        "Growth",
+        "Memory",
+        "A busy machine",
+    ):
         assert f"\n{title}\n~" in text
     assert text.endswith("On a GPU\n--------\n\nNot measured.\n")
 

@@ -1,0 +1,207 @@
+"""Alignment of operators: the cosine of the angle between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from kpops.operators.base import TrajectoryOperator
+from kpops.operators.compose import Sum
+from kpops.operators.foreign import as_operator
+from kpops.spectral import common, structure
+from kpops.spectral.moments import jackknife
+from kpops.spectral.stochastic import dots, sphere
+
+_BLOCK = 64
+"""Vectors that are taken through the operators together."""
+
+
+def alignment(
+    a: Any, b: Any, *, method: str = "auto", num_matvecs: int = 64, rng: Any = None
+) -> xr.Dataset:
+    """Frobenius cosine of two operators between the same spaces.
+
+    Parameters
+    ----------
+    a, b : TrajectoryOperator, LinearOperator or array_like
+        Shape (m, n), of one dtype and on one device, with labels that agree.
+    method : {"auto", "exact", "hutchinson"}
+        ``"exact"`` takes K unit by unit where both are such, and else applies both operators to a
+        whole basis of the smaller side, once for all blocks that neither couples.
+        ``"hutchinson"`` applies both to the same random vectors. ``"auto"`` is exact where K is
+        known unit by unit, or the basis has at most 1024 vectors.
+    num_matvecs : int
+        Random vectors, at least 2; products with each of the operators.
+    rng : int, Generator or None
+        Source of the random vectors.
+
+    Returns
+    -------
+    Dataset
+        ``estimate``, from -1 to 1 (from 0 to 1 if both operators are positive), and its standard
+        error ``stderr``, zero if exact. Both are NaN if one of the operators is zero, as no angle
+        is defined then; the attribute ``chosen`` says so.
+
+    Raises
+    ------
+    ValueError
+        If the operators differ in spaces, labels, dtype or device, or an option is out of range.
+
+    Notes
+    -----
+    ``<A, B>_F / (||A||_F ||B||_F)`` with ``<A, B>_F = tr(A* B)``. For two Gram operators it is the
+    kernel alignment of Cristianini and others (2001), without centring. With z uniform on the
+    sphere of squared radius n, ``(A z)* (B z)``, ``||A z||^2`` and ``||B z||^2`` have the three
+    inner products as means. What one z adds to all of them cancels in the ratio; the jackknife
+    removes the bias that is left and gives the standard error.
+
+    What it is for: K with K over training, or the output tangent kernel with itself, tells how far
+    learning is from the lazy regime; the flow operator ``P K P*`` with ``P P*`` tells how much of
+    where gradient flow leads is due to the dynamics alone.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> _ = torch.manual_seed(0)
+    >>> inputs = torch.randn(4, 6, 2)
+    >>> early, late = (torch.nn.GRU(2, 5, batch_first=True) for _ in range(2))
+    >>> before, after = (kpops.linearize(m, inputs, dtype=torch.float64) for m in (early, late))
+    >>> bool(0 < kpops.alignment(before.K, after.K).estimate < 1)  # of K over training
+    True
+    >>> turned = kpops.alignment(after.flow, after.P @ after.P.H)  # misdirection of gradient flow
+    >>> bool(turned.estimate < 1), float(turned.stderr)
+    (True, 0.0)
+    >>> float(kpops.alignment(after.P, -2 * after.P).estimate.round(12))
+    -1.0
+    """
+    a, b = as_operator(a), as_operator(b)
+    Sum(a, b)  # refuses, in words, operators that have no sum
+    if num_matvecs < 2:
+        raise ValueError(f"num_matvecs={num_matvecs}: a standard error needs at least 2")
+    if method not in ("auto", "exact", "hutchinson"):
+        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'hutchinson'")
+    products = _of_unit_blocks(a, b) if method != "hutchinson" else None
+    used, how = 0, "K is block diagonal over units"
+    if products is None and (method == "exact" or _few(a, b)):
+        products, used = _of_basis(a, b)
+        how = f"a basis of {used // 2} vectors"
+    if method == "hutchinson" or products is None:
+        method = "hutchinson"
+        samples, used = _of_probes(a, b, num_matvecs, rng)
+        how = f"{num_matvecs} shared random vectors"
+    else:
+        method, samples = "exact", products[:, None]
+    if not samples.isfinite().all():
+        raise ValueError("an operator is not finite: check the weights and the scale")
+    estimate, stderr = _cosine_and_error(samples)
+    if math.isnan(estimate):
+        how = "undefined: an operator is zero"
+    scalar = np.dtype(a.dtype).type
+    return xr.Dataset(
+        {
+            "estimate": ((), scalar(estimate), {"long_name": "alignment", "units": "1"}),
+            "stderr": ((), scalar(stderr), {"long_name": "standard error", "units": "1"}),
+        },
+        attrs={
+            **{k: v for k, v in a.attrs.items() if b.attrs.get(k) == v},
+            **common.configuration(Sum(a, b), num_matvecs=num_matvecs, method=method),
+            "operator": a.symbol,
+            "with": b.symbol,
+            "method": method,
+            "chosen": how,
+            "num_matvecs": used,
+        },
+    )
+
+
+def _cosine(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
+    return ab / (aa.sqrt() * bb.sqrt())
+
+
+def _cosine_and_error(samples: Tensor) -> tuple[float, float]:
+    """Of (A z)* (B z), ||A z||^2 and ||B z||^2, shape (3, probe), one of each if exact."""
+    if not samples[1].any() or not samples[2].any():
+        return math.nan, math.nan
+    # Operators of unequal scale: squares of very small ones must not vanish in the product.
+    if samples.shape[1] == 1:
+        estimate, stderr = float(_cosine(*samples[:, 0])), 0.0
+    else:
+        estimate, stderr = jackknife(_cosine, *samples)
+    return min(max(estimate, -1.0), 1.0), stderr
+
+
+def _of_unit_blocks(a: TrajectoryOperator, b: TrajectoryOperator) -> Tensor | None:
+    """The three inner products of two K of the same units, or None."""
+    first, second = a.unit_blocks(), b.unit_blocks()
+    if first is None or second is None:
+        return None
+    if (first.units, first.n_units, first.n_rows) != (second.units, second.n_units, second.n_rows):
+        return None
+    # Traces of one, as squares might leave the dtype; a zero stays what it is.
+    first, second = (x.scaled(1 / (x.trace() or 1.0)) for x in (first, second))
+    products = [first.inner(second), first.inner(first), second.inner(second)]
+    return torch.tensor(products, dtype=torch.float64)
+
+
+def _shared(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[structure.Batches, bool]:
+    """The smaller side as the blocks that neither couples, and whether it is the codomain."""
+    wide = a.shape[0] < a.shape[1]
+    dims = tuple(d for d in structure.uncoupled(a) if d in structure.uncoupled(b))
+    return structure.Batches(a.codomain if wide else a.domain, dims), wide
+
+
+def _few(a: TrajectoryOperator, b: TrajectoryOperator) -> bool:
+    return _shared(a, b)[0].size <= structure.DENSE_SIZE
+
+
+def _of_basis(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[Tensor, int]:
+    """The three inner products from a basis, and the products with both."""
+    batches, wide = _shared(a, b)
+
+    def blocks() -> Iterator[Tensor]:
+        for start in range(0, batches.size, _BLOCK):
+            n = min(_BLOCK, batches.size - start)
+            basis = torch.zeros(
+                batches.count, n, batches.size, dtype=a.torch_dtype, device=a.device
+            )
+            basis[:, :, start : start + n].diagonal(dim1=1, dim2=2).fill_(1)
+            yield batches.join(basis)
+
+    return _products(a, b, wide, blocks()).sum(1), 2 * batches.size
+
+
+def _of_probes(
+    a: TrajectoryOperator, b: TrajectoryOperator, m: int, rng: Any
+) -> tuple[Tensor, int]:
+    """The three inner products as every random vector sees them, and the products with both."""
+    wide = a.shape[0] < a.shape[1]
+    space = a.codomain if wide else a.domain
+    rng = np.random.default_rng(rng)
+    like = torch.empty(0, dtype=a.torch_dtype, device=a.device)
+
+    def blocks() -> Iterator[Tensor]:
+        for start in range(0, m, _BLOCK):
+            z = sphere(rng, min(_BLOCK, m - start), space.size, like)
+            yield z.reshape(-1, *space.shape)
+
+    return _products(a, b, wide, blocks()), 2 * m
+
+
+def _products(
+    a: TrajectoryOperator, b: TrajectoryOperator, wide: bool, blocks: Iterator[Tensor]
+) -> Tensor:
+    """(A z)* (B z), ||A z||^2 and ||B z||^2, shape (3, vector); adjoints if `wide`."""
+    acts: list[Callable[[Tensor], Tensor]] = [
+        op.apply_adjoint if wide else op.apply for op in (a, b)
+    ]
+    parts = []
+    for block in blocks:
+        y, w = (act(block).reshape(len(block), -1) for act in acts)
+        parts.append(torch.stack([dots(y, w), dots(y, y), dots(w, w)]))
+    return torch.cat(parts, 1)

@@ -1,0 +1,355 @@
+"""Sums over the spectrum, and the spectral density, by stochastic Lanczos quadrature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from kpops.labels import to_numpy
+from kpops.operators.base import TrajectoryOperator
+from kpops.operators.foreign import as_operator
+from kpops.spectral import common, structure
+from kpops.spectral.eig import eigsh
+from kpops.spectral.lanczos import Rule, check_probes, gauss_rule
+from kpops.spectral.smoothing import Grid, bulk_edge, make_grid, smoothed
+from kpops.spectral.svd import svds
+
+_STEPS = 64
+
+
+def quadrature(
+    op: Any,
+    functions: Sequence[Callable[[Tensor], Tensor]],
+    *,
+    num_probes: int = 16,
+    steps: int = _STEPS,
+    rng: Any = None,
+) -> Tensor:
+    """Sum functions over the spectrum of an operator, once for every random vector.
+
+    Parameters
+    ----------
+    op : TrajectoryOperator, LinearOperator or array_like
+        Shape (m, n).
+    functions : sequence of callable
+        Each maps a float64 tensor of eigenvalues, if `op` is self-adjoint, or else of singular
+        values, to a tensor of its shape. Those of a positive operator are never negative; zeros
+        that the structure of `op` makes known are summed exactly, by the value at 0.
+    num_probes : int
+        Random vectors, at least 2 for an error bar.
+    steps : int
+        Steps of Lanczos from each, at most.
+    rng : int, Generator or None
+        Source of the random vectors.
+
+    Returns
+    -------
+    Tensor, shape (function, probe)
+        Independent estimates of ``tr f(A)``, or of the sum of f over the min(m, n) singular values,
+        in float64: their mean is the estimate, and their scatter tells its standard error. All
+        functions share the random vectors, so that ratios have a jackknife.
+
+    Raises
+    ------
+    ValueError
+        If `num_probes` or `steps` is too small, or `op` is not finite.
+
+    Notes
+    -----
+    Stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017, algorithm 1), from vectors uniform on
+    the sphere, with full reorthogonalisation. It takes ``num_probes * steps`` products with `op`,
+    and twice as many if `op` is not self-adjoint; where ``op = R R*`` is known, it works in the
+    smaller space. Singular values are square roots of eigenvalues of the smaller Gram operator,
+    so that those below the square root of the dtype's noise floor drown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kpops.spectral.density import quadrature
+    >>> sums = quadrature(2 * np.eye(5), [lambda x: x, lambda x: x**2], num_probes=3, rng=0)
+    >>> sums.round(decimals=6)
+    tensor([[10., 10., 10.],
+            [20., 20., 20.]], dtype=torch.float64)
+    """
+    op = as_operator(op)
+    check_probes(num_probes, steps)
+    symmetric = common.is_self_adjoint(op)
+    rule = gauss_rule(op, num_probes=num_probes, steps=steps, rng=rng, symmetric=symmetric)
+    return torch.stack([rule.sums(f) for f in functions])
+
+
+def spectral_density(
+    op: Any,
+    *,
+    num_probes: int = 16,
+    steps: int = _STEPS,
+    outliers: int = 0,
+    points: int = 256,
+    scale: str = "auto",
+    width: float | None = None,
+    method: str = "auto",
+    rng: Any = None,
+) -> xr.Dataset:
+    """Density of the eigenvalues of a self-adjoint operator, of the singular values of another.
+
+    Parameters
+    ----------
+    op : TrajectoryOperator, LinearOperator or array_like
+        Shape (m, n).
+    num_probes : int
+        Random vectors; at least 2.
+    steps : int
+        Steps of Lanczos from each, at most. The finest detail is about twice the range over
+        `steps`.
+    outliers : int
+        Leading modes, by magnitude, that are found one by one (:func:`kpops.eigsh`, or
+        :func:`kpops.svds`). The density is that of the rest, the bulk, and the random vectors are
+        projected off these modes. Choose it larger than the number of outliers expected.
+    points : int
+        Grid points, at least 2.
+    scale : {"auto", "linear", "log"}
+        Spacing of the grid. ``"log"`` needs an operator without negative eigenvalues, and shows
+        what is above the noise floor; ``"auto"`` takes it for these where half of the values that
+        are not zero lie below a tenth of the largest.
+    width : float, optional
+        Standard deviation of the Gaussian that every value becomes: in units of the value on a
+        linear grid, in decades on a logarithmic one. Default: twice the range over
+        `steps`, as nodes lie about that far apart.
+    method : {"auto", "exact", "lanczos"}
+        ``"exact"`` smooths the whole spectrum; ``"auto"`` does so where it is to be had cheaply:
+        small operators, and K of gated cells.
+    rng : int, Generator or None
+        Source of the random vectors.
+
+    Returns
+    -------
+    Dataset
+        On the grid ``value``: ``density``, the number of bulk values per unit of value, and its
+        standard error ``stderr`` over the probes; ``["cumulative"]``, the number of bulk values
+        above, and ``cumulative_stderr``. Raw: ``node(probe, step)`` and ``weight(probe, step)``,
+        how many values each node stands for. Leading modes: ``outlier(mode)`` and
+        ``outlier_residual(mode)``. The numbers in the attributes are explained in the notes.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or out of range, or `op` is not finite.
+    MemoryError
+        If the matrix of ``method="exact"`` would not fit.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If some of the leading modes did not converge.
+
+    Notes
+    -----
+    Lanczos from random vectors gives a Gauss rule of the spectral measure each, and Gaussians of
+    the stated width at the nodes make it a density (Lin, Saad and Yang 2016, section 3.2; Ubaru,
+    Chen and Saad 2017; Ghorbani, Krishnan and Xiao 2019). The standard error is that of the mean
+    over probes, and does not tell of detail finer than the rules resolve.
+
+    The density integrates to ``n_bulk``, which is all values without the outliers, and on a
+    logarithmic grid also without what is at or below the noise floor: ``n_zeros`` values, with
+    ``n_zeros_stderr``. Of all zeros, ``structural_zeros`` are known beforehand, and no node stands
+    for them.
+
+    ``bulk_edge`` is the magnitude at which the bulk ends: above it, half a value is left. Of the
+    leading modes the smallest is compared with the edge, then the next. As long as one lies
+    above the edge by no more than the extent of the ten values below the edge, it is part of the
+    bulk, and the new edge; the others stand off, ``n_outliers`` of them. At the edge of a random
+    matrix the ten extend over about eight standard deviations of the largest eigenvalue.
+
+    Examples
+    --------
+    >>> import numpy as np, kpops
+    >>> spikes = np.r_[30.0, 20.0, np.linspace(-1, 1, 98)]
+    >>> density = kpops.spectral_density(np.diag(spikes), outliers=5)
+    >>> density.attrs["n_outliers"], density.attrs["bulk_edge"]
+    (2, 1.0)
+    >>> float(density.density.integrate("value").round(2))
+    95.0
+    """
+    op = as_operator(op)
+    check_probes(num_probes, steps)
+    _check(op, outliers, points, scale, width, method)
+    symmetric = common.is_self_adjoint(op)
+    whole = None
+    if method != "lanczos":
+        whole = whole_spectrum(op, symmetric, force=method == "exact")
+    if whole is not None:
+        spectrum, used = whole
+        bulk, modes = _parted(spectrum, outliers)
+        how = spectrum.how
+    else:
+        rng = np.random.default_rng(rng)
+        modes = _leading(op, symmetric, outliers, rng)
+        bulk = gauss_rule(
+            op, num_probes=num_probes, steps=steps, rng=rng, symmetric=symmetric, off=modes.vectors
+        )
+        used, how = bulk.num_matvecs + modes.num_matvecs, f"Gauss rules of {num_probes} vectors"
+    floor = common.noise_floor(op.torch_dtype)
+    if whole is None and not symmetric:  # singular values are then roots of eigenvalues
+        floor = floor**0.5
+    magnitudes = modes.values[modes.values.isfinite()].abs()  # NaN where no mode was found
+    zero = floor * float(torch.cat([magnitudes, bulk.nodes.abs().amax()[None]]).max())
+    grid = make_grid(bulk, zero, scale, points, width, min(steps, _STEPS))
+    edge, n_outliers = bulk_edge(bulk, magnitudes.tolist(), zero)
+    zeros = bulk.sums(lambda x: (x.abs() <= zero).double())
+    n_zeros, n_zeros_stderr = _mean_and_error(zeros)
+    kind = "eigenvalue" if symmetric else "singular value"
+    return xr.Dataset(
+        _variables(op, bulk, modes, grid, zero, kind),
+        attrs={
+            **common.configuration(
+                op,
+                num_probes=num_probes,
+                steps=steps,
+                outliers=outliers,
+                points=points,
+                scale=scale,
+                method=method,
+            ),
+            "kind": kind,
+            "method": "lanczos" if whole is None else "exact",
+            "chosen": how,
+            "num_matvecs": used,
+            "scale": "log" if grid.log else "linear",
+            "width": grid.width,
+            "width_units": "decades" if grid.log else "value",
+            "noise_floor": floor,
+            "n_bulk": float(bulk.weights[0].sum()) + bulk.n_zeros,
+            "n_zeros": float(n_zeros),
+            "n_zeros_stderr": float(n_zeros_stderr),
+            "structural_zeros": bulk.n_zeros,
+            "bulk_edge": edge,
+            "n_outliers": n_outliers,
+        },
+    )
+
+
+def whole_spectrum(
+    op: TrajectoryOperator, symmetric: bool, *, force: bool = False
+) -> tuple[structure.Spectrum, int] | None:
+    """All eigenvalues of a symmetric operator, all singular values of another; and the products.
+
+    From its structure or its dense blocks; None if they are too large to be made without being
+    asked for, which `force` does.
+    """
+    exact = structure.is_exact(op)
+    root = op.root if symmetric and not exact else None
+    if root is not None and root.shape[1] < root.shape[0]:
+        inner = root.H @ root
+        if force or structure.is_small(inner):
+            spectrum = structure.eigenvalues(inner)
+            n_zeros = op.shape[0] - len(spectrum.values)
+            how = f"A = R R* with thin R, R* R as {spectrum.how}"
+            values = spectrum.values.clamp_min(0)
+            return structure.Spectrum(values, n_zeros, how), inner.num_matvecs
+    if not (exact or force):
+        return None
+    before = op.num_matvecs
+    spectrum = structure.eigenvalues(op) if symmetric else structure.singular_values(op)
+    return spectrum, op.num_matvecs - before
+
+
+class _Modes(NamedTuple):
+    """Leading modes: values and relative residuals (mode,), float64; vectors of the rest's rule."""
+
+    values: Tensor
+    residuals: Tensor
+    vectors: Tensor | None
+    num_matvecs: int
+
+
+def _check(
+    op: TrajectoryOperator,
+    outliers: int,
+    points: int,
+    scale: str,
+    width: float | None,
+    method: str,
+) -> None:
+    if isinstance(outliers, bool) or not 0 <= outliers < min(op.shape):
+        raise ValueError(f"outliers={outliers!r}: choose an int from 0 to {min(op.shape) - 1}")
+    if points < 2:
+        raise ValueError(f"points={points}: a grid has at least 2")
+    if scale not in ("auto", "linear", "log"):
+        raise ValueError(f"scale={scale!r}: choose 'auto', 'linear' or 'log'")
+    if width is not None and not (width > 0 and math.isfinite(width)):
+        raise ValueError(f"width={width}: choose a positive number, or None for the default")
+    if method not in ("auto", "exact", "lanczos"):
+        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'lanczos'")
+
+
+def _parted(spectrum: structure.Spectrum, outliers: int) -> tuple[Rule, _Modes]:
+    """A spectrum that is known, as its leading values and a rule of the rest without error."""
+    values = spectrum.values.double()
+    if not values.isfinite().all():
+        raise ValueError("the operator is not finite: check the weights and the scale")
+    short = max(0, outliers + 1 - len(values))  # then some of the structural zeros are asked for
+    values = torch.cat([values, values.new_zeros(short)])
+    leading, rest = values[:outliers], values[None, outliers:]
+    modes = _Modes(leading, torch.zeros_like(leading), None, 0)
+    return Rule(rest, torch.ones_like(rest), rest, rest, spectrum.n_zeros - short, 0), modes
+
+
+def _leading(op: TrajectoryOperator, symmetric: bool, k: int, rng: np.random.Generator) -> _Modes:
+    if k == 0:
+        nothing = torch.zeros(0, dtype=torch.float64, device=op.device)
+        return _Modes(nothing, nothing, None, 0)
+    result = eigsh(op, k, rng=rng) if symmetric else svds(op, k, rng=rng)
+    names = ("eigenvalue", "eigenfunction") if symmetric else ("singular_value", "left")
+    values, vectors = (torch.from_numpy(result[name].values).to(op.device) for name in names)
+    residuals = torch.from_numpy(result.residual.values).to(op.device)
+    # A mode of the value zero says nothing that the rest does not, and none was found where NaN is.
+    real = values.isfinite() & (values.abs() > common.noise_floor(op.torch_dtype) * abs(values[0]))
+    return _Modes(
+        values.double(), residuals.double(), vectors[real], int(result.attrs["num_matvecs"])
+    )
+
+
+def _mean_and_error(per_probe: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the probes (first dim) and its standard error; none of a single exact one."""
+    count = len(per_probe)
+    mean = per_probe.mean(0)
+    return mean, per_probe.std(0) / count**0.5 if count > 1 else torch.zeros_like(mean)
+
+
+def _variables(
+    op: TrajectoryOperator, bulk: Rule, modes: _Modes, grid: Grid, zero: float, kind: str
+) -> dict[str, Any]:
+    density, above = (_mean_and_error(part) for part in smoothed(bulk, grid, zero))
+    values = to_numpy(grid.values).astype(op.dtype)
+    value = ("value", values, {"long_name": kind, "units": "1"})
+
+    def on_grid(part: Tensor, long_name: str) -> xr.DataArray:
+        attrs = {"long_name": long_name, "units": "1"}
+        data = to_numpy(part).astype(op.dtype)
+        return xr.DataArray(data, dims="value", coords={"value": value}, attrs=attrs)
+
+    def raw(part: Tensor, long_name: str) -> xr.DataArray:
+        attrs = {"long_name": long_name, "units": "1"}
+        return xr.DataArray(to_numpy(part).astype(op.dtype), dims=("probe", "step"), attrs=attrs)
+
+    variables = {
+        "density": on_grid(density[0], f"number of {kind}s per unit of value"),
+        "stderr": on_grid(density[1], "standard error of the density"),
+        "cumulative": on_grid(above[0], f"number of {kind}s above"),
+        "cumulative_stderr": on_grid(above[1], "standard error of the number above"),
+        "node": raw(bulk.nodes, "node of the Gauss rule"),
+        "weight": raw(bulk.weights, "number of values that the node stands for"),
+    }
+    if len(modes.values):
+        leading = {
+            "outlier": (modes.values.to(op.torch_dtype), f"leading {kind}"),
+            "outlier_residual": (modes.residuals.to(op.torch_dtype), "relative residual"),
+        }
+        variables |= common.mode_variables(leading)
+    return variables

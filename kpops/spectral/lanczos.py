@@ -1,0 +1,317 @@
+"""Gauss rules of an operator's spectrum: Lanczos from many random vectors at once.
+
+From a unit vector z, s steps of Lanczos make the tridiagonal matrix T whose eigenvalues t_k and
+first eigenvector components c_k are the nodes and, squared, the weights of the Gauss rule of the
+spectral measure of z, ``sum_k c_k^2 f(t_k) ~ z* f(A) z``: exact for polynomials f of degree below
+2 s, and for all f once the vectors span an invariant space. For z uniform on the sphere the mean
+of ``n z* f(A) z`` is tr f(A).
+
+All vectors take each step together. Where the operator is block diagonal over some dims, as P is
+over trials, every block has a recursion of its own at no further cost, and so is resolved as
+finely as if it stood alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kpops.engines.memory import free_bytes
+from kpops.labels import Space
+from kpops.operators.base import TrajectoryOperator
+from kpops.spectral import common
+from kpops.spectral.structure import Batches, uncoupled
+
+Act = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A symmetric operator with the spectrum that is asked for, in the smallest space.
+
+    Attributes
+    ----------
+    apply : callable
+        Its action on blocks (vector, *space.shape).
+    space : Space
+        Where it acts.
+    dims : tuple of str
+        Those over which it is block diagonal.
+    gram : bool
+        Whether it is ``R*R`` or ``R R*``, so that no eigenvalue is negative.
+    roots : bool
+        Whether the square roots of its eigenvalues are what is asked for: singular values.
+    n_zeros : int
+        How many eigenvalues of the operator it lacks, all zero.
+    cost : int
+        Products with the operator that one action is worth.
+    into : callable or None
+        From modes of the operator (those of its codomain) to modes of this one, up to length;
+        None if they are the same.
+    """
+
+    apply: Act
+    space: Space
+    dims: tuple[str, ...]
+    gram: bool
+    roots: bool
+    n_zeros: int
+    cost: int
+    into: Act | None = None
+
+    def values(self, nodes: Tensor) -> Tensor:
+        """Eigenvalues or singular values asked for, of its eigenvalues."""
+        nodes = nodes.clamp_min(0) if self.gram else nodes
+        return nodes.sqrt() if self.roots else nodes
+
+
+def problem_of(op: TrajectoryOperator, symmetric: bool) -> Problem:
+    """The eigenvalues of a symmetric operator, the singular values of another, as a problem."""
+    if not symmetric:
+        thin = op.shape[1] < op.shape[0]
+        inner = _gram_inside(op) if thin else _gram_outside(op)
+        into = op.apply_adjoint if thin else None
+        return replace(inner, roots=True, n_zeros=0, cost=2, into=into)
+    root = op.root
+    if root is not None and root.shape[1] < root.shape[0]:
+        return _gram_inside(root)
+    return Problem(op.apply, op.domain, uncoupled(op), op.positive, False, 0, 1)
+
+
+def _gram_inside(root: TrajectoryOperator) -> Problem:
+    return Problem(
+        lambda block: root.apply_adjoint(root.apply(block)),
+        root.domain,
+        uncoupled(root),
+        gram=True,
+        roots=False,
+        n_zeros=root.shape[0] - root.shape[1],
+        cost=1,
+        into=root.apply_adjoint,
+    )
+
+
+def _gram_outside(root: TrajectoryOperator) -> Problem:
+    return Problem(
+        lambda block: root.apply(root.apply_adjoint(block)),
+        root.codomain,
+        uncoupled(root),
+        gram=True,
+        roots=False,
+        n_zeros=0,
+        cost=1,
+    )
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """The matrices T of many recursions, of one size, zero where a recursion has ended.
+
+    Attributes
+    ----------
+    diagonal : Tensor
+        Shape (recursion, step), float64.
+    beside : Tensor
+        Shape (recursion, step), float64: what couples a step to the next, also the last.
+    """
+
+    diagonal: Tensor
+    beside: Tensor
+
+    def gauss(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Nodes, weights and residuals (recursion, node) of the first steps.
+
+        Weights add up to 1. An eigenvalue lies within the residual of each node.
+        """
+        steps = min(steps, self.diagonal.shape[1])
+        off = torch.diag_embed(self.beside[:, : steps - 1], 1)
+        t = torch.diag_embed(self.diagonal[:, :steps]) + off + off.mT
+        nodes, vectors = torch.linalg.eigh(t)
+        first, last = vectors[:, 0], vectors[:, -1]
+        # What couples to a recursion that has ended is rounding.
+        weights = torch.where(first.abs() > 1e-14, first, 0).square()
+        return nodes, weights, self.beside[:, steps - 1, None] * last.abs()
+
+
+def lanczos(apply: Act, starts: Tensor, steps: int) -> Tridiagonal:
+    """Run Lanczos from every row of `starts`, with full reorthogonalisation.
+
+    Parameters
+    ----------
+    apply : callable
+        Symmetric action on rows (recursion, entry).
+    starts : Tensor
+        Shape (recursion, entry), not zero; need not be of unit length.
+    steps : int
+        Steps at most. A recursion ends before when its vectors span an invariant space, to the
+        noise floor of the dtype: then its rule is exact.
+
+    Returns
+    -------
+    Tridiagonal
+        In float64, with the scale of the operator.
+    """
+    count, n = starts.shape
+    steps = min(steps, n)
+    diagonal = torch.zeros(count, steps, dtype=torch.float64, device=starts.device)
+    beside = torch.zeros_like(diagonal)
+    basis = starts.new_zeros(count, steps, n)
+    basis[:, 0] = starts / starts.norm(dim=1, keepdim=True)
+    scale = 1.0
+    largest = starts.new_zeros(count)
+    for step in range(steps):
+        image = apply(basis[:, step])
+        if step == 0:  # squares of very large or small numbers would leave the dtype
+            scale = _power_of_two(image)
+        image = image / scale
+        diagonal[:, step] = (basis[:, step] * image).sum(1)
+        spanned = basis[:, : step + 1]
+        before = image.norm(dim=1)
+        for _ in range(2):  # once leaves a part of the order of what it takes away
+            image = image - (spanned.mT @ (spanned @ image[..., None]))[..., 0]
+        length = image.norm(dim=1)
+        largest = torch.maximum(largest, before)
+        going = length > common.noise_floor(starts.dtype) * largest
+        beside[:, step] = torch.where(going, length, 0)
+        if step + 1 == steps or not going.any():
+            break
+        basis[:, step + 1] = torch.where(going, 1 / length, 0)[:, None] * image
+    return Tridiagonal(diagonal * scale, beside * scale)
+
+
+def _power_of_two(values: Tensor) -> float:
+    largest = float(values.abs().max())
+    if not math.isfinite(largest):
+        raise ValueError("the operator is not finite: check the weights and the scale")
+    return 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Gauss rules of random vectors: what the spectrum looks like from each.
+
+    Attributes
+    ----------
+    nodes, weights : Tensor
+        Shape (probe, node), float64: values, and how many of the operator's each stands for.
+    low, high : Tensor
+        Shape (probe, node): between them lies a value of the operator, for each node.
+    n_zeros : int
+        Structural zeros that no node stands for.
+    num_matvecs : int
+        Products with the operator that it took.
+    coarse : Rule or None
+        The same from three quarters of the steps: the distance tells the error of the rule.
+    """
+
+    nodes: Tensor
+    weights: Tensor
+    low: Tensor
+    high: Tensor
+    n_zeros: int
+    num_matvecs: int
+    coarse: Rule | None = None
+
+    def sums(self, function: Act) -> Tensor:
+        """Sum of `function` over the spectrum as every probe sees it, shape (probe,)."""
+        # Nodes without weight are where a recursion has ended; a logarithm may be infinite there.
+        values = torch.where(self.weights > 0, self.weights * function(self.nodes), 0).sum(1)
+        if self.n_zeros:
+            values = values + self.n_zeros * float(function(self.nodes.new_zeros(1)))
+        return values
+
+
+def gauss_rule(
+    op: TrajectoryOperator,
+    *,
+    num_probes: int,
+    steps: int,
+    rng: Any,
+    symmetric: bool,
+    off: Tensor | None = None,
+) -> Rule:
+    """Gauss rules of the eigenvalues of a symmetric operator, the singular values of another.
+
+    Parameters
+    ----------
+    op : TrajectoryOperator
+        The operator.
+    num_probes, steps : int
+        Random vectors, and steps of Lanczos from each.
+    rng : int, Generator or None
+        Source of the random vectors.
+    symmetric : bool
+        Whether `op` is self-adjoint.
+    off : Tensor, optional
+        Modes (mode, *codomain.shape) with non-zero values, which the rules leave out.
+
+    Returns
+    -------
+    Rule
+    """
+    problem = problem_of(op, symmetric)
+    modes = _orthonormal(off, problem) if off is not None and len(off) else None
+    # Modes mix the blocks, and so does a projection off them.
+    batches = Batches(problem.space, () if modes is not None else problem.dims)
+    rng = np.random.default_rng(rng)
+    recursions: list[Tridiagonal] = []
+    room = free_bytes(op.device) // 4
+    size = max(1, room // (2 * min(steps, batches.size) * problem.space.size * op.dtype.itemsize))
+    for first in range(0, num_probes, size):
+        some = min(size, num_probes - first)
+        start = common.random_block(op, problem.space, some, rng)
+        rows = _off(batches.split(start), modes).flatten(0, 1)
+        recursions.append(lanczos(partial(_act, problem, batches, modes), rows, steps))
+    n_rest = batches.size - (0 if modes is None else len(modes))
+
+    def rule(steps: int, coarse: Rule | None = None) -> Rule:
+        # Recursions run (block, probe) in each group of probes.
+        parts = [r.gauss(steps) for r in recursions]
+        nodes, weights, residuals = (
+            torch.cat([p[i].unflatten(0, (batches.count, -1)) for p in parts], dim=1)
+            .transpose(0, 1)
+            .flatten(1)
+            for i in range(3)
+        )
+        values, low, high = map(problem.values, (nodes, nodes - residuals, nodes + residuals))
+        used = problem.cost * num_probes * recursions[0].diagonal.shape[1]
+        return Rule(values, n_rest * weights, low, high, problem.n_zeros, used, coarse)
+
+    return rule(steps, rule(max(1, 3 * min(steps, batches.size) // 4)))
+
+
+def _act(problem: Problem, batches: Batches, modes: Tensor | None, rows: Tensor) -> Tensor:
+    batched = rows.unflatten(0, (batches.count, -1))
+    image = batches.split(problem.apply(batches.join(batched).contiguous()))
+    return _off(image, modes).flatten(0, 1)
+
+
+def _off(batched: Tensor, modes: Tensor | None) -> Tensor:
+    """Project off orthonormal modes, twice against rounding."""
+    if modes is None:
+        return batched
+    for _ in range(2):
+        batched = batched - (batched @ modes.T) @ modes
+    return batched
+
+
+def _orthonormal(modes: Tensor, problem: Problem) -> Tensor:
+    """Modes of the operator as an orthonormal basis (mode, entry) in the problem's space."""
+    inside = common.columns(modes if problem.into is None else problem.into(modes))
+    inside = inside / inside.norm(dim=1, keepdim=True)
+    return torch.linalg.qr(inside.T)[0].T.contiguous()
+
+
+def check_probes(num_probes: int, steps: int) -> None:
+    """Refuse numbers of probes and steps that make no rule or no error bar."""
+    if num_probes < 2:
+        raise ValueError(f"num_probes={num_probes}: a standard error needs at least 2")
+    if steps < 1:
+        raise ValueError(f"steps={steps}: choose at least 1")

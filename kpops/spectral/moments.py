@@ -1,0 +1,163 @@
+"""Traces of G and of G^2 from shared random vectors, and the jackknife of what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kpops.operators.base import TrajectoryOperator
+from kpops.spectral import common
+from kpops.spectral.lanczos import Problem, problem_of
+from kpops.spectral.stochastic import dots, sphere
+
+_BLOCK = 64
+"""Vectors that are taken through the operator together."""
+
+
+class Moments(NamedTuple):
+    """Independent estimates of tr G and of tr G^2, one of each per random vector.
+
+    Attributes
+    ----------
+    first, second : Tensor
+        Shape (probe,), float64.
+    how : str
+        How they were found, in words.
+    """
+
+    first: Tensor
+    second: Tensor
+    how: str
+
+
+def jackknife(statistic: Callable[..., Tensor], *samples: Tensor) -> tuple[float, float]:
+    """Estimate and standard error of a function of means, without its bias of first order.
+
+    Parameters
+    ----------
+    statistic : callable
+        Of as many means as there are samples; it must broadcast.
+    *samples : Tensor
+        Shape (probe,), float64; all of the same random vectors.
+
+    Returns
+    -------
+    estimate, stderr : float
+
+    Notes
+    -----
+    Efron and Stein (1981): each random vector is left out in turn.
+    """
+    m = len(samples[0])
+    whole = statistic(*(s.mean() for s in samples))
+    without = statistic(*((s.sum() - s) / (m - 1) for s in samples))
+    return left_out(whole, without)
+
+
+def left_out(whole: Tensor, without: Tensor) -> tuple[float, float]:
+    """The jackknife of a statistic of all random vectors, and of all but each, shape (probe,)."""
+    m = len(without)
+    estimate = m * whole - (m - 1) * without.mean()
+    stderr = ((m - 1) / m * (without - without.mean()).square().sum()).sqrt()
+    return float(estimate), float(stderr)
+
+
+def moments(
+    op: TrajectoryOperator, symmetric: bool, num_matvecs: int, rng: Any
+) -> tuple[list[Moments], int]:
+    """Estimate tr G and tr G^2, with G the operator if it is symmetric and ``A A*`` if not.
+
+    Parameters
+    ----------
+    op : TrajectoryOperator
+        A.
+    symmetric : bool
+        Whether it is self-adjoint.
+    num_matvecs : int
+        Products with A, about.
+    rng : int, Generator or None
+        Source of the random vectors.
+
+    Returns
+    -------
+    candidates : list of Moments
+        One, or two if the spectrum is seen to decay: the one with the smaller error bar is to be
+        taken. They come from the same products.
+    used : int
+        Products with A.
+
+    Notes
+    -----
+    With z uniform on the sphere of squared radius n, ``z* G z`` and ``||G z||^2`` have means tr G
+    and tr G^2; one product serves both. They scatter by a mode's random weight, so that where few
+    modes hold most of G, these are better summed exactly (Hutch++: Meyer, Musco, Musco and
+    Woodruff 2021): with Q an orthonormal basis of the images of a quarter of the vectors,
+    ``tr G = tr Q* G Q + E z' G z'`` and ``||G||^2 = ||G Q||^2 + E ||G z'||^2`` for
+    ``z' = z - Q Q* z``, at the price of another quarter for G Q. It is tried if the first quarter
+    shows a participation ratio below half of its number.
+
+    For ``G = R R*`` both traces are those of ``R* R``, which is applied if it is smaller.
+    """
+    rng = np.random.default_rng(rng)
+    problem = problem_of(op, symmetric)
+    m = max(2, num_matvecs // problem.cost)
+    n_pilot = m // 4
+    z, y = _images(op, problem, n_pilot, rng)
+    decays = n_pilot >= 4 and _participation(z, y) < n_pilot / 2
+    basis, mapped = _basis(problem, y) if decays else (None, None)
+    spent = n_pilot if basis is None else n_pilot + len(basis)
+    plain, rest = _quotients(z, y), []
+    for first in range(spent, m, _BLOCK):
+        z, y = _images(op, problem, min(_BLOCK, m - first), rng)
+        plain = torch.cat([plain, _quotients(z, y)], 1)
+        if basis is not None and mapped is not None:
+            inside = z @ basis.T
+            rest.append(_quotients(z - inside @ basis, y - inside @ mapped))
+    _refuse_negative(op, problem, plain)
+    used = problem.cost * max(m, spent)
+    candidates = [Moments(plain[0], plain[1], f"{plain.shape[1]} random vectors")]
+    if basis is not None and mapped is not None and rest:
+        held = torch.stack([dots(basis, mapped).sum(), dots(mapped, mapped).sum()])
+        values = held[:, None] + torch.cat(rest, 1)[:2]
+        how = f"{len(basis)} leading directions and {values.shape[1]} random vectors off them"
+        candidates.append(Moments(values[0], values[1], how))
+    return candidates, used
+
+
+def _images(
+    op: TrajectoryOperator, problem: Problem, count: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
+    z = sphere(rng, count, problem.space.size, like)
+    y = problem.apply(z.reshape(count, *problem.space.shape))
+    return z, y.reshape(count, -1)
+
+
+def _quotients(z: Tensor, y: Tensor) -> Tensor:
+    """z* G z, ||G z||^2 and ||z||^2 ||G z||^2 of every vector, (3, vector)."""
+    second = dots(y, y)
+    return torch.stack([dots(z, y), second, dots(z, z) * second])
+
+
+def _participation(z: Tensor, y: Tensor) -> float:
+    first, second, _ = _quotients(z, y).mean(1)
+    return float(first**2 / second) if second > 0 else 0.0
+
+
+def _basis(problem: Problem, y: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Orthonormal rows Q that span the images, and their images; None if all images are zero."""
+    largest = y.abs().max()
+    if not largest > 0:
+        return None, None
+    basis = torch.linalg.qr((y / largest).T)[0].T.contiguous()
+    return basis, problem.apply(basis.reshape(-1, *problem.space.shape)).reshape(basis.shape)
+
+
+def _refuse_negative(op: TrajectoryOperator, problem: Problem, quotients: Tensor) -> None:
+    noise = common.noise_floor(op.torch_dtype) * quotients[2].max().sqrt()
+    if not problem.gram and quotients[0].min() < -noise:
+        raise ValueError(f"{op!r} is self-adjoint but not positive semi-definite: use op @ op.H")

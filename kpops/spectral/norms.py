@@ -1,0 +1,363 @@
+"""Frobenius, Schatten and spectral norms, exact or with an error bar."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from kpops.operators.base import TrajectoryOperator
+from kpops.operators.foreign import as_operator
+from kpops.spectral import common, structure
+from kpops.spectral.budget import (
+    Answer,
+    check,
+    empty,
+    estimated,
+    gram_trace,
+    rows_of,
+    scalar_dataset,
+)
+from kpops.spectral.eig import eigsh
+from kpops.spectral.gramian import squared_frobenius
+from kpops.spectral.lanczos import gauss_rule
+from kpops.spectral.probing_gram import GramTrace
+from kpops.spectral.svd import svds
+from kpops.spectral.trace import trace
+
+_FROBENIUS = {"auto": 2, "exact": 2, "hutchinson": 2, "xtrace": 6, "xnystrace": 4}
+_SCHATTEN = {"auto": 8, "exact": 2, "lanczos": 8}
+_PROBES = 8
+"""Random vectors of a Gauss rule at least; what is left of the products makes its steps."""
+
+
+def frobenius_norm(
+    op: Any,
+    *,
+    method: str = "auto",
+    num_matvecs: int | None = None,
+    tol: float | None = None,
+    rng: Any = None,
+) -> xr.Dataset:
+    """Frobenius norm of any operator: the root of the sum of its squared singular values.
+
+    Parameters
+    ----------
+    op : TrajectoryOperator, LinearOperator or array_like
+        m x n.
+    method : {"auto", "exact", "hutchinson", "xtrace", "xnystrace"}
+        ``"exact"`` uses the structure, or makes the matrix; the others estimate the trace of
+        ``A* A`` (:func:`kpops.trace`). ``"auto"`` is exact where that is cheap (K, P, blocks of a
+        size up to 1024).
+    num_matvecs : int, optional
+        Products with `op` and its adjoint: 64, or at most 1024 with `tol`.
+    tol : float, optional
+        Add products until the standard error is at most this fraction of the estimate.
+    rng : int, Generator or None
+        Source of the random vectors.
+
+    Returns
+    -------
+    Dataset
+        ``estimate`` and its standard error ``stderr``; attributes as of :func:`kpops.trace`, with
+        the participation ratio of ``A* A``.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or out of range, or `op` is not finite.
+    MemoryError
+        If the matrix of ``method="exact"`` would not fit.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If `tol` was not reached.
+
+    Notes
+    -----
+    ``||A z||^2`` has the mean ``||A||_F^2``, so that products with A alone serve. The standard
+    error of the root is half of that of the square, relative to each, to first order. Of P the
+    square is the sum of the traces of its observability Gramians.
+
+    Examples
+    --------
+    >>> import numpy as np, kpops
+    >>> float(kpops.frobenius_norm(np.diag([3.0, 4.0])).estimate)
+    5.0
+    """
+    op = as_operator(op)
+    budget = check(method, _FROBENIUS, num_matvecs, tol)
+    if min(op.shape if op.root is None else op.root.shape) < 2:
+        method = "exact"
+    before = op.num_matvecs
+    exact = _exact_frobenius(op, method) if method in ("auto", "exact") else None
+    if exact is not None:
+        answer = Answer(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
+    else:
+        run = _gram_run(op, method, np.random.default_rng(rng))
+        answer = estimated(run, budget, tol, positive=True, power=0.5)
+    settings = {"method": method, "num_matvecs": budget, "tol": tol}
+    return scalar_dataset(op, "frobenius_norm", answer, "Frobenius norm", settings)
+
+
+def schatten_norm(
+    op: Any,
+    p: float,
+    *,
+    method: str = "auto",
+    num_matvecs: int | None = None,
+    tol: float | None = None,
+    rng: Any = None,
+) -> xr.Dataset:
+    """Schatten norm of any operator: the p-norm of its singular values.
+
+    Parameters
+    ----------
+    op : TrajectoryOperator, LinearOperator or array_like
+        m x n.
+    p : float
+        At least 1: 1 is the nuclear norm, 2 the Frobenius norm, infinity the spectral norm.
+    method : {"auto", "exact", "lanczos"}
+        ``"exact"`` takes all singular values; ``"lanczos"`` Gauss rules of the spectrum from random
+        vectors. ``"auto"`` is exact where that is cheap, :func:`kpops.frobenius_norm` for p = 2,
+        :func:`kpops.spectral_norm` for infinite p, :func:`kpops.trace` for p = 1 if `op` is known
+        to be positive, the mean of ``||A* A z||^2`` for p = 4, and else ``"lanczos"``.
+    num_matvecs : int, optional
+        Products with `op` and its adjoint: 64, or at most 1024 with `tol`; not for infinite p.
+    tol : float, optional
+        Add products until the standard error is at most this fraction of the estimate.
+    rng : int, Generator or None
+        Source of the random vectors.
+
+    Returns
+    -------
+    Dataset
+        ``estimate`` and its standard error ``stderr``; attributes as of :func:`kpops.trace`.
+
+    Raises
+    ------
+    ValueError
+        If `p` is below 1, or an option is unknown or out of range.
+    MemoryError
+        If the matrix of ``method="exact"`` would not fit.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If `tol` was not reached.
+
+    Notes
+    -----
+    Stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017): the sum of ``sigma^p`` over the
+    spectrum. The standard error holds the scatter of the vectors, and the change of their mean when
+    a quarter of the steps is left out. With a tolerance it starts anew with as many products as all
+    that were spent before.
+
+    Examples
+    --------
+    >>> import numpy as np, kpops
+    >>> float(kpops.schatten_norm(np.diag([3.0, -4.0]), 1).estimate)
+    7.0
+    """
+    op = as_operator(op)
+    if not isinstance(p, int | float) or not p >= 1:
+        raise ValueError(f"p={p!r}: the Schatten norms are those of p from 1 to infinity")
+    budget = check(method, _SCHATTEN, num_matvecs, tol)
+    name = f"Schatten norm (p = {p:g})"
+    settings = {"method": method, "num_matvecs": budget, "tol": tol, "p": float(p)}
+    exact = method == "exact" or (method == "auto" and structure.is_exact(op))
+    options = {"num_matvecs": budget, "tol": tol, "rng": rng}
+    if not exact and method == "auto":
+        special = _special(op, p, options)
+        if special is not None:
+            special.estimate.attrs["long_name"] = name
+            own = common.configuration(op, what="schatten_norm", **settings)["configuration"]
+            return special.assign_attrs(configuration=own)
+    before = op.num_matvecs
+    if exact:
+        spectrum = structure.singular_values(op)
+        norm = _p_norm(spectrum.values.double(), p)
+        answer = Answer(norm, 0.0, "exact", spectrum.how, op.num_matvecs - before)
+    elif method == "auto" and p == 4:
+        run = _fourth_run(op, np.random.default_rng(rng))
+        answer = estimated(run, budget, tol, positive=True, power=0.25)
+    elif p == math.inf:
+        raise ValueError("p=inf: Gauss rules have no largest value; use method='auto'")
+    else:
+        answer = estimated(_Rules(op, float(p), rng), budget, tol, positive=False)
+    return scalar_dataset(op, "schatten_norm", answer, name, settings)
+
+
+def spectral_norm(op: Any, *, tol: float = 1e-6, rng: Any = None) -> xr.Dataset:
+    """Spectral norm of any operator: its largest singular value.
+
+    Parameters
+    ----------
+    op : TrajectoryOperator, LinearOperator or array_like
+        m x n.
+    tol : float
+        Relative residual to reach, where it is not exact.
+    rng : int, Generator or None
+        Source of the start vectors.
+
+    Returns
+    -------
+    Dataset
+        ``estimate``, and ``stderr``, here a bound of the error, not a standard error: the norm of
+        the residual, within which there is a singular value. Attributes as of
+        :func:`kpops.trace`, and ``converged``.
+
+    Raises
+    ------
+    ValueError
+        If `tol` is out of range, or `op` is not finite.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If `tol` was not reached.
+
+    Notes
+    -----
+    The leading mode of :func:`kpops.eigsh` if `op` is self-adjoint, of :func:`kpops.svds` if not.
+
+    Examples
+    --------
+    >>> import numpy as np, kpops
+    >>> float(kpops.spectral_norm(np.diag([3.0, -4.0])).estimate)
+    4.0
+    """
+    op = as_operator(op)
+    if not 0 < tol < 1:
+        raise ValueError(f"tol={tol!r}: choose a relative residual between 0 and 1")
+    before = op.num_matvecs
+    if min(op.shape) == 0 or structure.is_exact(op):
+        spectrum = structure.singular_values(op)
+        norm = float(spectrum.values[0]) if spectrum.values.numel() else 0.0
+        used = op.num_matvecs - before
+        answer = Answer(norm, 0.0, "exact", spectrum.how, used, converged=True)
+    else:
+        symmetric = common.is_self_adjoint(op)
+        modes = (eigsh if symmetric else svds)(op, 1, tol=tol, rng=rng)
+        values = modes.eigenvalue if symmetric else modes.singular_value
+        norm = abs(float(values[0]))
+        answer = Answer(
+            norm,
+            norm * float(modes.residual[0]),
+            modes.attrs["method"],
+            modes.attrs["chosen"],
+            modes.attrs["num_matvecs"],
+            converged=bool(modes.converged[0]),
+        )
+    return scalar_dataset(op, "spectral_norm", answer, "spectral norm", {"tol": tol})
+
+
+def _exact_frobenius(op: TrajectoryOperator, method: str) -> tuple[float, str] | None:
+    """The norm and how it was found; None if it is not cheap and `method` does not insist."""
+    square = squared_frobenius(op)
+    if square is not None:
+        return math.sqrt(square), "sum of the traces of the observability Gramians of P"
+    blocks = op.unit_blocks()
+    if blocks is not None:
+        return math.sqrt(blocks.inner(blocks)), f"K couples no two of {blocks.n_units} units"
+    root = op.root
+    if root is not None and structure.is_small(root) and root.shape[1] < root.shape[0]:
+        dense = structure.dense_blocks(root).double()
+        how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])} of a factor"
+        return float((dense.mT @ dense).norm()), how
+    if method == "exact" or structure.is_small(op):
+        dense = structure.dense_blocks(op)
+        how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}"
+        return float(dense.double().norm()), how
+    return None
+
+
+def _gram_run(op: TrajectoryOperator, method: str, rng: np.random.Generator) -> GramTrace:
+    """Trace of ``A* A``, of ``(R* R)^2`` where ``A = R R*`` is known: the smallest space."""
+    root = op.root
+    if root is None or root.shape[1] >= root.shape[0]:
+        return gram_trace(op, 1.0, method, rng)
+    forth, back = rows_of(root.apply, root.domain), rows_of(root.apply_adjoint, root.codomain)
+
+    def act(rows: Tensor) -> Tensor:
+        return back(forth(rows))
+
+    return GramTrace(act, act, root.shape[1], 1.0, method, rng, empty(op))
+
+
+def _fourth_run(op: TrajectoryOperator, rng: np.random.Generator) -> GramTrace:
+    """Trace of ``(A* A)^2``."""
+    forth, back = rows_of(op.apply, op.domain), rows_of(op.apply_adjoint, op.codomain)
+    if op.shape[0] < op.shape[1]:
+        forth, back = back, forth
+
+    def act(rows: Tensor) -> Tensor:
+        return back(forth(rows))
+
+    return GramTrace(act, act, min(op.shape), 2.0, "auto", rng, empty(op))
+
+
+class _Rules:
+    """The sum of ``sigma^p`` from Gauss rules, anew for every budget."""
+
+    def __init__(self, op: TrajectoryOperator, p: float, rng: Any) -> None:
+        self.op, self.p, self.rng = op, p, np.random.default_rng(rng)
+        self.symmetric = common.is_self_adjoint(op)
+        self.num_matvecs = 0.0
+        self.found = (math.nan, math.nan)
+
+    def spend(self, budget: float) -> None:
+        """Use products up to the budget."""
+        left = int(budget - self.num_matvecs) // (1 if self.symmetric else 2)
+        probes = max(min(_PROBES, left // 2), int(math.sqrt(left)))
+        if probes < 2:
+            return
+        rule = gauss_rule(
+            self.op,
+            num_probes=probes,
+            steps=max(1, left // probes),
+            rng=self.rng,
+            symmetric=self.symmetric,
+        )
+        self.num_matvecs += rule.num_matvecs
+        scale = float(rule.nodes.abs().max())
+        if scale == 0:
+            self.found = 0.0, 0.0
+            return
+
+        def power(values: Tensor) -> Tensor:
+            return (values.abs() / scale) ** self.p
+
+        sums = rule.sums(power)
+        mean = float(sums.mean())
+        change = mean - float(rule.coarse.sums(power).mean()) if rule.coarse else 0.0
+        error = math.hypot(float(sums.std()) / math.sqrt(probes), change)
+        norm = scale * mean ** (1 / self.p)
+        self.found = norm, norm * error / mean / self.p
+
+    def outcome(self) -> tuple[float, float, str, str]:
+        """The norm from the last rule."""
+        return *self.found, "lanczos", "no special method for this p"
+
+
+def _special(op: TrajectoryOperator, p: float, options: dict[str, Any]) -> xr.Dataset | None:
+    """The norm by a function that is made for this p, if there is one."""
+    if p == 2:
+        return frobenius_norm(op, **options)
+    if p == math.inf:
+        return spectral_norm(op, tol=options["tol"] or 1e-6, rng=options["rng"])
+    if p == 1 and op.positive:
+        return trace(op, **options)
+    return None
+
+
+def _p_norm(values: Tensor, p: float) -> float:
+    largest = float(values.max()) if values.numel() else 0.0
+    if p == math.inf or largest == 0:
+        return largest
+    return largest * float(torch.sum((values / largest) ** p)) ** (1 / p)

@@ -1,0 +1,347 @@
+"""The kinds of effective rank: of a spectrum that is known, and estimated."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kpops.operators.base import TrajectoryOperator
+from kpops.spectral import common
+from kpops.spectral.eig import eigsh
+from kpops.spectral.gramian import squared_frobenius
+from kpops.spectral.lanczos import Rule, gauss_rule
+from kpops.spectral.moments import jackknife, left_out, moments
+from kpops.spectral.stochastic import dots, sphere
+from kpops.spectral.svd import svds
+
+KINDS = {
+    "participation": ("hutchinson",),
+    "variance": ("lanczos", "hutchinson"),
+    "entropy": ("lanczos",),
+    "stable": ("hutchinson",),
+    "numerical": ("lanczos",),
+}
+"""Every kind and the methods that estimate it."""
+PROBES = 16
+"""Random vectors of Gauss rules; what is left of the products makes their steps."""
+_FEW_MODES = 8
+_LEAST_MATVECS = 384
+"""With fewer products, neither the modes nor the rules would be of use."""
+_MOST_MODES = 256
+
+
+class Question(NamedTuple):
+    """What is asked for."""
+
+    kind: str
+    threshold: float
+    tol: float
+
+
+class Answer(NamedTuple):
+    """A rank, how it was found, and the products with the operator."""
+
+    estimate: float
+    stderr: float
+    method: str
+    chosen: str
+    used: int
+
+
+def of_spectrum(values: Tensor, question: Question, symmetric: bool, floor: float) -> float:
+    """The rank of a spectrum that is known; values fall in magnitude."""
+    if not values.isfinite().all():
+        raise ValueError("the operator is not finite: check the weights and the scale")
+    if not values.any():
+        return 0.0
+    values = values.double().abs() / values.abs().max().double()  # squares might underflow
+    squares = values.square()
+    match question.kind:
+        case "participation":
+            gram = values if symmetric else squares
+            return float(gram.sum() ** 2 / gram.square().sum())
+        case "variance":
+            return _count_to(squares, torch.ones_like(squares), question.threshold)
+        case "entropy":
+            return float(torch.special.entr(values / values.sum()).sum().exp())
+        case "stable":
+            return float(squares.sum())
+        case _:
+            return float((values > max(question.tol, floor)).sum())
+
+
+def _count_to(squares: Tensor, counts: Tensor, threshold: float, total: float = 0.0) -> float:
+    """How many of the falling `squares`, each there `counts` times, hold a part of their sum.
+
+    Interpolated between counts. `total` is the sum if it is larger than that of what is given.
+    """
+    held = (squares * counts).cumsum(0)
+    target = threshold * max(total, float(held[-1]))
+    full = int(torch.searchsorted(held, target).clamp_max(len(held) - 1))
+    missing = target - float(held[full] - squares[full] * counts[full])
+    return float(counts[:full].sum()) + missing / float(squares[full])
+
+
+def estimated(
+    op: TrajectoryOperator,
+    question: Question,
+    symmetric: bool,
+    method: str,
+    num_matvecs: int,
+    rng: np.random.Generator,
+) -> Answer:
+    """The rank from random vectors, in about `num_matvecs` products and those for modes."""
+    match question.kind:
+        case "participation":
+            answer = _participation(op, symmetric, num_matvecs, rng)
+        case "stable":
+            answer = _stable(op, symmetric, num_matvecs, rng)
+        case "variance":
+            answer = _variance(op, question, symmetric, method, num_matvecs, rng)
+        case _:
+            answer = _by_rules(op, question, symmetric, num_matvecs, rng)
+    rounding = 10 * common.noise_floor(op.torch_dtype) * answer.estimate
+    return answer._replace(stderr=math.hypot(answer.stderr, rounding))
+
+
+def _participation(
+    op: TrajectoryOperator, symmetric: bool, num_matvecs: int, rng: np.random.Generator
+) -> Answer:
+    candidates, used = moments(op, symmetric, num_matvecs, rng)
+    if not candidates[0].second.any():
+        return Answer(0.0, 0.0, "hutchinson", "the operator is zero", used)
+    results = [(*jackknife(lambda f, s: f**2 / s, c.first, c.second), c.how) for c in candidates]
+    estimate, stderr, how = min(results, key=lambda result: result[1])
+    # Nothing that is not zero has less than 1, and none more than its size.
+    return Answer(min(max(estimate, 1.0), min(op.shape)), stderr, "hutchinson", how, used)
+
+
+def _stable(
+    op: TrajectoryOperator, symmetric: bool, num_matvecs: int, rng: np.random.Generator
+) -> Answer:
+    total, stderr, how, used = _squared_frobenius(op, symmetric, num_matvecs, rng)
+    if total == 0:
+        return Answer(0.0, 0.0, "hutchinson", "the operator is zero", used)
+    modes = eigsh(op, 1, rng=rng) if symmetric else svds(op, 1, rng=rng)
+    largest = modes.eigenvalue if symmetric else modes.singular_value
+    _refuse_indefinite_modes(op, largest.values)
+    square = float(largest[0]) ** 2
+    doubt = 2 * float(modes.residual[0]) * total / square
+    how = f"squared Frobenius norm by {how}, over the square of the leading mode"
+    used += int(modes.attrs["num_matvecs"])
+    return Answer(total / square, math.hypot(stderr / square, doubt), "hutchinson", how, used)
+
+
+def _squared_frobenius(
+    op: TrajectoryOperator, symmetric: bool, num_matvecs: int, rng: np.random.Generator
+) -> tuple[float, float, str, int]:
+    """||A||_F^2, its standard error, how it was found, and the products that it took."""
+    exact = squared_frobenius(op)
+    if exact is not None:
+        return exact, 0.0, "the Gramian of P", 0
+    candidates, used = moments(op, symmetric, num_matvecs, rng)
+    samples = [(c.second if symmetric else c.first, c.how) for c in candidates]
+    results = [(float(s.mean()), float(s.std()) / len(s) ** 0.5, how) for s, how in samples]
+    return *min(results, key=lambda result: result[1]), used
+
+
+def _variance(
+    op: TrajectoryOperator,
+    question: Question,
+    symmetric: bool,
+    method: str,
+    num_matvecs: int,
+    rng: np.random.Generator,
+) -> Answer:
+    """By leading modes if they are few enough, else by Gauss rules."""
+    if method == "hutchinson":
+        answer = _by_modes(op, question, symmetric, num_matvecs, rng, 8)
+        if math.isnan(answer.stderr):
+            warnings.warn(
+                f"effective_rank: {answer.chosen}; the estimate is a lower bound",
+                common.ConvergenceWarning,
+                stacklevel=4,
+            )
+        return answer
+    rough = _by_rules(op, question, symmetric, num_matvecs, rng)
+    if method == "lanczos" or rough.estimate > _MOST_MODES / 2:
+        return rough
+    start = int(1.2 * rough.estimate) + 4
+    answer = _by_modes(op, question, symmetric, num_matvecs, rng, start)
+    if math.isnan(answer.stderr):
+        return rough._replace(used=rough.used + answer.used)
+    return answer._replace(used=rough.used + answer.used)
+
+
+def _by_modes(
+    op: TrajectoryOperator,
+    question: Question,
+    symmetric: bool,
+    m: int,
+    rng: np.random.Generator,
+    k: int,
+) -> Answer:
+    """The variance rank from k leading modes, or more; a lower bound if 256 are too few."""
+    exact = squared_frobenius(op)
+    like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
+    z = sphere(rng, 0 if exact is not None else m, op.codomain.size, like)
+    images = common.columns(op.apply_adjoint(z.reshape(-1, *op.codomain.shape)))
+    used, most = len(z), min(_MOST_MODES, min(op.shape))
+    while True:
+        k = min(k, most)
+        left, values, right, more = _leading(op, symmetric, k, rng)
+        used += more
+        squares = values.double().square()
+        if exact is None:
+            # ||A||_F^2 = sum of the leading squares + E ||(A* - leading part) z||^2
+            off = images - (z @ left.T * values) @ right
+            rest = dots(off, off)
+            total, error = float(squares.sum() + rest.mean()), float(rest.std()) / m**0.5
+        else:
+            total, error = exact, 0.0
+        if total == 0:
+            return Answer(0.0, 0.0, "hutchinson", "the operator is zero", used)
+        if squares.sum() >= question.threshold * total:
+            count = _count_to(squares, torch.ones_like(squares), question.threshold, total)
+            last = float(squares[min(int(count), k - 1)])
+            of_total = "the Gramian of P" if exact is not None else f"{m} random vectors"
+            how = f"{k} leading modes, and the whole sum by {of_total}"
+            return Answer(count, question.threshold * error / last, "hutchinson", how, used)
+        if k == most:
+            share = float(squares.sum()) / total
+            how = (
+                f"{k} modes hold {share:.3f} of the sum of squares, less than {question.threshold}"
+            )
+            return Answer(float(k), math.nan, "hutchinson", how, used)
+        k *= 2
+
+
+def _leading(
+    op: TrajectoryOperator, symmetric: bool, k: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The k leading singular triplets, vectors as rows, and the products that they took."""
+    if symmetric:
+        modes = eigsh(op, k, rng=rng)
+        _refuse_indefinite_modes(op, modes.eigenvalue.values)
+        triplet = (modes.eigenfunction, modes.eigenvalue, modes.eigenfunction)
+    else:
+        modes = svds(op, k, rng=rng)
+        triplet = (modes.left, modes.singular_value, modes.right)
+    left, values, right = (torch.from_numpy(part.values).to(op.device) for part in triplet)
+    used = int(modes.attrs["num_matvecs"])
+    return common.columns(left), values, common.columns(right), used
+
+
+def _refuse_indefinite_modes(op: TrajectoryOperator, values: np.ndarray) -> None:
+    if (values < -1e3 * common.noise_floor(op.torch_dtype) * np.abs(values).max()).any():
+        raise ValueError(
+            f"{op!r} has a negative eigenvalue, so it is not positive semi-definite: use op @ op.H"
+        )
+
+
+def _by_rules(
+    op: TrajectoryOperator,
+    question: Question,
+    symmetric: bool,
+    num_matvecs: int,
+    rng: np.random.Generator,
+) -> Answer:
+    """Entropy, numerical or variance rank: a few leading modes, and Gauss rules of the rest."""
+    num_matvecs = max(num_matvecs, _LEAST_MATVECS)
+    k = min(_FEW_MODES, min(op.shape) // 4)
+    leading, off, doubt, used = _few_modes(op, symmetric, k, num_matvecs // 3, rng)
+    steps = (num_matvecs - used) // (PROBES * (1 if symmetric else 2))
+    rule = gauss_rule(op, num_probes=PROBES, steps=steps, rng=rng, symmetric=symmetric, off=off)
+    used += rule.num_matvecs
+    values = torch.cat([leading, rule.nodes.flatten()])
+    largest = float(values.abs().max())
+    if largest == 0:
+        return Answer(0.0, 0.0, "lanczos", "the operator is zero", used)
+    floor = common.noise_floor(op.torch_dtype)
+    if symmetric and values.min() < -1e3 * floor * largest:
+        raise ValueError(f"{op!r} is not positive semi-definite: use op @ op.H")
+    if not symmetric:
+        floor = floor**0.5  # the rules are of A* A
+    least = max(question.tol, floor) * largest
+    rank, error = _of_rule(rule, leading, question, largest, least)
+    if question.kind == "numerical":
+        of_rule = _unresolved(rule, least)
+    else:
+        coarse, _ = _of_rule(rule.coarse or rule, leading, question, largest, least)
+        of_rule = rank - coarse
+    how = f"{len(leading)} leading modes, and Gauss rules of {PROBES} vectors, {steps} steps"
+    rank = min(max(rank, 0.0), min(op.shape))
+    return Answer(rank, math.hypot(error, of_rule, doubt * rank), "lanczos", how, used)
+
+
+def _unresolved(rule: Rule, least: float) -> float:
+    """How many of the values near `least` the rule may have counted on the wrong side.
+
+    A node knows its values to the residual r, and their weight to about r over the distance d of
+    the others, so that a share r / d of its weight may lie beyond `least` at the distance d.
+    """
+    residual = torch.maximum(rule.high - rule.nodes, rule.nodes - rule.low)
+    tiny = torch.finfo(residual.dtype).tiny
+    share = residual / torch.maximum(residual, (rule.nodes - least).abs()).clamp_min(tiny)
+    return float((rule.weights * share).sum(1).mean())
+
+
+def _few_modes(
+    op: TrajectoryOperator, symmetric: bool, k: int, most: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor | None, float, int]:
+    """Values of leading modes (mode,), float64, their vectors, residual, and the products.
+
+    They only take scatter away from the rules of the rest: fewer will do, too.
+    """
+    nothing = torch.zeros(0, dtype=torch.float64, device=op.device)
+    if k == 0:
+        return nothing, None, 0.0, 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", common.ConvergenceWarning)
+        solve = eigsh if symmetric else svds
+        modes = solve(op, k, max_matvecs=most, rng=rng)
+    names = ("eigenvalue", "eigenfunction") if symmetric else ("singular_value", "left")
+    values, vectors = (torch.from_numpy(modes[name].values).to(op.device) for name in names)
+    floor = 2 * common.noise_floor(op.torch_dtype) ** 0.5  # of svds by a Gram operator
+    good = torch.from_numpy(modes.converged.values).to(op.device)
+    good = good & (values.abs() > floor * values.abs().max())
+    residuals = torch.from_numpy(modes.residual.values).to(op.device)[good]
+    doubt = float(residuals.max()) if len(residuals) else 0.0
+    return values[good].double(), vectors[good], doubt, int(modes.attrs["num_matvecs"])
+
+
+def _of_rule(
+    rule: Rule, leading: Tensor, question: Question, largest: float, least: float
+) -> tuple[float, float]:
+    """Rank and jackknife error of leading values and of the rest that Gauss rules describe."""
+
+    def sums(function: Callable[[Tensor], Tensor]) -> Tensor:
+        return rule.sums(function) + function(leading).sum()
+
+    if question.kind == "entropy":
+        first = sums(lambda x: x / largest)
+        second = sums(lambda x: torch.special.entr(x.clamp_min(0) / largest))
+        # With s = sum a and e = -sum a log a, the entropy of a / s is e / s + log s.
+        return jackknife(lambda s, e: (e / s + s.log()).exp(), first, second)
+    if question.kind == "numerical":
+        return jackknife(lambda c: c, sums(lambda x: (x > least).double()))
+    probes = len(rule.nodes)
+    squares = torch.cat([leading.expand(probes, -1), rule.nodes], 1).div(largest).square()
+    weights = torch.cat([torch.ones_like(leading).expand(probes, -1), rule.weights], 1)
+    whole = _pooled_count(squares, weights, question.threshold)
+    others = [[p for p in range(probes) if p != left] for left in range(probes)]
+    without = [_pooled_count(squares[o], weights[o], question.threshold) for o in others]
+    whole_and_others = torch.tensor([whole, *without], dtype=torch.float64)
+    return left_out(whole_and_others[0], whole_and_others[1:])
+
+
+def _pooled_count(squares: Tensor, weights: Tensor, threshold: float) -> float:
+    """The count that holds a part of the sum of squares, of all probes together."""
+    falling, order = squares.flatten().sort(descending=True)
+    return _count_to(falling, weights.flatten()[order] / len(weights), threshold)

@@ -1,0 +1,387 @@
+"""Traces and diagonals from random vectors: algorithms that know only blocks of rows.
+
+All but Hutchinson's look first at the images ``y_i = A w_i`` of the random vectors and treat what
+lies in their span Q exactly. To say how large the rest is, each w_i in turn is left out of Q, so
+that it is independent of the Q_i it is tried on (Epperly, Tropp and Webber 2024, XTrace: making
+the most of every sample in stochastic trace estimation, arXiv 2301.07825; "the paper" below). Q_i
+lacks one direction of Q, and that is all that is needed to know it: ``Q_i Q_i* = Q (I - s_i s_i*)
+Q*``, where s_i is the unit vector orthogonal to the coordinates of all other images.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kpops.spectral.sketch import TINY, Sketch, dots, inner, orthonormal, sphere
+
+__all__ = [
+    "Pairs",
+    "Scatter",
+    "dots",
+    "hutchpp",
+    "shifted_xnystrace",
+    "sphere",
+    "xdiag",
+    "xnystrace",
+    "xtrace",
+]
+
+
+class Pairs(NamedTuple):
+    """Estimates from all random vectors but one or two.
+
+    Attributes
+    ----------
+    values : Tensor
+        Shape (k, k), float64. On the diagonal t_i, what w_i says of the approximation without it;
+        beside it t_ij, what w_i says of the approximation without w_i and w_j.
+    floor : float
+        What rounding adds to the error.
+    """
+
+    values: Tensor
+    floor: float
+
+    @property
+    def mean(self) -> float:
+        """The estimate: mean of the t_i."""
+        return float(self.values.diagonal().mean())
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the mean; NaN if there is only one."""
+        if len(self.values) < 2:
+            return math.nan
+        return math.hypot(math.sqrt(_variance(self.values[..., None])), self.floor)
+
+
+def _variance(values: Tensor) -> float:
+    """Variance of the mean of t_i, from t_i and t_ij, (k, k, entry), summed over entries.
+
+    The paper's estimate ``s^2 / k`` takes the t_i for uncorrelated. But all of them use the others'
+    images, and where the spectrum decays the standard error comes out up to four times too small.
+    Their covariance has an unbiased estimate, too: t_i has the mean tr A whatever the other vectors
+    are, and t_ij does not know w_j, so that of the four terms of
+
+        E[(t_i - t_ij) (t_j - t_ji)] = Cov(t_i, t_j)
+
+    three vanish. With c the mean over all pairs, ``Var = s^2 / k + c``, since the sample variance
+    s^2 lacks c. Where the spectrum falls off a cliff near k, the mean over pairs is mere noise. The
+    geometric mean of the paper's estimate, which is too small, and of the jackknife's, which is
+    too large (Efron and Stein 1981), then takes its place, and bounds it elsewhere.
+    """
+    k = len(values)
+    t = values.diagonal().mT
+    alone = float(t.var(0).sum()) / k
+    gaps = t[:, None] - values
+    of_each = (gaps * gaps.transpose(0, 1)).sum((1, 2)) / (k - 1)
+    variance = alone + float(of_each.mean())
+    noise = 2 * float(of_each.std()) / math.sqrt(k)
+    without = (values.sum(0) - t) / (k - 1)
+    jackknife = (k - 1) * float(without.var(0, correction=0).sum())
+    between = max(alone, math.sqrt(alone * jackknife))
+    credible = variance >= alone and noise <= 2 * variance
+    return min(variance, between) if credible else between
+
+
+class _Removed(NamedTuple):
+    """Geometry of the directions that leave with w_i (diagonal), or with w_i and w_j (beside it).
+
+    With ``cosine = s_i . s_j`` the projector on both is ``(s_i s_i* + s_j s_j* - cosine (s_i s_j* +
+    s_j s_i*)) / sine2``; on the diagonal there is no second direction.
+    """
+
+    cosine: Tensor
+    sine2: Tensor
+    other: Tensor
+
+    @classmethod
+    def of(cls, cosine: Tensor) -> _Removed:
+        other = 1 - torch.eye(len(cosine), dtype=cosine.dtype, device=cosine.device)
+        cosine = cosine * other
+        return cls(cosine, (1 - cosine.square()).clamp_min(1e-15), other)
+
+    def trace(self, forms: Tensor) -> Tensor:
+        """Trace of a matrix on the directions, of its forms ``s_i* M s_j``."""
+        own = forms.diagonal()
+        cross = self.cosine * (forms + forms.mT)
+        return (own[:, None] + self.other * own - cross) / self.sine2
+
+
+def _floor(probes: Tensor, *parts: Tensor) -> float:
+    eps = torch.finfo(probes.dtype).eps
+    return 16 * eps * sum(float(part.abs().mean()) for part in parts)
+
+
+def xtrace(sketch: Sketch, core: Tensor, ahead: Tensor) -> Pairs:
+    """XTrace of a square operator A.
+
+    Parameters
+    ----------
+    sketch : Sketch
+        Of A.
+    core : Tensor
+        ``q_a* A q_b`` for the rows of the basis, (k, k), float64.
+    ahead : Tensor
+        ``w_i* A q_b``, (k, k), float64.
+
+    Returns
+    -------
+    Pairs
+
+    Notes
+    -----
+    ``t_i = tr(Q_i* A Q_i) + w* (I - Q_i Q_i*) A (I - Q_i Q_i*) w`` with w = w_i brought to the mean
+    length of what is left: section 2.1 of the paper, with the normalisation of its section 2.3.
+    """
+    span, points, axes = sketch.left_out()
+    n = sketch.probes.shape[1]
+    h, t = span @ core @ span.mT, ahead @ span.mT
+    w = inner(sketch.probes, sketch.basis) @ span.mT
+    removed = _Removed.of(axes @ axes.mT)
+    # Of w, (I - Q_i Q_i*) w keeps what is outside Q, and inside it u = a s_i + b s_j.
+    along = w @ axes.mT
+    own, other = along.diagonal()[:, None], along * removed.other
+    a = (own - removed.cosine * other) / removed.sine2
+    b = (other - removed.cosine * own) / removed.sine2
+    hs = axes @ h @ axes.mT
+    mixed = w @ (h + h.mT) @ axes.mT - t @ axes.mT
+    diagonal = hs.diagonal()
+    forms = (
+        ((w @ h - t) * w).sum(1)[:, None]
+        + a * ((points * axes).sum(1) - mixed.diagonal())[:, None]
+        - b * mixed
+        + a.square() * diagonal[:, None]
+        + a * b * (hs + hs.mT)
+        + b.square() * diagonal
+    )
+    outside = (dots(sketch.probes, sketch.probes) - w.square().sum(1)).clamp_min(0)
+    lengths = outside[:, None] + a * own + b * other
+    missing = axes.any(1).double()
+    rest = n - len(span) + missing[:, None] + missing * removed.other
+    scaled = torch.where(rest > 0, rest / lengths.clamp_min(TINY) * forms, 0)
+    values = h.trace() - removed.trace(hs) + scaled
+    return Pairs(values, _floor(sketch.probes, h.trace(), scaled.diagonal()))
+
+
+def xnystrace(sketch: Sketch, core: Tensor) -> Pairs:
+    """XNysTrace of ``R* R``.
+
+    Parameters
+    ----------
+    sketch : Sketch
+        Of R.
+    core : Tensor
+        ``(R* q_a)* (R* q_b)`` for the rows of the basis, (k, k), float64.
+
+    Returns
+    -------
+    Pairs
+
+    Notes
+    -----
+    The Nystrom approximation of ``R* R`` from vectors W is ``R* Q Q* R`` with Q the range of
+    ``R W``, which needs neither the shift nor the Cholesky factor of :func:`shifted_xnystrace`.
+    What it leaves of w_i when w_i is left out is ``||(I - Q_i Q_i*) R w_i||^2``.
+    """
+    span, points, axes = sketch.left_out()
+    gram = span @ core @ span.mT
+    rest = (points * axes).sum(1).square()
+    forms = axes @ gram @ axes.mT
+    return _nystrom(sketch.probes, float(gram.trace()), axes @ axes.mT, forms, rest)
+
+
+def shifted_xnystrace(probes: Tensor, images: Tensor) -> Pairs:
+    """XNysTrace of a positive operator of which only products are known.
+
+    Parameters
+    ----------
+    probes, images : Tensor
+        Random vectors (k, n), k at most n, and the operator's products with them.
+
+    Returns
+    -------
+    Pairs
+
+    Raises
+    ------
+    ValueError
+        If the operator is not positive semi-definite.
+
+    Notes
+    -----
+    Section 2.2 of the paper: with ``A_v = A + v I``, ``Y = A_v W`` and ``H = W* Y``, the Nystrom
+    approximation ``Y H^-1 Y*`` loses ``b_i b_i*``, ``b_i = Y H^-1 e_i / sqrt((H^-1)_ii)``, without
+    w_i, and what is then left of w_i is ``1 / (H^-1)_ii``. The shift v keeps H invertible where A
+    has a rank below k; n times v is subtracted from the trace.
+    """
+    n, k = probes.shape[1], len(probes)
+    eps = torch.finfo(images.dtype).eps
+    size = float(images.double().norm()) / math.sqrt(n)
+    if size == 0:
+        return Pairs(images.new_zeros(k, k, dtype=torch.float64), 0.0)
+    shift = eps * size
+    core, squares = inner(probes, images), inner(probes, probes)
+    core = (core + core.mT) / 2
+    lower, failed = torch.linalg.cholesky_ex(core + shift * squares)
+    while failed:
+        shift *= 4
+        if shift > math.sqrt(eps) * size:
+            raise ValueError(
+                "the operator is not positive semi-definite, as XNysTrace needs it: use "
+                "method='xtrace' or 'hutchinson'"
+            )
+        lower, failed = torch.linalg.cholesky_ex(core + shift * squares)
+    _, coords = orthonormal(images + shift * probes)
+    whole = torch.linalg.solve_triangular(lower, coords, upper=False)
+    b = torch.linalg.solve_triangular(lower.mT, whole, upper=True)
+    inverse = torch.cholesky_inverse(lower)
+    lengths = inverse.diagonal().sqrt()
+    scale = lengths[:, None] * lengths
+    total = float(whole.square().sum()) - shift * n
+    return _nystrom(probes, total, inverse / scale, b @ b.mT / scale, lengths**-2)
+
+
+def _nystrom(probes: Tensor, total: float, cosine: Tensor, forms: Tensor, rest: Tensor) -> Pairs:
+    """What all three ways to XNysTrace share.
+
+    Only the part of w_i that is orthogonal to the other w_j counts, since the approximation is
+    exact on these, and it is brought to its mean length (section 2.3 of the paper).
+    """
+    k, n = probes.shape
+    removed = _Removed.of(cosine)
+    inverse = torch.linalg.inv(inner(probes, probes))
+    own = inverse.diagonal()
+    stretch = own[:, None] - removed.other * inverse.square() / own
+    left = (n - k + 1 + removed.other) * stretch * rest[:, None] / removed.sine2
+    values = total - removed.trace(forms) + left
+    whole = torch.tensor(total, dtype=torch.float64)
+    return Pairs(values, _floor(probes, whole, left.diagonal()))
+
+
+def hutchpp(
+    sketch: Sketch, core: Tensor, probes: Tensor, forms: Tensor, ahead: Tensor, behind: Tensor
+) -> Tensor:
+    """Hutch++ of a square operator A, one estimate for each of other random vectors.
+
+    Parameters
+    ----------
+    sketch : Sketch
+        Of A.
+    core : Tensor
+        ``q_a* A q_b`` for the rows of the basis, (k, k), float64.
+    probes : Tensor
+        Random vectors z_l that the sketch does not know, (l, n).
+    forms : Tensor
+        ``z_l* A z_l``, (l,), float64.
+    ahead, behind : Tensor
+        ``z_l* A q_b`` and ``q_b* A z_l``, (l, k), float64.
+
+    Returns
+    -------
+    Tensor
+        Shape (l,), float64.
+
+    Notes
+    -----
+    Meyer, Musco, Musco and Woodruff (2021), Hutch++: optimal stochastic trace estimation,
+    algorithm 1: ``tr(Q* A Q) + z* (I - Q Q*) A (I - Q Q*) z``, with ``(I - Q Q*) z`` brought to
+    its mean length, as in :func:`xtrace`.
+    """
+    span = sketch.left_out().range
+    n = probes.shape[1]
+    h = span @ core @ span.mT
+    z = inner(probes, sketch.basis) @ span.mT
+    rest = forms - (((ahead + behind) @ span.mT - z @ h) * z).sum(1)
+    lengths = dots(probes, probes) - z.square().sum(1)
+    return h.trace() + (n - len(span)) / lengths.clamp_min(TINY) * rest
+
+
+class Scatter:
+    """Mean of vectors and its standard error, entry by entry, in one pass.
+
+    Notes
+    -----
+    Welford (1962), Note on a method for calculating corrected sums of squares and products.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(())
+        self.squares = torch.zeros(())
+
+    def add(self, vector: Tensor) -> None:
+        """Take in a vector."""
+        vector = vector.double()
+        self.count += 1
+        if self.count == 1:
+            self.mean, self.squares = vector, torch.zeros_like(vector)
+            return
+        gap = vector - self.mean
+        self.mean = self.mean + gap / self.count
+        self.squares = self.squares + gap * (vector - self.mean)
+
+    @property
+    def stderr(self) -> Tensor:
+        """Standard error of the mean; NaN of a single vector."""
+        if self.count < 2:
+            return torch.full_like(self.mean, math.nan)
+        return (self.squares / (self.count - 1) / self.count).sqrt()
+
+
+def xdiag(sketch: Sketch) -> Scatter:
+    """XDiag of a square operator: the mean over its random vectors, and its standard error.
+
+    Parameters
+    ----------
+    sketch : Sketch
+        Of the operator, from vectors of signs, with the products of its adjoint with the basis.
+
+    Returns
+    -------
+    Scatter
+
+    Notes
+    -----
+    ``diag(Q_i Q_i* A) + w_i o (I - Q_i Q_i*) A w_i`` with o the product entry by entry: section
+    2.4 of the paper. The rest is ``(s_i . y_i) Q s_i``. By how much what the estimates have in
+    common adds to the error is found on a part of the entries, for all of them.
+    """
+    span, points, axes = sketch.left_out()
+    lengths = (axes * points).sum(1)
+    directions, columns = (
+        (axes @ span).to(part) @ part for part in (sketch.basis, sketch.products)
+    )
+    whole = torch.zeros_like(sketch.basis[0], dtype=torch.float64)
+    kept = (span.mT @ span).to(sketch.basis)
+    for row, column in zip(kept @ sketch.basis, sketch.products, strict=True):
+        whole += row.double() * column.double()
+    scatter = Scatter()
+    for direction, column, length, probe in zip(
+        directions, columns, lengths, sketch.probes, strict=True
+    ):
+        scatter.add(whole - direction * column + float(length) * probe * direction)
+    k, n = sketch.probes.shape
+    if k > 1:
+        some = torch.linspace(0, n - 1, max(1, min(n, 4096, 2**24 // k**2))).long().unique()
+        parts = (directions, columns, sketch.probes)
+        values = whole[some] + _changes(axes @ axes.mT, lengths, *(p[:, some] for p in parts))
+        alone = float(values.diagonal().var(1).sum()) / k
+        scatter.squares = scatter.squares * (_variance(values) / alone if alone > 0 else 1.0)
+    return scatter
+
+
+def _changes(
+    cosine: Tensor, lengths: Tensor, directions: Tensor, columns: Tensor, probes: Tensor
+) -> Tensor:
+    """What leaves and what comes with w_i, or without w_j too, (k, k, entry)."""
+    removed = _Removed.of(cosine)
+    q, z, w = directions.double(), columns.double(), probes.double()
+    c, sine2, other = (part[..., None] for part in removed)
+    lost = (q * z)[:, None] + other * (q * z) - c * (q[:, None] * z + q * z[:, None])
+    rest = lengths[:, None, None] * w[:, None] * (q[:, None] - c * q)
+    return (rest - lost) / sine2
