@@ -87,7 +87,12 @@ class Grid:
     limits: Limits = field(default_factory=Limits)
     most_setup_s: float = 60.0
     """Jacobians that take longer than this to make are left out."""
-    eigsh: tuple[tuple[str, int], ...] = (("RNN", 64), ("GRU", 64))
+    spectra: tuple[tuple[str, int], ...] = (("GRU", 256), ("RNN", 64), ("GRU", 64))
+    certainty_cases: int = 560
+    """Matrices that the solvers are judged on."""
+    estimators: tuple[tuple[str, int], ...] = (("RNN", 64), ("GRU", 64))
+    estimator_repetitions: tuple[int, int] = (200, 30)
+    """Of estimates for matrices, and for operators of networks."""
     growth_trials: tuple[int, ...] = (10, 20, 40, 80, 160)
     growth_steps: tuple[int, ...] = (50, 100, 200, 400, 800)
     growth_hidden: tuple[int, ...] = (128, 256, 512, 1024)
@@ -113,7 +118,10 @@ def quick(base: Case) -> Grid:
         blocks=(1, 4),
         base=small,
         limits=Limits(at_least=2, enough_s=0.0, at_most=2, few=2, most_s=5.0),
-        eigsh=(("GRU", 16),),
+        spectra=(("GRU", 16),),
+        certainty_cases=28,
+        estimators=(("GRU", 24),),  # too large for its matrix, as those of the full run
+        estimator_repetitions=(4, 3),
         growth_trials=(2, 4),
         growth_steps=(6, 12),
         growth_hidden=(8, 16),

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import page_parts, page_products
+from benchmarks import page_parts, page_products, page_spectra
 from benchmarks.tables import heading, number, paragraph
 
 Found = dict[str, Any]
@@ -95,7 +95,9 @@ def of_device(found: Found) -> list[str]:
     makers = {
         "products": page_products.headline,
         "large": page_parts.large,
-        "spectra": page_parts.spectra,
+        "spectra": page_spectra.spectra,
+        "certainty": page_spectra.certainty,
+        "estimators": page_spectra.estimators,
         "growth": page_parts.growth,
         "memory": page_parts.memory,
         "busy": page_parts.busy,

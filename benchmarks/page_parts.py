@@ -1,4 +1,4 @@
-"""Tables of spectra, growth, memory and the busy core."""
+"""Tables of growth, memory and the busy core."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.tables import (
 Found = dict[str, Any]
 
 _AXES = {"trials": "trials :math:`B`", "steps": "steps :math:`T`", "hidden": "units :math:`H`"}
-_MATH = {"P": ":math:`P`", "K": ":math:`K`", "flow": ":math:`P K P^{*}`"}
+MATH = {"P": ":math:`P`", "K": ":math:`K`", "flow": ":math:`P K P^{*}`"}
 
 
 def large(found: Found) -> list[str]:
@@ -29,7 +29,7 @@ def large(found: Found) -> list[str]:
     problem += f"{first['steps']} steps, blocks of {first['block']} vectors"
     rate = number(first["gemm_flops_per_s"] / 1e9)
     rows = [
-        [_MATH.get(r["operator"], ":math:`P^{*}`"), number(r["ms"]), percent(r["fraction_of_gemm"])]
+        [MATH.get(r["operator"], ":math:`P^{*}`"), number(r["ms"]), percent(r["fraction_of_gemm"])]
         for r in found["large"]
     ]
     return [
@@ -44,40 +44,12 @@ def large(found: Found) -> list[str]:
     ]
 
 
-def spectra(found: Found) -> list[str]:
-    """Six leading modes, end to end."""
-    rows = [
-        [
-            f"{r['model']}, {r['hidden']} units",
-            f"{number(r['seconds']['kpops'])} ({r['products']['kpops']})",
-            f"{number(r['seconds']['stored'])} ({r['products']['stored']})",
-            f"{number(r['seconds']['stored'] / r['seconds']['kpops'])}",
-            f"{number(r['setup_s']['kpops'])}, {number(r['setup_s']['stored'])}",
-        ]
-        for r in found["spectra"]
-    ]
-    return [
-        *heading("Six modes, end to end", "~"),
-        *paragraph(
-            "``kpops.eigsh(lin.flow, k=6)`` against SciPy's ``eigsh`` (ARPACK) on the flow "
-            "operator by stored Jacobians, both to a relative tolerance of one in a million. kpops "
-            "also checks residuals, and looks for repeated eigenvalues that one start vector would "
-            "miss."
-        ),
-        *table(
-            "Seconds for six modes of :math:`P K P^{*}` (number of products)",
-            ["Model", "kpops", "stored Jacobians", "ratio", "preparing each, s"],
-            rows,
-        ),
-    ]
-
-
 def growth(found: Found) -> list[str]:
     """Slopes, then the points they were fitted to."""
     slopes, points = found["growth"]["slopes"], found["growth"]["points"]
     settings = found["settings"]
     curves = list(dict.fromkeys((s["operator"], s["block"]) for s in slopes))
-    names = [f"{_MATH[o]}, block of {b}" for o, b in curves]
+    names = [f"{MATH[o]}, block of {b}" for o, b in curves]
     value = {(s["axis"], s["operator"], s["block"]): f"{s['slope']:.2f}" for s in slopes}
     rows = [[_AXES[axis], *(value[axis, *curve] for curve in curves)] for axis in _AXES]
     page = [
@@ -166,7 +138,7 @@ def busy(found: Found) -> list[str]:
         ),
         *table(
             "Busy over quiet",
-            ["Contender", *(f"{_MATH[o]}, block of {b}" for o, b in columns)],
+            ["Contender", *(f"{MATH[o]}, block of {b}" for o, b in columns)],
             rows,
         ),
     ]

@@ -11,10 +11,32 @@ from typing import Any
 
 import torch
 
-from benchmarks import busy, growth, large, machine, memory, products, spectra
+from benchmarks import (
+    busy,
+    certainty,
+    estimators,
+    growth,
+    large,
+    machine,
+    memory,
+    page_spectra,
+    products,
+    spectra,
+)
 from benchmarks.cases import Grid
 
-PARTS = ("products", "large", "spectra", "growth", "memory", "busy")
+PARTS = (
+    "products",
+    "large",
+    "spectra",
+    "certainty",
+    "estimators",
+    "growth",
+    "memory",
+    "busy",
+)
+ONLY_ON = {"large": "cuda", "certainty": "cpu"}
+"""Parts for one kind of device: too large for a few cores, or of small matrices on the host."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -48,17 +70,26 @@ def run(grid: Grid, out: Path, parts: Sequence[str] = PARTS) -> Path:
             write(path, found)
     others = {
         "large": lambda: large.measure(grid, say),
-        "spectra": lambda: spectra.measure(grid),
+        "spectra": lambda: spectra.measure(grid, say),
+        "certainty": lambda: judged(grid.certainty_cases),
+        "estimators": lambda: estimators.measure(grid, say),
         "growth": lambda: growth.measure(grid, say),
         "memory": lambda: memory.measure(grid, say),
         "busy": lambda: busy.measure(grid, say),
     }
     for part, measure in others.items():
-        if part in parts and (part != "large" or device == "cuda"):  # too large for a few cores
+        if part in parts and ONLY_ON.get(part, device) == device:
             found[part] = measure()
             gc.collect()
             write(path, found)
     return path
+
+
+def judged(n_cases: int) -> dict[str, Any]:
+    """Solvers on matrices of known spectra; the table of outcomes is printed as well."""
+    found = certainty.measure(n_cases, say)
+    print("\n".join(page_spectra.outcomes_as_text(found)))
+    return found
 
 
 def settings(grid: Grid) -> dict[str, Any]:

@@ -18,6 +18,12 @@ def number(value: float) -> str:
     return f"{value:.{min(2 - leading, 6)}f}"
 
 
+def scientific(value: float, digits: int = 2) -> str:
+    """So many significant digits with an exponent, or 0."""
+    text = f"{value:.{digits - 1}e}" if value else "0"
+    return text.replace("e-0", "e-").replace("e+0", "e+")
+
+
 def size(n_bytes: float) -> str:
     """Bytes in MiB or GiB."""
     if abs(n_bytes) >= 2**30:

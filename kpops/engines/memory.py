@@ -34,17 +34,22 @@ def mib(n_bytes: int) -> str:
 
 
 def room_for(block: Tensor) -> Tensor:
-    """A tensor of the shape of `block`, in row-major order, whose values are not set.
+    """A tensor of the shape of `block`, in row-major order, whose values are not set."""
+    return room(tuple(block.shape), block.dtype, block.device)
+
+
+def room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor whose values are not set.
 
     On Linux large ones ask for huge pages: the system hands out fresh memory page by page, which
     by pages of 4 KiB takes longer than the arithmetic of a cheap product.
     """
-    room = torch.empty(block.shape, dtype=block.dtype, device=block.device)
-    if room.nbytes >= _HUGE and room.device.type == "cpu" and sys.platform == "linux":
-        start = -(-room.data_ptr() // 4096) * 4096
-        length = (room.data_ptr() + room.nbytes - start) // 4096 * 4096
+    new = torch.empty(shape, dtype=dtype, device=device)
+    if new.nbytes >= _HUGE and new.device.type == "cpu" and sys.platform == "linux":
+        start = -(-new.data_ptr() // 4096) * 4096
+        length = (new.data_ptr() + new.nbytes - start) // 4096 * 4096
         _libc().madvise(start, length, 14)  # MADV_HUGEPAGE; a kernel without them says no
-    return room
+    return new
 
 
 @cache

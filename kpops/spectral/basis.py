@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpops.engines import memory
+from kpops.engines.load import considerate
+
 # Columns of the basis that are recombined at a time.
 _COLUMNS = 2**16
 
@@ -37,7 +40,7 @@ class Basis:
         device: torch.device,
         rng: np.random.Generator,
     ) -> None:
-        self.room = torch.empty(count, capacity, size, dtype=dtype, device=device)
+        self.room = memory.room((count, capacity, size), dtype, device)
         self.rng = rng
         self.n = 0
 
@@ -51,6 +54,7 @@ class Basis:
         self.room[:, self.n : self.n + block.shape[1]] = block
         self.n += block.shape[1]
 
+    @considerate()
     def remove(self, block: Tensor, since: int = 0) -> Tensor:
         """Subtract from the block, in place, its part along the vectors `since` one on.
 
@@ -68,6 +72,7 @@ class Basis:
         """Random vectors, orthonormal and orthogonal to the basis."""
         return self.orthonormal(self._draw(n), 0.0)
 
+    @considerate()
     def orthonormal(self, block: Tensor, scale: float) -> Tensor:
         """Orthonormal vectors that span the block, which is orthogonal to the basis already.
 
@@ -110,6 +115,7 @@ class Basis:
                 self.remove(block)
         return block
 
+    @considerate()
     def rotate(self, coefficients: Tensor) -> None:
         """Replace the vectors by combinations of them, orthonormal (problem, vector, new one)."""
         coefficients = coefficients.to(self.room.dtype).mT

@@ -94,7 +94,7 @@ def estimated(
         )
     a_priori = math.nan
     if positive and isinstance(run, TraceRun) and estimate > 0:
-        spread = run.forms.participation(estimate ** (1 / power))
+        spread = run.forms.participation()
         a_priori = power * math.sqrt(2 / (run.num_matvecs * spread)) if spread > 0 else math.nan
     converged = None if tol is None else done
     return Answer(estimate, stderr, method, why, run.num_matvecs, a_priori, converged)

@@ -21,6 +21,10 @@ from kpops.spectral.krylov import Family, Lanczos, Modes, run
 from kpops.spectral.search import Search
 
 
+# Vectors of a block that looks for one mode, to see whether any is missing.
+_FEW = 2
+
+
 class EigenProblem:
     """The eigenvalue problem of an operator.
 
@@ -100,8 +104,17 @@ class EigenProblem:
             return bool(abs(told.values[0]) > least + slack)  # type: ignore[attr-defined]
 
         budget = search.budget - search.spent
-        rest = Search(1, search.tol, budget, search.rng, callback=larger, floor=largest)
-        block = min(4, given.size)
+        rest = Search(
+            1,
+            search.tol,
+            budget,
+            search.rng,
+            callback=larger,
+            floor=largest,
+            rounding=search.rounding,
+            below=least + slack,
+        )
+        block = min(_FEW, given.size)
         if not rest.can_afford(block):
             return False
         left = run(Lanczos(lambda x: off(self.act(off(x))), given, rest, block), rest, block)

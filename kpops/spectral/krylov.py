@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kpops.engines.load import considerate
 from kpops.engines.memory import free_bytes
 from kpops.spectral.basis import Basis
 from kpops.spectral.search import Search
@@ -123,6 +124,7 @@ class Lanczos:
         """As :meth:`solve`, which is cheap."""
         return self.solve()
 
+    @considerate()
     def solve(self) -> tuple[Tensor, Tensor]:
         """Values and residuals of the modes in the basis, (problem, mode)."""
         h = self.small[:, : self.basis.n, : self.basis.n]
@@ -190,7 +192,8 @@ class Bidiagonal:
     def glance(self, k: int) -> tuple[Tensor, Tensor]:
         """As :meth:`solve`, at a fraction of the cost, if the k leading ones are not too small."""
         b = self.small[:, : self.basis.n, : self.basis.n]
-        squares, left = torch.linalg.eigh(b @ b.mT)
+        with considerate():
+            squares, left = torch.linalg.eigh(b @ b.mT)
         values = squares.clamp_min(0).sqrt()
         leading = values.flatten().topk(min(k, values.numel())).values
         if leading[-1] <= _LOST * leading[0]:
@@ -198,6 +201,7 @@ class Bidiagonal:
         self.rough = True
         return values, _residuals(left[:, self.first :], self.remainder)
 
+    @considerate()
     def solve(self) -> tuple[Tensor, Tensor]:
         """Values and residuals of the modes in the bases, (problem, mode)."""
         b = self.small[:, : self.basis.n, : self.basis.n]

@@ -53,11 +53,11 @@ class Forms:
         """All forms."""
         return torch.cat(self.samples)
 
-    def participation(self, trace: float) -> float:
-        """Participation ratio of a positive operator of this trace; NaN if nothing is known."""
+    def participation(self) -> float:
+        """Participation ratio of a positive operator; NaN if nothing is known."""
         if not self.n_squares or not self.squares > 0:
             return math.nan
-        return trace**2 / (self.squares / self.n_squares)
+        return float(self.all.mean()) ** 2 / (self.squares / self.n_squares)
 
 
 class TraceRun:
@@ -66,6 +66,7 @@ class TraceRun:
     def __init__(self, dim: int, cost: float, method: str, rng: np.random.Generator, like: Tensor):
         self.dim, self.cost, self.method, self.rng, self.like = dim, cost, method, rng, like
         self.products = 0
+        self.scale = 0.0
         self.forms = Forms()
         self.sketch: Sketch | None = None
         self.why = "asked for"
@@ -97,9 +98,12 @@ class TraceRun:
     def _counted(self, act: Act, rows: Tensor) -> Tensor:
         self.products += len(rows)
         image = act(rows)
-        if not image.isfinite().all():
+        largest = float(image.abs().max())
+        if not math.isfinite(largest):
             raise ValueError("the operator is not finite: check the weights and the scale")
-        return image
+        if self.scale == 0 and largest > 0:  # products of products might leave the dtype
+            self.scale = 2.0 ** math.floor(math.log2(largest))
+        return image / (self.scale or 1.0)
 
     def _room(self, k: int) -> int:
         """Vectors of `k` that the sketch has use for."""
@@ -111,8 +115,9 @@ class TraceRun:
         else:
             self.sketch.grow(probes, images)
 
-    def _settle(self, found: dict[str, tuple[float, float]]) -> Outcome:
+    def _settle(self, found: dict[str, tuple[float, float]], scale: float) -> Outcome:
         """The estimate asked for; for "auto" that of the smallest error bar."""
+        found = {name: (scale * value, scale * error) for name, (value, error) in found.items()}
         if self.method != "auto":
             return Outcome(*found[self.method], self.method, self.why)
         sure = {name: e for name, e in found.items() if not math.isnan(e[1])} or found

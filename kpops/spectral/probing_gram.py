@@ -62,7 +62,7 @@ class GramTrace(TraceRun):
             self._forms(left)
         elif self.method == "xnystrace":
             self._grow((left - missing) // 2)
-            self._complete(self.left(budget))
+            self._complete(len(self.sketch.probes) if self.sketch else 0)
         elif self.method == "xtrace":
             self._grow((left - missing + self._seconds()) // 2)
             self._complete(len(self.sketch.probes) // 2 if self.sketch else 0)
@@ -178,7 +178,7 @@ class GramTrace(TraceRun):
             found["xnystrace"] = pairs.mean, pairs.stderr
         if second is not None and not second.missing:
             found["xtrace"] = self._xtrace(second)
-        return self._settle(found)
+        return self._settle(found, self.scale**2)
 
     def _xtrace(self, second: Sketch) -> tuple[float, float]:
         """XTrace from the vectors of the second sketch, and Hutch++ from the others.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -160,4 +159,4 @@ class PlainTrace(TraceRun):
             else:
                 pairs = stochastic.xtrace(sketch, core, inner(sketch.probes, sketch.products))
                 found["xtrace"] = pairs.mean, pairs.stderr
-        return self._settle(found)
+        return self._settle(found, self.scale)

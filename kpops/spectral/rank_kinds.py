@@ -31,7 +31,7 @@ KINDS = {
 PROBES = 16
 """Random vectors of Gauss rules; what is left of the products makes their steps."""
 _FEW_MODES = 8
-_LEAST_MATVECS = 384
+_LEAST_MATVECS, _LEAST_STEPS = 384, 8
 """With fewer products, neither the modes nor the rules would be of use."""
 _MOST_MODES = 256
 
@@ -256,7 +256,7 @@ def _by_rules(
     num_matvecs = max(num_matvecs, _LEAST_MATVECS)
     k = min(_FEW_MODES, min(op.shape) // 4)
     leading, off, doubt, used = _few_modes(op, symmetric, k, num_matvecs // 3, rng)
-    steps = (num_matvecs - used) // (PROBES * (1 if symmetric else 2))
+    steps = max(_LEAST_STEPS, (num_matvecs - used) // (PROBES * (1 if symmetric else 2)))
     rule = gauss_rule(op, num_probes=PROBES, steps=steps, rng=rng, symmetric=symmetric, off=off)
     used += rule.num_matvecs
     values = torch.cat([leading, rule.nodes.flatten()])
@@ -305,7 +305,8 @@ def _few_modes(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", common.ConvergenceWarning)
         solve = eigsh if symmetric else svds
-        modes = solve(op, k, max_matvecs=most, rng=rng)
+        # A matrix, which small operators are given, would take more products than there are.
+        modes = solve(op, k, method="block-krylov", max_matvecs=most, rng=rng)
     names = ("eigenvalue", "eigenfunction") if symmetric else ("singular_value", "left")
     values, vectors = (torch.from_numpy(modes[name].values).to(op.device) for name in names)
     floor = 2 * common.noise_floor(op.torch_dtype) ** 0.5  # of svds by a Gram operator

@@ -60,6 +60,9 @@ class Search:
         Least value that the tolerance is relative to.
     rounding : float
         Relative residual below which rounding decides.
+    below : float, optional
+        The search also ends when all values are below this by three times their residuals: it is
+        enough to know that nothing larger is there.
 
     Attributes
     ----------
@@ -82,6 +85,7 @@ class Search:
     squares: bool = False
     floor: float = 0.0
     rounding: float = 0.0
+    below: float | None = None
 
     def __post_init__(self) -> None:
         self.aim = _MARGIN * self.tol
@@ -133,6 +137,8 @@ class Search:
         else:  # of several each has its own pace
             reach = torch.where(unconverged, size + residuals.flatten(), 0).max()
             found = ~unconverged[chosen] & (leading + self._slack(leading, scale) >= reach)
+        if self.below is not None and bool((size + 3 * residuals.flatten()).max() <= self.below):
+            return chosen, len(chosen)
         return chosen, int(found.long().cumprod(0).sum())
 
     def _slack(self, size: Tensor, scale: Tensor) -> Tensor:

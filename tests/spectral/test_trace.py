@@ -290,14 +290,15 @@ def test_a_tolerance_out_of_reach_is_said(never_dense):
 
 def test_growing_by_rounds_is_as_accurate_as_all_at_once(never_dense):
     op, exact = operator(SPECTRA["algebraic"])
-    for method, budget in (("xnystrace", 64), ("xtrace", 64), ("auto", 64)):
+    # auto may have spent a part on another method while there were too few vectors to tell
+    for method, loss in (("xnystrace", 1.3), ("xtrace", 1.3), ("auto", 2.5)):
         rounds = []
         for seed in range(40):
             with pytest.warns(kpops.ConvergenceWarning):
-                result = trace(op, method=method, tol=1e-9, num_matvecs=budget, rng=seed)
+                result = trace(op, method=method, tol=1e-9, num_matvecs=64, rng=seed)
             rounds.append(float(result.estimate) - exact)
-        at_once = repeated(op, exact, method, budget, 40)[0]
-        assert rms(rounds) < 1.6 * rms(at_once)
+        at_once = repeated(op, exact, method, 64, 40)[0]
+        assert rms(rounds) < loss * rms(at_once), method
 
 
 def dense_positive(spectrum, seed=0):

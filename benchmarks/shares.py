@@ -1,0 +1,56 @@
+"""Where the time of a call goes: products, orthogonalisation, and the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+from kpops.operators.base import TrajectoryOperator
+from kpops.spectral.basis import Basis
+
+_PARTS = {
+    # All products go through the one, all orthogonalisation through the others.
+    "products": (TrajectoryOperator, ("_counted",)),
+    "orthogonalisation": (Basis, ("append", "remove", "orthonormal", "rotate")),
+}
+
+
+class Stopwatch:
+    """Time spent in wrapped functions, by name; in one within another it counts for the inner."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(_PARTS, 0.0)
+        self.inner = [0.0]
+
+    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed."""
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            self.inner.append(0.0)
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                elapsed = time.perf_counter() - start
+                self.seconds[name] += elapsed - self.inner.pop()
+                self.inner[-1] += elapsed
+
+        return timed
+
+
+def of(call: Callable[[], Any]) -> dict[str, float]:
+    """Fractions of the time of a call, by part; the time itself under "seconds"."""
+    watch = Stopwatch()
+    with ExitStack() as stack:
+        for name, (owner, methods) in _PARTS.items():
+            for method in methods:
+                timed = watch.wrap(name, getattr(owner, method))
+                stack.enter_context(patch.object(owner, method, timed))
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+    found = {name: part / seconds for name, part in watch.seconds.items()}
+    return {**found, "rest": 1 - sum(found.values()), "seconds": seconds}
