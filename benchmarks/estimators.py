@@ -17,7 +17,7 @@ from benchmarks.cases import Grid
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 from kpops.spectral import common, structure
-from kpops.spectral.trace import trace
+from kpops.spectral.traces import trace
 
 MATVECS = 60
 SIZE = 1200

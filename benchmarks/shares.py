@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from kpops.operators.base import TrajectoryOperator
-from kpops.spectral.basis import Basis
+from kpops.spectral.solvers.basis import Basis
 
 _PARTS = {
     # All products go through the one, all orthogonalisation through the others.

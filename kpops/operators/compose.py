@@ -220,5 +220,6 @@ def _common(*operators: TrajectoryOperator) -> dict[str, str]:
 
 
 def bracketed(operator: TrajectoryOperator) -> str:
+    """Symbol of an operator as a factor of a product."""
     compound = isinstance(operator, Sum | Product | Scaled)
     return f"({operator.symbol})" if compound else operator.symbol

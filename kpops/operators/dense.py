@@ -63,9 +63,7 @@ def uncoupled(op: TrajectoryOperator) -> tuple[str, ...]:
     return tuple(d for d in op.uncoupled if ours.get(d) == other.get(d) is not None)
 
 
-def batches(
-    op: TrajectoryOperator, dims: tuple[str, ...] | None = None
-) -> tuple[Batches, Batches]:
+def batches(op: TrajectoryOperator, dims: tuple[str, ...] | None = None) -> tuple[Batches, Batches]:
     """Domain and codomain as the independent problems that the operator consists of.
 
     They run over `dims`, by default all those that the operator does not couple.

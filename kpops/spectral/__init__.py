@@ -1,12 +1,12 @@
 """Spectra, ranks and estimates: algorithms that know an operator only by its action.
 
-- Modes: ``eig``, ``svd``, ``exact``, ``truncate``; solvers in ``krylov``, ``subspace``, ``arpack``.
-- Numbers: ``trace``, ``norms``, ``rank``, ``alignment``; their estimators in ``stochastic`` and the
-  ``probing`` files.
-- Distributions: ``density``, by ``lanczos``; ``maps`` and ``gramian`` in trial, time and unit.
+- Modes: ``eig``, ``svd``, ``exact``, ``truncation``; iterations in ``solvers``.
+- Numbers: ``traces``, ``norms``, ``rank``, ``align``; random vectors in ``estimators``.
+- Distributions: ``density`` of the spectrum; ``maps`` and ``gramian`` in trial, time and unit.
+- ``structure`` knows what is exact.
 """
 
-from kpops.spectral.alignment import alignment
+from kpops.spectral.align import alignment
 from kpops.spectral.density import spectral_density
 from kpops.spectral.eig import eigsh
 from kpops.spectral.exact import eigvalsh
@@ -15,8 +15,8 @@ from kpops.spectral.maps import frobenius_map
 from kpops.spectral.norms import frobenius_norm, schatten_norm, spectral_norm
 from kpops.spectral.rank import effective_rank
 from kpops.spectral.svd import svds
-from kpops.spectral.trace import diagonal, trace
-from kpops.spectral.truncate import truncate
+from kpops.spectral.traces import diagonal, trace
+from kpops.spectral.truncation import truncate
 
 __all__ = [
     "alignment",

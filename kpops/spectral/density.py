@@ -16,8 +16,8 @@ from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
 from kpops.spectral import common, structure
 from kpops.spectral.eig import eigsh
-from kpops.spectral.lanczos import Rule, check_probes, gauss_rule
-from kpops.spectral.smoothing import Grid, bulk_edge, make_grid, smoothed
+from kpops.spectral.estimators.quadrature_rules import Rule, check_probes, gauss_rule
+from kpops.spectral.estimators.smoothing import Grid, bulk_edge, make_grid, smoothed
 from kpops.spectral.svd import svds
 
 _STEPS = 64

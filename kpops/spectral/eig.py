@@ -14,11 +14,11 @@ from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
 from kpops.spectral import common, exact, structure
-from kpops.spectral.arpack import arpack
-from kpops.spectral.eigenproblem import EigenProblem, block_lanczos
-from kpops.spectral.krylov import Modes
-from kpops.spectral.search import Progress, Search
-from kpops.spectral.subspace import iterate, lobpcg
+from kpops.spectral.solvers.arpack import arpack
+from kpops.spectral.solvers.eigenproblem import EigenProblem, block_lanczos
+from kpops.spectral.solvers.krylov import Modes
+from kpops.spectral.solvers.search import Progress, Search
+from kpops.spectral.solvers.subspace import iterate, lobpcg
 
 METHODS: dict[str, Callable[..., Modes]] = {
     "block-krylov": block_lanczos,
@@ -68,8 +68,8 @@ def eigsh(
     rng : int, Generator or None
         Start vectors.
     callback : callable, optional
-        Called now and then with a :class:`kpops.spectral.search.Progress` of ``num_matvecs``,
-        ``values`` and ``residuals``; if it returns True, the best so far is returned.
+        Called now and then with a named tuple of ``num_matvecs``, ``values`` and ``residuals``; if
+        it returns True, the best so far is returned.
     progress : bool
         Show the number of products so far.
 

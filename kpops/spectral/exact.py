@@ -12,6 +12,7 @@ from torch import Tensor
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.dense import batches, dense_blocks
 from kpops.operators.foreign import as_operator
 from kpops.spectral import common, structure
 
@@ -81,13 +82,13 @@ def leading(op: TrajectoryOperator, k: int) -> tuple[Tensor, Tensor, str]:
         total = blocks.n_units * min(blocks.n_rows, blocks.n_columns)
         if k <= total:
             return *_of_units(op, blocks, k), f"K couples no two of {blocks.n_units} units"
-    dense = structure.dense_blocks(op)
+    dense = dense_blocks(op)
     values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
     chosen = values.flatten().abs().argsort(descending=True)[:k]
     problem, mode = chosen // values.shape[1], chosen % values.shape[1]
     whole = dense.new_zeros(len(dense), k, dense.shape[1])
     whole[problem, torch.arange(k, device=problem.device)] = vectors[problem, :, mode]
-    block = structure.batches(op)[0].join(whole)
+    block = batches(op)[0].join(whole)
     how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
     return values.flatten()[chosen], block, how
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import Space, to_numpy
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.dense import batches, dense_blocks, uncoupled
 from kpops.operators.partial_trace import signs
 from kpops.spectral import common, structure
 
@@ -149,7 +150,7 @@ def _checked_lag(op: TrajectoryOperator, dim: str, beyond: int | None) -> int | 
 def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: Any) -> Tensor:
     shape = (num_probes, *op.domain.shape)
     z = signs(shape, op, np.random.default_rng(rng))
-    if dim in structure.uncoupled(op):
+    if dim in uncoupled(op):
         # What starts at one position stays there: all of them share a vector.
         parts = [_energies(op.apply(some), op.codomain, dim) for some in z.split(_BLOCK)]
         return torch.diag_embed(torch.cat(parts))
@@ -174,9 +175,9 @@ def _energies(images: Tensor, space: Space, dim: str) -> Tensor:
 
 
 def _of_dense_blocks(op: TrajectoryOperator, dim: str) -> Tensor:
-    inside, outside = structure.batches(op)
-    squares = structure.dense_blocks(op).double().square()
-    front = len(structure.uncoupled(op))
+    inside, outside = batches(op)
+    squares = dense_blocks(op).double().square()
+    front = len(uncoupled(op))
     squares = squares.reshape(*outside.shape, *inside.shape[front:])
     row = outside.order.index(op.codomain.dims.index(dim))
     column = len(outside.shape) - front + inside.order.index(op.domain.dims.index(dim))

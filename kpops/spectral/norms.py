@@ -11,9 +11,11 @@ import xarray as xr
 from torch import Tensor
 
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.dense import dense_blocks
 from kpops.operators.foreign import as_operator
 from kpops.spectral import common, structure
-from kpops.spectral.budget import (
+from kpops.spectral.eig import eigsh
+from kpops.spectral.estimators.budget import (
     Answer,
     check,
     empty,
@@ -22,12 +24,11 @@ from kpops.spectral.budget import (
     rows_of,
     scalar_dataset,
 )
-from kpops.spectral.eig import eigsh
+from kpops.spectral.estimators.probing_gram import GramTrace
+from kpops.spectral.estimators.quadrature_rules import gauss_rule
 from kpops.spectral.gramian import squared_frobenius
-from kpops.spectral.lanczos import gauss_rule
-from kpops.spectral.probing_gram import GramTrace
 from kpops.spectral.svd import svds
-from kpops.spectral.trace import trace
+from kpops.spectral.traces import trace
 
 _FROBENIUS = {"auto": 2, "exact": 2, "hutchinson": 2, "xtrace": 6, "xnystrace": 4}
 _SCHATTEN = {"auto": 8, "exact": 2, "lanczos": 8}
@@ -269,11 +270,11 @@ def _exact_frobenius(op: TrajectoryOperator, method: str) -> tuple[float, str] |
         return math.sqrt(blocks.inner(blocks)), f"K couples no two of {blocks.n_units} units"
     root = op.root
     if root is not None and structure.is_small(root) and root.shape[1] < root.shape[0]:
-        dense = structure.dense_blocks(root).double()
+        dense = dense_blocks(root).double()
         how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])} of a factor"
         return float((dense.mT @ dense).norm()), how
     if method == "exact" or structure.is_small(op):
-        dense = structure.dense_blocks(op)
+        dense = dense_blocks(op)
         how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}"
         return float(dense.double().norm()), how
     return None

@@ -16,8 +16,15 @@ from kpops.operators.foreign import as_operator
 from kpops.operators.partial_trace import PartialTrace, ProbedGram, ProbedTrace
 from kpops.spectral import common, structure
 from kpops.spectral.density import whole_spectrum
-from kpops.spectral.moments import left_out
-from kpops.spectral.rank_kinds import KINDS, PROBES, Answer, Question, estimated, of_spectrum
+from kpops.spectral.estimators.moments import left_out
+from kpops.spectral.estimators.rank_kinds import (
+    KINDS,
+    PROBES,
+    Answer,
+    Question,
+    estimated,
+    of_spectrum,
+)
 
 _MOST_MATVECS = 2**16
 

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import Batches, batches, dense_blocks, uncoupled
-
-__all__ = ["Batches", "batches", "dense_blocks", "uncoupled"]
+from kpops.operators.dense import batches, dense_blocks
 
 # Up to this size of a block the dense matrix is cheaper and safer than any iteration.
 DENSE_SIZE = 1024

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.dense import Batches, batches, dense_blocks
 from kpops.operators.foreign import as_operator
 from kpops.spectral import common, eig, structure
-from kpops.spectral.eigenproblem import EigenProblem
-from kpops.spectral.krylov import Bidiagonal, Family, Modes, run
-from kpops.spectral.search import Progress, Search
+from kpops.spectral.solvers.eigenproblem import EigenProblem
+from kpops.spectral.solvers.krylov import Bidiagonal, Family, Modes, run
+from kpops.spectral.solvers.search import Progress, Search
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
@@ -147,7 +148,7 @@ def _right_modes(op: TrajectoryOperator, rights: Tensor) -> xr.DataArray:
 
 
 def _choose(op: TrajectoryOperator, k: int) -> tuple[str, str]:
-    small = max(structure.batches(op), key=lambda side: side.size).size <= structure.DENSE_SIZE
+    small = max(batches(op), key=lambda side: side.size).size <= structure.DENSE_SIZE
     if small and structure.is_small(op):
         return "exact", "small"
     if 2 * k > min(op.shape):
@@ -158,16 +159,16 @@ def _choose(op: TrajectoryOperator, k: int) -> tuple[str, str]:
 
 
 def _exact(op: TrajectoryOperator, k: int) -> Triplets:
-    dense = structure.dense_blocks(op)
+    dense = dense_blocks(op)
     u, values, vh = torch.linalg.svd(dense, full_matrices=False)
     chosen = values.flatten().argsort(descending=True)[:k]
     problem, mode = chosen // values.shape[1], chosen % values.shape[1]
-    sides = structure.batches(op)
+    sides = batches(op)
     right = _placed(sides[0], vh[problem, mode], problem)
     return _placed(sides[1], u[problem, :, mode], problem), values.flatten()[chosen], right
 
 
-def _placed(side: structure.Batches, vectors: Tensor, problem: Tensor) -> Tensor:
+def _placed(side: Batches, vectors: Tensor, problem: Tensor) -> Tensor:
     """Vectors of single problems as flat vectors of the whole space."""
     whole = vectors.new_zeros(side.count, len(vectors), side.size)
     whole[problem, torch.arange(len(vectors), device=problem.device)] = vectors
@@ -203,7 +204,7 @@ def _by_krylov(
 def _by_bidiagonal(
     op: TrajectoryOperator, search: Search, block_size: int | None
 ) -> tuple[Triplets, int]:
-    sides = structure.batches(op)
+    sides = batches(op)
     scale = _scale(op, search)
 
     def acts(act: Callable[[Tensor], Tensor], of: int) -> Callable[[Tensor], Tensor]:

@@ -320,7 +320,7 @@ def test_small_blocks_converge_where_nothing_is_repeated():
 
 
 def test_restarts_lead_to_the_same_modes(monkeypatch):
-    from kpops.spectral import krylov
+    from kpops.spectral.solvers import krylov
 
     matrix = symmetric(1 / (1.0 + np.arange(400)) ** 0.3)
     expected = kpops.eigsh(matrix, k=4, method="exact")

@@ -11,7 +11,7 @@ import kpops
 from kpops.operators.foreign import ForeignOperator
 from kpops.spectral import structure
 from kpops.spectral.norms import frobenius_norm, schatten_norm, spectral_norm
-from kpops.spectral.trace import trace
+from kpops.spectral.traces import trace
 
 N = 200
 SPECTRA = {

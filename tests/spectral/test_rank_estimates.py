@@ -6,7 +6,7 @@ import torch
 from test_rank import ESTIMATED, rank, symmetric, textbook
 
 import kpops
-from kpops.spectral.moments import jackknife
+from kpops.spectral.estimators.moments import jackknife
 
 SPECTRA = {
     "nearly flat": np.linspace(1, 1.3, 60),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kpops.spectral import sketch as sk
-from kpops.spectral import stochastic
+from kpops.spectral.estimators import sketch as sk
+from kpops.spectral.estimators import stochastic
 
 N, K = 40, 12
 FLOAT64 = torch.zeros((), dtype=torch.float64)

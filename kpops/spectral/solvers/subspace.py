@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kpops.spectral.basis import Basis
-from kpops.spectral.krylov import AT_LEAST, Act, Family, Modes
-from kpops.spectral.search import Search
+from kpops.spectral.solvers.basis import Basis
+from kpops.spectral.solvers.krylov import AT_LEAST, Act, Family, Modes
+from kpops.spectral.solvers.search import Search
 
 
 def iterate(act: Act, family: Family, search: Search, block: int) -> Modes:

@@ -14,10 +14,10 @@ from torch import Tensor
 from kpops.operators.base import TrajectoryOperator
 from kpops.spectral import common
 from kpops.spectral.eig import eigsh
+from kpops.spectral.estimators.moments import jackknife, left_out, moments
+from kpops.spectral.estimators.quadrature_rules import Rule, gauss_rule
+from kpops.spectral.estimators.stochastic import dots, sphere
 from kpops.spectral.gramian import squared_frobenius
-from kpops.spectral.lanczos import Rule, gauss_rule
-from kpops.spectral.moments import jackknife, left_out, moments
-from kpops.spectral.stochastic import dots, sphere
 from kpops.spectral.svd import svds
 
 KINDS = {

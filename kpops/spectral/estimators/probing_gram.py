@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kpops.spectral import stochastic
-from kpops.spectral.probing import Outcome, TraceRun, is_exact
-from kpops.spectral.sketch import TINY, Act, Sketch, dots, inner, mean_and_error
+from kpops.spectral.estimators import stochastic
+from kpops.spectral.estimators.probing import Outcome, TraceRun, is_exact
+from kpops.spectral.estimators.sketch import TINY, Act, Sketch, dots, inner, mean_and_error
 
 # Products below which there is nothing to learn from a part of them.
 _LEAST = 16

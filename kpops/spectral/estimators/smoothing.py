@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kpops.spectral.lanczos import Rule
+from kpops.spectral.estimators.quadrature_rules import Rule
 
 EDGE_COUNT = 10
 """Values below a mode over whose extent it must stand off, to be an outlier."""

@@ -7,7 +7,7 @@ from dense import relative
 
 import kpops
 from kpops.operators import LowRank
-from kpops.spectral.truncate import truncate
+from kpops.spectral.truncation import truncate
 from kpops.testing import check_operator
 
 

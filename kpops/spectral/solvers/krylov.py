@@ -24,8 +24,8 @@ from torch import Tensor
 
 from kpops.engines.load import considerate
 from kpops.engines.memory import free_bytes
-from kpops.spectral.basis import Basis
-from kpops.spectral.search import Search
+from kpops.spectral.solvers.basis import Basis
+from kpops.spectral.solvers.search import Search
 
 Act = Callable[[Tensor], Tensor]
 

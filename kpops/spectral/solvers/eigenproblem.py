@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from kpops.operators.base import TrajectoryOperator
-from kpops.spectral import common, structure
-from kpops.spectral.krylov import Family, Lanczos, Modes, run
-from kpops.spectral.search import Search
-
+from kpops.operators.dense import Batches, uncoupled
+from kpops.spectral import common
+from kpops.spectral.solvers.krylov import Family, Lanczos, Modes, run
+from kpops.spectral.solvers.search import Search
 
 # Vectors of a block that looks for one mode, to see whether any is missing.
 _FEW = 2
@@ -51,14 +51,14 @@ class EigenProblem:
         self, op: TrajectoryOperator, rng: np.random.Generator, *, together: bool = False
     ) -> None:
         self.op = op
-        self.sides = structure.Batches(op.domain, () if together else structure.uncoupled(op))
+        self.sides = Batches(op.domain, () if together else uncoupled(op))
         root = op.root if self.sides.count == 1 else None
         self.root = root if root is not None and root.domain.size < op.domain.size else None
         if self.root is not None:
-            self.sides = structure.Batches(self.root.domain, ())
+            self.sides = Batches(self.root.domain, ())
             self.where = f"the {self.sides.size} dims of the domain of {self.root.symbol}"
         elif self.sides.count > 1:
-            dims = " and ".join(structure.uncoupled(op))
+            dims = " and ".join(uncoupled(op))
             self.where = f"{self.sides.count} problems of size {self.sides.size}, one per {dims}"
         else:
             self.where = f"the {self.sides.size} dims of the operator"
@@ -134,7 +134,7 @@ class EigenProblem:
 
 
 def block_lanczos(act: Callable, family: Family, search: Search, block: int) -> Modes:
-    """Leading modes by :class:`kpops.spectral.krylov.Lanczos`."""
+    """Leading modes by :class:`kpops.spectral.solvers.krylov.Lanczos`."""
     return run(Lanczos(act, family, search, block), search, block)
 
 

@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 
 import kpops
-from kpops.spectral.alignment import alignment
+from kpops.spectral.align import alignment
 
 
 def linearize(seed=0, model=torch.nn.GRU, inputs=None, **options):

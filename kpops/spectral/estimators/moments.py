@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kpops.operators.base import TrajectoryOperator
 from kpops.spectral import common
-from kpops.spectral.lanczos import Problem, problem_of
-from kpops.spectral.stochastic import dots, sphere
+from kpops.spectral.estimators.quadrature_rules import Problem, problem_of
+from kpops.spectral.estimators.stochastic import dots, sphere
 
 _BLOCK = 64
 """Vectors that are taken through the operator together."""

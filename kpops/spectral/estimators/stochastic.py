@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kpops.spectral.sketch import TINY, Sketch, dots, inner, orthonormal, sphere
+from kpops.spectral.estimators.sketch import TINY, Sketch, dots, inner, orthonormal, sphere
 
 __all__ = [
     "Pairs",

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from kpops.spectral.sketch import Act, Sketch, signs
-from kpops.spectral.stochastic import Scatter, xdiag
+from kpops.spectral.estimators.sketch import Act, Sketch, signs
+from kpops.spectral.estimators.stochastic import Scatter, xdiag
 
 _CHUNK = 64
 _LEAST = 8

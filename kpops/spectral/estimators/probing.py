@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kpops.spectral.sketch import Act, Sketch, sphere
+from kpops.spectral.estimators.sketch import Act, Sketch, sphere
 
 NAMES = {
     "hutchinson": "Hutchinson",

@@ -15,9 +15,9 @@ from torch import Tensor
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 from kpops.spectral import common
-from kpops.spectral.probing import TraceRun
-from kpops.spectral.probing_gram import GramTrace
-from kpops.spectral.sketch import Act
+from kpops.spectral.estimators.probing import TraceRun
+from kpops.spectral.estimators.probing_gram import GramTrace
+from kpops.spectral.estimators.sketch import Act
 
 _FIRST = 16
 """Products after which a tolerance is looked at for the first time."""

@@ -12,10 +12,11 @@ from torch import Tensor
 from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Adjoint, Scaled
+from kpops.operators.dense import batches, dense_blocks
 from kpops.operators.foreign import as_operator
 from kpops.operators.propagator import InversePropagator, Propagator
 from kpops.spectral import common, structure
-from kpops.spectral.budget import (
+from kpops.spectral.estimators.budget import (
     Answer,
     check,
     empty,
@@ -25,9 +26,9 @@ from kpops.spectral.budget import (
     rows_of,
     scalar_dataset,
 )
-from kpops.spectral.probing import TraceRun
-from kpops.spectral.probing_diagonal import Actions, Diagonal
-from kpops.spectral.probing_plain import PlainTrace
+from kpops.spectral.estimators.probing import TraceRun
+from kpops.spectral.estimators.probing_diagonal import Actions, Diagonal
+from kpops.spectral.estimators.probing_plain import PlainTrace
 
 _TRACE = {"auto": 2, "exact": 2, "hutchinson": 2, "hutch++": 6, "xtrace": 6, "xnystrace": 4}
 _DIAGONAL = {"auto": 2, "exact": 2, "hutchinson": 2, "xdiag": 4}
@@ -286,13 +287,13 @@ def _matrix_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] 
     """The diagonal from the matrix of the operator or of its root, if small or insisted on."""
     root = op.root
     if root is not None and structure.is_small(root) and root.shape[1] < root.shape[0]:
-        dense = structure.dense_blocks(root)
+        dense = dense_blocks(root)
         rows = dense.double().square().sum(2)
         how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])} of a factor"
-        return structure.batches(root)[1].join(rows[:, None])[0], how
+        return batches(root)[1].join(rows[:, None])[0], how
     if method == "exact" or structure.is_small(op):
-        dense = structure.dense_blocks(op)
+        dense = dense_blocks(op)
         diagonals = dense.diagonal(dim1=1, dim2=2)
         how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
-        return structure.batches(op)[0].join(diagonals[:, None])[0], how
+        return batches(op)[0].join(diagonals[:, None])[0], how
     return None

@@ -26,8 +26,8 @@ from torch import Tensor
 from kpops.engines.memory import free_bytes
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.dense import Batches, uncoupled
 from kpops.spectral import common
-from kpops.spectral.structure import Batches, uncoupled
 
 Act = Callable[[Tensor], Tensor]
 

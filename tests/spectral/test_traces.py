@@ -11,7 +11,7 @@ import torch
 import kpops
 from kpops.operators.foreign import ForeignOperator
 from kpops.spectral import structure
-from kpops.spectral.trace import diagonal, trace
+from kpops.spectral.traces import diagonal, trace
 
 N = 200
 SPECTRA = {

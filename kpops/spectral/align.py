@@ -13,10 +13,11 @@ from torch import Tensor
 
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Sum
+from kpops.operators.dense import Batches, uncoupled
 from kpops.operators.foreign import as_operator
 from kpops.spectral import common, structure
-from kpops.spectral.moments import jackknife
-from kpops.spectral.stochastic import dots, sphere
+from kpops.spectral.estimators.moments import jackknife
+from kpops.spectral.estimators.stochastic import dots, sphere
 
 _BLOCK = 64
 """Vectors that are taken through the operators together."""
@@ -149,11 +150,11 @@ def _of_unit_blocks(a: TrajectoryOperator, b: TrajectoryOperator) -> Tensor | No
     return torch.tensor(products, dtype=torch.float64)
 
 
-def _shared(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[structure.Batches, bool]:
+def _shared(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[Batches, bool]:
     """The smaller side as the blocks that neither couples, and whether it is the codomain."""
     wide = a.shape[0] < a.shape[1]
-    dims = tuple(d for d in structure.uncoupled(a) if d in structure.uncoupled(b))
-    return structure.Batches(a.codomain if wide else a.domain, dims), wide
+    dims = tuple(d for d in uncoupled(a) if d in uncoupled(b))
+    return Batches(a.codomain if wide else a.domain, dims), wide
 
 
 def _few(a: TrajectoryOperator, b: TrajectoryOperator) -> bool:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-
 # A residual says that there is an eigenvalue so near, not that it is the one looked for: in nearly
 # flat spectra the one looked for may be several times further away.
 _MARGIN = 0.1

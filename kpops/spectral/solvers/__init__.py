@@ -1,0 +1,1 @@
+"""Iterations for leading modes; ``eigsh`` and ``svds`` choose among them."""
