@@ -40,7 +40,7 @@ types: $(READY)
 docs: $(READY)  ## the documentation, into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-benchmarks: $(READY)  ## products beside other ways to them, growth, memory; writes a page (40 minutes)
+benchmarks: $(READY)  ## products beside other ways to them, growth, memory; writes a page (an hour)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python -m benchmarks
 

@@ -21,6 +21,7 @@ import torch
 import xarray as xr
 
 import kpops
+from kpops.plot.style import COLOURS
 
 OPERATORS = ("K", "P P*", "P K P*")
 KINDS = ("variance over time", "participation")
@@ -31,12 +32,11 @@ def measure(lin):
     ranks, errors = np.empty((2, len(KINDS), len(OPERATORS)))
     spectra = []
     for i, op in enumerate((lin.K, lin.P @ lin.P.H, lin.flow)):
-        over_time = op.expand_average(keep=("time",)).to_dense()
-        variance = kpops.effective_rank(over_time, kind="variance")
-        participation = kpops.effective_rank(op, num_matvecs=32, rng=0)
+        variance = kpops.effective_rank(op, "variance", keep=("time",))
+        participation = kpops.effective_rank(op, "participation", num_matvecs=32, rng=0)
         for j, rank in enumerate((variance, participation)):
             ranks[j, i], errors[j, i] = rank.estimate, rank.stderr
-        spectra.append(kpops.eigsh(over_time, k=30).eigenvalue)
+        spectra.append(kpops.eigsh(op.expand_average(keep=("time",)), k=30).eigenvalue)
     return xr.Dataset(
         {
             "effective_rank": (("kind", "operator"), ranks, {"long_name": "effective rank"}),
@@ -63,7 +63,7 @@ def draw(result, history):
         for position, style in ((0, ":"), (-1, "-")):
             values = result.eigenvalue.isel(step=position, operator=i)
             label = f"{operator}, iteration {int(result.step[position])}"
-            look = {"color": f"C{i}", "linestyle": style, "marker": "", "label": label}
+            look = {"color": COLOURS[i], "linestyle": style, "marker": "", "label": label}
             kpops.plot.spectrum(values / values[0], spectra, **look)
     spectra.set(ylim=(1e-7, 2), ylabel="eigenvalue / largest", title="spectra over time")
     spectra.legend(frameon=False, fontsize=8)

@@ -2,7 +2,7 @@
 
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.low_rank import LowRank
-from kpops.operators.parameter import ParameterJacobian, ParameterOperator
+from kpops.operators.parameter import ParameterJacobian, ParameterOperator, ThinFactor
 from kpops.operators.partial_trace import DenseOperator, PartialTrace, ProbedGram, ProbedTrace
 from kpops.operators.propagator import InversePropagator, Propagator
 from kpops.operators.readout import ReadoutJacobian, ReadoutParameterJacobian
@@ -22,5 +22,6 @@ __all__ = [
     "ReadoutJacobian",
     "ReadoutParameterJacobian",
     "Restriction",
+    "ThinFactor",
     "TrajectoryOperator",
 ]

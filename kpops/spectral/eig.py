@@ -15,8 +15,8 @@ from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
 from kpops.spectral import common, exact, structure
 from kpops.spectral.solvers.arpack import arpack
-from kpops.spectral.solvers.eigenproblem import EigenProblem, block_lanczos
-from kpops.spectral.solvers.krylov import Modes
+from kpops.spectral.solvers.eigenproblem import FEW, EigenProblem, block_lanczos
+from kpops.spectral.solvers.krylov import AT_LEAST, Modes
 from kpops.spectral.solvers.search import Progress, Search
 from kpops.spectral.solvers.subspace import iterate, lobpcg
 
@@ -63,8 +63,9 @@ def eigsh(
     max_matvecs : int, optional
         Products at most, 20,000 by default; when they are spent, the best so far is returned.
     block_size : int, optional
-        Vectors of a block. The default k + 2 sees every copy of a repeated eigenvalue; after
-        smaller blocks a second search makes sure that no mode is missing.
+        Vectors of a block. After blocks of less than k vectors, which may miss copies of a repeated
+        eigenvalue, a second search makes sure that no mode is missing. Block-krylov starts by
+        default with such, as they take fewer products, and goes on to k + 2 if any is.
     rng : int, Generator or None
         Start vectors.
     callback : callable, optional
@@ -103,10 +104,10 @@ def eigsh(
     times shorter; and on all trials side by side where the operator couples none.
 
     For each mode some eigenvalue lies within ``residual * max|eigenvalue|`` of the one given. That
-    none of the leading ones is missing cannot be known from products alone: it holds with
-    probability one for ``block-krylov`` from a random block of k + 2 vectors that has converged,
-    and is checked by a second search from a fresh random block, off the modes found, for all
-    others. Where that fails no mode counts as converged.
+    none of the leading ones is missing cannot be known from products alone. A Krylov space from a
+    random block of k vectors or more has, with probability one, a part along every copy that is
+    wanted; after all other methods a second search from a fresh random block, off the modes found,
+    looks for larger ones. Where it finds some, or comes to no end, no mode counts as converged.
 
     Examples
     --------
@@ -192,11 +193,13 @@ def solve(
     problem: EigenProblem, method: str, search: Search, block_size: int | None
 ) -> tuple[Tensor, Tensor, int]:
     """Eigenvalues, eigenfunctions, and how many are known to be the leading ones."""
-    modes = METHODS[method](problem.act, problem.family, search, block_size or search.k + 2)
-    sure = modes.sure
-    small = block_size is not None and block_size < search.k
-    if method in ("lobpcg", "randomized") or (method == "block-krylov" and small):
-        sure = sure if sure == search.k and problem.vouch(modes, search) else 0
+    if method == "block-krylov" and block_size is None:
+        modes, sure = _in_blocks(problem, search)
+    else:
+        block = block_size or search.k + 2
+        modes = METHODS[method](problem.act, problem.family, search, block)
+        sees_all = method == "arpack" or (method == "block-krylov" and block >= search.k)
+        sure = modes.sure if sees_all else _vouched(problem, modes, search)
     search.close()
     values, block = problem.lift(modes)
     missing = search.k - len(values)
@@ -204,6 +207,27 @@ def solve(
         values = torch.cat([values, values.new_full((missing,), torch.nan)])
         block = torch.cat([block, block.new_full((missing, *block.shape[1:]), torch.nan)])
     return values, block, sure
+
+
+def _in_blocks(problem: EigenProblem, search: Search) -> tuple[Modes, int]:
+    """Block Krylov from few vectors, which takes fewer products; from more if copies are missing.
+
+    A block of k vectors sees every copy of a repeated eigenvalue that is wanted.
+    """
+    modes = block_lanczos(problem.act, problem.family, search, FEW)
+    if search.k <= FEW:
+        return modes, modes.sure
+    sure = _vouched(problem, modes, search)
+    enough = search.budget - search.spent > AT_LEAST * (search.k + 2)
+    if sure == search.k or search.stopped or not enough:
+        return modes, sure
+    modes = block_lanczos(problem.act, problem.family, search, search.k + 2)
+    return modes, modes.sure
+
+
+def _vouched(problem: EigenProblem, modes: Modes, search: Search) -> int:
+    """The number of modes if a second search misses none, else 0."""
+    return search.k if modes.sure == search.k and problem.vouch(modes, search) else 0
 
 
 def _choose(op: TrajectoryOperator, k: int) -> tuple[str, str]:

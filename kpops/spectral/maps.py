@@ -273,10 +273,10 @@ def _fraction(part: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
 # Labels.
 
 _NAMES = {
-    "energy": "squared Frobenius norm of the block",
+    "energy": "energy",
     "total": "squared Frobenius norm",
-    "energy_by_lag": "squared Frobenius norm at this lag",
-    "near_diagonal": "fraction of the energy up to this lag",
+    "energy_by_lag": "energy at this lag",
+    "near_diagonal": "fraction within this lag",
     "long_range": "fraction of the energy beyond lag {lag}",
 }
 

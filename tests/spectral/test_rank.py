@@ -158,7 +158,7 @@ def test_thin_operators_are_exact_however_long():
 def test_scale_does_not_matter(kind, method, dtype):
     matrix = symmetric(0.7 ** np.arange(40))
     for wanted in (matrix, matrix[:, :30]):
-        plain = rank(wanted, kind, method=method, tol=0.02, rng=0)
+        plain = rank(wanted.astype(dtype), kind, method=method, tol=0.02, rng=0)
         for scale in (1e-12, 1e12):
             moved = rank((scale * wanted).astype(dtype), kind, method=method, tol=0.02, rng=0)
             assert moved == pytest.approx(plain, rel=1e-3 if dtype == np.float32 else 1e-9)

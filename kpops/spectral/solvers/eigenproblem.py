@@ -22,7 +22,7 @@ from kpops.spectral.solvers.krylov import Family, Lanczos, Modes, run
 from kpops.spectral.solvers.search import Search
 
 # Vectors of a block that looks for one mode, to see whether any is missing.
-_FEW = 2
+FEW = 2
 
 
 class EigenProblem:
@@ -114,7 +114,7 @@ class EigenProblem:
             rounding=search.rounding,
             below=least + slack,
         )
-        block = min(_FEW, given.size)
+        block = min(FEW, given.size)
         if not rest.can_afford(block):
             return False
         left = run(Lanczos(lambda x: off(self.act(off(x))), given, rest, block), rest, block)

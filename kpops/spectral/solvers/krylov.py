@@ -3,8 +3,8 @@
 From a random block X the vectors ``X, A X, A^2 X, ...`` are made orthonormal as they come, and the
 modes of A are approximated by those of the small matrix ``H = Q A Q*`` (Q has the basis as its
 rows). What A makes of the last block beyond the basis is the residual, so that the error of every
-mode is known at no cost. A block of at least as many vectors as modes are wanted sees that many
-copies of a repeated eigenvalue, which single vectors do not; and products of blocks are cheap.
+mode is known at no cost. A block sees as many copies of a repeated eigenvalue as it has vectors;
+products of large blocks are cheaper, small blocks need fewer of them.
 
 When the basis is full, its best combinations are kept, and the recurrence goes on from there
 (Wu and Simon 2000, Thick-restart Lanczos method; Baglama and Reichel 2005 for singular values).
@@ -225,18 +225,19 @@ class Bidiagonal:
 
 def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
     """Let the bases grow until the modes that the search wants are found, or it must end."""
-    basis, pace = process.basis, _Pace()
+    basis, pace, blocks = process.basis, _Pace(), 0
     next_look = max(search.k, min(AT_LEAST * block, process.room - block))
     new = basis.random(min(block, process.size))
     while True:
         process.expand(new)
         search.spend(process.cost * new.shape[1])
+        blocks += 1
         complete = basis.n == process.size
         full = basis.n + block > process.room
         if not search.can_afford(process.cost * block) or complete or full or basis.n >= next_look:
             values, residuals = process.glance(search.k)
             chosen, sure = search.look(values, residuals * (not complete))
-            early = search.spent < AT_LEAST * block and not complete
+            early = blocks < AT_LEAST and not complete
             ended = (sure == search.k and not early) or complete
             if process.rough and (ended or full or search.stopped):
                 values, residuals = process.solve()
