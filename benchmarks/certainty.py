@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 import kpops
 
@@ -66,7 +67,16 @@ SPECTRA: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
 
 
 def measure(n_cases: int, say: Callable[[str], None], seed: int = 0) -> dict[str, Any]:
-    """Count outcomes of `n_cases` matrices, by method and spectrum and by method and function."""
+    """Count outcomes of `n_cases` matrices, by method and spectrum."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on matrices as small as these more would wait for each other
+    try:
+        return _outcomes(n_cases, say, seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _outcomes(n_cases: int, say: Callable[[str], None], seed: int) -> dict[str, Any]:
     outcomes: dict[str, dict[str, dict[str, int]]] = {m: {} for m in METHODS}
     worst: dict[str, float] = dict.fromkeys(METHODS, 0.0)
     for number, case in enumerate(cases(n_cases, seed)):

@@ -101,6 +101,8 @@ def alignment(
     if not samples.isfinite().all():
         raise ValueError("an operator is not finite: check the weights and the scale")
     estimate, stderr = _cosine_and_error(samples)
+    if a.positive and b.positive:
+        estimate = max(estimate, 0.0)  # tr A B = ||A^(1/2) B^(1/2)||_F^2
     if math.isnan(estimate):
         how = "undefined: an operator is zero"
     scalar = np.dtype(a.dtype).type

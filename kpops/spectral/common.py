@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from kpops.labels import Space, to_numpy
 from kpops.operators.base import TrajectoryOperator
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class ConvergenceWarning(UserWarning):
@@ -91,17 +95,49 @@ def modes_of(block: Tensor, space: Space, long_name: str) -> xr.DataArray:
     )
 
 
+def in_full_precision(function: Function) -> Function:
+    """Keep autocast, which lowers the precision of matrix products, out of a function."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        with ExitStack() as stack:
+            for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            return function(*arguments, **options)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def relative(values: Tensor, *gaps: Tensor) -> Tensor:
+    """Residuals of modes: the longest of their gaps (mode, entry), over the largest value.
+
+    Some eigenvalue lies within its gap of every value; what is called the largest is not more than
+    that warrants.
+    """
+    unit = values.double().abs().max().clamp_min(torch.finfo(torch.double).tiny)
+    lengths = torch.stack([(gap.double() / unit).norm(dim=1) for gap in gaps]).amax(0)
+    warranted = (values.double().abs() / unit - lengths).max()
+    if not lengths.any():
+        return lengths.to(values.dtype)
+    return (lengths / warranted.clamp_min(torch.finfo(torch.double).tiny)).to(values.dtype)
+
+
 def clusters(values: Tensor, residual: Tensor) -> Tensor:
     """Number the groups of neighbours that are closer than ten times what their residuals allow.
 
     Within a group, the directions of the modes are not determined: they turn by about the residual
     over the gap.
     """
-    size = values.double().abs()
-    unsure = 10 * torch.maximum(residual[1:], residual[:-1]).double()
-    unsure = unsure.clamp_min(noise_floor(values.dtype)) * size.nan_to_num(0).max()
-    gaps = (values[1:] - values[:-1]).double().abs()
-    return torch.cat([gaps.new_zeros(1), (~(gaps <= unsure)).cumsum(0)]).long() + 1
+    order = values.double().nan_to_num(-torch.inf).argsort(descending=True)
+    ordered, doubt = values.double()[order], residual.double()[order]
+    unsure = 10 * torch.maximum(doubt[1:], doubt[:-1]).clamp_min(0.1 * noise_floor(values.dtype))
+    gaps = ordered[:-1] - ordered[1:]
+    apart = ~(gaps <= unsure * values.double().abs().nan_to_num(0).max())
+    group = torch.empty_like(order)
+    group[order] = torch.cat([apart.new_zeros(1), apart]).cumsum(0)
+    names: dict[int, int] = {}
+    numbers = [names.setdefault(g, len(names) + 1) for g in group.tolist()]
+    return torch.tensor(numbers, device=values.device)
 
 
 def verdict(residual: Tensor, tol: float, what: str, sure: int) -> Tensor:
@@ -117,7 +153,7 @@ def verdict(residual: Tensor, tol: float, what: str, sure: int) -> Tensor:
             f"relative residual {tol:g}, or larger modes may be missing; the variable 'converged' "
             "marks them",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return converged
 

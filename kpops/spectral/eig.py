@@ -29,6 +29,7 @@ METHODS: dict[str, Callable[..., Modes]] = {
 MAX_MATVECS = 20_000
 
 
+@common.in_full_precision
 def eigsh(
     op: Any,
     k: int = 6,
@@ -129,7 +130,7 @@ def eigsh(
         values, block, how = exact.leading(op, k)
         chosen, sure, used = f"{chosen}: {how}", k, op.num_matvecs - before
     else:
-        problem = EigenProblem(op, search.rng, together=method == "arpack")
+        problem = EigenProblem(op, k, search.rng, together=method == "arpack")
         values, block, sure = solve(problem, method, search, block_size)
         chosen, used = f"{chosen}: in {problem.where}", search.spent + 1
 
@@ -233,7 +234,8 @@ def _vouched(problem: EigenProblem, modes: Modes, search: Search) -> int:
 def _choose(op: TrajectoryOperator, k: int) -> tuple[str, str]:
     n = op.shape[0]
     blocks = op.unit_blocks()
-    if blocks is not None and min(blocks.n_rows, blocks.n_columns) <= structure.DENSE_SIZE:
+    size = 0 if blocks is None else min(blocks.n_rows, blocks.n_columns)
+    if blocks is not None and size <= structure.DENSE_SIZE and k <= size * blocks.n_units:
         return "exact", "K couples no two units"
     if structure.is_small(op):
         return "exact", "small"
@@ -252,7 +254,6 @@ def _residual(op: TrajectoryOperator, values: Tensor, block: Tensor) -> Tensor:
     if found.any():
         vectors = common.columns(block[found])
         image = common.columns(op.apply(block[found]))
-        gap = (image - values[found, None] * vectors).double().norm(dim=1)
-        largest = values[found].double().abs().max()
-        residual[found] = (gap / largest.clamp_min(torch.finfo(torch.double).tiny)).to(values)
+        gap = image - values[found, None] * vectors
+        residual[found] = common.relative(values[found], gap)
     return residual

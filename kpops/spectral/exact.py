@@ -17,6 +17,7 @@ from kpops.operators.foreign import as_operator
 from kpops.spectral import common, structure
 
 
+@common.in_full_precision
 def eigvalsh(op: Any) -> xr.Dataset:
     """All eigenvalues of a self-adjoint operator, exactly.
 

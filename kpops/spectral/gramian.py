@@ -151,11 +151,11 @@ def squared_frobenius(op: TrajectoryOperator) -> float | None:
     >>> squared_frobenius(lin.P)  # a lower triangle of ones
     6.0
     """
-    window = _window(op)
-    if window is None:
-        return None
     total = 0.0
     with _alone(op.device):
+        window = _window(op)
+        if window is None:
+            return None
         for t, gramian, scale in _observability(window.P.engine, window.rows):
             seen = gramian.diagonal(dim1=1, dim2=2).double() * window.columns[:, t]
             total += float(scale @ seen.sum(1))
@@ -276,12 +276,12 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
         raise TypeError(f"lin is {lin!r}: pass a Linearization, or its P")
     n_trials, n_steps, n_units = P.domain.shape
     chosen = _positions([default] if times is None else times, n_steps)
-    window = _window(P)
-    assert window is not None
     recursion = _observability if kind == "observability" else _controllability
-    kept = torch.empty(n_trials, len(chosen), n_units, n_units, dtype=P.torch_dtype)
-    traces = torch.empty(n_trials, n_steps, dtype=torch.float64)
-    with _alone(P.device):
+    with _alone(P.device):  # tensors of inference mode could not be written to inside
+        window = _window(P)
+        assert window is not None
+        kept = torch.empty(n_trials, len(chosen), n_units, n_units, dtype=P.torch_dtype)
+        traces = torch.empty(n_trials, n_steps, dtype=torch.float64)
         for t, gramian, scale in recursion(P.engine, window.rows):
             traces[:, t] = scale * gramian.diagonal(dim1=1, dim2=2).double().sum(1)
             for i in np.flatnonzero(chosen == t):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from kpops.spectral.estimators.budget import (
     scalar_dataset,
 )
 from kpops.spectral.estimators.probing_gram import GramTrace
-from kpops.spectral.estimators.quadrature_rules import gauss_rule
+from kpops.spectral.estimators.quadrature_rules import gauss_rule, power_of_two
+from kpops.spectral.estimators.sketch import Act
 from kpops.spectral.gramian import squared_frobenius
 from kpops.spectral.svd import svds
 from kpops.spectral.traces import trace
@@ -100,8 +102,10 @@ def frobenius_norm(
     if exact is not None:
         answer = Answer(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
     else:
-        run = _gram_run(op, method, np.random.default_rng(rng))
+        run, act = _gram_run(op, method, np.random.default_rng(rng))
         answer = estimated(run, budget, tol, positive=True, power=0.5)
+        if act is not None:
+            answer = _times(answer, act.scale)
     settings = {"method": method, "num_matvecs": budget, "tol": tol}
     return scalar_dataset(op, "frobenius_norm", answer, "Frobenius norm", settings)
 
@@ -168,7 +172,7 @@ def schatten_norm(
     7.0
     """
     op = as_operator(op)
-    if not isinstance(p, int | float) or not p >= 1:
+    if not isinstance(p, numbers.Real) or not p >= 1:
         raise ValueError(f"p={p!r}: the Schatten norms are those of p from 1 to infinity")
     budget = check(method, _SCHATTEN, num_matvecs, tol)
     name = f"Schatten norm (p = {p:g})"
@@ -187,8 +191,9 @@ def schatten_norm(
         norm = _p_norm(spectrum.values.double(), p)
         answer = Answer(norm, 0.0, "exact", spectrum.how, op.num_matvecs - before)
     elif method == "auto" and p == 4:
-        run = _fourth_run(op, np.random.default_rng(rng))
+        run, act = _fourth_run(op, np.random.default_rng(rng))
         answer = estimated(run, budget, tol, positive=True, power=0.25)
+        answer = _times(answer, math.sqrt(act.scale))
     elif p == math.inf:
         raise ValueError("p=inf: Gauss rules have no largest value; use method='auto'")
     else:
@@ -271,38 +276,57 @@ def _exact_frobenius(op: TrajectoryOperator, method: str) -> tuple[float, str] |
     root = op.root
     if root is not None and structure.is_small(root) and root.shape[1] < root.shape[0]:
         dense = dense_blocks(root).double()
+        largest = float(dense.abs().max()) or 1.0
+        dense = dense / largest
         how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])} of a factor"
-        return float((dense.mT @ dense).norm()), how
+        return largest**2 * float((dense.mT @ dense).norm()), how
     if method == "exact" or structure.is_small(op):
         dense = dense_blocks(op)
         how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}"
-        return float(dense.double().norm()), how
+        return _frobenius_of(dense), how
     return None
 
 
-def _gram_run(op: TrajectoryOperator, method: str, rng: np.random.Generator) -> GramTrace:
+def _frobenius_of(dense: Tensor) -> float:
+    """The norm of a matrix whose squares might leave the dtype."""
+    largest = float(dense.abs().max()) if dense.numel() else 0.0
+    return largest * float((dense.double() / largest).norm()) if largest > 0 else largest
+
+
+class _Gram:
+    """``A* A`` on rows, divided by a power of two so that it is of the size of A."""
+
+    def __init__(self, forth: Act, back: Act) -> None:
+        self.forth, self.back, self.scale = forth, back, 0.0
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        images = self.forth(rows)
+        self.scale = self.scale or power_of_two(images)
+        return self.back(images / self.scale)
+
+
+def _times(answer: Answer, factor: float) -> Answer:
+    return answer._replace(estimate=factor * answer.estimate, stderr=factor * answer.stderr)
+
+
+def _gram_run(
+    op: TrajectoryOperator, method: str, rng: np.random.Generator
+) -> tuple[GramTrace, _Gram | None]:
     """Trace of ``A* A``, of ``(R* R)^2`` where ``A = R R*`` is known: the smallest space."""
     root = op.root
     if root is None or root.shape[1] >= root.shape[0]:
-        return gram_trace(op, 1.0, method, rng)
-    forth, back = rows_of(root.apply, root.domain), rows_of(root.apply_adjoint, root.codomain)
-
-    def act(rows: Tensor) -> Tensor:
-        return back(forth(rows))
-
-    return GramTrace(act, act, root.shape[1], 1.0, method, rng, empty(op))
+        return gram_trace(op, 1.0, method, rng), None
+    act = _Gram(rows_of(root.apply, root.domain), rows_of(root.apply_adjoint, root.codomain))
+    return GramTrace(act, act, root.shape[1], 1.0, method, rng, empty(op)), act
 
 
-def _fourth_run(op: TrajectoryOperator, rng: np.random.Generator) -> GramTrace:
+def _fourth_run(op: TrajectoryOperator, rng: np.random.Generator) -> tuple[GramTrace, _Gram]:
     """Trace of ``(A* A)^2``."""
     forth, back = rows_of(op.apply, op.domain), rows_of(op.apply_adjoint, op.codomain)
     if op.shape[0] < op.shape[1]:
         forth, back = back, forth
-
-    def act(rows: Tensor) -> Tensor:
-        return back(forth(rows))
-
-    return GramTrace(act, act, min(op.shape), 2.0, "auto", rng, empty(op))
+    act = _Gram(forth, back)
+    return GramTrace(act, act, min(op.shape), 2.0, "auto", rng, empty(op)), act
 
 
 class _Rules:

@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
 from kpops.operators.partial_trace import PartialTrace, ProbedGram, ProbedTrace
@@ -121,11 +122,15 @@ def effective_rank(
     steps is added, in squares. A count of eigenvalues near a tolerance in the midst of a spectrum
     is hard: give it more products.
 
-    Stable: the squared Frobenius norm, estimated or exact, over the square of the largest
-    singular value, which is converged to a relative residual of 1e-6.
+    Stable: the squared Frobenius norm over the square of the largest singular value, which is
+    converged to a relative residual of 1e-6. The norm is exact for P; of others, random vectors
+    estimate what is left when this mode is projected out.
 
     A partial trace that is estimated, ``R = mean R_j`` over random vectors, makes a rank by its
-    whole spectrum; the jackknife over the R_j gives the error bar and takes away the bias.
+    whole spectrum; the jackknife over the R_j gives the error bar and takes away the bias, but for
+    ``"numerical"``, which is the count of the whole mean, with an error bar of at least 1 if any
+    vector changes it. A vector costs half a product where ``op = F F*`` is known, and one product
+    for each kept position where it is not; 16 vectors are taken at least.
 
     Examples
     --------
@@ -139,7 +144,7 @@ def effective_rank(
     stable 10.0
     numerical 10.0
     """
-    op = as_operator(op)
+    op = whole = as_operator(op)
     question = Question(kind, threshold, tol)
     _check(question, reduction, method, num_matvecs, rtol)
     rng = np.random.default_rng(rng)
@@ -147,15 +152,17 @@ def effective_rank(
         op = _reduced(op, keep, reduction, method, num_matvecs, rng)
     symmetric = common.is_self_adjoint(op)
     answer = None
-    if isinstance(op, ProbedGram | ProbedTrace):
-        answer = _of_probes(op, question, symmetric)
-    elif method in ("auto", "exact"):
+    if method in ("auto", "exact") and not isinstance(op, ProbedGram | ProbedTrace):
         answer = _exact(op, question, symmetric, force=method == "exact")
     asked = num_matvecs
     while answer is None:
-        answer = estimated(op, question, symmetric, method, asked, rng)
+        if isinstance(op, ProbedGram | ProbedTrace):
+            answer = _of_probes(op, question, symmetric)
+            asked = max(asked, answer.used)  # the least number of probes may have cost more
+        else:
+            answer = estimated(op, question, symmetric, method, asked, rng)
         if rtol is not None and answer.stderr > rtol * answer.estimate:
-            if 2 * asked > _MOST_MATVECS:
+            if 2 * asked > _MOST_MATVECS or not _room_to_double(op):
                 warnings.warn(
                     f"effective_rank: stderr {answer.stderr:.2g} of {answer.estimate:.4g} after "
                     f"{answer.used} products does not meet rtol={rtol}",
@@ -164,6 +171,8 @@ def effective_rank(
                 )
                 break
             asked, answer = 2 * asked, None
+            if keep is not None and isinstance(op, ProbedGram | ProbedTrace):
+                op = _reduced(whole, keep, reduction, method, asked, rng)
     if isinstance(op, PartialTrace) and not isinstance(op, ProbedTrace):
         answer = answer._replace(used=answer.used * op.num_vectors)
     return _dataset(op, question, symmetric, "none" if keep is None else reduction, answer)
@@ -214,6 +223,13 @@ def _reduced(
     return op.partial_trace(keep, num_probes=max(PROBES, int(num_matvecs / per_probe)), rng=rng)
 
 
+def _room_to_double(op: TrajectoryOperator) -> bool:
+    """Whether the matrices of twice as many probes, one of each, would fit into memory."""
+    if not isinstance(op, ProbedGram | ProbedTrace):
+        return True
+    return 2 * len(op.probes) * op.shape[0] ** 2 * op.dtype.itemsize < free_bytes(op.device) // 4
+
+
 def _exact(
     op: TrajectoryOperator, question: Question, symmetric: bool, *, force: bool
 ) -> Answer | None:
@@ -258,10 +274,15 @@ def _of_probes(op: ProbedGram | ProbedTrace, question: Question, symmetric: bool
 
     total = parts.sum(0)
     without = torch.tensor([rank((total - part) / (m - 1)) for part in parts], dtype=torch.float64)
-    estimate, stderr = left_out(torch.tensor(rank(total / m), dtype=torch.float64), without)
+    whole = rank(total / m)
+    estimate, stderr = left_out(torch.tensor(whole, dtype=torch.float64), without)
+    if question.kind == "numerical":
+        # A count has no bias of first order to take away: m times its steps would be noise.
+        estimate = whole
+        stderr = max(stderr, 1.0) if bool((without != whole).any()) else 0.0
     how = f"whole spectrum of a partial trace from {m} random vectors"
     used = math.ceil(m / 2) if isinstance(op, ProbedGram) else m * op.shape[0]
-    return Answer(max(0.0, estimate), stderr, "hutchinson", how, used)
+    return Answer(min(max(estimate, 0.0), op.shape[0]), stderr, "hutchinson", how, used)
 
 
 def _dataset(

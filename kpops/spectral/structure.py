@@ -67,6 +67,9 @@ def eigenvalues(op: TrajectoryOperator) -> Spectrum:
         how = f"K couples no two of {blocks.n_units} units"
         return Spectrum(values[order], op.shape[0] - values.numel(), how, unit)
     dense = dense_blocks(op)
+    skew, most = float((dense - dense.mT).abs().max()), float(dense.abs().max())
+    if not skew <= 1e3 * torch.finfo(dense.dtype).eps * most:
+        raise ValueError(f"{op!r} is not self-adjoint: use kpops.svds, or eigsh of op @ op.H")
     values = torch.linalg.eigvalsh((dense + dense.mT) / 2).flatten()
     how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
     return Spectrum(_falling(values), op.shape[0] - values.numel(), how)

@@ -16,12 +16,13 @@ from kpops.operators.dense import Batches, batches, dense_blocks
 from kpops.operators.foreign import as_operator
 from kpops.spectral import common, eig, structure
 from kpops.spectral.solvers.eigenproblem import EigenProblem
-from kpops.spectral.solvers.krylov import Bidiagonal, Family, Modes, run
+from kpops.spectral.solvers.krylov import AT_LEAST, Bidiagonal, Family, Modes, run
 from kpops.spectral.solvers.search import Progress, Search
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
 
+@common.in_full_precision
 def svds(
     op: Any,
     k: int = 6,
@@ -180,12 +181,11 @@ def _by_krylov(
 ) -> tuple[Triplets, int]:
     """By A*A, with one basis instead of two, as long as it keeps the digits that are asked for.
 
-    Rounding of A*A, relative to s_1^2, is a residual of ``eps s_1 / s_k`` for the triplet.
+    Rounding of A*A, relative to s_1^2, is s_1 / s_k times as much for the triplet.
     """
-    eps = torch.finfo(op.torch_dtype).eps
 
     def lost(leading: float, least: float) -> bool:
-        return least * search.aim < eps * leading
+        return least * search.tol < search.rounding * leading
 
     def watch(told: Progress) -> bool:
         stop = search.callback is not None and bool(search.callback(told))
@@ -196,7 +196,8 @@ def _by_krylov(
     triplets, sure = _by_gram(op, method, first, block_size)
     search.spent = 2 * first.spent
     values = triplets[1]
-    if search.stopped or not lost(float(values[0]), float(values[-1])):
+    enough = search.budget - search.spent > 2 * AT_LEAST * (search.k + 2)
+    if search.stopped or not enough or not lost(float(values[0]), float(values[-1])):
         return triplets, sure
     return _by_bidiagonal(op, search, block_size)
 
@@ -240,7 +241,8 @@ def _vouch(op: TrajectoryOperator, triplets: Triplets, search: Search) -> bool:
     """Whether no larger singular value is left off these, by a fresh random block."""
     left, values, right = triplets
     wide = op.shape[0] < op.shape[1]
-    problem = EigenProblem(op @ op.H if wide else op.H @ op, search.rng, together=True)
+    gram = op @ op.H if wide else op.H @ op
+    problem = EigenProblem(gram, search.k, search.rng, together=True)
     vectors = left if wide else right
     squares = values.double() ** 2 / (problem.scale or 1.0)
     modes = Modes(squares, torch.zeros(len(squares), dtype=torch.long), (vectors,), len(squares))
@@ -252,7 +254,7 @@ def _by_gram(
 ) -> tuple[Triplets, int]:
     wide = op.shape[0] < op.shape[1]
     gram = op @ op.H if wide else op.H @ op
-    problem = EigenProblem(gram, search.rng, together=method == "arpack")
+    problem = EigenProblem(gram, search.k, search.rng, together=method == "arpack")
     search.squares = True
     _, block, sure = eig.solve(problem, method, search, block_size)
     found = block.flatten(1).isfinite().all(1)
@@ -263,6 +265,9 @@ def _by_gram(
     other, values, turn = torch.linalg.svd((images / scale).mT, full_matrices=False)
     one = turn @ common.columns(block[found])
     left, right = (one, other.mT) if wide else (other.mT, one)
+    # Values that are lost in the rounding of the squares may hide others.
+    kept = values * search.tol >= search.rounding * values[:1]
+    sure = min(sure, int(kept.long().cumprod(0).sum()))
     return _padded((left, scale * values, right), search.k), sure
 
 
@@ -294,7 +299,5 @@ def _residual(op: TrajectoryOperator, left: Tensor, values: Tensor, right: Tenso
         left, right, scale = left[found], right[found], values[found, None]
         forth = common.columns(op.apply(right)) - scale * common.columns(left)
         back = common.columns(op.apply_adjoint(left)) - scale * common.columns(right)
-        gap = torch.maximum(forth.double().norm(dim=1), back.double().norm(dim=1))
-        largest = values[found].double().max().clamp_min(torch.finfo(torch.double).tiny)
-        residual[found] = (gap / largest).to(values.dtype)
+        residual[found] = common.relative(values[found], forth, back)
     return residual

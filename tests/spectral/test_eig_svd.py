@@ -404,3 +404,81 @@ def test_blocks_of_an_operator_over_trials_are_solved_side_by_side():
 def test_wrong_use_is_refused(lin, act, error, told):
     with pytest.raises(error, match=told):
         act(lin)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("method", ["auto", "block-krylov", "lobpcg", "randomized"])
+def test_operators_confined_to_a_few_entries_are_no_trap(method, dtype):
+    # Products have fewer directions than a block has vectors, and those on two entries only.
+    matrix = np.zeros((1500, 1500), dtype)
+    matrix[0, 0], matrix[1, 1] = 1, 1e-5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kpops.ConvergenceWarning)
+        for seed in range(3):
+            result = kpops.svds(matrix, k=4, method=method, rng=seed)
+            good = result.converged.values
+            expected = np.array([1, 1e-5, 0, 0])
+            gaps = np.abs(result.singular_value.values - expected)
+            assert (gaps[good] <= 1e-5 if dtype == "float32" else gaps[good] <= 1e-6).all()
+            assert good[0] or method in ("lobpcg", "randomized")
+            assert result.singular_value.values.max() < 1.001
+
+
+@pytest.mark.parametrize("method", ["auto", "lobpcg", "randomized"])
+def test_small_singular_values_do_not_hide_others_in_silence(method):
+    values = np.full(8000, 1e-4, np.float32)
+    values[:2] = 1, 3e-4
+    matrix = scipy.sparse.diags_array(values).tocsr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kpops.ConvergenceWarning)
+        result = kpops.svds(matrix, k=2, method=method, rng=0)
+    wrong = np.abs(result.singular_value.values - [1, 3e-4]) > 1e-5
+    assert not (wrong & result.converged.values).any()
+
+
+def test_zeros_that_structure_explains_are_modes_like_others():
+    quiet = kpops.linearize(
+        torch.nn.RNN(2, 30, bias=False, batch_first=True), torch.zeros(8, 20, 2)
+    )
+    result = kpops.eigsh(quiet.flow, k=3, rng=0)
+    assert (result.eigenvalue == 0).all()
+    assert result.converged.all()
+    assert kpops.eigsh(quiet.K, k=3).converged.all()
+    rnn = torch.nn.RNN(2, 4, batch_first=True)
+    lin = kpops.linearize(rnn, torch.ones(20, 40, 2), parameters=["bias_hh_l0"])
+    for op in (lin.K, lin.flow):  # four units, one bias each
+        result = kpops.eigsh(op, k=6, rng=0)
+        assert result.converged.all()
+        assert np.abs(result.eigenvalue.values[4:]).max() < 1e-5 * result.eigenvalue.values[0]
+
+
+def test_autocast_does_not_lower_the_precision():
+    lin = kpops.linearize(torch.nn.GRU(2, 30, batch_first=True), torch.ones(8, 20, 2))
+    acts = [lambda: kpops.eigvalsh(lin.K), lambda: kpops.eigsh(lin.flow, k=2, rng=0)]
+    for act in acts:
+        plain = act()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = act()
+        np.testing.assert_array_equal(plain.eigenvalue, cast.eigenvalue)
+
+
+def test_a_budget_returns_the_best_so_far_where_squares_lose_digits():
+    matrix = np.diag(0.3 ** np.arange(1500)).astype(np.float32)
+    with pytest.warns(kpops.ConvergenceWarning):
+        result = kpops.svds(matrix, k=10, max_matvecs=60, rng=0)
+    assert float(result.singular_value[0]) == pytest.approx(1, rel=1e-5)
+
+
+def test_clusters_see_copies_beyond_other_signs():
+    matrix = np.diag([5.0, -5.0, 5.0, 1.0])
+    clusters = kpops.eigsh(matrix, k=3).cluster.values
+    signs = np.sign(kpops.eigsh(matrix, k=3).eigenvalue.values)
+    assert len(set(clusters)) == 2
+    assert len(set(clusters[signs > 0])) == 1
+
+
+def test_a_matrix_that_is_nearly_symmetric_has_no_eigvalsh():
+    matrix = np.eye(900, dtype=np.float32)
+    matrix[0, 1] = 0.03
+    with pytest.raises(ValueError, match="is not self-adjoint"):
+        kpops.eigvalsh(matrix)

@@ -74,7 +74,7 @@ def estimated(
     With `power` it is that power of the estimate that is meant, and its standard error that of the
     first order. `positive` says whether a participation ratio has a meaning.
     """
-    spent = 0
+    spent, last = 0, None
     while True:
         spent = budget if tol is None else min(budget, 2 * spent or _FIRST)
         before = run.num_matvecs
@@ -83,8 +83,12 @@ def estimated(
         estimate, stderr = _raised(estimate, stderr, power)
         done = _norm(stderr) <= (tol or 0) * _norm(estimate)
         # When nothing more is used, nothing more can be learned: the estimate is exact.
-        if tol is None or done or spent == budget or run.num_matvecs == before:
+        if tol is None or spent == budget or run.num_matvecs == before:
             break
+        # One round alone may be fooled by a spectrum that drops at its number of vectors.
+        if done and last is not None and _agree(last, (estimate, stderr)):
+            break
+        last = (estimate, stderr) if done else None
     if tol is not None and not done:
         warnings.warn(
             f"the standard error is {_norm(stderr):.3g} after {run.num_matvecs:g} products, more "
@@ -110,6 +114,11 @@ def _raised(estimate: _Value, stderr: _Value, power: float) -> tuple[_Value, _Va
         return 0.0 * estimate, 0.0 * stderr
     root = estimate**power
     return root, power * root * (stderr / estimate)
+
+
+def _agree(first: tuple[Any, Any], second: tuple[Any, Any]) -> bool:
+    """Whether two estimates differ by at most twice their combined standard error."""
+    return _norm(first[0] - second[0]) <= 2 * math.hypot(_norm(first[1]), _norm(second[1]))
 
 
 def _norm(value: float | Tensor) -> float:

@@ -133,8 +133,9 @@ def _images(
 ) -> tuple[Tensor, Tensor]:
     like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
     z = sphere(rng, count, problem.space.size, like)
-    y = problem.apply(z.reshape(count, *problem.space.shape))
-    return z, y.reshape(count, -1)
+    if count == 0:  # small budgets have no pilot, and operators need not take empty blocks
+        return z, z
+    return z, problem.apply(z.reshape(count, *problem.space.shape)).flatten(1)
 
 
 def _quotients(z: Tensor, y: Tensor) -> Tensor:

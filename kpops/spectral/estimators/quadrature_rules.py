@@ -169,7 +169,7 @@ def lanczos(apply: Act, starts: Tensor, steps: int) -> Tridiagonal:
     for step in range(steps):
         image = apply(basis[:, step])
         if step == 0:  # squares of very large or small numbers would leave the dtype
-            scale = _power_of_two(image)
+            scale = power_of_two(image)
         image = image / scale
         diagonal[:, step] = (basis[:, step] * image).sum(1)
         spanned = basis[:, : step + 1]
@@ -186,7 +186,8 @@ def lanczos(apply: Act, starts: Tensor, steps: int) -> Tridiagonal:
     return Tridiagonal(diagonal * scale, beside * scale)
 
 
-def _power_of_two(values: Tensor) -> float:
+def power_of_two(values: Tensor) -> float:
+    """The power of two at or below the largest magnitude; 1 if all are zero."""
     largest = float(values.abs().max())
     if not math.isfinite(largest):
         raise ValueError("the operator is not finite: check the weights and the scale")

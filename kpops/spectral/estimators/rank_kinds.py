@@ -34,6 +34,8 @@ _FEW_MODES = 8
 _LEAST_MATVECS, _LEAST_STEPS = 384, 8
 """With fewer products, neither the modes nor the rules would be of use."""
 _MOST_MODES = 256
+_BLOCK = 64
+"""Vectors that are taken through the operator together."""
 
 
 class Question(NamedTuple):
@@ -125,30 +127,44 @@ def _participation(
 def _stable(
     op: TrajectoryOperator, symmetric: bool, num_matvecs: int, rng: np.random.Generator
 ) -> Answer:
-    total, stderr, how, used = _squared_frobenius(op, symmetric, num_matvecs, rng)
-    if total == 0:
+    left, values, residual, used = _leading(op, symmetric, 1, rng)
+    largest = float(values[0])
+    if largest == 0:
         return Answer(0.0, 0.0, "hutchinson", "the operator is zero", used)
-    modes = eigsh(op, 1, rng=rng) if symmetric else svds(op, 1, rng=rng)
-    largest = modes.eigenvalue if symmetric else modes.singular_value
-    _refuse_indefinite_modes(op, largest.values)
-    square = float(largest[0]) ** 2
-    doubt = 2 * float(modes.residual[0]) * total / square
-    how = f"squared Frobenius norm by {how}, over the square of the leading mode"
-    used += int(modes.attrs["num_matvecs"])
-    return Answer(total / square, math.hypot(stderr / square, doubt), "hutchinson", how, used)
-
-
-def _squared_frobenius(
-    op: TrajectoryOperator, symmetric: bool, num_matvecs: int, rng: np.random.Generator
-) -> tuple[float, float, str, int]:
-    """||A||_F^2, its standard error, how it was found, and the products that it took."""
     exact = squared_frobenius(op)
     if exact is not None:
-        return exact, 0.0, "the Gramian of P", 0
-    candidates, used = moments(op, symmetric, num_matvecs, rng)
-    samples = [(c.second if symmetric else c.first, c.how) for c in candidates]
-    results = [(float(s.mean()), float(s.std()) / len(s) ** 0.5, how) for s, how in samples]
-    return *min(results, key=lambda result: result[1]), used
+        rank, error, by = exact / largest**2, 0.0, "the Gramian of P"
+    else:
+        # The leading mode, which may hold nearly all of the norm, would be all of the scatter.
+        rest = _squares_off(op, left, largest, num_matvecs, rng)
+        used += num_matvecs
+        rank, error = 1 + float(rest.mean()), float(rest.std()) / num_matvecs**0.5
+        by = f"the leading mode and {num_matvecs} random vectors off it"
+    rank = min(max(rank, 1.0), min(op.shape))
+    how = f"squared Frobenius norm by {by}, over the square of the leading mode"
+    return Answer(rank, math.hypot(error, 2 * residual * rank), "hutchinson", how, used)
+
+
+def _squares_off(
+    op: TrajectoryOperator, left: Tensor, scale: float, m: int, rng: np.random.Generator
+) -> Tensor:
+    """Estimates of ``||A* (I - U U*)||_F^2 / scale^2``, shape (m,), float64.
+
+    `left` holds orthonormal rows u; random vectors are uniform on the sphere off them.
+    """
+    like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
+    dim, left = op.codomain.size - len(left), left.to(like)
+    squares = torch.zeros(m, dtype=torch.float64, device=op.device)
+    if dim == 0:
+        return squares
+    for first in range(0, m, _BLOCK):
+        z = sphere(rng, min(_BLOCK, m - first), op.codomain.size, like)
+        for _ in range(2):  # once leaves rounding of the order of what it takes away
+            z = z - (z @ left.T) @ left
+        z = z * (dim**0.5 / z.norm(dim=1, keepdim=True))
+        images = op.apply_adjoint(z.reshape(-1, *op.codomain.shape)).flatten(1) / scale
+        squares[first : first + len(z)] = dots(images, images)
+    return squares
 
 
 def _variance(
@@ -189,19 +205,17 @@ def _by_modes(
 ) -> Answer:
     """The variance rank from k leading modes, or more; a lower bound if 256 are too few."""
     exact = squared_frobenius(op)
-    like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
-    z = sphere(rng, 0 if exact is not None else m, op.codomain.size, like)
-    images = common.columns(op.apply_adjoint(z.reshape(-1, *op.codomain.shape)))
-    used, most = len(z), min(_MOST_MODES, min(op.shape))
+    used, most = 0, min(_MOST_MODES, min(op.shape))
     while True:
         k = min(k, most)
-        left, values, right, more = _leading(op, symmetric, k, rng)
+        left, values, _, more = _leading(op, symmetric, k, rng)
         used += more
         squares = values.double().square()
         if exact is None:
-            # ||A||_F^2 = sum of the leading squares + E ||(A* - leading part) z||^2
-            off = images - (z @ left.T * values) @ right
-            rest = dots(off, off)
+            # Drawn anew for each k: to keep all images might take more memory than there is.
+            largest = float(values[0]) or 1.0
+            rest = largest**2 * _squares_off(op, left, largest, m, rng)
+            used += m
             total, error = float(squares.sum() + rest.mean()), float(rest.std()) / m**0.5
         else:
             total, error = exact, 0.0
@@ -224,18 +238,18 @@ def _by_modes(
 
 def _leading(
     op: TrajectoryOperator, symmetric: bool, k: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """The k leading singular triplets, vectors as rows, and the products that they took."""
+) -> tuple[Tensor, Tensor, float, int]:
+    """The k leading left vectors as rows, values, relative residual, products that they took."""
     if symmetric:
         modes = eigsh(op, k, rng=rng)
         _refuse_indefinite_modes(op, modes.eigenvalue.values)
-        triplet = (modes.eigenfunction, modes.eigenvalue, modes.eigenfunction)
+        pair = (modes.eigenfunction, modes.eigenvalue)
     else:
         modes = svds(op, k, rng=rng)
-        triplet = (modes.left, modes.singular_value, modes.right)
-    left, values, right = (torch.from_numpy(part.values).to(op.device) for part in triplet)
+        pair = (modes.left, modes.singular_value)
+    left, values = (torch.from_numpy(part.values).to(op.device) for part in pair)
     used = int(modes.attrs["num_matvecs"])
-    return common.columns(left), values, common.columns(right), used
+    return common.columns(left), values, float(modes.residual.max()), used
 
 
 def _refuse_indefinite_modes(op: TrajectoryOperator, values: np.ndarray) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor
 from kpops.engines import memory
 from kpops.engines.load import considerate
 
+# Rounds of making a block orthonormal at most, and lengths that are too short in them.
+_ROUNDS, _WEAK = 10, 1e-3
 # Columns of the basis that are recombined at a time.
 _COLUMNS = 2**16
 
@@ -29,6 +31,8 @@ class Basis:
     ----------
     n : int
         Number of vectors.
+    sound : bool
+        Whether all blocks could be made orthonormal.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Basis:
         self.room = memory.room((count, capacity, size), dtype, device)
         self.rng = rng
         self.n = 0
+        self.sound = True
 
     @property
     def rows(self) -> Tensor:
@@ -104,15 +109,21 @@ class Basis:
         block /= lengths[..., None]
         if dead.any() or float(lengths.min()) < 0.1 * scale or scale == 0:
             self.remove(block)
-        for _ in range(5):
+        for _ in range(_ROUNDS):
             gram = (block @ block.mT).double()
             gap = float((gram - torch.eye(block.shape[1], device=gram.device)).abs().max())
             if gap <= 16 * eps:
                 break
             block, lengths = self._rotated(block)
+            # A direction that others of unit length lack is rounding: a random one is better.
+            weak = lengths <= _WEAK * lengths.amax(dim=1, keepdim=True)
+            if weak.any():
+                block = torch.where(weak[..., None], self._draw(block.shape[1]), block)
+                lengths = torch.where(weak, block.norm(dim=2), lengths)
             block /= lengths[..., None]
-            if gap > 0.5:
+            if gap > 0.5 or weak.any():
                 self.remove(block)
+        self.sound &= gap <= _WEAK
         return block
 
     @considerate()

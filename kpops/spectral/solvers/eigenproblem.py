@@ -9,6 +9,7 @@ The operator is scaled to about one, since squares of small numbers would underf
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -32,6 +33,8 @@ class EigenProblem:
     ----------
     op : TrajectoryOperator
         Self-adjoint.
+    k : int
+        Number of modes that are wanted.
     rng : numpy.random.Generator
         Source of the vector that finds the scale.
     together : bool
@@ -48,12 +51,14 @@ class EigenProblem:
     """
 
     def __init__(
-        self, op: TrajectoryOperator, rng: np.random.Generator, *, together: bool = False
+        self, op: TrajectoryOperator, k: int, rng: np.random.Generator, *, together: bool = False
     ) -> None:
         self.op = op
         self.sides = Batches(op.domain, () if together else uncoupled(op))
         root = op.root if self.sides.count == 1 else None
-        self.root = root if root is not None and root.domain.size < op.domain.size else None
+        # The zeros that R* R lacks are wanted if there are no more others than modes.
+        shorter = root is not None and k < root.domain.size < op.domain.size
+        self.root = root if shorter else None
         if self.root is not None:
             self.sides = Batches(self.root.domain, ())
             self.where = f"the {self.sides.size} dims of the domain of {self.root.symbol}"
@@ -95,7 +100,7 @@ class EigenProblem:
         found = found.transpose(0, 1).contiguous()
         least = float(modes.values.abs().min())
         largest = float(modes.values.abs().max())
-        slack = 0.5 * search.tol * largest
+        slack = 0.5 * search.tol * (math.sqrt(least * largest) if search.squares else largest)
 
         def off(x: Tensor) -> Tensor:
             return x - (x @ found.mT) @ found
@@ -113,6 +118,7 @@ class EigenProblem:
             floor=largest,
             rounding=search.rounding,
             below=least + slack,
+            squares=search.squares,
         )
         block = min(FEW, given.size)
         if not rest.can_afford(block):

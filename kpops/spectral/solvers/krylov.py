@@ -137,6 +137,11 @@ class Lanczos:
         self.small.zero_().diagonal(dim1=1, dim2=2)[:, : self.basis.n] = values.gather(1, best)
         self.related = 0
 
+    @property
+    def sound(self) -> bool:
+        """Whether the basis is orthonormal."""
+        return self.basis.sound
+
     def vectors(self, problem: Tensor, mode: Tensor) -> tuple[Tensor, ...]:
         """Eigenvectors, (mode, entry)."""
         return (_combined(self.basis, self.axes, problem, mode),)
@@ -217,6 +222,11 @@ class Bidiagonal:
         self.small.zero_().diagonal(dim1=1, dim2=2)[:, : self.basis.n] = values.gather(1, best)
         self.related = 0
 
+    @property
+    def sound(self) -> bool:
+        """Whether the bases are orthonormal."""
+        return self.basis.sound and self.other.sound
+
     def vectors(self, problem: Tensor, mode: Tensor) -> tuple[Tensor, ...]:
         """Left and right singular vectors, (mode, entry)."""
         left = _combined(self.other, self.left, problem, mode)
@@ -246,7 +256,8 @@ def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
             if ended or search.stopped:
                 problem, mode = chosen // basis.n, chosen % basis.n
                 vectors = process.vectors(problem, mode)
-                return Modes(values[problem, mode], problem, vectors, 0 if early else sure)
+                sure = sure if process.sound and not early else 0
+                return Modes(values[problem, mode], problem, vectors, sure)
             next_look = pace.next_look(search.spent // process.cost, basis.n, search.distance)
             if full:
                 kept = max(min(2 * search.k + block, process.room - 2 * block), search.k)
