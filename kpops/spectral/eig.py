@@ -197,9 +197,9 @@ def solve(
     if method == "block-krylov" and block_size is None:
         modes, sure = _in_blocks(problem, search)
     else:
-        block = block_size or search.k + 2
-        modes = METHODS[method](problem.act, problem.family, search, block)
-        sees_all = method == "arpack" or (method == "block-krylov" and block >= search.k)
+        size = block_size or search.k + 2
+        modes = METHODS[method](problem.act, problem.family, search, size)
+        sees_all = method == "arpack" or (method == "block-krylov" and size >= search.k)
         sure = modes.sure if sees_all else _vouched(problem, modes, search)
     search.close()
     values, block = problem.lift(modes)

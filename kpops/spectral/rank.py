@@ -162,7 +162,7 @@ def effective_rank(
         else:
             answer = estimated(op, question, symmetric, method, asked, rng)
         if rtol is not None and answer.stderr > rtol * answer.estimate:
-            if 2 * asked > _MOST_MATVECS or not _room_to_double(op):
+            if 2 * asked > _MOST_MATVECS or not _may_double(op, whole):
                 warnings.warn(
                     f"effective_rank: stderr {answer.stderr:.2g} of {answer.estimate:.4g} after "
                     f"{answer.used} products does not meet rtol={rtol}",
@@ -171,7 +171,8 @@ def effective_rank(
                 )
                 break
             asked, answer = 2 * asked, None
-            if keep is not None and isinstance(op, ProbedGram | ProbedTrace):
+            if isinstance(op, ProbedGram | ProbedTrace):
+                assert keep is not None
                 op = _reduced(whole, keep, reduction, method, asked, rng)
     if isinstance(op, PartialTrace) and not isinstance(op, ProbedTrace):
         answer = answer._replace(used=answer.used * op.num_vectors)
@@ -223,11 +224,13 @@ def _reduced(
     return op.partial_trace(keep, num_probes=max(PROBES, int(num_matvecs / per_probe)), rng=rng)
 
 
-def _room_to_double(op: TrajectoryOperator) -> bool:
-    """Whether the matrices of twice as many probes, one of each, would fit into memory."""
+def _may_double(op: TrajectoryOperator, whole: TrajectoryOperator) -> bool:
+    """Whether twice as many random vectors can be had: probes are drawn here, and fit."""
     if not isinstance(op, ProbedGram | ProbedTrace):
         return True
-    return 2 * len(op.probes) * op.shape[0] ** 2 * op.dtype.itemsize < free_bytes(op.device) // 4
+    count = len(op.images) if isinstance(op, ProbedGram) else len(op.probes)
+    numbers = 2 * count * (op.shape[0] ** 2 + op.parent.shape[0])
+    return op is not whole and numbers * op.dtype.itemsize < free_bytes(op.device) // 4
 
 
 def _exact(
@@ -264,6 +267,8 @@ def _of_probes(op: ProbedGram | ProbedTrace, question: Question, symmetric: bool
     """The rank of an estimated partial trace, with the jackknife over its random vectors."""
     parts = op.dense_per_probe()
     m, floor = len(parts), common.noise_floor(op.torch_dtype)
+    if m < 2:
+        raise ValueError(f"{op!r} is from one random vector: a standard error needs at least 2")
 
     def rank(matrix: Tensor) -> float:
         values = torch.linalg.eigvalsh(matrix) if symmetric else torch.linalg.svdvals(matrix)

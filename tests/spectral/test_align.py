@@ -221,3 +221,12 @@ def test_wrong_options_are_refused(options, told):
 def test_an_operator_that_is_not_finite_is_refused(method):
     with pytest.raises(ValueError, match="not finite"):
         alignment(np.eye(3), np.full((3, 3), np.nan), method=method, rng=0)
+
+
+def test_positive_operators_are_never_found_at_an_obtuse_angle():
+    first, second = np.zeros((2, 40, 1))
+    first[:20], second[20:] = 1, 1
+    a, b = (kpops.operators.foreign.as_operator(x) for x in (first, second))
+    for seed in range(20):
+        result = alignment(a @ a.H, b @ b.H, method="hutchinson", num_matvecs=4, rng=seed)
+        assert float(result.estimate) >= 0

@@ -174,3 +174,13 @@ def test_impossible_times_are_refused(times):
 def test_what_has_no_propagator_is_refused():
     with pytest.raises(TypeError, match="pass a Linearization, or its P"):
         controllability_gramian(np.eye(3))
+
+
+@pytest.mark.parametrize("function", [observability_gramian, controllability_gramian])
+def test_gramians_work_in_inference_mode(function):
+    lin = linear_rnn(0.5 * np.eye(2), 4)
+    outside = function(lin), squared_frobenius(lin.P)
+    with torch.inference_mode():
+        inside = function(lin), squared_frobenius(lin.P)
+    assert inside[0].identical(outside[0])
+    assert inside[1] == outside[1]

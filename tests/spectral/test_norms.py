@@ -205,3 +205,26 @@ def test_the_seed_decides_the_result(never_dense):
 def test_wrong_options_are_refused(call, told):
     with pytest.raises(ValueError, match=told):
         call(np.eye(3))
+
+
+def test_numpy_numbers_are_powers_too():
+    for p in (np.float32(3), np.int64(3)):
+        assert float(schatten_norm(np.diag([1.0, 2.0]), p).estimate) == pytest.approx(9 ** (1 / 3))
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_fourth_powers_stay_in_single_precision(never_dense, scale):
+    matrix = np.diag(np.linspace(1, 2, 60)).astype(np.float32)
+    plain, scaled = (schatten_norm(np.float32(s) * matrix, 4, rng=0) for s in (1, scale))
+    assert float(scaled.estimate / plain.estimate) == pytest.approx(scale, rel=1e-4)
+    assert float(scaled.stderr / scaled.estimate) == pytest.approx(
+        float(plain.stderr / plain.estimate), rel=1e-2
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_exact_frobenius_norms_square_no_extreme_numbers(scale):
+    matrix = scale * np.array([[3.0, 0.0], [0.0, 4.0]])
+    assert float(frobenius_norm(matrix).estimate) == pytest.approx(5 * scale)
+    factor = kpops.operators.foreign.as_operator(scale**0.5 * np.array([[3.0], [4.0]]))
+    assert float(frobenius_norm(factor @ factor.H).estimate) == pytest.approx(25 * scale)

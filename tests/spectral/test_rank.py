@@ -293,3 +293,39 @@ def test_provenance_is_carried_by_every_result():
     mixed = kpops.eigsh(lin.K + other.K, k=2)
     assert "measure" not in mixed.attrs
     assert mixed.model == "GRU"
+
+
+@pytest.mark.parametrize("operator", ["flow", "K"])
+def test_a_probed_numerical_rank_is_a_count_of_at_most_the_size(operator):
+    torch.manual_seed(0)
+    model = torch.nn.GRU(2, 4, batch_first=True).double()
+    lin = kpops.linearize(model, torch.randn(4, 7, 2).double())
+    op = lin.P @ lin.K @ lin.P.H if operator == "flow" else 2 * lin.K
+    reduced = op.partial_trace("time", num_probes=24, rng=0)
+    for kind in KINDS:
+        result = kpops.effective_rank(reduced, kind)
+        assert 0 <= float(result.estimate) <= 7
+    result = kpops.effective_rank(reduced, "numerical", tol=1e-3)
+    assert float(result.estimate) == rank(reduced.to_dense(), "numerical", tol=1e-3)
+    assert float(result.stderr) == 0 or float(result.stderr) >= 1
+
+
+def test_a_tolerance_doubles_the_probes_of_a_reduction(large):
+    options = {"keep": "time", "reduction": "partial_trace", "method": "hutchinson", "rng": 0}
+    loose = kpops.effective_rank(large.flow, num_matvecs=8, **options)
+    goal = 0.4 * float(loose.stderr / loose.estimate)
+    tight = kpops.effective_rank(large.flow, num_matvecs=8, rtol=goal, **options)
+    assert float(tight.stderr) <= goal * float(tight.estimate)
+    assert tight.num_matvecs >= 4 * loose.num_matvecs
+
+
+def test_a_tolerance_that_probes_cannot_meet_is_said(large, monkeypatch):
+    monkeypatch.setattr("kpops.spectral.rank._MOST_MATVECS", 20)
+    options = {"keep": "time", "reduction": "partial_trace", "method": "hutchinson", "rng": 0}
+    with pytest.warns(kpops.ConvergenceWarning, match="does not meet rtol"):
+        kpops.effective_rank(large.flow, num_matvecs=8, rtol=1e-4, **options)
+    drawn = large.flow.partial_trace("time", num_probes=4, rng=0)  # not to be drawn anew
+    with pytest.warns(kpops.ConvergenceWarning, match="does not meet rtol"):
+        kpops.effective_rank(drawn, rtol=1e-4)
+    with pytest.raises(ValueError, match="one random vector"):
+        kpops.effective_rank(large.flow.partial_trace("time", num_probes=1, rng=0))

@@ -155,3 +155,43 @@ def test_too_flat_a_spectrum_is_a_lower_bound_and_says_so():
         result = kpops.effective_rank(np.eye(400), "variance", method="hutchinson", rng=0)
     assert float(result.estimate) == 256
     assert np.isnan(float(result.stderr))
+
+
+@pytest.mark.parametrize("kind", ["participation", "stable"])
+@pytest.mark.parametrize("num_matvecs", [2, 3, 6, 7])
+def test_the_smallest_budgets_work(kind, num_matvecs):
+    matrix = np.linspace(1, 2, 150)[:, None] * np.eye(150)
+    for op in (matrix, matrix[:, :140]):
+        options = {"method": "hutchinson", "num_matvecs": num_matvecs, "rng": 0}
+        result = kpops.effective_rank(op, kind, **options)
+        exact = rank(op, kind)
+        assert abs(float(result.estimate) - exact) <= 0.2 * exact
+
+
+def test_a_propagator_takes_a_budget_too_small_for_a_pilot():
+    torch.manual_seed(0)
+    model = torch.nn.GRU(2, 5, batch_first=True).double()
+    P = kpops.linearize(model, torch.randn(3, 6, 2).double()).P
+    estimate = rank(P, method="hutchinson", num_matvecs=6, rng=0)
+    assert estimate == pytest.approx(rank(P), rel=0.5)
+
+
+def test_a_stable_rank_near_one_is_not_blurred_by_the_leading_mode():
+    matrix = np.diag(np.r_[1000.0, np.ones(2999)])
+    result = kpops.effective_rank(matrix, "stable", method="hutchinson", rng=0)
+    assert float(result.estimate) == pytest.approx(1.002999, abs=1e-5)
+    assert float(result.stderr) < 1e-4
+    rank_one = np.outer(np.arange(1.0, 41), np.ones(30))
+    assert rank(rank_one, "stable", method="hutchinson", rng=0) == pytest.approx(1, abs=1e-6)
+
+
+def test_modes_and_vectors_are_taken_in_chunks(monkeypatch):
+    seen = []
+    whole = kpops.operators.foreign.as_operator(symmetric(SPECTRA["decaying"]))
+    inner = type(whole)._apply_adjoint
+    monkeypatch.setattr(
+        type(whole), "_apply_adjoint", lambda op, b: (seen.append(len(b)), inner(op, b))[1]
+    )
+    for kind in ("stable", "variance"):
+        kpops.effective_rank(whole, kind, method="hutchinson", num_matvecs=200, rng=0)
+    assert seen and max(seen) <= 64

@@ -418,3 +418,10 @@ def test_an_operator_that_is_not_finite_is_refused(never_dense):
     op, _ = operator(np.full(N, np.inf), "positive")
     with pytest.raises(ValueError, match="not finite"):
         trace(op)
+
+
+def test_one_round_that_meets_a_tolerance_is_confirmed_by_another(never_dense):
+    spectrum = np.r_[np.ones(16), np.full(284, 0.2)]
+    result = trace(operator(spectrum)[0], method="hutchinson", tol=0.9, rng=0)
+    assert result.num_matvecs == 32
+    assert result.converged
