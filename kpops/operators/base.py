@@ -314,9 +314,8 @@ class TrajectoryOperator(LinearOperator):
     def expand_average(self, keep: tuple[str, ...]) -> TrajectoryOperator:
         """Reduce to fewer dims by copying in and averaging out.
 
-        The reduced operator copies its input along the dims that are not kept, applies the
-        operator, and averages over those dims. This is what the figures of the KPFlow paper
-        show; it is not a partial trace.
+        The input is copied along the dims that are not kept, and what the operator makes of it is
+        averaged over them: what the figures of the KPFlow paper show, and no partial trace.
 
         Parameters
         ----------
@@ -341,24 +340,23 @@ class TrajectoryOperator(LinearOperator):
         keep : tuple of str
             Dims to keep, for example ``("time",)``.
         num_probes : int, optional
-            Estimate the sum with so many random probes, drawn once: without bias, and as an
-            operator of its own, :class:`kpops.operators.ProbedTrace` or
-            :class:`kpops.operators.ProbedGram`. Default: :class:`kpops.operators.PartialTrace`,
-            exact, with a product for each position of the other dims that are coupled.
+            Estimate the sum without bias with so many random probes, drawn once: as a
+            :class:`kpops.operators.ProbedTrace` or :class:`kpops.operators.ProbedGram`. Default:
+            :class:`kpops.operators.PartialTrace`, exact, a product for each coupled position.
         rng : int, Generator or None
             Source of the probes.
 
         Returns
         -------
         TrajectoryOperator
-            On the kept dims, self-adjoint or positive if this operator is.
+            On the kept dims; as symmetric, and as positive, as this operator.
 
         Examples
         --------
         >>> import torch, kpops
         >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.zeros(5, 6, 3))
-        >>> lin.P.partial_trace(keep=("time",)).to_dense().diagonal()  # 5 trials of 4 units
-        array([20., 20., 20., 20., 20., 20.], dtype=float32)
+        >>> float(lin.P.partial_trace(keep=("time",)).to_dense()[0, 0])  # 5 trials of 4 units
+        20.0
         """
         from kpops.operators.partial_trace import partial_trace
 
@@ -370,7 +368,7 @@ class TrajectoryOperator(LinearOperator):
         Raises
         ------
         MemoryError
-            If it would not fit, with the bytes asked for and the bytes free.
+            If it would not fit.
         """
         return to_numpy(self.dense_tensor())
 
@@ -385,10 +383,8 @@ class TrajectoryOperator(LinearOperator):
 
         Raises
         ------
-        ValueError
-            If the operator is not on a CUDA device.
-        ImportError
-            If CuPy is not installed.
+        ValueError, ImportError
+            If the operator is not on a CUDA device; if CuPy is not installed.
         """
         from kpops.operators.cupy import to_cupy
 

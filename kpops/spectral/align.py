@@ -23,6 +23,7 @@ _BLOCK = 64
 """Vectors that are taken through the operators together."""
 
 
+@common.in_full_precision
 def alignment(
     a: Any, b: Any, *, method: str = "auto", num_matvecs: int = 64, rng: Any = None
 ) -> xr.Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -22,6 +23,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 class ConvergenceWarning(UserWarning):
     """A solver returned modes that did not meet the tolerance."""
+
+
+def warn(message: str) -> None:
+    """Warn that something did not converge, at the line outside this package that asked for it."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("kpops", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, ConvergenceWarning, stacklevel=level)
 
 
 def noise_floor(dtype: torch.dtype) -> float:
@@ -148,12 +157,10 @@ def verdict(residual: Tensor, tol: float, what: str, sure: int) -> Tensor:
     converged = residual <= max(tol, noise_floor(residual.dtype))  # NaN counts as not converged
     converged[sure:] = False
     if not converged.all():
-        warnings.warn(
+        warn(
             f"{what}: {int((~converged).sum())} of {len(converged)} modes did not reach the "
             f"relative residual {tol:g}, or larger modes may be missing; the variable 'converged' "
-            "marks them",
-            ConvergenceWarning,
-            stacklevel=4,
+            "marks them"
         )
     return converged
 

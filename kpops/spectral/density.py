@@ -23,6 +23,7 @@ from kpops.spectral.svd import svds
 _STEPS = 64
 
 
+@common.in_full_precision
 def quadrature(
     op: Any,
     functions: Sequence[Callable[[Tensor], Tensor]],
@@ -84,6 +85,7 @@ def quadrature(
     return torch.stack([rule.sums(f) for f in functions])
 
 
+@common.in_full_precision
 def spectral_density(
     op: Any,
     *,

@@ -27,6 +27,7 @@ from kpops.operators.reduce import Restriction
 from kpops.spectral import common
 
 
+@common.in_full_precision
 def observability_gramian(lin: Any, times: Sequence[int] | None = None) -> xr.Dataset:
     """Finite-horizon observability Gramians: how strongly the future shows a perturbation.
 
@@ -77,6 +78,7 @@ def observability_gramian(lin: Any, times: Sequence[int] | None = None) -> xr.Da
     return _gramians(lin, times, "observability", 0)
 
 
+@common.in_full_precision
 def controllability_gramian(lin: Any, times: Sequence[int] | None = None) -> xr.Dataset:
     """Finite-horizon controllability Gramians: how strongly past perturbations reach a state.
 

@@ -20,6 +20,7 @@ from kpops.spectral import common, structure
 _BLOCK = 64
 
 
+@common.in_full_precision
 def frobenius_map(
     op: TrajectoryOperator,
     dim: str,

@@ -38,6 +38,7 @@ _PROBES = 8
 """Random vectors of a Gauss rule at least; what is left of the products makes its steps."""
 
 
+@common.in_full_precision
 def frobenius_norm(
     op: Any,
     *,
@@ -110,6 +111,7 @@ def frobenius_norm(
     return scalar_dataset(op, "frobenius_norm", answer, "Frobenius norm", settings)
 
 
+@common.in_full_precision
 def schatten_norm(
     op: Any,
     p: float,
@@ -201,6 +203,7 @@ def schatten_norm(
     return scalar_dataset(op, "schatten_norm", answer, name, settings)
 
 
+@common.in_full_precision
 def spectral_norm(op: Any, *, tol: float = 1e-6, rng: Any = None) -> xr.Dataset:
     """Spectral norm of any operator: its largest singular value.
 

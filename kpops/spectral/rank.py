@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from kpops.spectral.estimators.rank_kinds import (
 _MOST_MATVECS = 2**16
 
 
+@common.in_full_precision
 def effective_rank(
     op: Any,
     kind: str = "participation",
@@ -163,11 +163,9 @@ def effective_rank(
             answer = estimated(op, question, symmetric, method, asked, rng)
         if rtol is not None and answer.stderr > rtol * answer.estimate:
             if 2 * asked > _MOST_MATVECS or not _may_double(op, whole):
-                warnings.warn(
+                common.warn(
                     f"effective_rank: stderr {answer.stderr:.2g} of {answer.estimate:.4g} after "
-                    f"{answer.used} products does not meet rtol={rtol}",
-                    common.ConvergenceWarning,
-                    stacklevel=2,
+                    f"{answer.used} products does not meet rtol={rtol}"
                 )
                 break
             asked, answer = 2 * asked, None

@@ -34,6 +34,7 @@ _TRACE = {"auto": 2, "exact": 2, "hutchinson": 2, "hutch++": 6, "xtrace": 6, "xn
 _DIAGONAL = {"auto": 2, "exact": 2, "hutchinson": 2, "xdiag": 4}
 
 
+@common.in_full_precision
 def trace(
     op: Any,
     *,
@@ -137,6 +138,7 @@ def trace(
     return scalar_dataset(op, "trace", answer, "trace", settings)
 
 
+@common.in_full_precision
 def diagonal(
     op: Any,
     *,

@@ -18,6 +18,7 @@ from kpops.spectral.eig import eigsh
 from kpops.spectral.svd import svds
 
 
+@common.in_full_precision
 def truncate(
     op: Any,
     k: int,

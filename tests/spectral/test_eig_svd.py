@@ -452,16 +452,6 @@ def test_zeros_that_structure_explains_are_modes_like_others():
         assert np.abs(result.eigenvalue.values[4:]).max() < 1e-5 * result.eigenvalue.values[0]
 
 
-def test_autocast_does_not_lower_the_precision():
-    lin = kpops.linearize(torch.nn.GRU(2, 30, batch_first=True), torch.ones(8, 20, 2))
-    acts = [lambda: kpops.eigvalsh(lin.K), lambda: kpops.eigsh(lin.flow, k=2, rng=0)]
-    for act in acts:
-        plain = act()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            cast = act()
-        np.testing.assert_array_equal(plain.eigenvalue, cast.eigenvalue)
-
-
 def test_a_budget_returns_the_best_so_far_where_squares_lose_digits():
     matrix = np.diag(0.3 ** np.arange(1500)).astype(np.float32)
     with pytest.warns(kpops.ConvergenceWarning):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -90,11 +89,9 @@ def estimated(
             break
         last = (estimate, stderr) if done else None
     if tol is not None and not done:
-        warnings.warn(
+        common.warn(
             f"the standard error is {_norm(stderr):.3g} after {run.num_matvecs:g} products, more "
-            f"than {tol:g} of the estimate {_norm(estimate):.6g}: raise num_matvecs, or tol",
-            common.ConvergenceWarning,
-            stacklevel=3,
+            f"than {tol:g} of the estimate {_norm(estimate):.6g}: raise num_matvecs, or tol"
         )
     a_priori = math.nan
     if positive and isinstance(run, TraceRun) and estimate > 0:

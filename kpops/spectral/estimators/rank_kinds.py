@@ -179,11 +179,7 @@ def _variance(
     if method == "hutchinson":
         answer = _by_modes(op, question, symmetric, num_matvecs, rng, 8)
         if math.isnan(answer.stderr):
-            warnings.warn(
-                f"effective_rank: {answer.chosen}; the estimate is a lower bound",
-                common.ConvergenceWarning,
-                stacklevel=4,
-            )
+            common.warn(f"effective_rank: {answer.chosen}; the estimate is a lower bound")
         return answer
     rough = _by_rules(op, question, symmetric, num_matvecs, rng)
     if method == "lanczos" or rough.estimate > _MOST_MODES / 2:

@@ -19,11 +19,15 @@ from torch import Tensor
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches, uncoupled
 from kpops.spectral import common
-from kpops.spectral.solvers.krylov import Family, Lanczos, Modes, run
+from kpops.spectral.solvers.krylov import Act, Aside, Family, Lanczos, Modes, run
 from kpops.spectral.solvers.search import Search
 
 # Vectors of a block that looks for one mode, to see whether any is missing.
 FEW = 2
+# Probability that a mode is missing at which it counts as excluded.
+_UNSEEN = 1e-6
+# Extent of the rest, as a part of the level, that is taken for rounding.
+_FLAT = 1e-12
 
 
 class EigenProblem:
@@ -89,43 +93,69 @@ class EigenProblem:
         """Modes by a method that takes (act, family, search, block)."""
         return method(self.act, self.family, search, block)
 
-    def vouch(self, modes: Modes, search: Search) -> bool:
+    def vouch(self, modes: Modes, search: Search, process: Lanczos | None = None) -> bool:
         """Whether nothing larger is left off these modes, by a fresh random block.
 
         A method may converge to other modes than the leading ones, or find too few copies of one.
+        The search is aside from the modes, and from what else `process`, which found them, knows.
         """
-        given = self.family
-        found = modes.vectors[0].new_zeros(len(modes.values), given.n_problems, given.size)
-        found[torch.arange(len(found)), modes.problem] = modes.vectors[0]
-        found = found.transpose(0, 1).contiguous()
         least = float(modes.values.abs().min())
         largest = float(modes.values.abs().max())
-        slack = 0.5 * search.tol * (math.sqrt(least * largest) if search.squares else largest)
+        unit = math.sqrt(least * largest) if search.squares else largest
+        level = least + 0.5 * search.tol * unit
+        aside = Aside(self._apart(modes), level) if process is None else process.aside(level)
 
         def off(x: Tensor) -> Tensor:
-            return x - (x @ found.mT) @ found
+            return x - (x @ aside.vectors.mT) @ aside.vectors
 
-        def larger(told: object) -> bool:
-            return bool(abs(told.values[0]) > least + slack)  # type: ignore[attr-defined]
+        def act(x: Tensor) -> Tensor:
+            return off(self.act(off(x)))
 
-        budget = search.budget - search.spent
+        def decided(theta: float, spent: int) -> bool:
+            degree = spent // block - (1 if self.op.positive else 2)
+            return theta > level or self._chance(theta, aside.level, degree, block) <= _UNSEEN
+
         rest = Search(
             1,
             search.tol,
-            budget,
+            search.budget - search.spent,
             search.rng,
-            callback=larger,
             floor=largest,
             rounding=search.rounding,
-            below=least + slack,
+            ended=decided,
             squares=search.squares,
         )
-        block = min(FEW, given.size)
+        block = min(FEW, self.family.size)
         if not rest.can_afford(block):
             return False
-        left = run(Lanczos(lambda x: off(self.act(off(x))), given, rest, block), rest, block)
+        left = run(Lanczos(act, self.family, rest, block), rest, block)
         search.spend(rest.spent)
-        return left.sure == 1 and float(left.values[0].abs()) <= least + slack
+        return left.sure == 1 and float(left.values[0].abs()) <= aside.level
+
+    def _apart(self, modes: Modes) -> Tensor:
+        """The vectors of modes by problem, (problem, mode, entry); zeros in the other problems."""
+        shape = len(modes.values), self.family.n_problems, self.family.size
+        vectors = modes.vectors[0].new_zeros(shape)
+        vectors[torch.arange(len(vectors)), modes.problem] = modes.vectors[0]
+        return vectors.transpose(0, 1).contiguous()
+
+    def _chance(self, theta: float, level: float, degree: int, block: int) -> float:
+        """Bound the probability that a value above `level` is unseen when the largest is `theta`.
+
+        Some polynomial of the degree is T (of Chebyshev) times as large at the level as anywhere
+        in the interval [low, theta]. With a start whose part along the hidden mode is c, it would
+        show as a value above theta unless ``c^2 T^2 (level - theta) <= theta - low``, and a random
+        vector of n entries has so small a c with probability ``c sqrt(2 n / pi)`` at most (after
+        Kuczynski and Wozniakowski 1992, Estimating the largest eigenvalue by the power and Lanczos
+        algorithms with a random start). Every vector of the block has to miss it.
+        """
+        if theta >= level or degree < 1:
+            return 1.0 if theta else 0.0
+        low = 0.0 if self.op.positive else -theta
+        ratio = (level - theta) / max(theta - low, _FLAT * level)
+        growth = degree * math.acosh(1 + 2 * ratio) - math.log(2)
+        log_miss = 0.5 * math.log(2 * self.family.size / math.pi / ratio) - growth
+        return self.family.n_problems * math.exp(min(0.0, block * log_miss))
 
     def lift(self, modes: Modes) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenfunctions (mode, *dims) of the operator itself."""
@@ -139,7 +169,7 @@ class EigenProblem:
         return values, self.sides.join(whole)
 
 
-def block_lanczos(act: Callable, family: Family, search: Search, block: int) -> Modes:
+def block_lanczos(act: Act, family: Family, search: Search, block: int) -> Modes:
     """Leading modes by :class:`kpops.spectral.solvers.krylov.Lanczos`."""
     return run(Lanczos(act, family, search, block), search, block)
 

@@ -39,9 +39,11 @@ AT_LEAST = 6
 _MEMORY = 0.25
 # A look at the modes of the basis costs as much as some products: the next one is after this part
 # of the way that is left at the present rate of convergence, within these factors of growth.
-_PART, _SOON, _LATE = 0.8, 1.05, 1.4
+_PART, _SOON, _LATE = 0.6, 1.05, 1.25
 # Singular values below this part of the largest are lost to their squares in float64.
 _LOST = 1e-6
+# Modes at most that are set aside, and how far each may lower the level, as a part of it.
+_ASIDE, _LOWERED = 50, 1e-3
 
 
 class Family(NamedTuple):
@@ -80,6 +82,21 @@ class Modes(NamedTuple):
     problem: Tensor
     vectors: tuple[Tensor, ...]
     sure: int
+
+
+class Aside(NamedTuple):
+    """A subspace that is set aside to see what else there is; see :meth:`Lanczos.aside`.
+
+    Attributes
+    ----------
+    vectors : Tensor, shape (problem, vector, entry)
+        Its orthonormal basis; zeros where a problem has fewer.
+    level : float
+        What the rest has to lie below.
+    """
+
+    vectors: Tensor
+    level: float
 
 
 class Lanczos:
@@ -128,8 +145,30 @@ class Lanczos:
     def solve(self) -> tuple[Tensor, Tensor]:
         """Values and residuals of the modes in the basis, (problem, mode)."""
         h = self.small[:, : self.basis.n, : self.basis.n]
-        values, self.axes = torch.linalg.eigh((h + h.mT) / 2)
-        return values, _residuals(self.axes[:, self.first :], self.remainder)
+        self.values, self.axes = torch.linalg.eigh((h + h.mT) / 2)
+        self.residuals = _residuals(self.axes[:, self.first :], self.remainder)
+        return self.values, self.residuals
+
+    def aside(self, level: float) -> Aside:
+        """Set modes aside so that nothing above `level` can hide behind them.
+
+        In a basis of them and the rest, ``A = [[H, E*], [E, B]]`` with the columns of E as long as
+        their residuals r_j. By Sylvester's law of inertia A has as many eigenvalues above the level
+        as H, if ``B - E (H - level)^-1 E*`` lies below it; so if B lies below the level less the
+        sum of ``r_j^2 / (level - h_j)``. That allows modes with large residuals, and the more are
+        set aside, the further down is the rest.
+        """
+        size = self.values.abs()
+        gap = (level - size).clamp_min(torch.finfo(size.dtype).tiny)
+        lowered = torch.where(size < level, self.residuals**2 / gap, 0)
+        score = torch.where(lowered <= _LOWERED * level, size, -1)
+        scores, best = score.topk(min(_ASIDE, size.shape[1]), dim=1)
+        most = int((scores >= 0).sum(1).max())
+        taken, best = scores[:, :most] >= 0, best[:, :most]
+        axes = _picked(self.axes, best) * taken[:, None]
+        vectors = axes.mT.to(self.basis.rows.dtype) @ self.basis.rows
+        lost = float((lowered.gather(1, best) * taken).sum(1).max())
+        return Aside(vectors, level - lost)
 
     def keep(self, values: Tensor, best: Tensor) -> None:
         """Restart with the modes at the positions `best` (problem, mode) as the basis."""
@@ -259,6 +298,8 @@ def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
                 sure = sure if process.sound and not early else 0
                 return Modes(values[problem, mode], problem, vectors, sure)
             next_look = pace.next_look(search.spent // process.cost, basis.n, search.distance)
+            if search.ended is not None:  # which may be soon, and looks at small bases are cheap
+                next_look = basis.n + 1
             if full:
                 kept = max(min(2 * search.k + block, process.room - 2 * block), search.k)
                 process.keep(values, values.abs().argsort(dim=1, descending=True)[:, :kept])

@@ -59,9 +59,8 @@ class Search:
         Least value that the tolerance is relative to.
     rounding : float
         Relative residual below which rounding decides.
-    below : float, optional
-        The search also ends when all values are below this by three times their residuals: it is
-        enough to know that nothing larger is there.
+    ended : callable, optional
+        Told the largest magnitude in sight and the products so far, says whether that is enough.
 
     Attributes
     ----------
@@ -84,7 +83,7 @@ class Search:
     squares: bool = False
     floor: float = 0.0
     rounding: float = 0.0
-    below: float | None = None
+    ended: Callable[[float, int], bool] | None = None
 
     def __post_init__(self) -> None:
         self.aim = _MARGIN * self.tol
@@ -136,7 +135,7 @@ class Search:
         else:  # of several each has its own pace
             reach = torch.where(unconverged, size + residuals.flatten(), 0).max()
             found = ~unconverged[chosen] & (leading + self._slack(leading, scale) >= reach)
-        if self.below is not None and bool((size + 3 * residuals.flatten()).max() <= self.below):
+        if self.ended is not None and self.ended(float(size.max()), self.spent):
             return chosen, len(chosen)
         return chosen, int(found.long().cumprod(0).sum())
 
