@@ -43,6 +43,7 @@ html_sidebars = {
         "index",
         "start",
         "concepts",
+        "spectra",
         "engines",
         "benchmarks",
         "your_cell",

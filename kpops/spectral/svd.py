@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -190,7 +191,10 @@ def _by_krylov(
     def watch(told: Progress) -> bool:
         stop = search.callback is not None and bool(search.callback(told))
         search.stopped |= stop
-        return stop or lost(told.values[0], told.values[-1])
+        leading, least = told.values[0], told.values[-1]
+        # Values grow as they are found: by so much at most, as their squares have residuals.
+        may_be = math.hypot(least, leading * math.sqrt(told.residuals[-1]))
+        return stop or lost(leading, may_be)
 
     first = replace(search, budget=search.budget // 2, callback=watch)
     triplets, sure = _by_gram(op, method, first, block_size)
@@ -259,10 +263,12 @@ def _by_gram(
     _, block, sure = eig.solve(problem, method, search, block_size)
     found = block.flatten(1).isfinite().all(1)
     act = op.apply_adjoint if wide else op.apply
-    # The decomposition of the images takes away what the Gram matrix has mixed.
-    images = common.columns(act(block[found]))
+    # The decomposition of the images takes away what the Gram matrix has mixed; of long columns it
+    # would lose a digit in single precision.
+    images = common.columns(act(block[found])).double()
     scale = float(images.norm(dim=1).amax()) or 1.0 if len(images) else 1.0
-    other, values, turn = torch.linalg.svd((images / scale).mT, full_matrices=False)
+    parts = torch.linalg.svd((images / scale).mT, full_matrices=False)
+    other, values, turn = (part.to(op.torch_dtype) for part in parts)
     one = turn @ common.columns(block[found])
     left, right = (one, other.mT) if wide else (other.mT, one)
     # Values that are lost in the rounding of the squares may hide others.

@@ -472,3 +472,12 @@ def test_a_matrix_that_is_nearly_symmetric_has_no_eigvalsh():
     matrix[0, 1] = 0.03
     with pytest.raises(ValueError, match="is not self-adjoint"):
         kpops.eigvalsh(matrix)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_long_vectors_lose_no_digit_in_single_precision(seed):
+    leading = 2.005 - 1e-3 * np.arange(6)
+    matrix = scipy.sparse.diags_array(np.r_[leading, np.linspace(0, 0.2, 300_000)].astype("f4"))
+    result = kpops.svds(matrix.tocsr(), k=6, rng=seed)
+    assert result.converged.all()
+    np.testing.assert_allclose(result.singular_value, leading, rtol=3e-6)

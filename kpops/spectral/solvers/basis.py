@@ -13,6 +13,24 @@ from kpops.engines.load import considerate
 _ROUNDS, _WEAK = 10, 1e-3
 # Columns of the basis that are recombined at a time.
 _COLUMNS = 2**16
+# Entries that are summed in the precision of the rows, which in sums of many loses digits.
+_SUMMED = 2**14
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of rows (problem, vector, entry) as (problem, of a, of b), in float64."""
+    if a.shape[2] <= _SUMMED:
+        return (a @ b.mT).double()
+    total = a.new_zeros(len(a), a.shape[1], b.shape[1], dtype=torch.float64)
+    for some, others in zip(a.split(_SUMMED, 2), b.split(_SUMMED, 2), strict=True):
+        total += some @ others.mT
+    return total
+
+
+def lengths_of(block: Tensor) -> Tensor:
+    """Lengths of rows (problem, vector), in float64."""
+    parts = block.split(_SUMMED, 2)
+    return torch.stack([part.norm(dim=2).double() for part in parts]).norm(dim=0)
 
 
 class Basis:
@@ -66,11 +84,11 @@ class Basis:
         Returns
         -------
         Tensor
-            The coefficients (problem, vector of the basis, vector of the block).
+            The coefficients (problem, vector of the basis, vector of the block), in float64.
         """
         rows = self.room[:, since : self.n]
-        coefficients = rows @ block.mT
-        block.baddbmm_(coefficients.mT, rows, alpha=-1)
+        coefficients = inner(rows, block)
+        block.baddbmm_(coefficients.mT.to(block.dtype), rows, alpha=-1)
         return coefficients
 
     def random(self, n: int) -> Tensor:
@@ -105,22 +123,22 @@ class Basis:
         dead = lengths <= torch.maximum(10 * eps * largest, largest.new_tensor(eps * scale))
         if dead.any():
             block = torch.where(dead[..., None], self._draw(block.shape[1]), block)
-            lengths = torch.where(dead, block.norm(dim=2), lengths)
-        block /= lengths[..., None]
+            lengths = torch.where(dead, lengths_of(block), lengths)
+        block /= lengths[..., None].to(block.dtype)
         if dead.any() or float(lengths.min()) < 0.1 * scale or scale == 0:
             self.remove(block)
         for _ in range(_ROUNDS):
-            gram = (block @ block.mT).double()
+            gram = inner(block, block)
             gap = float((gram - torch.eye(block.shape[1], device=gram.device)).abs().max())
-            if gap <= 16 * eps:
+            if gap <= 4 * eps:
                 break
             block, lengths = self._rotated(block)
             # A direction that others of unit length lack is rounding: a random one is better.
             weak = lengths <= _WEAK * lengths.amax(dim=1, keepdim=True)
             if weak.any():
                 block = torch.where(weak[..., None], self._draw(block.shape[1]), block)
-                lengths = torch.where(weak, block.norm(dim=2), lengths)
-            block /= lengths[..., None]
+                lengths = torch.where(weak, lengths_of(block), lengths)
+            block /= lengths[..., None].to(block.dtype)
             if gap > 0.5 or weak.any():
                 self.remove(block)
         self.sound &= gap <= _WEAK
@@ -139,9 +157,9 @@ class Basis:
     @staticmethod
     def _rotated(block: Tensor) -> tuple[Tensor, Tensor]:
         """The block in the axes of its Gram matrix, and the lengths of its vectors there."""
-        axes = torch.linalg.eigh((block @ block.mT).double())[1].to(block.dtype)
+        axes = torch.linalg.eigh(inner(block, block))[1].to(block.dtype)
         block = axes.mT @ block
-        return block, block.norm(dim=2)
+        return block, lengths_of(block)
 
     def _draw(self, n: int) -> Tensor:
         count, _, size = self.room.shape

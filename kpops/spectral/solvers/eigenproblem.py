@@ -180,6 +180,7 @@ def in_order(rows: Tensor) -> Tensor:
     The images of modes are orthogonal but for rounding, which comes from the largest and spoils
     the smallest: so each is freed from those before it.
     """
-    lengths = rows.norm(dim=1, keepdim=True)
-    q, r = torch.linalg.qr((rows / lengths.clamp_min(torch.finfo(rows.dtype).tiny)).mT)
-    return (q * torch.where(r.diagonal() < 0, -1, 1)).mT.contiguous()
+    unit = rows.double()  # of long rows, single precision would lose a digit
+    unit /= unit.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    q, r = torch.linalg.qr(unit.mT)
+    return (q * torch.where(r.diagonal() < 0, -1, 1)).mT.to(rows.dtype).contiguous()

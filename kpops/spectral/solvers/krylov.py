@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kpops.engines.load import considerate
 from kpops.engines.memory import free_bytes
-from kpops.spectral.solvers.basis import Basis
+from kpops.spectral.solvers.basis import Basis, inner
 from kpops.spectral.solvers.search import Search
 
 Act = Callable[[Tensor], Tensor]
@@ -131,7 +131,7 @@ class Lanczos:
         self.basis.append(block)
         image = self.act(block)
         self.length = float(image.norm(dim=2).max())
-        above = _remove(self.basis, image, self.related).double()
+        above = _remove(self.basis, image, self.related)
         self.small[:, : self.basis.n, first : self.basis.n] = above
         self.small[:, first : self.basis.n, : self.basis.n] = above.mT
         self.related = first
@@ -224,9 +224,9 @@ class Bidiagonal:
         length = float(image.norm(dim=2).max())
         if first:
             above = _remove(self.other, image, self.related)
-            self.small[:, :first, first : self.basis.n] = above.double()
+            self.small[:, :first, first : self.basis.n] = above
         made = self.other.orthonormal(image, length)
-        self.small[:, first : self.basis.n, first : self.basis.n] = (made @ image.mT).double()
+        self.small[:, first : self.basis.n, first : self.basis.n] = inner(made, image)
         self.other.append(made)
         self.related = first
         self.remainder = self.back(made)
@@ -355,7 +355,7 @@ def _remove(basis: Basis, image: Tensor, related: int) -> Tensor:
 
 def _residuals(ends: Tensor, remainder: Tensor) -> Tensor:
     """Length of what A leaves over of every mode; ends: its entries in the last block."""
-    gram = (remainder @ remainder.mT).double()
+    gram = inner(remainder, remainder)
     return (ends * (gram @ ends)).sum(1).clamp_min(0).sqrt()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kpops.spectral.solvers.basis import Basis
+from kpops.spectral.solvers.basis import Basis, inner, lengths_of
 from kpops.spectral.solvers.krylov import AT_LEAST, Act, Family, Modes
 from kpops.spectral.solvers.search import Search
 
@@ -79,14 +79,14 @@ def lobpcg(act: Act, family: Family, search: Search, block: int) -> Modes:
 
 def _straightened(q: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     """Nearly orthonormal vectors made so, their images along with them: rounding adds up."""
-    factor = torch.linalg.cholesky((q @ q.mT).double())
+    factor = torch.linalg.cholesky(inner(q, q))
     turn = torch.linalg.inv(factor).to(q.dtype)
     return turn @ q, turn @ image
 
 
 def _ritz(q: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues of the operator in the span of q, of falling magnitude, and coefficients."""
-    h = (q @ image.mT).double()
+    h = inner(q, image)
     values, axes = torch.linalg.eigh((h + h.mT) / 2)
     order = values.abs().argsort(dim=1, descending=True)
     axes = axes.gather(2, order[:, None].expand_as(axes))
@@ -95,7 +95,7 @@ def _ritz(q: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
 
 def _look(search: Search, values: Tensor, x: Tensor, ax: Tensor) -> Modes | None:
     """The modes, if they are found or the search must end."""
-    gaps = (ax - values.to(x.dtype)[..., None] * x).norm(dim=2).double()
+    gaps = lengths_of(ax - values.to(x.dtype)[..., None] * x)
     complete = x.shape[1] == x.shape[2]
     chosen, sure = search.look(values, gaps * (not complete))
     if search.spent < AT_LEAST * x.shape[1] and not complete:
