@@ -43,7 +43,7 @@ _PART, _SOON, _LATE = 0.6, 1.05, 1.25
 # Singular values below this part of the largest are lost to their squares in float64.
 _LOST = 1e-6
 # Modes at most that are set aside, and how far each may lower the level, as a part of it.
-_ASIDE, _LOWERED = 50, 1e-3
+_ASIDE, _LOWERED = 20, 1e-3
 
 
 class Family(NamedTuple):
