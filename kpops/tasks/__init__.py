@@ -1,5 +1,32 @@
 """Tasks: labelled trials as xarray Datasets of inputs, targets and mask."""
 
-from kpops.tasks.memory_pro import memory_pro
+from kpops.tasks.accuracy import accuracy
+from kpops.tasks.driscoll import DRISCOLL_TASKS, driscoll
+from kpops.tasks.flip_flop import flip_flop
+from kpops.tasks.forecast import low_rank_forecast
+from kpops.tasks.integration import integration
+from kpops.tasks.memory_pro import delay_anti, delay_pro, memory_anti, memory_pro
+from kpops.tasks.mixing import four_task_mix, mix
+from kpops.tasks.neurogym import from_neurogym
+from kpops.tasks.one_hot import memory_pro_one_hot
+from kpops.tasks.registry import make, names, register
 
-__all__ = ["memory_pro"]
+__all__ = [
+    "DRISCOLL_TASKS",
+    "accuracy",
+    "delay_anti",
+    "delay_pro",
+    "driscoll",
+    "flip_flop",
+    "four_task_mix",
+    "from_neurogym",
+    "integration",
+    "low_rank_forecast",
+    "make",
+    "memory_anti",
+    "memory_pro",
+    "memory_pro_one_hot",
+    "mix",
+    "names",
+    "register",
+]

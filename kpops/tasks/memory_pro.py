@@ -1,28 +1,26 @@
-"""Memory-Pro: see an angle, keep it through a delay, respond with it."""
+"""See an angle, wait, respond with it: Memory-Pro and its Anti and Delay variants."""
 
 from __future__ import annotations
 
-import json
-import math
-import operator
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-_EPOCHS = ("stimulus", "memory", "response")
-_CHANNELS = ("fixation", "cos", "sin")
+from kpops.tasks.trials import ANGLE_TOLERANCE, NOISE, Recipe, Rng, lengths_of, repeat
+
+EPOCHS = ("stimulus", "memory", "response")
+CHANNELS = ("fixation", "cos", "sin")
 
 
 def memory_pro(
     n_trials: int,
     *,
     angles: str | ArrayLike = "random",
-    noise: float = 0.1 * math.sqrt(2),
+    noise: float = NOISE,
     steps: Sequence[int] = (30, 30, 30),
-    rng: int | np.random.Generator | None = None,
+    rng: Rng = None,
     dtype: str = "float32",
 ) -> xr.Dataset:
     """Trials of the Memory-Pro task of Driscoll et al. (Yang et al.: ``delaygo``).
@@ -58,6 +56,12 @@ def memory_pro(
     ValueError
         If an argument is out of range, or the given angles have the wrong shape.
 
+    See Also
+    --------
+    memory_anti, delay_pro, delay_anti : Its variants.
+    four_task_mix : The four together, with a context that tells which is asked for.
+    driscoll : Memory-Pro as one of the 15 tasks of Driscoll et al., with their timing and inputs.
+
     Notes
     -----
     ========  ==============  ================  ===============  =================
@@ -83,85 +87,165 @@ def memory_pro(
     >>> task.targets.isel(trial=5).sel(time=90, output="sin").item()  # a quarter of the circle
     1.0
     """
-    n_trials = operator.index(n_trials)
-    if n_trials < 1:
-        raise ValueError(f"n_trials={n_trials}: ask for at least one trial")
-    lengths = [operator.index(s) for s in steps]
-    if len(lengths) != len(_EPOCHS) or min(lengths) < 1:
-        raise ValueError(
-            f"steps={tuple(steps)}: pass three positive numbers, one each for {_EPOCHS}"
-        )
-    if not (math.isfinite(noise) and noise >= 0):
-        raise ValueError(f"noise={noise}: pass a finite standard deviation, 0 for none")
-    if np.dtype(dtype).name not in ("float32", "float64"):
-        raise ValueError(f"dtype={dtype!r}: use 'float32' or 'float64'")
+    recipe = Recipe("memory_pro", n_trials, noise, rng, dtype)
+    return _respond(recipe, angles, steps)
 
-    generator = np.random.default_rng(rng)
-    angle = _angles(angles, n_trials, generator)
-    # Object strings, since Zarr has no specified type for NumPy's fixed-length ones.
-    epoch = np.repeat(np.array(_EPOCHS, dtype=object), lengths)
-    shown = np.stack([np.cos(angle), np.sin(angle)], axis=-1)[:, None, :]
 
-    shape = (n_trials, len(epoch), len(_CHANNELS))
-    clean, targets = np.zeros(shape), np.zeros(shape)
-    clean[..., 0] = targets[..., 0] = epoch != "response"
-    clean[..., 1:] = np.where((epoch == "stimulus")[:, None], shown, 0)
-    targets[..., 1:] = np.where((epoch == "response")[:, None], shown, 0)
-    inputs = clean + noise * generator.standard_normal(shape)
+def memory_anti(
+    n_trials: int,
+    *,
+    angles: str | ArrayLike = "random",
+    noise: float = NOISE,
+    steps: Sequence[int] = (30, 30, 30),
+    rng: Rng = None,
+    dtype: str = "float32",
+) -> xr.Dataset:
+    """Trials of Memory-Anti: :func:`memory_pro` with the response opposite to the stimulus.
 
-    configuration = {
-        "task": "memory_pro",
-        "n_trials": n_trials,
-        "angles": angles if isinstance(angles, str) else "given",
-        "noise": float(noise),
-        "steps": lengths,
-        "rng": "Generator" if isinstance(rng, np.random.Generator) else rng,
-        "dtype": np.dtype(dtype).name,
-    }
-    channels = np.array(_CHANNELS, dtype=object)
-    return xr.Dataset(
-        {
-            "inputs": _variable(("trial", "time", "input"), inputs.astype(dtype), "input", "1"),
-            "targets": _variable(
-                ("trial", "time", "output"), targets.astype(dtype), "target output", "1"
-            ),
-            "mask": _variable(("trial", "time"), np.ones(shape[:2], dtype=bool), "valid step", "1"),
+    Parameters
+    ----------
+    n_trials, angles, noise, steps, rng, dtype
+        As of :func:`memory_pro`; ``angles`` are those of the stimuli.
+
+    Returns
+    -------
+    Dataset
+        As of :func:`memory_pro`, with the (cos, sin) targets negated.
+
+    Raises
+    ------
+    ValueError
+        As :func:`memory_pro`.
+
+    Examples
+    --------
+    >>> from kpops.tasks import memory_anti
+    >>> task = memory_anti(4, angles="even", noise=0)
+    >>> task.targets.isel(trial=0).sel(time=90).values  # angle 0, response at 180 degrees
+    array([ 0., -1., -0.], dtype=float32)
+    """
+    recipe = Recipe("memory_anti", n_trials, noise, rng, dtype)
+    return _respond(recipe, angles, steps, anti=True)
+
+
+def delay_pro(
+    n_trials: int,
+    *,
+    angles: str | ArrayLike = "random",
+    noise: float = NOISE,
+    steps: Sequence[int] = (30, 30, 30),
+    rng: Rng = None,
+    dtype: str = "float32",
+) -> xr.Dataset:
+    """Trials of Delay-Pro: :func:`memory_pro` with a stimulus that stays on to the end.
+
+    Parameters
+    ----------
+    n_trials, angles, noise, steps, rng, dtype
+        As of :func:`memory_pro`.
+
+    Returns
+    -------
+    Dataset
+        As of :func:`memory_pro`, with the (cos, sin) inputs shown in all epochs. The epoch
+        between stimulus onset and response is called ``memory`` here too, so that the times of
+        the four tasks agree, although nothing need be remembered.
+
+    Raises
+    ------
+    ValueError
+        As :func:`memory_pro`.
+
+    Examples
+    --------
+    >>> from kpops.tasks import delay_pro
+    >>> task = delay_pro(4, angles="even", noise=0)
+    >>> task.inputs.isel(trial=0).sel(time=90).values
+    array([0., 1., 0.], dtype=float32)
+    """
+    recipe = Recipe("delay_pro", n_trials, noise, rng, dtype)
+    return _respond(recipe, angles, steps, stays_on=True)
+
+
+def delay_anti(
+    n_trials: int,
+    *,
+    angles: str | ArrayLike = "random",
+    noise: float = NOISE,
+    steps: Sequence[int] = (30, 30, 30),
+    rng: Rng = None,
+    dtype: str = "float32",
+) -> xr.Dataset:
+    """Trials of Delay-Anti: :func:`delay_pro` with the response opposite to the stimulus.
+
+    Parameters
+    ----------
+    n_trials, angles, noise, steps, rng, dtype
+        As of :func:`memory_pro`; ``angles`` are those of the stimuli.
+
+    Returns
+    -------
+    Dataset
+        As of :func:`delay_pro`, with the (cos, sin) targets negated.
+
+    Raises
+    ------
+    ValueError
+        As :func:`memory_pro`.
+
+    Examples
+    --------
+    >>> from kpops.tasks import delay_anti
+    >>> task = delay_anti(4, angles="even", noise=0)
+    >>> last = task.isel(trial=0).sel(time=90)
+    >>> last.inputs.values, last.targets.values
+    (array([0., 1., 0.], dtype=float32), array([ 0., -1., -0.], dtype=float32))
+    """
+    recipe = Recipe("delay_anti", n_trials, noise, rng, dtype)
+    return _respond(recipe, angles, steps, anti=True, stays_on=True)
+
+
+def _respond(
+    recipe: Recipe,
+    angles: str | ArrayLike,
+    steps: Sequence[int],
+    *,
+    anti: bool = False,
+    stays_on: bool = False,
+) -> xr.Dataset:
+    lengths = lengths_of(steps, EPOCHS)
+    angle = recipe.angles(angles)
+    shown = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    inputs, targets, epoch = cue_and_response(
+        shown, -shown if anti else shown, lengths, stays_on=stays_on
+    )
+    return recipe.dataset(
+        inputs,
+        targets,
+        channels=(CHANNELS, CHANNELS),
+        epoch=epoch,
+        criterion=("angle", ANGLE_TOLERANCE),
+        conditions={"angle": (angle, "stimulus angle", "rad")},
+        options={
+            "angles": angles if isinstance(angles, str) else "given",
+            "noise": recipe.noise,
+            "steps": lengths,
         },
-        coords={
-            "trial": _variable("trial", np.arange(n_trials), "trial"),
-            "time": _variable("time", np.arange(1, len(epoch) + 1), "time", "step"),
-            "input": _variable("input", channels, "input channel"),
-            "output": _variable("output", channels, "output channel"),
-            "epoch": _variable("time", epoch, "epoch of the trial"),
-            "angle": _variable("trial", angle, "stimulus angle", "rad"),
-            "task": _variable("trial", np.full(n_trials, "memory_pro", dtype=object), "task"),
-        },
-        attrs={"configuration": json.dumps(configuration, default=operator.index)},
     )
 
 
-def _angles(angles: str | ArrayLike, n_trials: int, generator: np.random.Generator) -> np.ndarray:
-    if isinstance(angles, str):
-        if angles == "random":
-            return generator.uniform(0, 2 * np.pi, n_trials)
-        if angles == "even":
-            return 2 * np.pi * np.arange(n_trials) / n_trials
-        raise ValueError(
-            f"angles={angles!r}: use 'random', 'even' or an array of {n_trials} angles"
-        )
-    given = np.array(angles, dtype=float)
-    if given.shape != (n_trials,):
-        raise ValueError(
-            f"angles has shape {given.shape}, expected (n_trials,) = ({n_trials},): one per trial"
-        )
-    if not np.isfinite(given).all():
-        first = int(np.flatnonzero(~np.isfinite(given))[0])
-        raise ValueError(f"angles[{first}] is {given[first]}: pass finite angles in radians")
-    return given
+def cue_and_response(
+    shown: np.ndarray, response: np.ndarray, lengths: Sequence[int], *, stays_on: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clean inputs and targets (trial, time, 1 + k) of stimuli (trial, k), and the epochs.
 
-
-def _variable(
-    dims: str | tuple[str, ...], values: np.ndarray, long_name: str, units: str | None = None
-) -> tuple[Any, np.ndarray, dict[str, str]]:
-    attrs = {"long_name": long_name} if units is None else {"long_name": long_name, "units": units}
-    return dims, values, attrs
+    The first channel is the fixation: 1 until the response, in inputs and targets.
+    """
+    epoch = repeat(EPOCHS, lengths)
+    shape = (len(shown), len(epoch), 1 + shown.shape[1])
+    inputs, targets = np.zeros(shape), np.zeros(shape)
+    responding = (epoch == "response")[:, None]
+    inputs[..., 0] = targets[..., 0] = epoch != "response"
+    inputs[..., 1:] = np.where(stays_on | (epoch == "stimulus")[:, None], shown[:, None, :], 0)
+    targets[..., 1:] = np.where(responding, response[:, None, :], 0)
+    return inputs, targets, epoch

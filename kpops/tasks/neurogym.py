@@ -1,0 +1,176 @@
+"""Trials of neurogym environments, one by one, so that the same seed gives the same trials."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from kpops.tasks.trials import Condition, Rng, assemble, at_least, attributes, seed_label
+
+
+def from_neurogym(
+    env: Any, n_trials: int, *, rng: Rng = None, dtype: str = "float32"
+) -> xr.Dataset:
+    """Trials of a neurogym environment as a task, the same for the same seed.
+
+    Parameters
+    ----------
+    env : str or environment
+        Name of an environment, such as ``"PerceptualDecisionMaking-v0"`` or
+        ``"yang19.dms-v0"``, for which neurogym must be installed; or an environment, from
+        ``neurogym.make(name, **options)`` or your own, that generates trials by ``new_trial``. It
+        is seeded, reset and run.
+    n_trials : int
+        Number of trials.
+    rng : int, Generator or None
+        Source of the seed of the environment.
+    dtype : {"float32", "float64"}
+        Of inputs and targets.
+
+    Returns
+    -------
+    Dataset
+        ``inputs``: the observations; ``targets``: the ground truth, one-hot over the actions if
+        these are discrete; ``mask``: False in the padding of shorter trials. ``epoch`` (time), or
+        (trial, time) where trials differ, are the periods of the environment. What the environment
+        says of its trials becomes coordinates (trial), where it is a number or a text in all of
+        them. Other coordinates as of :func:`memory_pro`.
+
+    Raises
+    ------
+    ImportError
+        If a name is given and neurogym is not installed.
+    TypeError
+        If the environment has no trials with a ground truth.
+    ValueError
+        If an argument is out of range.
+
+    Notes
+    -----
+    neurogym's own ``Dataset`` seeds its environments afresh whenever it is made, and cuts
+    trials where its sequences end. Here the environment is seeded once, and each trial is made by
+    ``new_trial`` and taken whole. Wrappers with a memory of earlier trials begin with what
+    they had, unless they forget it when they are reset. Noise is what the environment adds.
+
+    The criterion for :func:`accuracy` is ``choice`` for discrete actions and ``relative error``
+    for others.
+
+    Examples
+    --------
+    >>> import kpops
+    >>> task = kpops.tasks.from_neurogym("yang19.dms-v0", 20, rng=0)  # doctest: +SKIP
+    """
+    name = env if isinstance(env, str) else type(getattr(env, "unwrapped", env)).__name__
+    (n_trials,) = at_least(1, n_trials=n_trials)
+    if np.dtype(dtype).name not in ("float32", "float64"):
+        raise ValueError(f"dtype={dtype!r}: use 'float32' or 'float64'")
+    if isinstance(env, str):
+        env = _make(env)
+    seed, new_trial = _method(env, "seed"), _method(env, "new_trial")
+    seed(int(np.random.default_rng(rng).integers(2**31)))
+    env.reset()
+
+    trials, observed, wanted, epochs = [], [], [], []
+    for _ in range(n_trials):
+        trials.append(new_trial() or {})
+        task = getattr(env, "unwrapped", env)  # may be another one for each trial
+        if not hasattr(task, "ob") or not hasattr(task, "gt"):
+            raise TypeError(f"{name} has no ob and gt after new_trial(): it has no ground truth")
+        observed.append(np.array(task.ob, dtype=dtype))
+        wanted.append(_targets(task, dtype))
+        epochs.append(_periods(task, len(task.ob)))
+    discrete = hasattr(task.action_space, "n")
+    configuration = {
+        "task": name,
+        "n_trials": n_trials,
+        "rng": seed_label(rng),
+        "dtype": np.dtype(dtype).name,
+    }
+    return assemble(
+        _stack(observed, 0),
+        _stack(wanted, 0),
+        _stack([np.ones(len(x), dtype=bool) for x in observed], False),
+        channels=(
+            _channels(task.observation_space, observed[0].shape[1], "observation"),
+            _channels(task.action_space, wanted[0].shape[1], "action"),
+        ),
+        epoch=_stack(epochs, "padding"),
+        task=np.full(n_trials, name, dtype=object),
+        conditions=_conditions(trials),
+        attrs=attributes(
+            configuration, *(("choice", 0.0) if discrete else ("relative error", 0.2))
+        ),
+    )
+
+
+def _make(name: str) -> Any:
+    try:
+        neurogym = importlib.import_module("neurogym")
+    except ImportError:
+        raise ImportError(
+            f"{name!r} is an environment of neurogym, which is not installed: install it by "
+            "pip install neurogym, or pass an environment"
+        ) from None
+    return neurogym.make(name)
+
+
+def _method(env: Any, name: str) -> Any:
+    """Bound method of the outermost wrapper that has one itself."""
+    # Not getattr on the wrapper: gymnasium's forward attributes in some versions only.
+    layer = env
+    while layer is not None:
+        if hasattr(type(layer), name):
+            return getattr(layer, name)
+        layer = getattr(layer, "env", None)
+    raise TypeError(f"{type(env).__name__} has no method {name!r}: pass an environment of trials")
+
+
+def _targets(task: Any, dtype: str) -> np.ndarray:
+    truth = np.asarray(task.gt)
+    if hasattr(task.action_space, "n"):
+        return np.eye(int(task.action_space.n), dtype=dtype)[truth.astype(int)]
+    return truth.reshape(len(truth), -1).astype(dtype)
+
+
+def _periods(task: Any, n_steps: int) -> np.ndarray:
+    epoch = np.full(n_steps, "trial", dtype=object)
+    for period, first in getattr(task, "start_ind", {}).items():
+        epoch[first : task.end_ind[period]] = period
+    return epoch
+
+
+def _stack(trials: list[np.ndarray], blank: Any) -> np.ndarray:
+    n_steps = max(len(trial) for trial in trials)
+    shape = (len(trials), n_steps, *trials[0].shape[1:])
+    stacked = np.full(shape, blank, dtype=trials[0].dtype)
+    for row, trial in zip(stacked, trials, strict=True):
+        row[: len(trial)] = trial
+    return stacked
+
+
+def _channels(space: Any, n_channels: int, default: str) -> list[str]:
+    """Names of channels by the names of the space, if these are those of all channels."""
+    names: dict[int, str] = {}
+    for name, where in getattr(space, "name", {}).items():
+        places = np.atleast_1d(np.asarray(where)).tolist()
+        labels = [name] if len(places) == 1 else [f"{name} {i + 1}" for i in range(len(places))]
+        names.update(zip(places, labels, strict=True))
+    if sorted(names) == list(range(n_channels)):
+        return [names[i] for i in range(n_channels)]
+    return [f"{default} {i + 1}" for i in range(n_channels)]
+
+
+def _conditions(trials: list[Mapping[str, Any]]) -> dict[str, Condition]:
+    conditions: dict[str, Condition] = {}
+    for key in trials[0]:
+        values = [trial.get(key) for trial in trials]
+        if all(isinstance(v, str) for v in values):
+            conditions[key] = (np.array(values, dtype=object), key, "1")
+        elif all(isinstance(v, int | float | np.integer | np.floating) for v in values):
+            conditions[key] = (np.array(values), key, "1")
+    taken = {"trial", "time", "input", "output", "epoch", "task", "inputs", "targets", "mask"}
+    return {key: c for key, c in conditions.items() if key not in taken}

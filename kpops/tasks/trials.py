@@ -1,0 +1,190 @@
+"""What all tasks share: the checks of their arguments and the labelled Dataset they return."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+#: Standard deviation of the training noise on the inputs of the tasks with angles.
+NOISE = 0.1 * math.sqrt(2)
+#: Largest error of a correct response, in radians.
+ANGLE_TOLERANCE = math.pi / 10
+
+Rng = int | np.random.Generator | None
+Condition = tuple[np.ndarray, str, str]  # values (trial,), long name, units
+
+
+class Recipe:
+    """The arguments that every task takes, checked, and the generator that it draws from.
+
+    Parameters
+    ----------
+    task : str
+        Name of the task.
+    n_trials : int
+        Number of trials.
+    noise : float
+        Standard deviation of the noise on the inputs.
+    rng : int, Generator or None
+        Source of all random numbers. Conditions must be drawn before :meth:`dataset` draws the
+        noise, so that they do not depend on it.
+    dtype : {"float32", "float64"}
+        Of inputs and targets.
+    """
+
+    def __init__(self, task: str, n_trials: int, noise: float, rng: Rng, dtype: str) -> None:
+        self.task = task
+        self.n_trials = operator.index(n_trials)
+        if self.n_trials < 1:
+            raise ValueError(f"n_trials={n_trials}: ask for at least one trial")
+        if not (math.isfinite(noise) and noise >= 0):
+            raise ValueError(f"noise={noise}: pass a finite standard deviation, 0 for none")
+        if np.dtype(dtype).name not in ("float32", "float64"):
+            raise ValueError(f"dtype={dtype!r}: use 'float32' or 'float64'")
+        self.noise = float(noise)
+        self.dtype = np.dtype(dtype).name
+        self.generator = np.random.default_rng(rng)
+        self.seed = seed_label(rng)
+
+    def angles(self, angles: str | ArrayLike, offset: float = 0.0) -> np.ndarray:
+        """Angle of each trial; those that are "even" begin at `offset` of their spacing."""
+        n = self.n_trials
+        if isinstance(angles, str):
+            if angles == "random":
+                return self.generator.uniform(0, 2 * np.pi, n)
+            if angles == "even":
+                return 2 * np.pi * (np.arange(n) + offset) / n
+            raise ValueError(f"angles={angles!r}: use 'random', 'even' or an array of {n} angles")
+        given = np.array(angles, dtype=float)
+        if given.shape != (n,):
+            raise ValueError(
+                f"angles has shape {given.shape}, expected (n_trials,) = ({n},): one per trial"
+            )
+        if not np.isfinite(given).all():
+            first = int(np.flatnonzero(~np.isfinite(given))[0])
+            raise ValueError(f"angles[{first}] is {given[first]}: pass finite angles in radians")
+        return given
+
+    def dataset(
+        self,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        *,
+        channels: tuple[Sequence[str], Sequence[str]],
+        epoch: np.ndarray,
+        criterion: tuple[str, float],
+        mask: np.ndarray | None = None,
+        conditions: Mapping[str, Condition] | None = None,
+        options: Mapping[str, Any],
+    ) -> xr.Dataset:
+        """Add the noise to clean `inputs` and label all."""
+        mask = np.ones(inputs.shape[:2], dtype=bool) if mask is None else mask
+        # Drawn at every noise level, so that what is drawn from a generator later agrees too.
+        noisy = inputs + self.noise * self.generator.standard_normal(inputs.shape)
+        configuration = {
+            "task": self.task,
+            "n_trials": self.n_trials,
+            **options,
+            "rng": self.seed,
+            "dtype": self.dtype,
+        }
+        return assemble(
+            np.where(mask[..., None], noisy, 0).astype(self.dtype),
+            targets.astype(self.dtype),
+            mask,
+            channels=channels,
+            epoch=epoch,
+            task=np.full(self.n_trials, self.task, dtype=object),
+            conditions=conditions or {},
+            attrs=attributes(configuration, *criterion),
+        )
+
+
+def assemble(
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    mask: np.ndarray,
+    *,
+    channels: tuple[Sequence[str], Sequence[str]],
+    epoch: np.ndarray,
+    task: np.ndarray,
+    conditions: Mapping[str, Condition],
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """Dataset of trials; an epoch (trial, time) that is the same in all trials becomes (time)."""
+    if epoch.ndim == 2 and (epoch == epoch[0]).all():
+        epoch = epoch[0]
+    names = [np.array(list(c), dtype=object) for c in channels]
+    return xr.Dataset(
+        {
+            "inputs": _variable(("trial", "time", "input"), inputs, "input"),
+            "targets": _variable(("trial", "time", "output"), targets, "target output"),
+            "mask": _variable(("trial", "time"), mask, "valid step"),
+        },
+        coords={
+            "trial": _variable("trial", np.arange(len(inputs)), "trial"),
+            "time": _variable("time", np.arange(1, inputs.shape[1] + 1), "time", "step"),
+            "input": _variable("input", names[0], "input channel"),
+            "output": _variable("output", names[1], "output channel"),
+            "epoch": _variable(
+                ("trial", "time")[-epoch.ndim :], epoch.astype(object), "epoch of the trial"
+            ),
+            **{name: _variable("trial", *c) for name, c in conditions.items()},
+            "task": _variable("trial", task.astype(object), "task"),
+        },
+        attrs=dict(attrs),
+    )
+
+
+def attributes(
+    configuration: Mapping[str, Any], criterion: str, tolerance: float
+) -> dict[str, str | float]:
+    """Attributes of a task: what made it, and when :func:`kpops.tasks.accuracy` calls it right."""
+    return {
+        "configuration": json.dumps(configuration, default=operator.index),
+        "criterion": criterion,
+        "tolerance": float(tolerance),
+    }
+
+
+def seed_label(rng: Rng) -> int | str | None:
+    """What the configuration says of `rng`."""
+    return "Generator" if isinstance(rng, np.random.Generator) else rng
+
+
+def lengths_of(steps: Sequence[int], epochs: Sequence[str]) -> list[int]:
+    """Check the numbers of steps of the epochs."""
+    lengths = [operator.index(s) for s in steps]
+    if len(lengths) != len(epochs) or min(lengths) < 1:
+        raise ValueError(
+            f"steps={tuple(steps)}: pass {len(epochs)} positive numbers, one each for "
+            f"{tuple(epochs)}"
+        )
+    return lengths
+
+
+def repeat(epochs: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
+    """Name of the epoch of each step."""
+    # Object strings, since Zarr has no specified type for NumPy's fixed-length ones.
+    return np.repeat(np.array(epochs, dtype=object), lengths)
+
+
+def at_least(minimum: int, **values: int) -> list[int]:
+    """Check whole numbers; their names are those of the arguments."""
+    for name, value in values.items():
+        if operator.index(value) < minimum:
+            raise ValueError(f"{name}={value}: pass {minimum} or more")
+    return [operator.index(value) for value in values.values()]
+
+
+def _variable(
+    dims: str | tuple[str, ...], values: np.ndarray, long_name: str, units: str = "1"
+) -> tuple[Any, np.ndarray, dict[str, str]]:
+    return dims, values, {"long_name": long_name, "units": units}
