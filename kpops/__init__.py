@@ -6,8 +6,17 @@ P K P*.
 """
 
 from kpops import models, plot, tasks, training
+from kpops.learning.collapse import collapse
 from kpops.learning.gradient_flow import gradient_flow
+from kpops.learning.interference import (
+    accumulate_interference,
+    interference,
+    interference_operator,
+)
 from kpops.learning.over_training import over_training
+from kpops.learning.rank_bounds import rank_bounds
+from kpops.learning.trajectories import trajectory_dimension
+from kpops.learning.truncated_flow import truncated_flow
 from kpops.linearization import Linearization, linearize
 from kpops.models.network import Network
 from kpops.operators import TrajectoryOperator
@@ -37,7 +46,9 @@ __all__ = [
     "Linearization",
     "Network",
     "TrajectoryOperator",
+    "accumulate_interference",
     "alignment",
+    "collapse",
     "controllability_gramian",
     "diagonal",
     "effective_rank",
@@ -46,11 +57,14 @@ __all__ = [
     "frobenius_map",
     "frobenius_norm",
     "gradient_flow",
+    "interference",
+    "interference_operator",
     "linearize",
     "models",
     "observability_gramian",
     "over_training",
     "plot",
+    "rank_bounds",
     "schatten_norm",
     "spectral_density",
     "spectral_norm",
@@ -58,5 +72,7 @@ __all__ = [
     "tasks",
     "trace",
     "training",
+    "trajectory_dimension",
     "truncate",
+    "truncated_flow",
 ]

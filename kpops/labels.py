@@ -21,6 +21,9 @@ from torch import Tensor
 Coordinate = tuple[tuple[str, ...], np.ndarray]
 Restore = Callable[[Tensor, "Space"], Any]
 
+# Units of coordinates that have some; a coordinate without numbers has none.
+_UNITS = {"time": "step", "angle": "rad"}
+
 _NUMPY_DTYPES: dict[torch.dtype, np.dtype] = {
     torch.float32: np.dtype("float32"),
     torch.float64: np.dtype("float64"),
@@ -127,11 +130,18 @@ class Space:
         long_name: str | None = None,
     ) -> xr.DataArray:
         """Label an array of shape ``(*block, *shape)``."""
-        coords = {**self.coords, **(block_coords or {})}
+        own = {k: (*c, _described(k, c[1])) for k, c in self.coords.items()}
+        coords = {**own, **(block_coords or {})}
         attrs = {} if long_name is None else {"long_name": long_name, "units": "1"}
         return xr.DataArray(
             values, dims=block_dims + self.dims, coords=coords, name=name, attrs=attrs
         )
+
+
+def _described(name: str, values: np.ndarray) -> dict[str, str]:
+    """Attributes of a coordinate."""
+    attrs = {"long_name": name.replace("_", " ")}
+    return attrs | {"units": _UNITS.get(name, "1")} if values.dtype.kind in "fiu" else attrs
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

@@ -169,7 +169,7 @@ def _with_error(result: Result | Mapping[str, Any]) -> tuple[xr.DataArray, xr.Da
     if isinstance(result, xr.DataArray):
         return result, None
     if isinstance(result, xr.Dataset):
-        return look.variable(result, ("estimate",)), result.get("stderr")
+        return look.variable(result, ("estimate", "effective_rank")), result.get("stderr")
     if not isinstance(result, Mapping):
         raise ValueError(
             f"cannot plot a {type(result).__name__}: pass a Dataset, a DataArray, or a mapping of "

@@ -1,0 +1,217 @@
+"""How far learning has collapsed onto few dimensions, in one measure for every checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from kpops.labels import Space, to_numpy
+from kpops.learning.trajectories import trajectory_dimension
+from kpops.linearization import Linearization
+from kpops.operators import TrajectoryOperator
+from kpops.spectral import common, structure
+from kpops.spectral.eig import eigsh
+from kpops.spectral.estimators.rank_kinds import KINDS, Question, of_spectrum
+from kpops.spectral.rank import effective_rank
+
+TRAJECTORIES = "trajectories"
+_NUMERICAL = 1e-6
+
+
+@common.in_full_precision
+def collapse(
+    lin: Linearization,
+    *,
+    keep: str | Sequence[str] = ("time",),
+    of_reduction: str | Sequence[str] = ("variance",),
+    of_whole: str | Sequence[str] = ("participation",),
+    threshold: float = 0.95,
+    num_modes: int = 6,
+    num_matvecs: int = 32,
+    rng: Any = None,
+) -> xr.Dataset:
+    """Effective ranks of K, P, the flow operator and the trajectories; leading modes of each.
+
+    A measure for :func:`kpops.over_training`.
+
+    Parameters
+    ----------
+    lin : Linearization
+        The model at a checkpoint.
+    keep : sequence of str
+        Dims to which the operators are reduced by :meth:`TrajectoryOperator.expand_average`, as in
+        the figures of the KPFlow paper.
+    of_reduction : sequence of str
+        Kinds of :func:`kpops.effective_rank` that are taken of the reduced operators.
+    of_whole : sequence of str
+        Kinds that are taken of the operators on (trial, time, unit). They cost the most.
+    threshold : float
+        Fraction of the sum of squares for ``"variance"``.
+    num_modes : int
+        Leading modes of the reduced operators to return; at most as many as these have.
+    num_matvecs : int
+        Products with an operator for an estimate of its rank.
+    rng : int, Generator or None
+        Source of the random vectors of these estimates.
+
+    Returns
+    -------
+    Dataset
+        ``effective_rank(operator, kind)`` and its standard error ``stderr``, zero where exact;
+        ``operator`` is ``"K"``, ``"P P*"``, ``"P K P*"`` or ``"trajectories"``, ``kind`` for
+        example ``"variance over time"`` or ``"participation"``. ``eigenvalue(operator, mode)`` and
+        ``eigenfunction(operator, mode, *keep)`` of the reduced operators.
+
+    Raises
+    ------
+    ValueError
+        If `keep` or a kind is unknown, or a number is out of range.
+
+    Notes
+    -----
+    P stands as P P*, whose eigenvalues are the squared singular values of P.
+
+    Of the trajectories, each kind is the rank of the matrix of all states (one row for each trial
+    and time, less their mean): see :func:`kpops.trajectory_dimension`. ``"variance over time"`` of
+    them is the number of principal axes that hold 95 % of the variance, and ``"participation"``
+    the participation ratio of their covariance. Their eigenvalues are the variances along these
+    axes; they are no operator on the trajectory space, so their eigenfunctions are NaN.
+
+    Every operator here is R R*, so its reduction is a Gram matrix of as many vectors R* e as there
+    are kept positions: half the work of products with the operator. Where this matrix is small,
+    ranks and modes of the reduction are exact.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), torch.randn(5, 10, 3))
+    >>> result = kpops.collapse(lin, rng=0)
+    >>> result.effective_rank.sizes
+    Frozen({'operator': 4, 'kind': 2})
+    >>> result.kind.values.tolist()
+    ['variance over time', 'participation']
+
+    Over training, for a network, its checkpoints and the inputs of a task, it is
+    ``kpops.over_training(network, folder, task.inputs, kpops.collapse)``, with options by
+    ``functools.partial(kpops.collapse, rng=0)``.
+    """
+    keep, of_reduction, of_whole = map(_names, (keep, of_reduction, of_whole))
+    _check(of_reduction, of_whole, num_modes)
+    kept = lin.space.keep(keep)
+    kinds = [(kind, True) for kind in of_reduction] + [(kind, False) for kind in of_whole]
+    options = {
+        "threshold": threshold,
+        "num_matvecs": num_matvecs,
+        "rng": np.random.default_rng(rng),
+    }
+    operators = (lin.K, lin.P @ lin.P.H, lin.flow)
+    num_modes = min(num_modes, kept.size)
+    parts = [_of_operator(op, kept, kinds, num_modes, options) for op in operators]
+    parts.append(_of_trajectories(lin, kept, kinds, threshold, num_modes))
+    settings = {"keep": kept.dims, "threshold": threshold, "num_matvecs": num_matvecs}
+    over = f" over {', '.join(kept.dims)}"
+    coords = {
+        "operator": _labels("operator", [*(op.symbol for op in operators), TRAJECTORIES]),
+        "kind": _labels("kind", [kind + over * reduced for kind, reduced in kinds]),
+    }
+    joined = xr.concat(
+        parts,
+        dim="operator",
+        combine_attrs="override",
+        join="exact",
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+    )
+    if num_modes:
+        joined["mode"].attrs = {"long_name": "mode", "units": "1"}
+    attrs = {**lin.attrs, "reduction": "expand_average", "configuration": json.dumps(settings)}
+    return joined.assign_coords(coords).assign_attrs(attrs)
+
+
+def _of_operator(
+    op: TrajectoryOperator,
+    kept: Space,
+    kinds: list[tuple[str, bool]],
+    num_modes: int,
+    options: dict[str, Any],
+) -> xr.Dataset:
+    """Ranks of an operator and modes of its reduction."""
+    any_reduced = num_modes or any(of_reduced for _, of_reduced in kinds)
+    reduced = _reduced(op, kept.dims) if any_reduced else None
+    ranks = [effective_rank(reduced if r else op, kind, **options) for kind, r in kinds]
+    result = _ranks([float(r.estimate) for r in ranks], [float(r.stderr) for r in ranks], op.dtype)
+    if num_modes:
+        modes = eigsh(reduced, num_modes, rng=options["rng"])
+        block = torch.from_numpy(modes.eigenfunction.values).reshape(-1, *kept.shape)
+        result["eigenvalue"] = modes.eigenvalue
+        result["eigenfunction"] = common.modes_of(block, kept, "eigenfunction")
+    return result
+
+
+def _of_trajectories(
+    lin: Linearization,
+    kept: Space,
+    kinds: list[tuple[str, bool]],
+    threshold: float,
+    num_modes: int,
+) -> xr.Dataset:
+    """The same of the matrix of all states, whose squared singular values are variances."""
+    variance = trajectory_dimension(lin).variance
+    singular, floor = torch.from_numpy(variance.values).sqrt(), common.noise_floor(lin.dtype)
+    questions = [Question(kind, threshold, _NUMERICAL) for kind, _ in kinds]
+    ranks = [of_spectrum(singular, question, False, floor) for question in questions]
+    result = _ranks(ranks, [0.0] * len(ranks), lin.K.dtype)
+    if num_modes:
+        modes = np.arange(1, num_modes + 1)
+        none = torch.full((num_modes, *kept.shape), torch.nan, dtype=lin.dtype)
+        result["eigenvalue"] = variance.reindex(mode=modes)
+        result["eigenfunction"] = common.modes_of(none, kept, "eigenfunction")
+    return result
+
+
+def _ranks(estimates: list[float], errors: list[float], dtype: np.dtype) -> xr.Dataset:
+    return xr.Dataset(
+        {
+            name: ("kind", np.array(values, dtype), {"long_name": long_name, "units": "1"})
+            for name, values, long_name in (
+                ("effective_rank", estimates, "effective rank"),
+                ("stderr", errors, "standard error"),
+            )
+        }
+    )
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _labels(dim: str, names: list[str]) -> tuple[Any, ...]:
+    # Object strings, since Zarr has no specified type for NumPy's fixed-length ones.
+    return dim, np.array(names, dtype=object), {"long_name": dim, "units": "1"}
+
+
+def _check(of_reduction: tuple[str, ...], of_whole: tuple[str, ...], num_modes: int) -> None:
+    for what, kinds in (("of_reduction", of_reduction), ("of_whole", of_whole)):
+        if not set(kinds) <= set(KINDS) or len(set(kinds)) < len(kinds):
+            raise ValueError(f"{what}={kinds}: choose from {tuple(KINDS)}, each at most once")
+    if not of_reduction and not of_whole:
+        raise ValueError("of_reduction and of_whole are empty: name a kind of effective rank")
+    if num_modes < 0:
+        raise ValueError(f"num_modes={num_modes}: choose a number of modes, 0 for none")
+
+
+def _reduced(op: TrajectoryOperator, keep: tuple[str, ...]) -> Any:
+    """The reduction as a matrix where that is small, so that it is made but once."""
+    reduced = op.expand_average(keep)
+    if reduced.shape[0] > structure.DENSE_SIZE or reduced.root is None:
+        return reduced
+    root = reduced.root
+    unit = torch.eye(reduced.shape[0], dtype=op.torch_dtype, device=op.device)
+    rows = root.apply_adjoint(unit.unflatten(1, reduced.domain.shape)).flatten(1)
+    return to_numpy(rows @ rows.mT)

@@ -1,0 +1,302 @@
+"""Theorem 1: K is the sum of the operators of its parameters, none of higher rank than allowed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from kpops.engines.base import ONE_AT_A_TIME
+from kpops.engines.features import numerical_rank
+from kpops.engines.gated import GatedEngine
+from kpops.engines.gated_layer import Layer
+from kpops.engines.gram import SOURCES, Gram
+from kpops.engines.places import Place, places_of
+from kpops.engines.unit_blocks import UnitBlocks
+from kpops.linearization import Linearization
+from kpops.models.gated import GatedRecurrence
+from kpops.operators import TrajectoryOperator
+from kpops.spectral import common
+from kpops.spectral.estimators.rank_kinds import Question, of_spectrum
+from kpops.spectral.rank import effective_rank
+from kpops.spectral.traces import trace
+
+_VARIABLES = {
+    "feature_rank": "rank of the features",
+    "maps": "maps of the parameter that enter differently",
+    "feature_participation": "participation ratio of the features",
+    "bound": "bound on the rank of K_j",
+    "bound_at_tol": "bound on the eigenvalues of K_j above the tolerance",
+    "rank": "numerical rank of K_j",
+    "rank_stderr": "standard error of the numerical rank",
+    "participation": "participation ratio of K_j",
+    "participation_stderr": "standard error of the participation ratio",
+    "trace_share": "share of the trace of K",
+}
+_OF_SUM = ("bound", "rank", "rank_stderr", "participation", "participation_stderr")
+_UNKNOWN = "unknown"
+
+
+@common.in_full_precision
+def rank_bounds(
+    lin: Linearization, *, tol: float = 1e-6, num_matvecs: int = 64, rng: Any = None
+) -> xr.Dataset:
+    """Ranks of K_j, parameter by parameter, and the bounds that the features behind them set.
+
+    Parameters
+    ----------
+    lin : Linearization
+        The model.
+    tol : float
+        Eigenvalues above this fraction of the largest count for a numerical rank, from 0 to 1; not
+        below the noise floor of the dtype.
+    num_matvecs : int
+        Products for an estimate, where a number is not exact by structure.
+    rng : int, Generator or None
+        Source of the random vectors of the estimates.
+
+    Returns
+    -------
+    Dataset
+        For each ``parameter``, with the coordinate ``features``, what it multiplies:
+        ``feature_rank`` and ``feature_participation`` of the features M_j (of M_j M_j^T);
+        ``maps``, the number of maps (gates) that enter differently; ``bound`` on the rank of K_j;
+        ``bound_at_tol`` on its eigenvalues above `tol` times the largest; ``rank``, the number of
+        these; ``participation``, its participation ratio; ``rank_stderr`` and
+        ``participation_stderr``, zero where exact; ``trace_share``, tr K_j / tr K. Of K itself
+        ``bound_of_sum``, ``rank_of_sum``, ``participation_of_sum`` and their standard errors.
+        Where the structure of the model, or the place of a parameter in it, is not known, the
+        features are ``"unknown"`` and their figures NaN, and ``bound`` is the number of entries of
+        the parameter; the attribute ``structure`` says of how many it is known.
+
+    Raises
+    ------
+    ValueError
+        If `tol` is out of range.
+
+    Notes
+    -----
+    Theorem 1 of the KPFlow paper (arXiv 2507.06381): K = J J* = sum_j K_j, since the columns of J
+    belong each to one parameter.
+
+    *Gated cells.* A layer takes the step ``s'_v = gates_v(U x + c, W phi(s) + b, s)`` unit by unit:
+    S units of V state variables, and G maps for each of S units stacked in W. The rows of
+    M_j, one for each of the N valid (trial, time), are what parameter j multiplies: phi of the
+    previous state for W, the layer's input for U, 1 for a bias. Its part of J is
+    ``J_j dtheta = sum_g D_g (M_j dW_g^T)``, where D_g, the derivative of the new state with respect
+    to map g, acts unit by unit. Hence
+
+        K_j = sum_g D_g (M_j M_j^T kron I_S) D_g*,   rank K_j <= S min(G rank M_j, V N),
+
+    where maps that enter alike, with the same D_g, count once. For ``h' = f(W h + U x + b)`` there
+    is one map, so ``rank K_j <= S rank M_j``, with equality for a linear f; a GRU has three, an
+    LSTM four. Over all parameters of a layer the features of maps with the same D stand side by
+    side: ``rank K <= S min(sum_D rank [M_j]_D, V N)``.
+
+    *Stacks.* What a layer gains is passed up: ``K = L diag(K_l) L*`` with L unit triangular over
+    layers. Such a congruence keeps the rank, so the bounds hold layer by layer and add up. The
+    numerical rank given is that of K_l itself. For the same reason ``rank P K_j P* = rank K_j``.
+
+    *With a tolerance.* By Ostrowski's theorem the k-th eigenvalue of D_g M M^T D_g*, of one unit,
+    is at most ``d_g^2 m_k``, with d_g the largest gain in that unit and m_k the k-th eigenvalue of
+    M M^T; by Weyl's inequality eigenvalue ``G k + 1`` of the sum over g is at most
+    ``sum_g d_g^2 m_{k+1}``. So no more than ``G #{k: sum_g d_g^2 m_k > t}`` eigenvalues of a unit
+    exceed t.
+
+    *Participation ratios* have no such bound by those of the features, as D may silence the samples
+    where the features are large: only ``PR(D M M^T D) <= (max d / min d)^4 PR(M M^T)``. They are
+    subadditive instead, ``PR(K) <= sum_j PR(K_j)`` for positive operators, and at most the rank.
+    For a linear network ``PR(K_j) = S PR(M_j M_j^T)``.
+
+    *Any other model.* J_j has as many columns as the parameter has entries, and no more is known.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.RNN(3, 8, batch_first=True), torch.randn(5, 10, 3))
+    >>> result = kpops.rank_bounds(lin)
+    >>> result.bound.sel(parameter="weight_ih_l0").item()  # 8 units, 3 inputs
+    24.0
+    >>> bool((result["rank"] <= result.bound).all())
+    True
+    """
+    if not 0 <= tol < 1:
+        raise ValueError(f"tol={tol}: choose a fraction of the largest eigenvalue, from 0 to 1")
+    tol = max(tol, common.noise_floor(lin.dtype))
+    options = {"num_matvecs": num_matvecs, "rng": np.random.default_rng(rng)}
+    places = places_of(lin.recurrence) if isinstance(lin.recurrence, GatedRecurrence) else {}
+    layers = _layers(lin)
+    n_entries = lin.trajectory.n_valid * lin.space.sizes["unit"]
+    rows = []
+    for name, operator in lin.K_by_parameter.items():
+        row: dict[str, Any] = {"features": _UNKNOWN}
+        if name in places:
+            row["features"] = _multiplied(*places[name])
+            (gram,) = _grams(layers, [places[name]])
+            row |= _of_features(gram, lin.trajectory.n_valid, tol)
+        most = min(lin.parameters[name].numel(), n_entries)
+        row |= {
+            "bound": min(row.get("bound", most), most),
+            **_of_operator(operator, row, options, tol),
+        }
+        rows.append(row)
+
+    of_sum: dict[str, float] = {}
+    bounds = [n_entries, sum(row["bound"] for row in rows)]
+    if all(name in places for name in lin.parameters):
+        grams = _grams(layers, [places[name] for name in lin.parameters])
+        of_sum["rank"] = _rank_of_blocks(grams, tol)[0]
+        bounds.append(sum(_bound(gram, lin.trajectory.n_valid) for gram in grams))
+    of_sum = {"bound": min(bounds), **of_sum, **_of_operator(lin.K, of_sum, options, tol)}
+    return _dataset(lin, rows, of_sum, {"tol": tol, "num_matvecs": num_matvecs})
+
+
+def _multiplied(layer: int, source: str, role: str) -> str:
+    """What a weight or bias multiplies, in symbols."""
+    if role == "bias":
+        return "1"
+    if source == "recurrent":
+        return "h[t-1]"
+    return "h[t] below" if layer else "x[t]"
+
+
+def _layers(lin: Linearization) -> list[Layer]:
+    """The layers of a gated stack, whichever engine computes; none of another model."""
+    engine = lin.engine
+    if not isinstance(engine, GatedEngine):
+        if not isinstance(lin.recurrence, GatedRecurrence):
+            return []
+        engine = GatedEngine(lin.recurrence, lin.parameters, lin.trajectory, "recomputed")
+    return engine.layers
+
+
+def _grams(layers: list[Layer], places: list[Place]) -> list[Gram]:
+    """K_l of each layer that has one of these weights and biases."""
+    grams = []
+    for i, layer in enumerate(layers):
+        learn = {s: ((i, s, "weight") in places, (i, s, "bias") in places) for s in SOURCES}
+        if any(map(any, learn.values())):
+            with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad():
+                grams.append(Gram(layer, learn))
+    return grams
+
+
+def _of_features(gram: Gram, n_valid: int, tol: float) -> dict[str, float]:
+    """What the features behind one parameter tell."""
+    row: dict[str, float] = {
+        "feature_rank": sum(gram.ranks),
+        "maps": len(_classes(gram)),
+        "bound": _bound(gram, n_valid),
+    }
+    row["rank"], threshold = _rank_of_blocks([gram], tol)
+    if not gram.factors:  # nothing that changes the state, or only zeros
+        return {**row, "feature_participation": 0.0, "bound_at_tol": 0.0}
+    moments = torch.linalg.svdvals(gram.factors[0].flatten(0, 1).double()).square()
+    question = Question("participation", 0.95, tol)
+    row["feature_participation"] = of_spectrum(moments, question, True, 0.0)
+    held = _largest_gains(gram)[:, None] * moments > threshold
+    each = (row["maps"] * held.sum(1)).clamp_max(gram.layer.variables * n_valid)
+    return {**row, "bound_at_tol": float(each.sum())}
+
+
+def _classes(gram: Gram) -> dict[tuple[tuple[int, int], ...], set[int]]:
+    """The factors that stand between the same diagonals, together."""
+    classes: dict[tuple[tuple[int, int], ...], set[int]] = {}
+    for part in gram.parts:
+        classes.setdefault(part.gains, set()).update(part.factors)
+    return classes
+
+
+def _bound(gram: Gram, n_valid: int) -> int:
+    """S min(sum_D rank [M_j]_D, V N)."""
+    columns = 0
+    for factors in _classes(gram).values():
+        beside = [gram.factors[i].flatten(0, 1) for i in sorted(factors)]
+        columns += beside[0].shape[1] if len(beside) == 1 else numerical_rank(beside)
+    return gram.layer.hidden * min(columns, gram.layer.variables * n_valid)
+
+
+def _rank_of_blocks(grams: list[Gram], tol: float) -> tuple[int, float]:
+    """Number of eigenvalues above `tol` times the largest, and this threshold."""
+    with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad():
+        values = torch.cat([UnitBlocks(gram).eigenvalues().flatten() for gram in grams])
+    threshold = tol * float(values.max()) if values.numel() else 0.0
+    return int((values > threshold).sum()), threshold
+
+
+def _largest_gains(gram: Gram) -> torch.Tensor:
+    """sum_g d_g^2 of every unit: its largest squared gains, summed over the maps."""
+    layer = gram.layer
+    largest = torch.zeros(len(gram.parts), layer.hidden, dtype=torch.float64)
+    largest = largest.to(layer.previous.device)
+    with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad():
+        for segment in layer.segments():
+            d = layer.diagonals(segment).double()
+            for part, so_far in zip(gram.parts, largest, strict=True):
+                squares = torch.stack([d[p].square() for _, p in part.gains]).sum(0)
+                torch.maximum(so_far, squares.amax((0, 1)), out=so_far)
+    return largest.sum(0)
+
+
+def _of_operator(
+    operator: TrajectoryOperator, row: dict[str, Any], options: dict[str, Any], tol: float
+) -> dict[str, float]:
+    """Participation and trace, and the rank where the features do not tell."""
+    participation = effective_rank(operator, "participation", **options)
+    figures = {
+        "participation": float(participation.estimate),
+        "participation_stderr": float(participation.stderr),
+        "trace": float(trace(operator, **options).estimate),
+        "rank_stderr": 0.0,
+    }
+    if "rank" not in row:
+        rank = effective_rank(operator, "numerical", tol=tol, **options)
+        figures |= {"rank": float(rank.estimate), "rank_stderr": float(rank.stderr)}
+    return figures
+
+
+def _dataset(
+    lin: Linearization,
+    rows: list[dict[str, Any]],
+    of_sum: dict[str, float],
+    settings: dict[str, Any],
+) -> xr.Dataset:
+    scalar = np.dtype(lin.K.dtype)
+    traces = np.array([row["trace"] for row in rows])
+    for row, share in zip(rows, traces / (traces.sum() or 1.0), strict=True):
+        row["trace_share"] = share
+
+    def labelled(values: Any, long_name: str, dims: tuple[str, ...] = ()) -> tuple[Any, ...]:
+        return dims, np.asarray(values, dtype=scalar), {"long_name": long_name, "units": "1"}
+
+    def text(values: list[str], long_name: str) -> tuple[Any, ...]:
+        # Object strings, since Zarr has no specified type for NumPy's fixed-length ones.
+        return "parameter", np.array(values, dtype=object), {"long_name": long_name, "units": "1"}
+
+    of_each = {
+        name: labelled([row.get(name, np.nan) for row in rows], long_name, ("parameter",))
+        for name, long_name in _VARIABLES.items()
+    }
+    totals = {
+        f"{name}_of_sum": labelled(of_sum[name], _VARIABLES[name].replace("K_j", "K"))
+        for name in _OF_SUM
+    }
+    features = [row["features"] for row in rows]
+    n_unknown = features.count(_UNKNOWN)
+    known = f"known of {len(rows) - n_unknown} of {len(rows)} parameters"
+    return xr.Dataset(
+        {**of_each, **totals},
+        {
+            "parameter": text(list(lin.parameters), "parameter"),
+            "features": text(features, "what the parameter multiplies"),
+        },
+        attrs={
+            **lin.attrs,
+            "structure": known,
+            "tol": settings["tol"],
+            "configuration": json.dumps(settings, sort_keys=True),
+        },
+    )

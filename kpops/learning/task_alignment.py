@@ -1,0 +1,197 @@
+"""How alike tasks are in their states and in their operators, whatever their targets.
+
+For tasks i and j with as many trials each, the k-th of one matched with the k-th of the other:
+X_i are the states, D_i = P_i J_i their derivative by the parameters, so that the flow operator has
+the blocks ``Phi_ij = P_i K_ij P_j* = D_i D_j*``, and ``G_i = D_i* D_i`` is what task i makes of the
+parameters (the Gauss-Newton operator of a squared loss on its states). Padded steps are zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, reduce
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kpops.learning.trial_groups import Groups, of_trials
+from kpops.linearization import Linearization
+from kpops.spectral.common import noise_floor
+from kpops.spectral.estimators.moments import jackknife
+from kpops.spectral.estimators.stochastic import sphere
+from kpops.spectral.structure import DENSE_SIZE
+
+_BLOCK = 16
+"""Vectors that are taken through the operators of all tasks together."""
+
+_COLUMNS = 2**16
+"""Entries of vectors that are converted to float64 at a time."""
+
+Alignment = tuple[Tensor, Tensor]
+"""Cosines and their standard errors, each (task, task), float64."""
+
+
+def gram(vectors: Tensor) -> Tensor:
+    """Inner products (vector, vector) of vectors (vector, ...), in float64."""
+    pieces = (piece.double() for piece in vectors.flatten(1).split(_COLUMNS, dim=1))
+    return reduce(torch.add, (piece @ piece.mT for piece in pieces))
+
+
+def cosines(inner: Tensor) -> Tensor:
+    """``<v_i, v_j> / (|v_i| |v_j|)`` of inner products (task, task); NaN where a v is zero."""
+    lengths = inner.diagonal().clamp_min(0).sqrt()
+    cosine = (inner / lengths[:, None] / lengths).clamp(-1, 1)
+    own = torch.full_like(lengths, torch.nan).masked_fill(lengths > 0, 1)  # without rounding
+    return cosine.diagonal_scatter(own)
+
+
+def of_sums(inner: Tensor, groups: Groups) -> Tensor:
+    """Cosines of the sums of each task's vectors, from inner products (trial, trial)."""
+    belongs = inner.new_zeros(len(groups), len(inner))
+    for row, members in zip(belongs, groups.members, strict=True):
+        row[torch.as_tensor(members, device=inner.device)] = 1
+    return cosines(belongs @ inner @ belongs.mT)
+
+
+def tuning(vectors: Tensor) -> Callable[[Groups], Tensor]:
+    """Cosines of what differs between corresponding trials, for vectors (trial, ...).
+
+    For trials k of task i with vectors v_ik and mean m_i, those of the v_ik - m_i side by side:
+    ``sum_k <v_ik - m_i, v_jk - m_j> = sum_k <v_ik, v_jk> - sum_kl <v_ik, v_jl> / n``.
+    """
+    inner = gram(vectors)
+    floor = max(noise_floor(torch.float64), noise_floor(vectors.dtype) ** 2)
+    return partial(_of_tuning, inner, floor)
+
+
+def _of_tuning(inner: Tensor, floor: float, groups: Groups) -> Tensor:
+    index = torch.as_tensor(np.stack(groups.members), device=inner.device)
+    pairs = inner[index[:, :, None, None], index]  # (task, trial, task, trial)
+    same = pairs.diagonal(dim1=1, dim2=3).sum(-1)
+    apart = same - pairs.sum((1, 3)) / index.shape[1]
+    own = apart.diagonal()
+    nothing = own <= floor * same.diagonal()  # but rounding
+    return cosines(apart.diagonal_scatter(own.masked_fill(nothing, 0)))
+
+
+def centred_states(lin: Linearization, groups: Groups) -> Tensor:
+    """X_i (task, trial, time, unit): states less the task's mean over valid trials and steps."""
+    index = torch.as_tensor(np.stack(groups.members), device=lin.device)
+    states = lin.trajectory.restrict(lin.trajectory.states[None])[0][index]
+    if lin.trajectory.mask is None:
+        return states - states.mean((1, 2), keepdim=True)
+    valid = lin.trajectory.mask[index][..., None]
+    mean = states.sum((1, 2), keepdim=True) / valid.sum((1, 2), keepdim=True)
+    return torch.where(valid, states - mean, 0)
+
+
+def state_cka(states: Tensor) -> Tensor:
+    """``|X_i^T X_j|^2 / (|X_i^T X_i| |X_j^T X_j|)`` of centred states, rows (trial, time)."""
+    rows = states.flatten(1, 2)
+    squares = [[(a.mT @ b).double().square().sum() for b in rows] for a in rows]
+    return cosines(torch.tensor(squares, dtype=torch.float64, device=states.device))
+
+
+def operator_alignments(
+    lin: Linearization, groups: Groups, num_matvecs: int, rng: np.random.Generator
+) -> dict[str, Alignment]:
+    """Alignments of the blocks of the flow operator, by name.
+
+    Parameters
+    ----------
+    lin : Linearization
+        Of the trials of all tasks.
+    groups : Groups
+        The tasks.
+    num_matvecs : int
+        Random vectors; each goes through D and D* of every task, once from the side of the
+        parameters and, if tasks are matched, once from that of the trajectories.
+    rng : Generator
+        Source of the random vectors.
+
+    Notes
+    -----
+    With w a random vector of parameters and z one of trajectories, both of covariance 1, and C the
+    subtraction of the mean over trials,
+
+        tr Phi_ij = E <D_i w, D_j w>
+        |Phi_ij|^2 = tr G_i G_j = E <G_i w, G_j w>
+        <C Phi_ii C, C Phi_jj C> = E <C Phi_ii C z, C Phi_jj C z>.
+
+    All tasks see the same vectors, so that what one of them adds to all inner products cancels in
+    the cosine; the jackknife gives the error. Where a whole basis has at most 1024 vectors, it
+    takes the place of the random ones, and the result is exact.
+    """
+    parts = [of_trials(lin, m) for m in groups.members]
+
+    def of_parameters(w: Tensor) -> list[Tensor]:
+        pushed = [part.sensitivity.apply(w) for part in parts]
+        pulled = [p.sensitivity.apply_adjoint(y) for p, y in zip(parts, pushed, strict=True)]
+        return [_grams(pulled), *([_grams(pushed)] if groups.matched else [])]
+
+    def of_trajectories(z: Tensor) -> list[Tensor]:
+        z = _off_mean(z.unflatten(1, parts[0].space.shape))
+        pulled = [part.sensitivity.apply_adjoint(z) for part in parts]
+        pairs = zip(parts, pulled, strict=True)
+        return [_grams([_off_mean(part.sensitivity.apply(g)) for part, g in pairs])]
+
+    n_parameters = lin.parameter_space.size
+    samples = _averaged(of_parameters, n_parameters, lin, num_matvecs, rng)
+    names = ["gauss_newton_alignment", "trace_alignment", "kernel_alignment"]
+    if groups.matched:
+        samples += _averaged(of_trajectories, parts[0].space.size, lin, num_matvecs, rng)
+    return {name: _cosines_and_errors(s) for name, s in zip(names, samples, strict=False)}
+
+
+def _grams(blocks: list[Tensor]) -> Tensor:
+    """Inner products (vector, task, task) of one block (vector, ...) for each task."""
+    stacked = torch.stack([block.flatten(1) for block in blocks], 1)
+    return torch.stack([gram(rows) for rows in stacked])
+
+
+def _off_mean(block: Tensor) -> Tensor:
+    """Subtract the mean over trials; (vector, trial, time, unit)."""
+    return block - block.mean(1, keepdim=True)
+
+
+def _averaged(
+    act: Callable[[Tensor], list[Tensor]],
+    size: int,
+    lin: Linearization,
+    num_matvecs: int,
+    rng: np.random.Generator,
+) -> list[Tensor]:
+    """What `act` makes of each random vector; or its sum over a basis, as if of one vector."""
+    exact = size <= DENSE_SIZE
+    like = torch.empty(0, dtype=lin.dtype, device=lin.device)
+    count = size if exact else num_matvecs
+    collected: list[list[Tensor]] = []
+    for start in range(0, count, _BLOCK):
+        n = min(_BLOCK, count - start)
+        if exact:
+            block = torch.zeros(n, size, dtype=lin.dtype, device=lin.device)
+            block[:, start : start + n].fill_diagonal_(1)
+        else:
+            block = sphere(rng, n, size, like)
+        collected.append(act(block))
+    whole = [torch.cat(pieces) for pieces in zip(*collected, strict=True)]
+    return [x.sum(0, keepdim=True) for x in whole] if exact else whole
+
+
+def _cosines_and_errors(samples: Tensor) -> Alignment:
+    """Cosines of the means of inner products (vector, task, task)."""
+    n_tasks = samples.shape[-1]
+    estimate = cosines(samples.mean(0))
+    error = torch.zeros_like(estimate)
+    for i in range(n_tasks if len(samples) > 1 else 0):
+        for j in range(i):
+            triple = samples[:, i, j], samples[:, i, i], samples[:, j, j]
+            value, stderr = jackknife(_cosine, *triple)
+            estimate[i, j] = estimate[j, i] = min(max(value, -1.0), 1.0)
+            error[i, j] = error[j, i] = stderr
+    return estimate, error
+
+
+def _cosine(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
+    return ab / (aa.sqrt() * bb.sqrt())

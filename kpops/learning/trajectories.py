@@ -1,0 +1,203 @@
+"""How many dimensions the trajectories fill."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from kpops.labels import Space, as_tensor, by_name, numpy_dtype
+from kpops.linearization import Linearization
+from kpops.spectral import common
+from kpops.spectral.estimators.rank_kinds import Question, of_spectrum
+
+_DIMS = ("trial", "time", "unit")
+
+
+@common.in_full_precision
+def trajectory_dimension(
+    states: Any,
+    *,
+    over: str | Sequence[str] = ("trial", "time"),
+    threshold: float = 0.95,
+    mask: Any = None,
+) -> xr.Dataset:
+    """Dimension of the trajectories by principal components.
+
+    Parameters
+    ----------
+    states : Linearization, or Tensor, array_like or DataArray of shape (trial, time, unit)
+        A linearization stands for its states. A DataArray is understood by the names of its dims,
+        and its coordinates label the axes.
+    over : sequence of str
+        The dims over which the mean is taken that is subtracted. ``("trial", "time")``: the mean
+        of all samples. ``("trial",)``: the mean over trials at each time, so that what all
+        trials have in common does not count. ``("time",)``: the mean over time of each trial, so
+        that where the trials rest does not count. ``()``: none, second moments about zero.
+    threshold : float
+        Fraction of the variance that ``n_components`` hold, between 0 and 1.
+    mask : array_like of bool, optional
+        Shape (trial, time), True at valid steps; the others are left out. A linearization has its
+        own.
+
+    Returns
+    -------
+    Dataset
+        ``variance(mode)`` along the principal axes, falling; ``explained(mode)``, its fraction of
+        the total; ``axis(mode, unit)`` of unit norm, its entry of largest magnitude positive;
+        ``participation_ratio``; ``n_components``, the least number of axes that hold `threshold`
+        of the variance.
+
+    Raises
+    ------
+    TypeError
+        If `states` is neither float32 nor float64.
+    ValueError
+        If `states`, `mask` or an option is wrong, states are not finite, or no variance can be
+        left because every mean is that of one sample.
+
+    Notes
+    -----
+    With N valid samples x_n of the state, less the mean of their group (of which there are g: one
+    for all, one for each time, one for each trial, or none), the covariance is
+    ``C = sum_n x_n x_n^T / (N - g)``, with eigenvalues v_k. The participation ratio is
+    ``(sum_k v_k)^2 / sum_k v_k^2`` (Gao and others 2017, A theory of multineuronal dimensionality,
+    dynamics and measurement), between 1 and the number of axes, and 0 where nothing varies.
+    Both measures are those of :func:`kpops.effective_rank` for the matrix of the centred samples
+    (kinds ``"participation"`` and, but for its interpolation, ``"variance"``). The singular values
+    are found in float64 from the triangular factor of that matrix, not from its square.
+
+    The state of an LSTM is h and c. For h alone pass
+    ``states.isel(unit=states["variable"] == "h")`` with ``states = lin.states``, and the mask if
+    there is one.
+
+    States about zero (``over=()``) are what stands in K: the recurrent weights of a linear network
+    have ``PR(K) = units * PR(second moments of the previous states)``.
+
+    Examples
+    --------
+    The states along the first three axes, whose coordinates are those of the trials:
+
+    >>> import torch, kpops
+    >>> task = kpops.tasks.memory_pro(6, angles="even", noise=0)
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), task.inputs)
+    >>> pca = kpops.trajectory_dimension(lin)
+    >>> (lin.states @ pca.axis[:3]).dims
+    ('trial', 'time', 'mode')
+    >>> bool(1 <= pca.participation_ratio <= 8)
+    True
+    """
+    over = (over,) if isinstance(over, str) else tuple(over)
+    if not set(over) <= {"trial", "time"} or len(set(over)) < len(over):
+        raise ValueError(f"over={over}: choose from ('trial', 'time'), each at most once")
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold={threshold}: choose a fraction between 0 and 1")
+    values, valid, space, attrs = _read(states, mask)
+    singular, axes, n_free = _principal(values, valid, over)
+    variance = singular.square() / n_free
+    axes = axes * common.fix_signs(axes)[:, None]
+    total = variance.sum()
+    held = of_spectrum(singular, Question("variance", threshold, 0.0), False, 0.0)
+    participation = of_spectrum(singular, Question("participation", threshold, 0.0), False, 0.0)
+    dtype = values.dtype
+    configuration = {"over": over, "threshold": threshold}
+    result = xr.Dataset(
+        {
+            **common.mode_variables(
+                {
+                    "variance": (variance.to(dtype), "variance along the principal axis"),
+                    "explained": ((variance / total).to(dtype), "fraction of the variance"),
+                }
+            ),
+            "axis": common.modes_of(axes.to(dtype), space.keep(("unit",)), "principal axis"),
+            "participation_ratio": (
+                (),
+                numpy_dtype(dtype).type(participation),
+                {"long_name": "participation ratio of the states", "units": "1"},
+            ),
+            "n_components": (
+                (),
+                math.ceil(held * (1 - 1e-12)),  # a count that rounding has lifted stays itself
+                {"long_name": f"axes that hold {threshold:g} of the variance", "units": "1"},
+            ),
+        },
+        attrs={**attrs, "configuration": json.dumps(configuration, sort_keys=True)},
+    )
+    result["mode"].attrs = {"long_name": "mode", "units": "1"}
+    return result
+
+
+def _read(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str, str]]:
+    """States (trial, time, unit), valid steps (trial, time), their labels and provenance."""
+    if isinstance(states, Linearization):
+        if mask is not None:
+            raise ValueError("mask is given, but a linearization has its own: leave it out")
+        values, mask = states.trajectory.states, states.trajectory.mask
+        space, attrs = states.space, states.attrs
+    else:
+        space, attrs = _space_of(states), {}
+        if isinstance(states, xr.DataArray):
+            states = by_name(states, space, "states")
+        values = as_tensor(states)
+        numpy_dtype(values.dtype)  # refuses what is not computed in
+    shape = tuple(values.shape[:2])
+    valid = torch.ones(shape, dtype=torch.bool) if mask is None else _valid(mask, space)
+    valid = valid.to(values.device)
+    if tuple(valid.shape) != shape:
+        raise ValueError(f"mask has shape {tuple(valid.shape)}, expected (trial, time) = {shape}")
+    if not values[valid].isfinite().all():
+        raise ValueError("states are not finite at some valid step: mask those steps")
+    return values, valid, space, attrs
+
+
+def _space_of(states: Any) -> Space:
+    shape = tuple(np.shape(states))
+    if isinstance(states, xr.DataArray):
+        if set(states.dims) != set(_DIMS):
+            raise ValueError(f"states has dims {states.dims}, expected {_DIMS}")
+        shape = tuple(states.sizes[d] for d in _DIMS)
+        coords = {str(k): (tuple(map(str, c.dims)), c.values) for k, c in states.coords.items()}
+        return Space(_DIMS, shape, coords)
+    if len(shape) != 3:
+        raise ValueError(f"states has shape {shape}, expected (trial, time, unit)")
+    return Space(_DIMS, shape, {"unit": (("unit",), np.arange(shape[2]))})
+
+
+def _valid(mask: Any, space: Space) -> Tensor:
+    if isinstance(mask, xr.DataArray):
+        mask = by_name(mask, space.keep(("trial", "time")), "mask")
+    valid = as_tensor(mask)
+    if not ((valid == 0) | (valid == 1)).all():
+        raise ValueError("mask has values other than 0 and 1: pass booleans")
+    return valid.bool()
+
+
+def _principal(values: Tensor, valid: Tensor, over: tuple[str, ...]) -> tuple[Tensor, Tensor, int]:
+    """Singular values and right singular vectors of the centred samples, and N - g."""
+    x = values.double().masked_fill(~valid[..., None], 0)
+    n_groups = 0
+    size = x.norm()
+    if over:
+        axes = [_DIMS.index(d) for d in over]
+        counts = valid.sum(axes, keepdim=True)
+        n_groups = int((counts > 0).sum())
+        x = x - x.sum(axes, keepdim=True) / counts.clamp_min(1)[..., None]
+        x = x.masked_fill(~valid[..., None], 0)
+    n_samples = int(valid.sum())
+    n_free = n_samples - n_groups
+    if n_free < 1:
+        raise ValueError(
+            f"over={over} makes {n_groups} means of {n_samples} samples, which leaves no variance: "
+            "take the mean over other dims, or more samples"
+        )
+    triangle = torch.linalg.qr(x.flatten(0, 1), mode="r").R
+    _, singular, axes_of = torch.linalg.svd(triangle, full_matrices=False)
+    singular, axes_of = singular[:n_free], axes_of[:n_free]
+    # What the rounding of the means leaves of constant states is no variance.
+    return singular * (singular > torch.finfo(x.dtype).eps * size), axes_of, n_free

@@ -1,0 +1,124 @@
+"""Tasks against tasks: alignments of states, operators and gradients, at once or over training."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from kpops.plot import estimates
+from kpops.plot import style as look
+
+_SHOWN = ("state_tuning_cosine", "trace_alignment", "gradient_tuning_cosine")
+_TITLE_WIDTH = 20
+"""Characters of a title that fit above a panel."""
+_UNMATCHED = ("gauss_newton_alignment", "gradient_cosine")
+
+
+def interference(
+    result: xr.Dataset, figure: Any = None, names: Sequence[str] | None = None
+) -> np.ndarray:
+    r"""Plot how tasks align: a matrix each, or over training a line for each two tasks.
+
+    Parameters
+    ----------
+    result : Dataset
+        Of :func:`kpops.interference`, or of :func:`kpops.over_training` with it. With a dim
+        ``seed``, its mean is drawn, with the standard error of the mean.
+    figure : matplotlib Figure or SubFigure, optional
+        Where to draw; default: a new Figure.
+    names : sequence of str, optional
+        Variables with dims ``task`` and ``task_in``, all of them cosines. Default: of what there
+        is, the alignment of states, of operators and of gradients.
+
+    Returns
+    -------
+    ndarray of matplotlib Axes
+        Shape (variables,).
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, or a variable has other dims.
+
+    Notes
+    -----
+    A star in a matrix marks a cosine beyond the null distribution of permutations, where there is
+    one: twice the smaller p-value is at most 0.05, without a correction for the number of pairs.
+
+    Examples
+    --------
+    >>> import matplotlib; matplotlib.use("agg")
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.randn(4, 6, 3))
+    >>> result = kpops.interference(lin, ["Pro", "Pro", "Anti", "Anti"])
+    >>> [ax.get_title() for ax in kpops.plot.interference(result)]
+    ['cosine of the tuning\nof states', 'trace alignment of\noperators']
+    """
+    if not isinstance(result, xr.Dataset):
+        raise ValueError(f"cannot plot a {type(result).__name__}: pass what interference returns")
+    if names is None:
+        present = [name for name in _SHOWN if name in result]
+        names = present or [name for name in _UNMATCHED if name in result]
+    if not len(names):
+        look.variable(result, (*_SHOWN, *_UNMATCHED))  # says what it would have drawn
+    panels = [_panel(result, name) for name in names]
+    over_training = any("step" in panel.dims for panel in panels)
+    width, height = (1.6, 1.8) if over_training else (0.8 * look.COLUMN, 0.75 * look.COLUMN)
+    axes = look.new_axes(figure, width * len(panels) + over_training, height, 1, len(panels))[0]
+    for ax, panel, name in zip(axes, panels, names, strict=True):
+        if over_training:
+            _draw_lines(ax, panel)
+        else:
+            _draw_matrix(ax, panel, result, name)
+        title = textwrap.fill(" ".join(look.label_of(result[name]).split()), _TITLE_WIDTH)
+        ax.set_title(title, size=ax.xaxis.label.get_size())
+    for ax in axes[:-1]:
+        if ax.get_legend():
+            ax.get_legend().remove()
+    return axes
+
+
+def _panel(result: xr.Dataset, name: str) -> xr.Dataset:
+    """Estimate and, if it is known, standard error of a variable."""
+    values = look.variable(result, (name,))
+    if not {"task", "task_in"} <= set(values.dims) <= {"task", "task_in", "step", "seed"}:
+        look.refuse_dims(values, "task, task_in, and step or seed")
+    if "seed" in values.dims:
+        error = values.std("seed", ddof=1) / np.sqrt(values.sizes["seed"])
+        values = values.mean("seed", keep_attrs=True)
+    else:
+        error = result.get(f"{name}_stderr")
+    return xr.Dataset({"estimate": values} | ({} if error is None else {"stderr": error}))
+
+
+def _draw_matrix(ax: Any, panel: xr.Dataset, result: xr.Dataset, name: str) -> None:
+    panel = panel.transpose("task", "task_in")
+    estimates.alignment(panel, ax)
+    ax.images[0].colorbar.set_label("")  # the title says it
+    ax.set_xlabel("")
+    ax.set_ylabel("")
+    tails = [f"{name}_p_{tail}" for tail in ("lower", "upper")]
+    if not set(tails) <= set(result) or "seed" in result[tails[0]].dims:
+        return
+    smaller = result[tails].to_dataarray().min("variable").transpose("task", "task_in")
+    for text, p in zip(ax.texts, smaller.values.flat, strict=False):  # large ones have no texts
+        if 2 * p <= 0.05:
+            text.set_text(text.get_text() + "*")
+
+
+def _draw_lines(ax: Any, panel: xr.Dataset) -> None:
+    tasks = [str(task) for task in panel["task"].values]
+    pairs = list(combinations(range(len(tasks)), 2))
+    where = {
+        "task": xr.DataArray([i for i, _ in pairs], dims="pair"),
+        "task_in": xr.DataArray([j for _, j in pairs], dims="pair"),
+    }
+    lines = panel.drop_vars(["task", "task_in"]).isel(where)
+    lines = lines.assign_coords(pair=[f"{tasks[i]}, {tasks[j]}" for i, j in pairs])
+    estimates.over_training(lines.transpose("step", "pair"), ax)
+    ax.set_ylabel("")

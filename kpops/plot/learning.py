@@ -1,0 +1,194 @@
+"""Figures of learning: what leading modes carry, and the ranks that features allow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from kpops.plot import style as look
+
+_CAPTURED = {
+    "state_change_captured": "state change",
+    "loss_decrease_captured": "loss decrease",
+    "error_captured": "error",
+}
+_FEW_MODES = 30
+_BARS = {  # variable: width and lightness of its bar; what is allowed lies behind what is there
+    "bound": (0.8, "0.88", "bound by the features"),
+    "bound_at_tol": (0.8, "0.72", "bound above the tolerance"),
+    "rank": (0.4, look.COLOURS[0], "numerical rank"),
+}
+
+
+def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
+    """Plot the fraction that the leading modes hold together against their number.
+
+    Parameters
+    ----------
+    result : Dataset
+        Of :func:`kpops.truncated_flow`: state change, decrease of the loss, and error. Of
+        :func:`kpops.trajectory_dimension`: the variance of the states, with lines where the wanted
+        fraction is reached.
+    ax : matplotlib Axes, optional
+        Where to draw; default: in a new figure.
+    **style
+        Passed to ``Axes.plot``. With ``label``, which names the result, several can share the
+        axes; the three lines of a truncated flow then share the colour.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        If `result` has neither.
+
+    Examples
+    --------
+    >>> import matplotlib; matplotlib.use("agg")
+    >>> import torch, kpops
+    >>> ax = kpops.plot.captured(kpops.trajectory_dimension(torch.randn(5, 10, 8)))
+    >>> ax.get_xlabel()
+    'number of leading modes'
+    """
+    lines = _fractions(result)
+    ax = look.get_axes(ax)
+    style = look.long_names(style)
+    name = style.pop("label", None)
+    modes = next(iter(lines.values()))["mode"].values
+    few = len(modes) <= _FEW_MODES
+    shared = {"color": look.free_colour(ax)} if name else {}
+    for (what, values), dashes in zip(lines.items(), ("-", "--", ":"), strict=False):
+        own = shared and {"linestyle": dashes}
+        label = what if name is None else name if len(lines) == 1 else f"{name}: {what}"
+        marker = "." if few and not own else ""
+        default = {"color": look.free_colour(ax), "linewidth": 1, "marker": marker}
+        ax.plot(modes, values.values, **{**default, **shared, **own, "label": label, **style})
+    if "n_components" in result:
+        _mark_threshold(ax, int(result["n_components"]), lines)
+    _scale(ax, few)
+    ax.set_ylim(0, 1.04)
+    ax.set_xlabel("number of leading modes")
+    ax.set_ylabel("fraction captured" if len(lines) > 1 else f"fraction of the {next(iter(lines))}")
+    if len(lines) > 1 or name:
+        look.legend_outside(ax)
+    return look.plain(ax)
+
+
+def _fractions(result: xr.Dataset) -> dict[str, xr.DataArray]:
+    if isinstance(result, xr.Dataset):
+        found = {text: result[name] for name, text in _CAPTURED.items() if name in result}
+        if "explained" in result:
+            found["variance"] = result["explained"].cumsum("mode")
+        if found:
+            for values in found.values():
+                if values.dims != ("mode",):
+                    look.refuse_dims(values, "('mode',)")
+            return found
+    raise ValueError(
+        f"cannot plot this {type(result).__name__}: pass what kpops.truncated_flow or "
+        "kpops.trajectory_dimension returns"
+    )
+
+
+def _scale(ax: Any, few: bool) -> None:
+    from matplotlib.ticker import StrMethodFormatter
+
+    if few and ax.get_xscale() == "linear":
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    else:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _mark_threshold(ax: Any, count: int, lines: dict[str, xr.DataArray]) -> None:
+    (values,) = lines.values()
+    if not 1 <= count <= values.size:
+        return
+    colour = ax.lines[-1].get_color()
+    reached = float(values[count - 1])
+    ax.plot([count, count], [0, reached], color=colour, linestyle=":", linewidth=0.8)
+    ax.plot([count], [reached], "o", color=colour, markersize=4, markerfacecolor="white")
+
+
+def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
+    """Plot ranks of the operators of the parameters within the bounds by their features.
+
+    Parameters
+    ----------
+    result : Dataset
+        What :func:`kpops.rank_bounds` returns.
+    ax : matplotlib Axes, optional
+        Where to draw; default: in a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        If `result` is something else.
+
+    Notes
+    -----
+    On the right stands the share of each parameter in the trace of K.
+
+    Examples
+    --------
+    >>> import matplotlib; matplotlib.use("agg")
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.randn(5, 6, 3))
+    >>> ax = kpops.plot.rank_bounds(kpops.rank_bounds(lin))
+    >>> [label.get_text() for label in ax.get_yticklabels()][-1]
+    'K'
+    """
+    if not isinstance(result, xr.Dataset) or "bound_of_sum" not in result:
+        raise ValueError(
+            f"cannot plot this {type(result).__name__}: pass what kpops.rank_bounds returns"
+        )
+    names = [*map(str, result["parameter"].values), "K"]
+    if ax is None:
+        ax = look.new_axes(None, 1.75 * look.COLUMN, 0.7 + 0.36 * len(names)).item()
+    y = np.arange(len(names))
+    for variable, (height, colour, label) in _BARS.items():
+        values = _with_sum(result, variable)
+        known = np.isfinite(values)
+        ax.barh(y[known], values[known], height, color=colour, label=label)
+    participation = _with_sum(result, "participation")
+    error = _with_sum(result, "participation_stderr")
+    dots = {"fmt": "o", "color": look.COLOURS[1], "markersize": 4, "capsize": 2}
+    ax.errorbar(participation, y, xerr=error, label="participation ratio", **dots)
+    ax.set_xscale("log")
+    ax.set_xlim(left=0.8)
+    texts = [f"{name}  ({u})" for name, u in zip(names, result["features"].values, strict=False)]
+    ax.set_yticks(y, [*texts, "K"])
+    ax.invert_yaxis()
+    for at, share in enumerate(result["trace_share"].values):
+        ax.annotate(
+            f"{100 * share:.0f} %",
+            (1.01, at),
+            xycoords=ax.get_yaxis_transform(),
+            va="center",
+            fontsize=look.small(ax),
+        )
+    header = {"xycoords": "axes fraction", "va": "bottom", "fontsize": look.small(ax)}
+    ax.annotate("share of\ntr K", (1.01, 1.0), **header)
+    ax.set_xlabel("rank")
+    ax.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.18, 1.02),
+        borderaxespad=0,
+        frameon=False,
+        fontsize=look.small(ax),
+    )
+    return look.plain(ax)
+
+
+def _with_sum(result: xr.Dataset, variable: str) -> np.ndarray:
+    """The figures of the parameters, then that of K, which is NaN where it has none."""
+    total = float(result[f"{variable}_of_sum"]) if f"{variable}_of_sum" in result else np.nan
+    return np.append(result[variable].values, total)
