@@ -7,12 +7,11 @@ training that was interrupted ends where an uninterrupted one does.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +24,16 @@ from tqdm.auto import tqdm
 
 from kpops.labels import as_tensor, numpy_dtype
 from kpops.learning.checkpoints import newest_checkpoint, write_checkpoint
-
-OptimizerFactory = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+from kpops.learning.optimizers import Factory, Updates
+from kpops.learning.resumption import (
+    check_same_loss,
+    check_same_training,
+    choose_seed,
+    describe_model,
+    describe_trials,
+)
+from kpops.learning.schedules import Keep, Stop, schedule
+from kpops.models.initial import spectral_radius
 
 
 class _Trials(NamedTuple):
@@ -45,9 +52,10 @@ def train(
     max_steps: int = 1000,
     batch_size: int = 500,
     learning_rate: float = 1e-3,
-    optimizer: str | OptimizerFactory = "adam",
+    optimizer: str | Factory = "adam",
     stop_loss: float | None = None,
-    checkpoint_every: int | Iterable[int] = 100,
+    stop: Stop | None = None,
+    checkpoint_every: int | Iterable[int] | Keep = 100,
     rng: int | np.random.Generator | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -55,7 +63,7 @@ def train(
 
     When `folder` holds checkpoints of the same training, the newest readable one replaces the
     weights of `model` and the training continues from there; calling again with a larger
-    `max_steps` or a smaller `stop_loss` trains further.
+    `max_steps`, a smaller `stop_loss` or another `stop` trains further.
 
     Parameters
     ----------
@@ -75,14 +83,21 @@ def train(
         Trials per step, drawn at random without replacement.
     learning_rate : float
         Step size of the optimizer.
-    optimizer : {"adam"} or callable
-        ``optimizer(params, learning_rate)`` returns a ``torch.optim.Optimizer`` whose ``step``
-        needs no closure.
+    optimizer : str or callable
+        "sgd", "adam", or the name of another optimizer of ``torch.optim``, with its defaults. A
+        callable ``optimizer(params, learning_rate)`` returns a ``torch.optim.Optimizer`` whose
+        ``step`` needs no closure, or the pair of an optimizer and a scheduler of its learning rate
+        (``torch.optim.lr_scheduler``), which moves once per step.
     stop_loss : float, optional
         Stop at the first step whose loss is at or below this.
-    checkpoint_every : int or iterable of int
-        Distance between the steps that are kept, or these steps themselves. Step 0, the untrained
-        model, and the last step are kept always.
+    stop : callable, optional
+        Stop at the first step where ``stop(step, losses)`` is true. `losses` is the list of the
+        losses of the steps 0, ..., `step`, not to be changed. The result must depend on both
+        alone for the training to resume exactly. See :func:`kpops.training.mean_below`.
+    checkpoint_every : int, iterable of int, or callable
+        Distance between the steps that are kept, these steps themselves, or ``keep(step) -> bool``
+        such as :func:`kpops.training.logarithmic` returns. Step 0, the untrained model, and the
+        last step are kept always.
     rng : int, Generator or None
         Seed, or a generator to draw one from. None takes the seed of the checkpoints in `folder`,
         or a fresh one.
@@ -95,13 +110,19 @@ def train(
         ``loss`` (step), step = 0, 1, ..., last: the loss of the step's minibatch at the weights
         after that many updates, which are the weights of the checkpoint of that step.
 
+        ``initial_spectral_radius`` (parameter) and ``spectral_radius`` (parameter), of every
+        recurrent block at step 0 and at the last step (see
+        :func:`kpops.models.spectral_radius`). Absent if the model has no recurrent weights that
+        are named as PyTorch names them and made of square blocks.
+
     Raises
     ------
     ValueError
         If the task or an argument does not fit, or `folder` holds checkpoints of a training with
         another seed, batch size, optimizer, task or parameters.
     TypeError
-        If the model returns no tensor, or its dtype is not float32 or float64 throughout.
+        If the model returns no tensor, its dtype is not float32 or float64 throughout, or an
+        argument has the wrong type.
     FloatingPointError
         If the loss is not finite. No checkpoint of that step is written, earlier ones stay.
 
@@ -109,7 +130,11 @@ def train(
     -----
     The loss is the mean over the valid steps and the output channels of the batch. Resumption is
     exact to the bit on the same machine, where the model's operations are deterministic: on
-    a CPU they are, cuDNN's recurrent kernels may differ in the last bits.
+    a CPU they are, cuDNN's recurrent kernels may differ in the last bits. The process may be killed
+    at any moment: a checkpoint is written under another name, and renamed when it is complete.
+
+    The scale at which :func:`kpops.models.initialize_recurrent` drew the recurrent weights is part
+    of the configuration in the attributes of the result.
 
     Examples
     --------
@@ -133,26 +158,28 @@ def train(
         )
     if max_steps < 0:
         raise ValueError(f"max_steps={max_steps}: pass the number of updates to end at, 0 or more")
-    kept = _kept_steps(checkpoint_every, max_steps)
-    stepper = _optimizer(model, optimizer, learning_rate)
+    keep = schedule(checkpoint_every)
+    updates = Updates(model, optimizer, learning_rate)
 
     folder = Path(folder)
     newest = newest_checkpoint(folder)
-    seed = _seed(rng, newest)
+    seed = choose_seed(rng, newest)
     configuration = {
         "seed": seed,
         "batch_size": operator.index(batch_size),
         "learning_rate": float(learning_rate),
-        **_describe_optimizer(stepper),
-        **_describe_trials(trials),
-        **_describe_model(model),
+        **updates.describe(),
+        **describe_trials(trials._asdict()),
+        **describe_model(model),
     }
     step, history = 0, list[float]()
+    initial_radii = _spectral_radius(model).values.tolist()
     if newest is not None:
-        _check_same_training(newest, configuration, max_steps, folder)
+        check_same_training(newest, configuration, max_steps, folder)
         model.load_state_dict(newest["model"])
-        stepper.load_state_dict(newest["optimizer"])
+        updates.load_state(newest)
         step, history = newest["step"], newest["loss"]
+        initial_radii = newest.get("initial_spectral_radius", [math.nan] * len(initial_radii))
     resumed_at = None if newest is None else step
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -169,7 +196,7 @@ def train(
             loss = _loss(model, *(part[batch] for part in trials))
             value = loss.item()
             if step == resumed_at:
-                _check_same_loss(value, history[step], step, folder)
+                check_same_loss(value, history[step], step, folder)
             elif not math.isfinite(value):
                 raise FloatingPointError(
                     f"the loss is {value} at step {step}: try a learning_rate below "
@@ -177,13 +204,18 @@ def train(
                 )
             else:
                 history.append(value)
-            last = step == max_steps or (stop_loss is not None and history[step] <= stop_loss)
-            if (last or step in kept) and step != resumed_at:
+            last = (
+                step == max_steps
+                or (stop_loss is not None and history[step] <= stop_loss)
+                or (stop is not None and bool(stop(step, history)))
+            )
+            if (last or step == 0 or keep(step)) and step != resumed_at:
                 content = {
                     "step": step,
                     "model": {k: buffers.get(k, v) for k, v in model.state_dict().items()},
-                    "optimizer": stepper.state_dict(),
+                    **updates.state(),
                     "loss": history,
+                    "initial_spectral_radius": initial_radii,
                     "seed": seed,
                     "configuration": configuration,
                 }
@@ -193,20 +225,12 @@ def train(
                     for name, buffer in model.named_buffers():
                         buffer.copy_(buffers[name])
                 break
-            stepper.zero_grad()
+            updates.optimizer.zero_grad()
             loss.backward()
-            stepper.step()
+            updates.step()
             step += 1
             bar.update()
-
-    attrs = {"long_name": "mean squared error of the minibatch", "units": "1"}
-    values = np.array(history, dtype=numpy_dtype(trials.inputs.dtype))
-    steps = np.arange(len(history))
-    return xr.Dataset(
-        {"loss": ("step", values, attrs)},
-        coords={"step": ("step", steps, {"long_name": "training iteration", "units": "1"})},
-        attrs={"configuration": json.dumps(configuration)},
-    )
+    return _dataset(model, history, initial_radii, configuration)
 
 
 # One step
@@ -301,96 +325,41 @@ def _trials(task: xr.Dataset, model: nn.Module) -> _Trials:
     return trials
 
 
-def _kept_steps(checkpoint_every: int | Iterable[int], max_steps: int) -> set[int]:
-    if isinstance(checkpoint_every, Iterable):
-        return {0, *(operator.index(step) for step in checkpoint_every)}
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every={checkpoint_every}: pass 1 or more, or the steps")
-    return set(range(0, max_steps + 1, checkpoint_every))
+# Result
 
 
-def _optimizer(
-    model: nn.Module, optimizer: str | OptimizerFactory, learning_rate: float
-) -> torch.optim.Optimizer:
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate={learning_rate}: pass a positive number")
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if callable(optimizer):
-        return optimizer(parameters, learning_rate)
-    if optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=learning_rate)
-    raise ValueError(
-        f"optimizer={optimizer!r}: use 'adam', or a callable such as "
-        "lambda params, lr: torch.optim.SGD(params, lr=lr)"
+def _spectral_radius(model: nn.Module) -> xr.DataArray:
+    """Spectral radii of the recurrent blocks, none if the model keeps them under other names."""
+    try:
+        return spectral_radius(model)
+    except ValueError:
+        dtype = numpy_dtype(next(model.parameters()).dtype)
+        return xr.DataArray(np.empty(0, dtype), dims="parameter")
+
+
+def _dataset(
+    model: nn.Module,
+    history: list[float],
+    initial_radii: list[float],
+    configuration: dict[str, Any],
+) -> xr.Dataset:
+    """Losses of all steps, spectral radii of the first and of the last."""
+    final = _spectral_radius(model)
+    values = np.array(history, dtype=final.dtype)
+    steps = np.arange(len(history))
+    dataset = xr.Dataset(
+        {
+            "loss": (
+                "step",
+                values,
+                {"long_name": "mean squared error of the minibatch", "units": "1"},
+            )
+        },
+        coords={"step": ("step", steps, {"long_name": "training iteration", "units": "1"})},
+        attrs={"configuration": json.dumps(configuration)},
     )
-
-
-def _seed(rng: int | np.random.Generator | None, newest: dict[str, Any] | None) -> int:
-    if isinstance(rng, np.random.Generator):
-        return int(rng.integers(2**63))
-    if rng is None:
-        return int(np.random.default_rng().integers(2**63)) if newest is None else newest["seed"]
-    if operator.index(rng) < 0:
-        raise ValueError(f"rng={rng}: pass a seed of 0 or more")
-    return operator.index(rng)
-
-
-# What must be the same for a training to be continued, as flat plain Python
-
-
-def _describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    # Through JSON, for what is read from a checkpoint to compare equal to what is made afresh.
-    groups = json.loads(json.dumps(optimizer.state_dict()["param_groups"], default=str))
-    described = {"optimizer": type(optimizer).__name__}
-    for number, group in enumerate(groups):
-        described |= {f"optimizer group {number}: {key}": v for key, v in group.items()}
-    return described
-
-
-def _describe_trials(trials: _Trials) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for part in trials:
-        digest.update(part.cpu().contiguous().numpy().tobytes())
-    shapes = {f"task {name}": list(part.shape) for name, part in trials._asdict().items()}
-    return {**shapes, "task fingerprint": digest.hexdigest()[:16]}
-
-
-def _describe_model(model: nn.Module) -> dict[str, Any]:
-    learning = {name for name, p in model.named_parameters() if p.requires_grad}
-    return {
-        f"model {name}": f"{value.dtype} {tuple(value.shape)}"
-        + (" learns" if name in learning else " fixed")
-        for name, value in model.state_dict().items()
-    }
-
-
-def _check_same_training(
-    newest: dict[str, Any], configuration: dict[str, Any], max_steps: int, folder: Path
-) -> None:
-    theirs = newest["configuration"]
-    different = [
-        f"{key} is {theirs.get(key, 'absent')} there and {configuration.get(key, 'absent')} here"
-        for key in {**theirs, **configuration}
-        if key not in theirs or key not in configuration or theirs[key] != configuration[key]
-    ]
-    if different:
-        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
-        raise ValueError(
-            f"folder '{folder}' holds checkpoints of another training: "
-            f"{'; '.join(different[:5])}{more}. Pass the same, or another folder"
-        )
-    if newest["step"] > max_steps:
-        raise ValueError(
-            f"max_steps={max_steps}, and folder '{folder}' holds step {newest['step']}: "
-            f"pass max_steps={newest['step']} or more, or another folder"
-        )
-
-
-def _check_same_loss(value: float, recorded: float, step: int, folder: Path) -> None:
-    """Tell models apart that have the same parameters, such as a tanh and a relu RNN."""
-    # Wide, since another device rounds differently; another model is off by much more.
-    if not math.isclose(value, recorded, rel_tol=0.1, abs_tol=1e-6):
-        raise ValueError(
-            f"folder '{folder}' holds checkpoints of another model: at step {step} the loss "
-            f"was {recorded}, with this model it is {value}. Pass the same model, or another folder"
-        )
+    if final.size:
+        initial = final.copy(data=np.array(initial_radii, dtype=final.dtype))
+        initial.attrs["long_name"] = "spectral radius of the recurrent block at step 0"
+        dataset = dataset.assign(initial_spectral_radius=initial, spectral_radius=final)
+    return dataset

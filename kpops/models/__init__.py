@@ -2,6 +2,7 @@
 
 from kpops.models.cells import LeakyCell
 from kpops.models.gated import Affine, GatedRecurrence
+from kpops.models.initial import initialize_recurrent, spectral_radius
 from kpops.models.network import Network
 from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence
 from kpops.models.torch_rnn import TorchRecurrence
@@ -15,4 +16,6 @@ __all__ = [
     "Recurrence",
     "TorchRecurrence",
     "as_recurrence",
+    "initialize_recurrent",
+    "spectral_radius",
 ]

@@ -1,0 +1,141 @@
+"""The rule of the parameter updates: an optimizer, and the schedule of its learning rate."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+Factory = Callable[[list[nn.Parameter], float], "Optimizer | tuple[Optimizer, LRScheduler]"]
+
+
+class Updates:
+    """An optimizer and, where there is one, its scheduler, which moves once per step.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its parameters that require grad are updated.
+    optimizer : str or callable
+        See :func:`kpops.training.train`.
+    learning_rate : float
+        Passed on to the optimizer.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: str | Factory, learning_rate: float) -> None:
+        if not (math.isfinite(learning_rate) and learning_rate > 0):
+            raise ValueError(f"learning_rate={learning_rate}: pass a positive number")
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        make = optimizer if callable(optimizer) else _by_name(optimizer)
+        # A Python number, since NumPy's in the optimizer's state would make checkpoints unreadable.
+        made = make(parameters, float(learning_rate))
+        pair = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+        self.optimizer: Optimizer = pair[0]
+        self.scheduler: LRScheduler | None = pair[1]
+        self._check()
+
+    def step(self) -> None:
+        """Update the parameters by their gradients, then the learning rate."""
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def state(self) -> dict[str, Any]:
+        """All that the next update depends on beside parameters and gradients."""
+        state = {"optimizer": self.optimizer.state_dict()}
+        if self.scheduler is not None:
+            state["scheduler"] = self.scheduler.state_dict()
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state` returned, to the bit."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        # torch has cast that to the dtype of the parameters. Some optimizers keep float32 scalars
+        # for float64 parameters, whose products would come out differently.
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, saved in state["optimizer"]["state"].items():
+            mine = self.optimizer.state[parameters[number]]
+            for name, value in saved.items():
+                if isinstance(value, Tensor):
+                    mine[name] = value.to(mine[name].device)
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+
+    def describe(self) -> dict[str, Any]:
+        """Classes and options as plain Python, equal for equal updates."""
+        # Through JSON, for what is read from a checkpoint to compare equal to what is made afresh.
+        groups = json.loads(json.dumps(self.optimizer.state_dict()["param_groups"], default=str))
+        described: dict[str, Any] = {"optimizer": type(self.optimizer).__name__}
+        for number, group in enumerate(groups):
+            described |= {f"optimizer group {number}: {key}": v for key, v in group.items()}
+        if self.scheduler is not None:
+            described["scheduler"] = type(self.scheduler).__name__
+            for key, value in self.scheduler.state_dict().items():
+                if isinstance(value, bool | int | float | str):
+                    described[f"scheduler: {key}"] = value
+        return described
+
+    def _check(self) -> None:
+        if not isinstance(self.optimizer, Optimizer):
+            raise TypeError(
+                f"optimizer returned a {type(self.optimizer).__name__}, expected a "
+                "torch.optim.Optimizer, or the pair of one and its scheduler"
+            )
+        if not isinstance(self.scheduler, LRScheduler | None):
+            raise TypeError(
+                f"optimizer returned a {type(self.scheduler).__name__} as the scheduler, expected "
+                "a torch.optim.lr_scheduler.LRScheduler"
+            )
+        for part in (self.optimizer, self.scheduler):
+            needs = [] if part is None else _needed(type(part))
+            if needs:
+                raise ValueError(
+                    f"the step of {type(part).__name__} needs {', '.join(needs)}, which train does "
+                    "not have: choose one whose step needs nothing"
+                )
+        _check_readable(self.state())
+
+
+def _by_name(name: str) -> Callable[..., Optimizer]:
+    """The optimizer of torch.optim, whatever the case of its name."""
+    known: dict[str, Callable[..., Optimizer]] = {
+        key.lower(): value
+        for key, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
+    }
+    if not isinstance(name, str) or name.lower() not in known:
+        raise ValueError(
+            f"optimizer={name!r}: use one of {sorted(known)}, or a callable such as "
+            "lambda params, lr: torch.optim.SGD(params, lr=lr, momentum=0.9)"
+        )
+    return lambda parameters, learning_rate: known[name.lower()](parameters, lr=learning_rate)
+
+
+def _needed(kind: type[Optimizer] | type[LRScheduler]) -> list[str]:
+    """Names of the arguments of ``step`` without a default."""
+    # That of the class: a scheduler puts a wrapper of another signature in the optimizer's place.
+    _, *arguments = inspect.signature(kind.step).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [a.name for a in arguments if a.kind in named and a.default is a.empty]
+
+
+def _check_readable(state: dict[str, Any]) -> None:
+    """Refuse a state that a checkpoint would hold, but not give back."""
+    file = io.BytesIO()
+    try:
+        torch.save(state, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception as error:  # of any kind, as the user's objects have it
+        raise TypeError(
+            "the state of the optimizer or its scheduler cannot be read back from a checkpoint: "
+            f"give them Python numbers instead of NumPy's, and no objects ({error})"
+        ) from error
