@@ -17,11 +17,11 @@ class LowRank(TrajectoryOperator):
 
     Parameters
     ----------
-    left : Tensor, shape (k, *codomain.shape)
+    left : Tensor, shape (k, codomain dims)
         The vectors u.
     values : Tensor, shape (k,)
         The factors s.
-    right : Tensor, shape (k, *domain.shape), or None
+    right : Tensor, shape (k, domain dims), or None
         The vectors v; None if they are the vectors u, which makes the operator self-adjoint, and
         positive if no s is negative.
     domain, codomain : Space

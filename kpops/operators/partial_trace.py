@@ -223,7 +223,7 @@ class ProbedTrace(PartialTrace):
         A.
     kept : Space
         The dims that remain.
-    probes : Tensor, shape (probe, *positions that are traced by probes)
+    probes : Tensor, shape (probe, positions that are traced by probes)
         Entries +1 or -1.
 
     Notes
