@@ -87,7 +87,7 @@ def mode_variables(variables: Mapping[str, tuple[Tensor, str]]) -> dict[str, xr.
     """Label per-mode numbers; name to (values, long_name)."""
     values = {name: to_numpy(v) for name, (v, _) in variables.items()}
     k = len(next(iter(values.values())))
-    modes = {"mode": ("mode", np.arange(1, k + 1))}
+    modes = {"mode": _numbered(k)}
     return {
         name: xr.DataArray(
             values[name], dims="mode", coords=modes, attrs={"long_name": text, "units": "1"}
@@ -96,9 +96,13 @@ def mode_variables(variables: Mapping[str, tuple[Tensor, str]]) -> dict[str, xr.
     }
 
 
+def _numbered(k: int) -> tuple[str, np.ndarray, dict[str, str]]:
+    return "mode", np.arange(1, k + 1), {"long_name": "mode", "units": "1"}
+
+
 def modes_of(block: Tensor, space: Space, long_name: str) -> xr.DataArray:
     """Label a block of modes (mode, *dims)."""
-    modes = {"mode": ("mode", np.arange(1, len(block) + 1))}
+    modes = {"mode": _numbered(len(block))}
     return space.label(
         to_numpy(block), block_dims=("mode",), block_coords=modes, long_name=long_name
     )
