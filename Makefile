@@ -8,7 +8,7 @@ READY = $(VENV)/.ready
 # Threads are torch's and ours to choose; results do not depend on their number.
 export MPLBACKEND ?= agg
 
-.PHONY: demo test test-slow test-gpu test-latest lint types doctest docs benchmarks check clean
+.PHONY: checkpoints demo test test-slow test-gpu test-latest lint types doctest docs benchmarks check clean
 
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (three minutes)
 	$(BIN)/python examples/dynamic_collapse.py
@@ -40,6 +40,9 @@ types: $(READY)
 docs: $(READY)  ## the documentation, into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
+checkpoints: $(READY)  ## train the networks of the gallery and of Reproduction (two hours)
+	$(BIN)/python examples/networks.py
+
 benchmarks: $(READY)  ## products beside other ways to them, growth, memory; writes a page (an hour)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python -m benchmarks
@@ -52,5 +55,5 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-latest docs/_build docs/api outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-latest docs/_build docs/api docs/gallery outputs .pytest_cache .mypy_cache .ruff_cache
 	rm -rf kpops/engines/__pycache__  # Numba does not see when a function in another file changes

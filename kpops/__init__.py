@@ -6,13 +6,10 @@ P K P*.
 """
 
 from kpops import models, plot, tasks, training
+from kpops.learning.accumulation import accumulate_interference
 from kpops.learning.collapse import collapse
 from kpops.learning.gradient_flow import gradient_flow
-from kpops.learning.interference import (
-    accumulate_interference,
-    interference,
-    interference_operator,
-)
+from kpops.learning.interference import interference, interference_operator
 from kpops.learning.over_training import over_training
 from kpops.learning.rank_bounds import rank_bounds
 from kpops.learning.trajectories import trajectory_dimension

@@ -245,7 +245,6 @@ class Linearization:
         x, h = self._readout_rows()
         n_outputs = self._readout_map()({}, x[:1], h[:1]).shape[1]
         coords = {k: c for k, c in self.space.coords.items() if "unit" not in c[0]}
-        coords["output"] = (("output",), np.arange(n_outputs))
         return Space(("trial", "time", "output"), (*self.space.shape[:2], n_outputs), coords)
 
     # The operators of theory.

@@ -631,3 +631,14 @@ def test_wrong_use_is_refused_with_the_remedy(what):
     act, error, told = REFUSED[what]
     with pytest.raises(error, match=told):
         act()
+
+
+def test_outputs_and_targets_can_be_subtracted_whatever_the_channels_are_called():
+    task = kpops.tasks.memory_pro(3, rng=0)
+    network = kpops.Network(
+        torch.nn.GRU(task.sizes["input"], 4, batch_first=True), torch.nn.Linear(4, 3)
+    )
+    lin = kpops.linearize(network, task.inputs)
+    difference = lin.outputs - task.targets
+    assert difference.sizes == task.targets.sizes
+    np.testing.assert_array_equal(difference, lin.outputs.values - task.targets.values)

@@ -68,13 +68,15 @@ def interference(
         look.variable(result, (*_SHOWN, *_UNMATCHED))  # says what it would have drawn
     panels = [_panel(result, name) for name in names]
     over_training = any("step" in panel.dims for panel in panels)
+    signed = any(bool((panel.estimate < 0).any()) for panel in panels)
+    colours = {"cmap": look.SIGNED if signed else look.UNSIGNED, "vmin": -signed}  # of all alike
     width, height = (1.6, 1.8) if over_training else (0.8 * look.COLUMN, 0.75 * look.COLUMN)
     axes = look.new_axes(figure, width * len(panels) + over_training, height, 1, len(panels))[0]
     for ax, panel, name in zip(axes, panels, names, strict=True):
         if over_training:
             _draw_lines(ax, panel)
         else:
-            _draw_matrix(ax, panel, result, name)
+            _draw_matrix(ax, panel, result, name, colours)
         title = textwrap.fill(" ".join(look.label_of(result[name]).split()), _TITLE_WIDTH)
         ax.set_title(title, size=ax.xaxis.label.get_size())
     for ax in axes[:-1]:
@@ -96,9 +98,11 @@ def _panel(result: xr.Dataset, name: str) -> xr.Dataset:
     return xr.Dataset({"estimate": values} | ({} if error is None else {"stderr": error}))
 
 
-def _draw_matrix(ax: Any, panel: xr.Dataset, result: xr.Dataset, name: str) -> None:
+def _draw_matrix(
+    ax: Any, panel: xr.Dataset, result: xr.Dataset, name: str, colours: dict[str, Any]
+) -> None:
     panel = panel.transpose("task", "task_in")
-    estimates.alignment(panel, ax)
+    estimates.alignment(panel, ax, **colours)
     ax.images[0].colorbar.set_label("")  # the title says it
     ax.set_xlabel("")
     ax.set_ylabel("")

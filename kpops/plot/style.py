@@ -151,15 +151,20 @@ def heat_map(ax: Any, field: xr.DataArray, **style: Any) -> Any:
 
     Dims with evenly spaced numbers keep them on the axis; others are counted and named.
     """
+    from matplotlib.ticker import AutoLocator
+
     positions = [np.asarray(field[d].values) for d in field.dims]
     (top, bottom), (left, right) = (edges(p) or (-0.5, len(p) - 0.5) for p in positions)
     look = {"aspect": "auto", "interpolation": "nearest", "extent": (left, right, bottom, top)}
     image = ax.imshow(field.values, **{**look, **style})
     for axis, dim, names in zip((ax.yaxis, ax.xaxis), field.dims, positions, strict=True):
         axis.set_label_text(coordinate_label(field, str(dim)))
-        axis.get_major_locator().set_params(integer=True, nbins=5)
         if edges(names) is None:
             _name_ticks(axis, names)
+        else:  # a new locator: on a shared axis, another map's names may be the ticks
+            locator = AutoLocator()
+            locator.set_params(integer=True, nbins=5)
+            axis.set_major_locator(locator)
     return image
 
 

@@ -22,8 +22,9 @@ def eigvalsh(op: Any) -> xr.Dataset:
     """All eigenvalues of a self-adjoint operator, exactly.
 
     K of a single gated layer (RNN, GRU, LSTM, leaky cells) couples no two units, so that its whole
-    spectrum is that of one small matrix per unit. For P P* there is a matrix for each trial, and
-    of any other operator the matrix itself is made.
+    spectrum is that of one small matrix per unit. For P P* there is a matrix for each trial. Where
+    there are fewer parameters than dims, K = J J* and P K P* have the spectrum of the Gram matrix
+    of J or P J, which is as small as that number. Of any other operator the matrix itself is made.
 
     Parameters
     ----------

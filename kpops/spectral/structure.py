@@ -66,6 +66,11 @@ def eigenvalues(op: TrajectoryOperator) -> Spectrum:
         unit = blocks.units.start + order // each.shape[1]
         how = f"K couples no two of {blocks.n_units} units"
         return Spectrum(values[order], op.shape[0] - values.numel(), how, unit)
+    root = op.root
+    if root is not None and root.domain.size < batches(op)[0].size:  # as of J with few parameters
+        values = torch.linalg.eigvalsh(dense_blocks(root.H @ root)[0])
+        how = f"the Gram matrix of {root.symbol}, of size {root.domain.size}"
+        return Spectrum(_falling(values), op.shape[0] - values.numel(), how)
     dense = dense_blocks(op)
     skew, most = float((dense - dense.mT).abs().max()), float(dense.abs().max())
     if not skew <= 1e3 * torch.finfo(dense.dtype).eps * most:

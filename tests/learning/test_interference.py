@@ -16,8 +16,8 @@ from torch import nn
 
 import kpops
 from kpops.learning import task_alignment
+from kpops.learning.accumulation import accumulate_interference
 from kpops.learning.interference import (
-    accumulate_interference,
     interference,
     interference_operator,
 )

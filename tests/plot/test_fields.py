@@ -6,6 +6,7 @@ import pytest
 import xarray as xr
 
 import kpops
+from kpops.plot.style import heat_map
 
 RNG = np.random.default_rng(5)
 FIELD = RNG.standard_normal((7, 3, 5, 4))
@@ -149,3 +150,14 @@ def test_what_is_no_field_is_refused():
         kpops.plot.eigenfunctions(modes().eigenvalue)
     with pytest.raises(ValueError, match="cannot plot a ndarray"):
         kpops.plot.eigenfunctions(FIELD)
+
+
+def test_maps_of_names_can_share_axes():
+    tasks = {"task": list("abcde"), "task_in": list("wxyz")}
+    field = xr.DataArray(FIELD[0, 0], tasks, ("task", "task_in"))
+    figure, axes = plt.subplots(1, 2, sharex=True, sharey=True)
+    for ax in axes:
+        heat_map(ax, field)
+    figure.canvas.draw()
+    assert [t.get_text() for t in axes[1].get_xticklabels()] == list("wxyz")
+    assert [t.get_text() for t in axes[0].get_yticklabels()] == list("abcde")

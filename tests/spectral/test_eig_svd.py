@@ -277,6 +277,29 @@ def test_all_of_k_is_found_unit_by_unit():
         np.testing.assert_allclose(ours, expected, atol=1e-13 * expected[0])
 
 
+def test_few_parameters_give_the_whole_spectrum_of_large_operators():
+    cell = torch.nn.Linear(5, 4, dtype=torch.float64)
+
+    class Cell(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.step = cell
+
+        def forward(self, x, h):
+            return torch.sin(self.step(torch.cat([x, h], -1)))
+
+    x = torch.randn(6, 10, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lin = kpops.linearize(Cell(), x, h0=torch.zeros(6, 4, dtype=torch.float64))
+    for op in (lin.K, lin.flow, 3 * lin.K):
+        result = kpops.eigvalsh(op)
+        assert result.chosen.startswith("the Gram matrix of"), result.chosen
+        assert (result.sizes["mode"], result.n_zeros) == (24, 240 - 24)
+        expected = np.linalg.eigvalsh(op.to_dense())[::-1]
+        tolerance = {"rtol": 1e-10, "atol": 1e-12 * expected[0]}
+        np.testing.assert_allclose(result.eigenvalue, expected[:24], **tolerance)
+        np.testing.assert_allclose(expected[24:], 0, atol=1e-12 * expected[0])
+
+
 def test_modes_of_k_live_on_one_unit_each():
     torch.manual_seed(0)
     lin = kpops.linearize(torch.nn.LSTM(2, 40, batch_first=True), torch.randn(4, 10, 2))
