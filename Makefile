@@ -11,7 +11,7 @@ export MPLBACKEND ?= agg
 .PHONY: checkpoints demo test test-slow test-gpu test-latest lint types doctest docs benchmarks check clean
 
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (three minutes)
-	$(BIN)/python examples/dynamic_collapse.py
+	$(BIN)/python examples/dynamic_collapse.py --output outputs
 
 test: $(READY)  ## the test suite without the slow tests
 	$(BIN)/python -m pytest -m "not slow"

@@ -4,10 +4,10 @@ import inspect
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import kpops
 import kpops.testing
+
+sys.path.insert(0, str(Path(__file__).parent))  # where gallery_order.py is
 
 project = "kpops"
 author = "The kpops developers"
@@ -20,6 +20,8 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "numpydoc",
+    "sphinx_gallery.gen_gallery",
+    "sphinx-mathjax-offline",  # formulas without a network
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates"]
@@ -33,9 +35,32 @@ numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 toc_object_entries_show_parents = "hide"
 
+# The gallery, in the order in which it is best read. The networks that it shows are trained by
+# examples/networks.py, when they are not yet.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$",
+    "ignore_pattern": r"networks\.py$",
+    "within_subsection_order": "gallery_order.in_reading_order",
+    "backreferences_dir": "gallery/backreferences",
+    "capture_repr": (),  # figures and what is printed, not the last value
+    "image_srcset": ["2x"],
+    "doc_module": ("kpops",),
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "matplotlib_animations": False,
+    "min_reported_time": 1e9,  # times differ from build to build
+    "remove_config_comments": True,
+    "show_memory": False,
+    "show_signature": False,
+}
+
 html_theme = "pydata_sphinx_theme"
 html_title = f"kpops {release}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["kpops.css"]
 # Only the API reference has pages below it to navigate.
 html_sidebars = {
     page: []
@@ -44,10 +69,13 @@ html_sidebars = {
         "start",
         "concepts",
         "spectra",
+        "learning",
+        "reproduction",
         "engines",
         "benchmarks",
         "your_cell",
         "gpu",
+        "gallery/*",
         "search",
     )
 }

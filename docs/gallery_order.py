@@ -1,0 +1,20 @@
+"""The order of the gallery's examples."""
+
+ORDER = [
+    "first_tour.py",
+    "your_own_cell.py",
+    "dynamic_collapse.py",
+    "which_effective_rank.py",
+    "eigenfunctions.py",
+    "gradient_flow_by_hand.py",
+    "truncated_flow.py",
+    "theorem_1.py",
+    "g_sweep.py",
+    "interference.py",
+    "results_with_xarray.py",
+]
+
+
+def in_reading_order(filename: str) -> int:
+    """Position of an example's file in the gallery."""
+    return ORDER.index(filename)

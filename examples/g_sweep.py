@@ -1,0 +1,136 @@
+r"""
+The scale of the recurrent weights
+==================================
+
+How strong should recurrent weights be before training? The KPFlow paper multiplies PyTorch's own,
+uniform between :math:`\pm 1/\sqrt{N}` for :math:`N` units, by a factor :math:`g`, and reports that
+with larger :math:`g` the rank of :math:`K` is higher, that learning collapses it less, and that
+learning is faster. This example sweeps :math:`g` in tanh RNNs of 64 units on Memory-Pro: first
+without any training, where several seeds cost little, then over the training of four networks.
+"""
+
+import functools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import xarray as xr
+from networks import GALLERY, TASKS, trained
+
+import kpops
+from kpops.plot.style import COLOURS
+
+task = TASKS["memory_pro"](20, angles="even", noise=0)
+measure = functools.partial(kpops.collapse, num_modes=0, rng=0)
+
+# %%
+# Before training
+# ---------------
+#
+# :func:`kpops.models.initialize_recurrent` draws the recurrent weights of a module in place. Put
+# your own in place of ``torch.nn.RNN``. With this :math:`g` the spectral radius is about
+# :math:`g/\sqrt{3}`, so that a network at rest loses its stability at :math:`g = 1.73` and not at
+# 1. Since another :math:`g` is common, too, it is best to report the radius.
+#
+# :func:`kpops.collapse` computes effective ranks by two definitions, of :math:`K`, of :math:`P` (as
+# :math:`P P^{*}`), of the flow operator and of the trajectories. The *variance* rank is of the
+# operator reduced to functions of time, as in the paper's figures; the *participation* ratio is of
+# the whole operator on trials, times and units.
+
+
+def untrained(g, seed):
+    """Effective ranks of an untrained network, and its spectral radius."""
+    torch.manual_seed(seed)
+    rnn = torch.nn.RNN(3, 64, batch_first=True)
+    kpops.models.initialize_recurrent(rnn, g, distribution="uniform", rng=seed)
+    radius = kpops.models.spectral_radius(rnn).squeeze("parameter", drop=True)
+    return measure(kpops.linearize(rnn, task.inputs)).assign(spectral_radius=radius)
+
+
+scales, seeds = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0], [0, 1, 2]
+sweep = xr.concat(
+    [xr.concat([untrained(g, s) for s in seeds], xr.Variable("seed", seeds)) for g in scales],
+    xr.Variable("g", scales),
+)
+radius = sweep.spectral_radius.mean("seed")
+print("g     " + "".join(f"{g:10g}" for g in scales))
+print("radius" + "".join(f"{r:10.2f}" for r in radius.values))
+for kind in sweep.kind.values:
+    print(f"\n{kind}, mean over seeds")
+    ranks = sweep.effective_rank.sel(kind=kind).mean("seed").transpose("operator", "g")
+    print(ranks.to_pandas().astype(float).round(2).to_string())
+
+fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.8), layout="constrained")
+for ax, kind in zip(axes, sweep.kind.values, strict=True):
+    for name, colour in zip(("K", "P P*", "P K P*"), COLOURS, strict=False):
+        ranks = sweep.effective_rank.sel(kind=kind, operator=name).transpose("g", "seed")
+        ax.plot(scales, ranks, ".", color=colour, ms=4)
+        ax.plot(scales, ranks.mean("seed"), color=colour, lw=1.2, label=name)
+    ax.axvline(3**0.5, color="0.45", lw=0.8, ls=":")
+    ax.set(yscale="log", xlabel="g", title=kind)
+    ax.spines[["top", "right"]].set_visible(False)
+axes[0].set_ylabel("effective rank")
+axes[1].legend(frameon=False)
+
+# %%
+# Dots are seeds, lines their means, and the dotted line is where the rest state loses its
+# stability. :math:`K` follows the paper: beyond that line its rank rises with :math:`g` by both
+# definitions, since states that are driven by a network of their own accord have more dims than the
+# input has (see the trajectories in the table). By the variance over time the seeds differ more
+# than the scales do.
+#
+# The surprise is :math:`P`. With weak weights a push is forgotten where it was made, so that
+# :math:`P P^{*}` is close to the identity, with a rank in the tens of thousands. With strong
+# weights pushes grow, along a few directions that soon outweigh all others: the propagator is in
+# the collapsed state in which training ends elsewhere (:doc:`dynamic_collapse`), before any
+# training.
+#
+# Over training
+# -------------
+#
+# Four networks of one seed, trained for 600 iterations of Adam.
+
+runs = [trained(training) for training in GALLERY["g"]]
+print("g        radius before, after    loss, mean of the last 50 iterations")
+for run in runs:
+    radii = run.history.initial_spectral_radius.item(), run.history.spectral_radius.item()
+    loss = float(run.history.loss[-50:].mean())
+    print(f"{run.training.g:<8} {radii[0]:.2f}, {radii[1]:.2f}              {loss:.3f}")
+
+followed = xr.concat(
+    [kpops.over_training(run.network, run.folder, task.inputs, measure) for run in runs],
+    xr.Variable("g", [run.training.g for run in runs]),
+    combine_attrs="drop_conflicts",
+)
+loss = xr.concat([run.history.loss for run in runs], followed.g).rolling(step=20).mean()
+fig, axes = plt.subplots(1, 4, figsize=(11, 2.6), layout="constrained")
+kpops.plot.over_training(loss.transpose("step", "g"), axes[0], lw=1.2, marker="")
+axes[0].set(title="loss", ylabel="mean of 20 iterations", ylim=(0, 0.4))
+for ax, name in zip(axes[1:], ("K", "P P*", "P K P*"), strict=True):
+    ranks = followed.effective_rank.sel(operator=name, kind="participation")
+    kpops.plot.effective_rank(ranks.transpose("step", "g"), ax, lw=1.2)
+    decades = np.log10([ranks.min(), ranks.max()])
+    ax.set_ylim(10 ** np.floor(decades[0]), 10 ** np.ceil(decades[1]))
+    ax.set(title=f"${name.replace('*', '^*')}$", ylabel="")
+for ax in axes[:-1]:
+    ax.get_legend().remove()
+axes[1].set_ylabel("participation ratio")
+axes[-1].get_legend().set_title("g")
+plt.show()
+
+# %%
+# *Speed.* The networks of small :math:`g` are still on the plateau at the end. They fixate and have
+# not begun to respond. That of :math:`g = 2` is the first to leave it, and that of :math:`g = 3`,
+# whose loss is the largest at first, goes below it, too. As far as four networks can tell, strong
+# weights learn faster.
+#
+# *Stability.* But the network of :math:`g = 2` loses all that it had learned within a few
+# iterations, and its operators tell how: the rank of :math:`P P^{*}` jumps up by orders of
+# magnitude, a collapse played backwards. The network has become one that forgets, though its
+# spectral radius is larger than before: the radius is of the network at rest, while :math:`P` knows
+# the gains of the units along the trajectories.
+#
+# *Collapse.* Whether larger :math:`g` means less of it cannot be told from these, since where
+# :math:`P` begins with many dims the network did not learn, and where the network learned :math:`P`
+# had few dims from the beginning. It takes longer training, several seeds and larger networks:
+# those of the page *Reproduction*, which ``make checkpoints`` trains.

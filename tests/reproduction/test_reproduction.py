@@ -1,0 +1,199 @@
+"""From tiny networks to files, and from the committed files to the committed page."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import kpops
+from reproduction import alignments, measure, page, ranks, results, state_change, trained
+
+ROOT = Path(__file__).parents[2]
+
+# PyTorch's own, at the first use of forward mode
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """A training of a few steps, in a cache of its own, evaluated on short trials."""
+    monkeypatch.setattr(trained.networks, "CACHE", tmp_path / "cache")
+    short = partial(ranks.EVALUATION["memory_pro"].func, 6, angles="even", noise=0, steps=(4, 3, 3))
+    monkeypatch.setitem(ranks.EVALUATION, "memory_pro", short)
+    four = partial(alignments.EVALUATION.func, 8, angles="even", noise=0, steps=(3, 3, 3, 3))
+    monkeypatch.setattr(alignments, "EVALUATION", four)
+
+    def training(task, cell="gru", **options):
+        settings = {"n_trials": 8, "batch_size": 4, "max_steps": 2, "checkpoint_every": 2}
+        return trained.Training(task, cell, 6, seed=0, **{**settings, **options})
+
+    return training
+
+
+def written(entry, folder):
+    measure.make(entry, folder)
+    return results.read(folder / f"{entry.name}.nc")
+
+
+def test_ranks_of_a_tiny_network_are_those_of_its_checkpoints(tiny, tmp_path):
+    training = tiny("memory_pro")
+    history = trained.networks.trained(training).history
+    (entry,) = measure.plan([training])
+    found = written(entry, tmp_path)
+    assert found.step.values.tolist() == [0, 2]
+    assert results.network_of(found) == dataclasses.asdict(training)
+    np.testing.assert_allclose(found.loss, [history.loss.values.mean()], rtol=1e-6)
+
+    network, task = training.network(), ranks.EVALUATION["memory_pro"]()
+    network.load_state_dict(
+        kpops.training.checkpoints(trained.networks.CACHE / training.name)[-1][1]
+    )
+    lin = kpops.linearize(network, task.inputs)
+    expected = kpops.effective_rank(lin.P @ lin.P.H, "variance", keep=("time",))
+    rank = found.effective_rank.sel(operator="P P*", kind="variance over time")[-1]
+    np.testing.assert_allclose(rank, expected.estimate, rtol=1e-5)
+    with torch.no_grad():
+        outputs = network(torch.from_numpy(task.inputs.values)).numpy()
+    loss = ((outputs - task.targets.values) ** 2).mean()
+    np.testing.assert_allclose(found.evaluation_loss[-1], loss, rtol=1e-5)
+    assert found.eigenfunction.shape == (2, ranks.NUM_MODES, 2, 10)
+
+
+@pytest.mark.parametrize("cell", [torch.nn.RNN, torch.nn.GRU])
+def test_shares_of_eigenvalues_are_those_of_dense_matrices(cell):
+    torch.manual_seed(0)
+    lin = kpops.linearize(cell(3, 4, batch_first=True).double(), torch.randn(3, 7, 3).double())
+    dense = lin.K.to_dense().reshape(3, 7, 4, 3, 7, 4)
+    matrices = {
+        "none": dense.reshape(84, 84),
+        "trial, time": dense.sum((2, 5)).reshape(21, 21) / 4,
+        "time": dense.sum((0, 2, 3, 5)) / 12,
+    }
+    found = ranks.modes_of(lin.K)
+    for reduction, matrix in matrices.items():
+        values = np.linalg.eigvalsh(matrix)[::-1]
+        share = values / values.sum()
+        ours = found.share.sel(reduction=reduction).values
+        np.testing.assert_allclose(ours[: len(share)], share[:6], rtol=1e-6, atol=1e-7)
+        needed = 1 + np.flatnonzero(share.cumsum() >= 0.9)[0]
+        assert found.modes_needed.sel(reduction=reduction) == needed
+
+
+def test_alignments_of_a_tiny_network_are_those_of_its_checkpoints(tiny, tmp_path):
+    training = tiny("four_tasks", max_steps=1)
+    trained.networks.trained(training)
+    (entry,) = measure.plan([training])
+    found = written(entry, tmp_path)
+    assert found.step.values.tolist() == [0, 1]
+    task = alignments.EVALUATION()
+    lin = kpops.linearize(training.network(), task.inputs)
+    expected = kpops.interference(lin, targets=task.targets, condition="angle", rng=0)
+    for name in alignments.QUANTITIES:
+        np.testing.assert_allclose(found[name][0], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_training_that_has_not_ended_is_left_alone(tiny, tmp_path):
+    training = tiny("memory_pro")
+    assert trained.finished(training) is None
+    trained.networks.trained(dataclasses.replace(training, max_steps=1))  # in the same folder
+    assert trained.finished(training) is None
+    (entry,) = measure.plan([training])
+    assert measure.make(entry, tmp_path) == "not trained yet"
+    assert not list(tmp_path.glob("*.nc"))
+
+
+def test_a_training_that_stopped_at_its_loss_has_ended(tiny):
+    training = tiny("memory_pro", stop_loss=100.0)
+    trained.networks.trained(training)
+    assert trained.finished(training).losses.shape == (1,)
+
+
+def test_a_file_is_made_again_only_if_asked_for_or_of_another_training(tiny, tmp_path):
+    made = []
+
+    def entry(training):
+        def make():
+            made.append(training)
+            return xr.Dataset(attrs={"configuration": "{}"})
+
+        return measure.Entry("name", dataclasses.asdict(training), make)
+
+    one, other = tiny("memory_pro"), tiny("memory_pro", max_steps=5)
+    for training in (one, one, other, other):
+        measure.make(entry(training), tmp_path)
+    assert made == [one, other]
+    measure.make(entry(other), tmp_path, again=True)
+    assert made == [one, other, other]
+
+
+def test_positions_hold_the_first_the_last_and_more_of_the_early_ones():
+    assert trained.positions(5) == [0, 1, 2, 3, 4]
+    chosen = trained.positions(41)
+    assert chosen[:4] == [0, 1, 2, 3] and chosen[-1] == 40 and len(chosen) <= 15
+    assert (np.diff(chosen, 2) >= -1).all()
+    assert trained.positions(1) == [0]
+
+
+def test_predicted_state_change_is_right_to_first_order(monkeypatch):
+    monkeypatch.setattr(state_change, "LEARNING_RATES", (1e-4, 1e-3))
+    monkeypatch.setattr(state_change, "STEPS", 2)
+    found = state_change.measure(state_change.Model("gru", 0, units=5))
+    first = found.relative_error.isel(step=0).values
+    assert first[1] < 1e-3
+    assert first[1] / first[0] == pytest.approx(10, rel=1e-2)
+    assert found.loss.dtype == found.relative_error.dtype == np.float64
+
+
+def test_plan_names_each_network_once_and_is_that_of_the_committed_files():
+    entries = {entry.name: entry.configuration for entry in measure.plan()}
+    assert len(entries) == len(list(measure.plan()))
+    assert json.loads((results.FOLDER / results.PLAN).read_text()) == entries
+    for name, result in results.load(results.FOLDER).found.items():
+        assert results.network_of(result) == entries[name]
+
+
+def test_committed_files_are_small_and_labelled():
+    paths = sorted(results.FOLDER.glob("*.nc"))
+    assert paths
+    for path in paths:
+        assert path.stat().st_size < 100 * 1024
+        found = results.read(path)
+        for name, values in found.variables.items():
+            assert {"long_name", "units"} <= values.attrs.keys(), (path.name, name)
+
+
+def test_committed_page_is_what_the_committed_files_make(tmp_path):
+    page.write(results.FOLDER, tmp_path)
+    made = (tmp_path / "reproduction.rst").read_text()
+    assert made == (page.DOCS / "reproduction.rst").read_text()
+    pictures = {path.name for path in (tmp_path / page.PICTURES).iterdir()}
+    assert pictures == {path.name for path in (page.DOCS / page.PICTURES).iterdir()}
+    assert all(f"{page.PICTURES}/{name}" in made for name in pictures)
+
+
+def test_the_same_figures_twice(tmp_path):
+    for folder in ("one", "two"):
+        page.write(results.FOLDER, tmp_path / folder)
+    for path in (tmp_path / "one" / page.PICTURES).iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / page.PICTURES / path.name).read_bytes()
+
+
+def test_page_needs_no_torch():
+    code = "import sys, reproduction.page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_scripts_that_the_page_names_are_there():
+    found = results.load(results.FOLDER)
+    for claim in page.CLAIMS:
+        for script in claim(found).script.split(", "):
+            assert (ROOT / script).exists(), script
