@@ -70,6 +70,8 @@ html_sidebars = {
         "concepts",
         "spectra",
         "learning",
+        "dynamics",
+        "models",
         "reproduction",
         "engines",
         "benchmarks",

@@ -7,6 +7,7 @@ ORDER = [
     "which_effective_rank.py",
     "eigenfunctions.py",
     "gradient_flow_by_hand.py",
+    "fixed_points.py",
     "truncated_flow.py",
     "theorem_1.py",
     "g_sweep.py",

@@ -6,6 +6,11 @@ P K P*.
 """
 
 from kpops import models, plot, tasks, training
+from kpops.dynamics.at_points import linearize_at, stationary_response
+from kpops.dynamics.covariant import covariant_lyapunov_vectors
+from kpops.dynamics.fixed_points import fixed_points
+from kpops.dynamics.lyapunov import lyapunov_spectrum
+from kpops.dynamics.lyapunov_statistics import entropy_bound, kaplan_yorke_dimension
 from kpops.learning.accumulation import accumulate_interference
 from kpops.learning.collapse import collapse
 from kpops.learning.gradient_flow import gradient_flow
@@ -47,16 +52,22 @@ __all__ = [
     "alignment",
     "collapse",
     "controllability_gramian",
+    "covariant_lyapunov_vectors",
     "diagonal",
     "effective_rank",
     "eigsh",
     "eigvalsh",
+    "entropy_bound",
+    "fixed_points",
     "frobenius_map",
     "frobenius_norm",
     "gradient_flow",
     "interference",
     "interference_operator",
+    "kaplan_yorke_dimension",
     "linearize",
+    "linearize_at",
+    "lyapunov_spectrum",
     "models",
     "observability_gramian",
     "over_training",
@@ -65,6 +76,7 @@ __all__ = [
     "schatten_norm",
     "spectral_density",
     "spectral_norm",
+    "stationary_response",
     "svds",
     "tasks",
     "trace",

@@ -272,3 +272,16 @@ def _enter_dataarray(
         return codomain.label(values, block_dims=block_dims, block_coords=block_coords)
 
     return tensor.reshape(-1, *space.shape), restore
+
+
+def parameter_space(sizes: Mapping[str, int]) -> Space:
+    """Space of flat parameter vectors, of the number of entries of each parameter.
+
+    The coordinate ``parameter_name`` tells whose entry each is.
+    """
+    names = np.repeat(np.array(list(sizes), dtype=object), list(sizes.values()))
+    coords = {
+        "parameter": (("parameter",), np.arange(len(names))),
+        "parameter_name": (("parameter",), names),
+    }
+    return Space(("parameter",), (len(names),), coords)

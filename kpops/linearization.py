@@ -17,7 +17,7 @@ from kpops import snapshot
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
 from kpops.engines.choice import ENGINES, choose_engine, memory_estimate
 from kpops.engines.rowwise import Rowwise
-from kpops.labels import Space, to_numpy
+from kpops.labels import Space, parameter_space, to_numpy
 from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence
 from kpops.operators import (
@@ -29,6 +29,7 @@ from kpops.operators import (
     ReadoutParameterJacobian,
     TrajectoryOperator,
 )
+from kpops.structure import classify
 
 
 @torch.inference_mode(False)
@@ -56,7 +57,7 @@ def linearize(
     model : nn.RNN, nn.GRU, nn.LSTM, their Cell classes, kpops.models.Network, or nn.Module
         Any other module must have ``forward(x_t, h)`` that returns the next state, trial by trial.
         A :class:`kpops.models.Network` brings its readout.
-    inputs : Tensor, array_like or DataArray
+    inputs : Tensor, array_like, DataArray or PackedSequence
         Shape (trial, time, feature); for a module with ``batch_first=False`` (time, trial,
         feature), as the module itself takes it. A DataArray with dims ``trial`` and ``time`` is
         understood by their names, and its coordinates label every result.
@@ -74,7 +75,7 @@ def linearize(
     measure : {"sum", "mean"}
         The measure of trials and time: ``"mean"`` divides K by the number of valid steps, as the
         KPFlow paper writes it.
-    engine : {"auto", "gated_numba", "gated", "jacobian", "autodiff"}
+    engine : {"auto", "gated_numba", "gated", "scan", "jacobian", "autodiff"}
         How the actions are computed; see :meth:`Linearization.memory_estimate`.
     gates : {"auto", "stored", "float32", "recomputed"}
         What becomes of the derivatives of the gates in the gated engines: kept, kept in float32
@@ -122,6 +123,7 @@ def linearize(
     recurrence.time_major &= not is_network  # a Network takes (trial, time, feature)
     learning = snapshot.learning_parameters(recurrence, parameters)
     like = next(iter(learning.values()))
+    inputs, mask = snapshot.unpack(inputs, mask, recurrence)
     x, coords = snapshot.read_inputs(inputs, recurrence, like, convert=dtype is not None)
     valid = snapshot.read_mask(mask, x, coords)
     recurrence.requires_grad_(False)  # the snapshot's: no autograd graph is ever wanted
@@ -232,12 +234,12 @@ class Linearization:
             "measure": self.measure,
             "engine": self.engine.name,
             "dtype": str(self.dtype).removeprefix("torch."),
-        }
+        } | ({} if self.forcing_step == 1 else {"forcing": f"rate, dt {self.forcing_step:.6g}"})
 
     @cached_property
     def parameter_space(self) -> Space:
         """The flat parameter vector; coordinate ``parameter_name`` tells whose entry each is."""
-        return _parameter_space({n: p.numel() for n, p in self.parameters.items()})
+        return parameter_space({n: p.numel() for n, p in self.parameters.items()})
 
     @cached_property
     def output_space(self) -> Space:
@@ -252,31 +254,31 @@ class Linearization:
     @cached_property
     def P(self) -> TrajectoryOperator:
         """P, the linearized flow propagator (Green's operator); P.H backpropagates."""
-        return self._signed(Propagator(self.engine, self.space))
+        return self._signed(Propagator(self.engine, self.space), 1)
 
     @cached_property
     def P_inv(self) -> TrajectoryOperator:
         """P^-1, its inverse."""
-        return self._signed(InversePropagator(self.engine, self.space))
+        return self._signed(InversePropagator(self.engine, self.space), -1)
 
     @cached_property
     def J(self) -> TrajectoryOperator:
         """J, the parameter Jacobian of one step, at every step."""
-        names = tuple(self.parameters)
-        return self._signed(ParameterJacobian(self.engine, self.parameter_space, self.space, names))
+        J = ParameterJacobian(self.engine, self.parameter_space, self.space, tuple(self.parameters))
+        return self._signed(J, -1)
 
     @cached_property
     def K(self) -> TrajectoryOperator:
         """K = J J*, the parameter operator (divided by the valid steps if measure is "mean")."""
         names = tuple(self.parameters)
-        return self._signed(ParameterOperator(self.engine, self.space, names, self._scale))
+        return self._signed(ParameterOperator(self.engine, self.space, names, self._scale), -2)
 
     @cached_property
     def K_by_parameter(self) -> dict[str, TrajectoryOperator]:
         """K_j of each learning parameter; K is their sum (Theorem 1 of the KPFlow paper)."""
         return {
             name: self._signed(
-                ParameterOperator(self.engine, self.space, [name], self._scale, f"K[{name}]")
+                ParameterOperator(self.engine, self.space, [name], self._scale, f"K[{name}]"), -2
             )
             for name in self.parameters
         }
@@ -311,13 +313,16 @@ class Linearization:
         J_C = ReadoutParameterJacobian(
             Rowwise(self._readout_map(), own, *self._readout_rows()),
             self.trajectory,
-            _parameter_space({n: p.numel() for n, p in own.items()}),
+            parameter_space({n: p.numel() for n, p in own.items()}),
             self.output_space,
         )
         own_part = J_C @ J_C.H
         return through_states + (own_part if self._scale == 1 else self._scale * own_part)
 
-    def _signed(self, operator: TrajectoryOperator) -> TrajectoryOperator:
+    def _signed(self, operator: Any, power: int = 0) -> TrajectoryOperator:
+        """`operator` times that power of the forcing step, with its provenance."""
+        factor = self.forcing_step**power
+        operator = operator if factor == 1 else factor * operator
         operator.attrs = self.attrs
         return operator
 
@@ -337,6 +342,16 @@ class Linearization:
         return self.trajectory.inputs.flatten(0, 1), self.trajectory.states.flatten(0, 1)
 
     # The rest.
+
+    @property
+    def forcing_step(self) -> float:
+        """By which P is multiplied, J divided: dt where a neural ODE is forced by rates, else 1."""
+        return self.recurrence.forcing_step
+
+    @property
+    def structure(self) -> dict[str, bool]:
+        """Which structure is known and used: blocks of P and K; a gated cell; a scan over time."""
+        return classify(self.recurrence, tuple(self.parameters))
 
     @property
     def _scale(self) -> float:
@@ -360,11 +375,14 @@ class Linearization:
         n_parameters = sum(p.numel() for p in self.parameters.values())
         readout = "" if self.readout is None else f", readout {self.output_space.shape[-1]}"
         remark = f"\n {self.engine.remark}" if self.engine.remark else ""
+        known = ", ".join(name for name, holds in self.structure.items() if holds)
+        forcing = f", forcing {self.attrs['forcing']}" if "forcing" in self.attrs else ""
         return (
             f"<Linearization of {type(self.recurrence.module).__name__} {self.space}, "
             f"{n_parameters} learning parameters{readout}\n"
-            f" measure {self.measure}, {self.attrs['dtype']} on {self.device}, "
-            f"engine {self.engine.name}: {self.engine_reason}{remark}>"
+            f" measure {self.measure}{forcing}, {self.attrs['dtype']} on {self.device}, "
+            f"engine {self.engine.name}: {self.engine_reason}{remark}\n"
+            f" structure: {known}>"
         )
 
 
@@ -379,12 +397,3 @@ def _read_out(
     if isinstance(readout, nn.Module):
         return functional_call(readout, parameters, (hidden,))
     return readout(hidden)
-
-
-def _parameter_space(sizes: dict[str, int]) -> Space:
-    names = np.repeat(np.array(list(sizes), dtype=object), list(sizes.values()))
-    coords = {
-        "parameter": (("parameter",), np.arange(len(names))),
-        "parameter_name": (("parameter",), names),
-    }
-    return Space(("parameter",), (len(names),), coords)

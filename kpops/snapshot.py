@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from kpops.engines.base import Trajectory
 from kpops.labels import Coordinate, Space, as_tensor, by_name, numpy_dtype
@@ -107,8 +108,12 @@ def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[
 
 
 def _copy(module: Any) -> Any:
+    # After a training step PyTorch's layers still hold the weights that parametrizations made in
+    # it, which cannot be copied with their graph. They make them anew.
+    made = [w for m in module.modules() for w in getattr(m, "_flat_weights", ())]
+    memo = {id(w): w.detach() for w in made if isinstance(w, Tensor) and not w.is_leaf}
     try:
-        return copy.deepcopy(module)
+        return copy.deepcopy(module, memo)
     except RuntimeError as error:
         raise ValueError(
             f"{type(module).__name__} cannot be copied ({error}): keep only parameters and "
@@ -161,6 +166,16 @@ def learning_parameters(
     return {n: p.detach() for n, p in every.items() if n in chosen}
 
 
+def unpack(inputs: Any, mask: Any, recurrence: Recurrence) -> tuple[Any, Any]:
+    """Inputs and mask, where they come together as a PackedSequence."""
+    if not isinstance(inputs, PackedSequence):
+        return inputs, mask
+    if mask is not None:
+        raise ValueError("mask is given with a PackedSequence, which has its own lengths: drop it")
+    padded, lengths = pad_packed_sequence(inputs, batch_first=not recurrence.time_major)
+    return padded, torch.arange(int(lengths.max())) < lengths[:, None]
+
+
 def read_inputs(
     inputs: Any, recurrence: Recurrence, like: Tensor, *, convert: bool
 ) -> tuple[Tensor, dict[str, Coordinate]]:
@@ -183,11 +198,11 @@ def read_inputs(
         }
         inputs, time_major = inputs.data, False
     x = as_tensor(inputs)
-    if x.ndim != 3 or 0 in x.shape:
+    if x.ndim != 3 or 0 in x.shape[:2]:
         expected = "(time, trial, feature)" if time_major else "(trial, time, feature)"
         raise ValueError(
             f"inputs has shape {tuple(x.shape)}, expected {expected} with no dim empty; for a "
-            "single trial add a dim of size 1"
+            "single trial add a dim of size 1, for a model without inputs give 0 features"
         )
     if time_major:
         x = x.transpose(0, 1)
@@ -202,7 +217,7 @@ def read_inputs(
         )
     # Row-major by trial and never shared with the user's array: this is a snapshot.
     x = x.to(device=like.device, dtype=like.dtype, copy=True)
-    return x.contiguous(), coords
+    return recurrence.prepare_inputs(x.contiguous()), coords
 
 
 def read_mask(mask: Any, x: Tensor, coords: dict[str, Coordinate]) -> Tensor | None:
@@ -301,7 +316,7 @@ def _refuse_random_or_mixing(recurrence: Recurrence, x: Tensor, h: Tensor) -> No
         try:
             given = h.clone()
             once, twice = recurrence(x, given), recurrence(x, h.clone())
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{name} cannot take a step with x_t of shape {tuple(x.shape)} and h of shape "
                 f"{tuple(h.shape)}: {error}"

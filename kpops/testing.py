@@ -143,7 +143,8 @@ def check_linearization(
     q = lin.trajectory.restrict(_random(lin.P, lin.space, rng))
     reference = AutodiffEngine(lin.recurrence, lin.parameters, lin.trajectory)
     names = tuple(lin.parameters)
-    scale = lin.K.scale
+    scale = 1.0 if lin.measure == "sum" else 1.0 / lin.trajectory.n_valid
+    step = lin.forcing_step
     laws = {
         "P P_inv": max(
             _gap(lin.P.apply(lin.P_inv.apply(q)), q), _gap(lin.P_inv.apply(lin.P.apply(q)), q)
@@ -152,9 +153,9 @@ def check_linearization(
         "K = sum K_j": _gap(
             lin.K.apply(q), torch.stack([K.apply(q) for K in lin.K_by_parameter.values()]).sum(0)
         ),
-        "P by autodiff": _gap(lin.P.apply(q), reference.propagate(q)),
-        "P* by autodiff": _gap(lin.P.apply_adjoint(q), reference.backpropagate(q)),
-        "K by autodiff": _gap(lin.K.apply(q), scale * reference.parameter_gram(q, names)),
+        "P by autodiff": _gap(lin.P.apply(q), step * reference.propagate(q)),
+        "P* by autodiff": _gap(lin.P.apply_adjoint(q), step * reference.backpropagate(q)),
+        "K by autodiff": _gap(lin.K.apply(q), scale / step**2 * reference.parameter_gram(q, names)),
     }
     bound = 1e3 * torch.finfo(lin.dtype).eps
     bad = {name: value for name, value in laws.items() if not value <= bound}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,3 +77,15 @@ def rank_of(result: xr.Dataset, operator: str, kind: str = VARIANCE) -> np.ndarr
 def listed(words: Sequence[str]) -> str:
     """Words with commas and a final and."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def without_success(of: Mapping[str, Results]) -> list[str]:
+    """A note on networks that had not learned their task when training ended, if there are any."""
+    failed = {cell: [r for r in group if float(r.accuracy[-1]) < 0.5] for cell, group in of.items()}
+    told = [f"{len(f)} of {len(of[cell])} {cell.upper()}s" for cell, f in failed.items() if f]
+    if not told:
+        return []
+    return [
+        f"When training ended, {listed(told)} had not learned the task (fewer than half of their "
+        "trials are correct). What is said of them is said of networks that try."
+    ]

@@ -15,6 +15,7 @@ from reproduction.claims import (
     K,
     P,
     rank_of,
+    without_success,
 )
 from reproduction.results import Results
 from reproduction.verdicts import between, check, number, spread
@@ -91,6 +92,7 @@ def memory(found: Results) -> Claim:
         script=_SCRIPT,
         notes=[
             "The paper shows GRUs; RNNs are asked the same questions here.",
+            *without_success(of),
         ],
         figures={
             "ranks_memory_pro": "Effective ranks over training on Memory-Pro, a line for each "
@@ -120,6 +122,7 @@ def flip_flop(found: Results) -> Claim:
         checks=checks,
         results=of["gru"] + of["rnn"],
         script=_SCRIPT,
+        notes=without_success(of),
         figures={"ranks_flip_flop": "The same for the flip-flop."},
     )
 
@@ -196,7 +199,8 @@ def eigenfunctions(found: Results) -> Claim:
             "K as it is couples no two units, so that its spectrum is that of 256 similar blocks, "
             "and many modes share the trace; averaged over trials and units, functions of time "
             "are left. The table has all three: the number of modes that hold 90 % of the trace, "
-            "and the share of the first six in it."
+            "and the share of the first six in it.",
+            *without_success(of),
         ],
         tables=[("Eigenvalues of K under three reductions", header, rows)],
         figures={

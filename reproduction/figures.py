@@ -64,8 +64,7 @@ def ranks(found: Results, task: str) -> Figure:
 
 def over_g(found: Results) -> Figure:
     """Ranks and speed against g, a line for each seed."""
-    figure, axes = _grid(7.2, 2.6, 1, 3)
-    of = found.of(task="memory_pro", cell="rnn")
+    figure, axes = _grid(7.2, 4.8, 2, 3)
     panels: tuple[dict[str, Quantity], ...] = (
         {
             "before training": lambda r: rank_of(r, K)[0],
@@ -78,18 +77,26 @@ def over_g(found: Results) -> Figure:
         {f"loss {t:g}": partial(iterations_to, threshold=t) for t in THRESHOLDS},
     )
     titles = ("rank of K", "rank of P P*", "iterations to")
-    for ax, lines, title in zip(axes[0], panels, titles, strict=True):
-        for colour, (label, quantity) in zip(COLOURS, lines.items(), strict=False):
-            for seed in of.values("seed"):
-                points = [(g, quantity(r)) for g in of.values("g") for r in of.of(seed=seed, g=g)]
-                x, y = np.array(points, float).reshape(-1, 2).T
-                reached = np.isfinite(y)
-                look: Any = {"color": colour, "label": label, "marker": ".", "linewidth": 0.8}
-                ax.plot(x[reached], y[reached], **look)
-        ax.set(title=title, xlabel="g", yscale="log", xticks=of.values("g"))
-        _plain_logarithm(ax)
-        _legend(ax)
+    for row, cell in zip(axes, CELLS, strict=True):
+        of = found.of(task="memory_pro", cell=cell)
+        for ax, lines, title in zip(row, panels, titles, strict=True):
+            for colour, (label, quantity) in zip(COLOURS, lines.items(), strict=False):
+                _against_g(ax, of, quantity, {"color": colour, "label": label})
+            ax.set(title=f"{cell.upper()}: {title}", yscale="log", xticks=of.values("g"))
+            _plain_logarithm(ax)
+            _legend(ax)
+    for ax in axes[-1]:
+        ax.set_xlabel("g")
     return figure
+
+
+def _against_g(ax: Any, of: Results, quantity: Quantity, look: dict[str, Any]) -> None:
+    """A line for each seed, of the scales at which the quantity is finite."""
+    for seed in of.values("seed"):
+        points = [(g, quantity(r)) for g in of.values("g") for r in of.of(seed=seed, g=g)]
+        x, y = np.array(points, float).reshape(-1, 2).T
+        finite = np.isfinite(y)
+        ax.plot(x[finite], y[finite], marker=".", linewidth=0.8, **look)
 
 
 def eigenfunctions(found: Results) -> Figure:

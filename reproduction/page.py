@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.tables import DASH, heading, paragraph, table
 from reproduction import claims_of_learning, claims_of_ranks, figures, results
@@ -125,15 +126,29 @@ def section(claim: Claim) -> list[str]:
 
 def _settings(found: Results) -> list[str]:
     trained = [n for n in found.planned.values() if "batch_size" in n]
-    most = {n["cell"]: n["max_steps"] for n in trained}
+    most = sorted({(n["max_steps"], n["cell"]) for n in trained})
     counts = {r.sizes["step"] for r in found if "operator" in r.sizes or "task" in r.sizes}
     text = _SETTINGS.format(
         batch=listed([str(size) for size in sorted({n["batch_size"] for n in trained})]),
-        steps=listed([f"{steps:,} ({cell.upper()})" for cell, steps in sorted(most.items())]),
+        steps=listed(
+            [f"{steps:,} ({cell.upper()}{_which(trained, steps, cell)})" for steps, cell in most]
+        ),
         checkpoints=f"{min(counts)} to {max(counts)}" if counts else "some",
     )
     paragraphs = text.split("\n\n")
     return [line for p in paragraphs for line in paragraph(p.replace("\n", " "))]
+
+
+def _which(trained: list[dict[str, Any]], steps: int, cell: str) -> str:
+    """What those networks have in common that end after so many iterations, if there are others."""
+    alike = [n for n in trained if n["cell"] == cell]
+    group = [n for n in alike if n["max_steps"] == steps]
+    if len(group) == len(alike):
+        return ""
+    if all(n["stop_loss"] is None for n in group):
+        return ", on four tasks, whatever the loss"
+    scales = {n["g"] for n in group}
+    return f", g = {scales.pop():g}" if len(scales) == 1 and scales != {1.0} else ""
 
 
 def _trained(found: Results) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import networks  # type: ignore[import-not-found]
 from networks import Training
 
-MOST_CHECKPOINTS = 15
+MOST_CHECKPOINTS = 18
 
 
 class Trained(NamedTuple):
@@ -71,9 +71,11 @@ def finished(training: Training) -> Trained | None:
     return Trained(training, np.array(newest["loss"], np.float32), radius)
 
 
-def positions(count: int, most: int = MOST_CHECKPOINTS) -> Iterable[int]:
-    """Positions of at most so many of `count` checkpoints: the first, the last, and early ones.
+def positions(count: int, most: int = MOST_CHECKPOINTS) -> list[int]:
+    """Positions of at most so many of `count` checkpoints: all, or the first, the last, early ones.
 
-    They are evenly spaced in the square root of the position, since most happens early.
+    The latter are evenly spaced in the square root of the position, since most happens early.
     """
+    if count <= most:
+        return list(range(count))
     return np.unique(np.rint((count - 1) * np.linspace(0, 1, most) ** 2).astype(int)).tolist()

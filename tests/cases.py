@@ -140,6 +140,7 @@ CASES = [
     Case("leaky_rate", lambda: leaky(alpha=0.3)),
     Case("leaky_current_relu", lambda: leaky(alpha=0.6, activation="relu", form="current")),
     Case("leaky_without_bias", lambda: leaky(alpha=1, bias=False)),
+    Case("min_gru", lambda: kpops.models.MinGRUCell(INPUTS, HIDDEN)),
     Case("oscillator", OscillatorCell, gated_with_cell=True),
     Case("shared_norm_cell", SharedNormCell),
 ]

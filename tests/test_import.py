@@ -12,8 +12,8 @@ ROOMS = [
     {"models"},
     {"engines"},
     {"operators"},
-    {"snapshot", "linearization"},
-    {"spectral"},
+    {"snapshot", "structure", "linearization"},
+    {"spectral", "dynamics"},
     {"learning"},
     {"tasks", "training", "plot", "testing"},
 ]

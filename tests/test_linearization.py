@@ -642,3 +642,58 @@ def test_outputs_and_targets_can_be_subtracted_whatever_the_channels_are_called(
     difference = lin.outputs - task.targets
     assert difference.sizes == task.targets.sizes
     np.testing.assert_array_equal(difference, lin.outputs.values - task.targets.values)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_packed_sequences_are_inputs_with_their_mask(batch_first):
+    model = torch.nn.GRU(3, 4, batch_first=batch_first).double()
+    sequences = [torch.randn(n, 3, dtype=torch.float64) for n in (3, 5, 2)]
+    packed = torch.nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False)
+    lin = kpops.linearize(model, packed)
+    assert lin.trajectory.n_valid == 10
+    expected, _ = torch.nn.utils.rnn.pad_packed_sequence(model(packed)[0], batch_first=True)
+    np.testing.assert_allclose(lin.states, expected.detach(), rtol=0, atol=1e-15)
+    padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=batch_first)
+    mask = torch.tensor([[n > t for t in range(5)] for n in (3, 5, 2)])
+    q = torch.randn(3, 5, 4, dtype=torch.float64)
+    masked = kpops.linearize(model, padded, mask=mask)
+    torch.testing.assert_close(lin.flow @ q, masked.flow @ q, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="has its own lengths"):
+        kpops.linearize(model, packed, mask=mask)
+
+
+STRUCTURES = {
+    "P in blocks of trials, K in blocks of units, gated": lambda: torch.nn.LSTM(3, 4),
+    "P in blocks of trials, gated": lambda: torch.nn.GRU(3, 4, num_layers=2),
+    "P in blocks of trials, P in blocks of units, K in blocks of units, gated": (
+        lambda: kpops.models.MinGRUCell(3, 4)
+    ),
+    "P in blocks of trials, P in blocks of units, scan": (
+        lambda: kpops.models.SelectiveSSM(3, 4, rng=0)
+    ),
+    "P in blocks of trials": lambda: kpops.models.MGUCell(3, 4),
+}
+
+
+@pytest.mark.parametrize("told", STRUCTURES)
+def test_structure_is_told_and_true(told):
+    x = torch.randn(2, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = STRUCTURES[told]()
+    x = x.transpose(0, 1) if isinstance(model, torch.nn.RNNBase) else x
+    lin = kpops.linearize(model.double(), x)
+    assert repr(lin).endswith(f" structure: {told}>")
+    named = "variable" in lin.states.coords
+    variables = len(set(lin.states["variable"].values)) if named else 1
+    for name, op in (("P", lin.P), ("K", lin.K)):
+        # (trial, time, variable, unit) on both sides: which units are coupled at all?
+        shape = (2, 6, variables, -1)
+        if "layer" in lin.states.coords:
+            continue  # a stack passes up from layer to layer
+        dense = op.to_dense().reshape(*shape, *lin.states.values.reshape(shape).shape)
+        coupled = abs(dense).sum((0, 1, 2, 4, 5, 6))
+        between = coupled - np.diag(np.diag(coupled))
+        if lin.structure[f"{name} in blocks of units"]:
+            assert not between.any()
+        elif name == "P":
+            assert between.any()
+    assert not lin.P.to_dense().reshape(2, -1, 2, lin.P.shape[0] // 2)[0, :, 1].any()

@@ -10,11 +10,12 @@ from kpops.engines.gated import GATES, GatedEngine
 from kpops.engines.gated_numba import GatedNumbaEngine
 from kpops.engines.jacobian import JacobianEngine
 from kpops.engines.memory import free_bytes, mib
+from kpops.engines.scan import ScanEngine
 from kpops.models.recurrence import Recurrence
 
 # The first that knows the model, works on the device and fits is the automatic choice.
 ENGINES: dict[str, type[Engine]] = {
-    e.name: e for e in (GatedNumbaEngine, GatedEngine, JacobianEngine, AutodiffEngine)
+    e.name: e for e in (GatedNumbaEngine, GatedEngine, ScanEngine, JacobianEngine, AutodiffEngine)
 }
 
 
@@ -89,7 +90,7 @@ def choose_engine(
         asked = engine != "auto" or gates != "auto"
         last_resort = asked and (name, option) == options[-1]
         if needs[label] <= (free if last_resort else free // 2):
-            return name, option, _reason(engine, label, needs, refusals["gated"])
+            return name, option, _reason(engine, label, needs, refusals)
     what = ", ".join(f"{label} needs {mib(n)}" for label, n in needs.items())
     raise MemoryError(
         f"engine={engine!r}: {what}, {mib(free)} are free on {device}: use engine='autodiff' "
@@ -104,7 +105,7 @@ def _options(engine: type[Engine], gates: str) -> tuple[str, ...]:
     return ("stored", "recomputed") if gates == "auto" else (gates,)
 
 
-def _reason(asked: str, label: str, needs: dict[str, int], not_gated: str | None) -> str:
+def _reason(asked: str, label: str, needs: dict[str, int], refusals: dict[str, str | None]) -> str:
     """Why this one, for the repr."""
     kept = needs[label]
     skipped = [f"{other} would keep {mib(n)}" for other, n in needs.items() if other != label]
@@ -112,7 +113,9 @@ def _reason(asked: str, label: str, needs: dict[str, int], not_gated: str | None
         why = "asked for"
     elif skipped:
         why = ", ".join(skipped)
+    elif refusals["gated"] is None:
+        why = "a gated cell"
     else:
-        why = "a gated cell" if not_gated is None else "not a gated cell"
+        why = "no two units are coupled" if refusals["scan"] is None else "not a gated cell"
     gates = label.partition(", ")[2]
     return f"{why}; keeps {mib(kept) if kept else 'nothing'}" + (f", {gates}" if gates else "")

@@ -229,7 +229,7 @@ class Layer:
         What is masked is zero, lest it add to the rank.
         """
         u = self.multiplied(source, slice(0, self.previous.shape[1]))
-        parts = [*([u] if weight else []), *([torch.ones_like(u[..., :1])] if bias else [])]
+        parts = [*([u] if weight else []), *([u.new_ones(*u.shape[:2], 1)] if bias else [])]
         if self.trajectory.mask is not None:
             parts = [part * self.trajectory.mask[..., None] for part in parts]
         return [part.flatten(0, 1) for part in parts]
@@ -241,8 +241,8 @@ class Layer:
 
     def multiplied(self, source: str, time: slice) -> Tensor:
         """What the weights of that source multiply, (trial, time, feature)."""
-        if source == "input":
-            return self.inputs[:, time]
+        if source == "input":  # a recurrence may read features beside those
+            return self.inputs[:, time, : self.width("input")]
         state = self.previous[:, time]
         features = self.recurrence.features(self._split(state.flatten(0, 1)))
         return features.unflatten(0, state.shape[:2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from kpops.models.gated import GatedRecurrence
 
 Place = tuple[int, str, str]
@@ -9,7 +11,8 @@ Place = tuple[int, str, str]
 
 def places_of(recurrence: GatedRecurrence) -> dict[str, Place]:
     """Parameter name to (layer, source, role), for those that are used there and nowhere else."""
-    names = {id(p): name for name, p in recurrence.parameter_dict().items()}
+    tied = Counter(id(p) for _, p in recurrence.module.named_parameters(remove_duplicate=False))
+    names = {id(p): n for n, p in recurrence.parameter_dict().items() if tied[id(p)] <= 1}
     found: dict[str, list[Place]] = {}
     for i, maps in enumerate(recurrence.layers):
         places = {

@@ -252,6 +252,7 @@ def interference_operator(
     scale = 1.0 if lin.measure == "sum" else 1.0 / lin.trajectory.n_valid  # of all tasks' steps
     to = of_trials(lin, groups.members[i])
     if i == j:
+        scale /= lin.forcing_step**2  # which J has already
         K = ParameterOperator(to.engine, to.space, tuple(to.parameters), scale)
         block = to.P @ K @ to.P.H
         block.symbol = "P_i K_ii P_i*"

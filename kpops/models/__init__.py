@@ -1,19 +1,44 @@
 """Models: what a recurrence is, and how a user's module becomes one."""
 
 from kpops.models.cells import LeakyCell
+from kpops.models.diagonal import DiagonalRecurrence
+from kpops.models.forced import TeacherForced
 from kpops.models.gated import Affine, GatedRecurrence
 from kpops.models.initial import initialize_recurrent, spectral_radius
+from kpops.models.low_rank import LowRankCell
+from kpops.models.minimal import MGUCell, MinGRUCell
 from kpops.models.network import Network
+from kpops.models.ode import NeuralODE
+from kpops.models.parametrizations import Dale, Masked
+from kpops.models.piecewise_linear import PLRNNCell, ShallowPLRNNCell
 from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence
+from kpops.models.sde import NeuralSDE
+from kpops.models.ssm import DiagonalSSM, LinearTimeVarying, SelectiveSSM
+from kpops.models.start import LearnedStart
 from kpops.models.torch_rnn import TorchRecurrence
 
 __all__ = [
     "Affine",
+    "Dale",
+    "DiagonalRecurrence",
+    "DiagonalSSM",
     "GatedRecurrence",
     "LeakyCell",
+    "LearnedStart",
+    "LinearTimeVarying",
+    "LowRankCell",
+    "MGUCell",
+    "Masked",
+    "MinGRUCell",
     "ModuleRecurrence",
     "Network",
+    "NeuralODE",
+    "NeuralSDE",
+    "PLRNNCell",
     "Recurrence",
+    "SelectiveSSM",
+    "ShallowPLRNNCell",
+    "TeacherForced",
     "TorchRecurrence",
     "as_recurrence",
     "initialize_recurrent",

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kpops.models.gated import Affine, GatedRecurrence
-from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence
+from kpops.models.recurrence import as_recurrence, unless_changed
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
 
 class LeakyCell(nn.Module):
@@ -20,13 +20,13 @@ class LeakyCell(nn.Module):
 
     With alpha the step over the time constant and phi the activation,
 
-    - ``form="rate"``:     ``r' = (1 - alpha) r + alpha phi(W r + U x + b)``
-    - ``form="current"``:  ``u' = (1 - alpha) u + alpha (W phi(u) + U x + b)``
+    - ``form="rate"``:     ``r' = (1 - alpha) r + alpha phi(W r + U x + b + xi)``
+    - ``form="current"``:  ``u' = (1 - alpha) u + alpha (W phi(u) + U x + b + xi)``
 
     Parameters
     ----------
     input_size, hidden_size : int
-        Number of input features and of units.
+        Number of input features (without the noise) and of units.
     alpha : float
         Step over time constant, in (0, 1]; with 1 the rate form is ``nn.RNNCell`` with one bias.
     activation : {"tanh", "relu"}
@@ -35,6 +35,9 @@ class LeakyCell(nn.Module):
         Whether the state is the firing rate r or the input current u.
     bias : bool
         Whether there is a b.
+    noise : bool
+        Whether there is a xi. It is given as the last ``hidden_size`` features of the input, one
+        for each unit, so that the cell itself is not random.
 
     Raises
     ------
@@ -46,6 +49,10 @@ class LeakyCell(nn.Module):
     Weights start as those of ``nn.RNNCell``, uniform in ``+-1/sqrt(hidden_size)``. The readout of a
     network in the current form sees u; apply phi in the readout if it should see rates.
 
+    For white noise that moves u by ``sigma sqrt(2 alpha)`` times a standard normal number in each
+    step, draw xi as ``sigma sqrt(2 / alpha)`` times one. All operators are then those along this
+    one path of the noise, which is no parameter and adds nothing to K.
+
     Examples
     --------
     >>> import torch, kpops
@@ -54,6 +61,13 @@ class LeakyCell(nn.Module):
     torch.Size([5, 8])
     >>> kpops.linearize(cell, torch.randn(5, 6, 3)).flow
     <P K P* (trial: 5, time: 6, unit: 8), float32 on cpu, PSD>
+
+    With noise beside the three inputs:
+
+    >>> noisy = kpops.models.LeakyCell(3, 8, alpha=0.2, noise=True)
+    >>> xi = 0.1 * (2 / noisy.alpha) ** 0.5 * torch.randn(5, 6, 8)
+    >>> kpops.linearize(noisy, torch.cat([torch.randn(5, 6, 3), xi], dim=-1)).P
+    <P (trial: 5, time: 6, unit: 8), float32 on cpu>
     """
 
     def __init__(
@@ -65,58 +79,83 @@ class LeakyCell(nn.Module):
         activation: str = "tanh",
         form: str = "rate",
         bias: bool = True,
+        noise: bool = False,
     ) -> None:
         super().__init__()
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha={alpha}: the step over the time constant is in (0, 1]")
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation={activation!r}: choose from {sorted(_ACTIVATIONS)}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r}: choose from {sorted(ACTIVATIONS)}")
         if form not in ("rate", "current"):
             raise ValueError(f"form={form!r}: choose 'rate' or 'current'")
-        self.input_size = input_size
+        self.input_size = input_size + hidden_size * noise
         self.hidden_size = hidden_size
         self.alpha = alpha
         self.activation = activation
         self.form = form
+        self.noise = noise
         self.weight_ih = nn.Parameter(torch.empty(hidden_size, input_size))
-        self.weight_hh = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        self.connect()
         self.bias = nn.Parameter(torch.empty(hidden_size)) if bias else None
         bound = 1 / math.sqrt(hidden_size)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
+    def connect(self) -> None:
+        """Make the recurrent weights."""
+        self.weight_hh = nn.Parameter(torch.empty(self.hidden_size, self.hidden_size))
+
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state; (trial, input), (trial, hidden) -> (trial, hidden)."""
-        drive = F.linear(x, self.weight_ih, self.bias) + F.linear(self.rates(h), self.weight_hh)
-        return self.moved(h, drive)
+        return self.moved(h, self.driven(x) + self.recurrent(self.rates(h)))
+
+    def driven(self, x: Tensor) -> Tensor:
+        """The drive from outside: U x + b + xi."""
+        if not self.noise:
+            return F.linear(x, self.weight_ih, self.bias)
+        x, xi = x.split([self.weight_ih.shape[1], self.hidden_size], dim=-1)
+        return F.linear(x, self.weight_ih, self.bias) + xi
+
+    def recurrent(self, rates: Tensor) -> Tensor:
+        """The drive from other units: W rates."""
+        return F.linear(rates, self.weight_hh)
 
     def rates(self, h: Tensor) -> Tensor:
         """What the recurrent weights multiply: the state itself, or phi of the currents."""
-        return h if self.form == "rate" else _ACTIVATIONS[self.activation](h)
+        return h if self.form == "rate" else ACTIVATIONS[self.activation](h)
 
     def moved(self, h: Tensor, drive: Tensor) -> Tensor:
         """The state, moved towards where the drive leads."""
-        goal = _ACTIVATIONS[self.activation](drive) if self.form == "rate" else drive
+        goal = ACTIVATIONS[self.activation](drive) if self.form == "rate" else drive
         return h + self.alpha * (goal - h)
 
     def extra_repr(self) -> str:
         """Return the options, for the repr."""
         return (
-            f"{self.input_size}, {self.hidden_size}, alpha={self.alpha}, "
-            f"activation={self.activation!r}, form={self.form!r}"
+            f"{self.weight_ih.shape[1]}, {self.hidden_size}, alpha={self.alpha}, "
+            f"activation={self.activation!r}, form={self.form!r}, noise={self.noise}"
         )
 
 
-class _LeakyRecurrence(GatedRecurrence):
+class LeakyRecurrence(GatedRecurrence):
     """The structure of a LeakyCell."""
 
     def __init__(self, module: LeakyCell) -> None:
         bias = None if module.bias is None else "bias"
         super().__init__(module, [Affine("weight_hh", input="weight_ih", input_bias=bias)])
+        self.input_size = module.input_size
 
     def features(self, state: tuple[Tensor, ...]) -> Tensor:
         """What the recurrent weights multiply."""
         return self.module.rates(state[0])
+
+    def from_input(self, layer: int, x: Tensor) -> tuple[Tensor, ...]:
+        """The drive from outside."""
+        return (self.module.driven(x),)
+
+    def from_features(self, layer: int, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The drive from other units."""
+        return (self.module.recurrent(self.features(state)),)
 
     def gates(
         self, from_x: tuple[Tensor, ...], from_h: tuple[Tensor, ...], state: tuple[Tensor, ...]
@@ -125,9 +164,4 @@ class _LeakyRecurrence(GatedRecurrence):
         return (self.module.moved(state[0], from_x[0] + from_h[0]),)
 
 
-@as_recurrence.register
-def _(model: LeakyCell) -> Recurrence:
-    changed = type(model).forward is not LeakyCell.forward
-    if changed or model._forward_hooks or model._forward_pre_hooks:
-        return ModuleRecurrence(model)  # a cell of the user's own: only its forward knows the step
-    return _LeakyRecurrence(model)
+as_recurrence.register(LeakyCell, unless_changed(LeakyCell, LeakyRecurrence))

@@ -29,15 +29,16 @@ class Affine(NamedTuple):
 
     Attributes
     ----------
-    recurrent : str
-        W, shape (gates * hidden, hidden): the recurrent maps, one below the other.
+    recurrent : str or None
+        W, shape (gates * hidden, hidden): the recurrent maps, one below the other. None: the state
+        enters through the gates alone, unit by unit.
     input : str, optional
         U, shape (gates * hidden, feature): the input maps. None: the layer takes no input.
     recurrent_bias, input_bias : str, optional
         b and c, shape (gates * hidden,).
     """
 
-    recurrent: str
+    recurrent: str | None
     input: str | None = None
     recurrent_bias: str | None = None
     input_bias: str | None = None
@@ -59,13 +60,15 @@ class GatedRecurrence(Recurrence):
         variable of a layer is the input of the next.
     variables : sequence of str
         Names of the state variables of a unit.
+    hidden_size : int, optional
+        Number of units of a layer; needed where the first layer has no recurrent maps.
     time_major : bool
         Whether the module reads inputs as ``(time, trial, feature)``.
 
     Raises
     ------
     ValueError
-        If a layer above the first has no input maps.
+        If a layer above the first has no input maps, or the hidden size is not known.
 
     Attributes
     ----------
@@ -101,20 +104,24 @@ class GatedRecurrence(Recurrence):
         layers: Sequence[Affine],
         *,
         variables: Sequence[str] = ("h",),
+        hidden_size: int | None = None,
         time_major: bool = False,
     ) -> None:
         first = layers[0]
         if any(maps.input is None for maps in layers[1:]):
             raise ValueError("layers[1:] need input maps, which take the layer below")
-        hidden = attrgetter(first.recurrent)(module).shape[1]
+        if hidden_size is None:
+            if first.recurrent is None:
+                raise ValueError("layers[0] has no recurrent maps to tell the size: hidden_size=")
+            hidden_size = attrgetter(first.recurrent)(module).shape[1]
         features = None if first.input is None else attrgetter(first.input)(module).shape[1]
         super().__init__(
             module,
-            state_size=hidden * len(variables) * len(layers),
+            state_size=hidden_size * len(variables) * len(layers),
             input_size=features,
             time_major=time_major,
         )
-        self.hidden_size: int = hidden
+        self.hidden_size: int = hidden_size
         self.layers = tuple(layers)
         self.variables = tuple(variables)
 
@@ -165,12 +172,16 @@ class GatedRecurrence(Recurrence):
         return () if names.input is None else self._maps(names.input, names.input_bias, x)
 
     def from_features(self, layer: int, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The recurrent maps of a layer, one tensor for each gate."""
+        """The recurrent maps of a layer, one tensor for each gate; empty for a layer without."""
         names = self.layers[layer]
+        if names.recurrent is None:
+            return ()
         return self._maps(names.recurrent, names.recurrent_bias, self.features(state))
 
-    def weight(self, name: str) -> Tensor:
-        """The weight of that dotted name, as it is now."""
+    def weight(self, name: str | None) -> Tensor:
+        """The weight of that dotted name, as it is now; of maps that are not there no row."""
+        if name is None:
+            return next(self.module.parameters()).new_empty(0, self.hidden_size)
         return attrgetter(name)(self.module)
 
     def _maps(self, weight: str, bias: str | None, u: Tensor) -> tuple[Tensor, ...]:

@@ -79,7 +79,7 @@ def initialize_recurrent(
     Examples
     --------
     >>> import torch
-    >>> from kpops.models.initial import initialize_recurrent, spectral_radius
+    >>> from kpops.models import initialize_recurrent, spectral_radius
     >>> rnn = initialize_recurrent(torch.nn.RNN(3, 500), 1.5, rng=0)
     >>> rnn.recurrent_init
     {'g': 1.5, 'distribution': 'normal'}
@@ -141,7 +141,7 @@ def spectral_radius(model: nn.Module | Mapping[str, Tensor]) -> xr.DataArray:
     ``xr.concat([spectral_radius(state) for _, state in checkpoints(folder)], "step")``.
 
     >>> import torch
-    >>> from kpops.models.initial import spectral_radius
+    >>> from kpops.models import spectral_radius
     >>> gru = torch.nn.GRU(3, 2)
     >>> _ = torch.nn.init.eye_(gru.weight_hh_l0[2:4])
     >>> spectral_radius(gru).sel(parameter="weight_hh_l0[z]").item()

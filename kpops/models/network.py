@@ -31,7 +31,7 @@ class Network(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from kpops.models.network import Network
+    >>> from kpops.models import Network
     >>> network = Network(torch.nn.GRU(3, 16), torch.nn.Linear(16, 2))
     >>> network(torch.zeros(5, 90, 3)).shape
     torch.Size([5, 90, 2])

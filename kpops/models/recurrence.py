@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import singledispatch
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -36,6 +38,9 @@ class Recurrence(nn.Module):
     next state (trial, unit), row by row: trials must not mix.
     """
 
+    forcing_step: float = 1.0
+    """By which P is multiplied and J divided: dt where perturbations are rates."""
+
     def __init__(
         self,
         module: nn.Module,
@@ -53,6 +58,10 @@ class Recurrence(nn.Module):
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state of every row; (row, feature), (row, unit) -> (row, unit)."""
         raise NotImplementedError
+
+    def prepare_inputs(self, inputs: Tensor) -> Tensor:
+        """Add to the user's inputs what the step reads besides; (trial, time, feature) both."""
+        return inputs
 
     def output(self, h: Tensor) -> Tensor:
         """Part of the state that a readout sees; (row, unit) -> (row, feature)."""
@@ -106,27 +115,74 @@ class ModuleRecurrence(Recurrence):
 
     The sizes are read from the attributes ``state_size`` (or ``hidden_size``) and ``input_size``
     where the module has them; else the state size comes from ``h0``.
+
+    A state may be a tuple of tensors, as that of ``nn.LSTMCell``. Then ``state_size`` is the tuple
+    of their sizes, or ``h0`` is given as a tuple. The units are those of the first tensor, which
+    alone a readout sees, then those of the second; an attribute ``variables`` names them.
     """
 
     def __init__(self, module: nn.Module) -> None:
         size = getattr(module, "state_size", getattr(module, "hidden_size", None))
         input_size = getattr(module, "input_size", None)
+        sizes = size if isinstance(size, tuple) else None
+        size = size if sizes is None else sum(sizes)
         super().__init__(
             module,
             state_size=size if isinstance(size, int) else None,
             input_size=input_size if isinstance(input_size, int) else None,
         )
+        self.sizes: tuple[int, ...] | None = sizes
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state, by the module's own forward."""
-        new = self.module(x, h)
-        if not isinstance(new, Tensor) or new.shape != h.shape:
-            got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        given = self.as_module_takes(h)
+        new = self.module(x, given)
+        if _shapes(new) != _shapes(given):
+            got = _shapes(new) if isinstance(new, type(given)) else type(new).__name__
             raise ValueError(
                 f"{type(self.module).__name__}.forward(x_t, h) returned {got}, expected the next "
-                f"state alone, a tensor of the shape of h, {tuple(h.shape)}"
+                f"state alone, of the shape of h, {_shapes(given)}; of a state that is a tuple, "
+                "state_size must be the tuple of its sizes"
             )
-        return new
+        return new if self.sizes is None else torch.cat(new, dim=-1)
+
+    def as_module_takes(self, h: Tensor) -> Any:
+        """State (row, unit) as the module takes it: itself, or the tuple of its parts."""
+        return h if self.sizes is None else h.split(self.sizes, dim=-1)
+
+    def output(self, h: Tensor) -> Tensor:
+        """What a readout sees: all, or the first of several tensors."""
+        return h if self.sizes is None else h[..., : self.sizes[0]]
+
+    def initial_state(self, h0: Any, n_trials: int, like: Tensor) -> Tensor:
+        """Bring `h0`, or its parts if it is a tuple, to (trial, unit)."""
+        if not isinstance(h0, tuple):
+            return super().initial_state(h0, n_trials, like)
+        parts = [matching(part, like, f"h0[{i}]") for i, part in enumerate(h0)]
+        sizes = tuple(part.shape[-1] for part in parts)
+        if self.sizes is None:
+            self.sizes, self.state_size = sizes, sum(sizes)
+        if sizes != self.sizes or any(p.shape[:-1] not in [(), (n_trials,)] for p in parts):
+            raise ValueError(
+                f"h0 has parts of shape {_shapes(tuple(parts))}, expected (trial, unit) = "
+                f"{[(n_trials, size) for size in self.sizes]}"
+            )
+        return torch.cat([part.expand(n_trials, -1) for part in parts], dim=-1)
+
+    def unit_coords(self, state_size: int) -> dict[str, np.ndarray]:
+        """For a tuple of tensors the variable that each unit belongs to."""
+        if self.sizes is None:
+            return {}
+        names = getattr(self.module, "variables", [f"s{i}" for i in range(len(self.sizes))])
+        # Zarr has no fixed-width strings yet.
+        return {"variable": np.repeat(np.array(names, dtype=object), self.sizes)}
+
+
+def _shapes(state: Any) -> Any:
+    """Shape of a tensor, or those of a tuple of them; else what it is."""
+    if isinstance(state, Tensor):
+        return tuple(state.shape)
+    return [_shapes(s) for s in state] if isinstance(state, tuple) else type(state).__name__
 
 
 @singledispatch
@@ -139,7 +195,8 @@ def as_recurrence(model: Any) -> Recurrence:
     Parameters
     ----------
     model : nn.RNN, nn.GRU, nn.LSTM, their Cell classes, Recurrence or nn.Module
-        Any other ``nn.Module`` must have ``forward(x_t, h)`` that returns the next state.
+        Any other ``nn.Module`` must have ``forward(x_t, h)`` that returns the next state, a tensor
+        or a tuple of tensors; see :class:`ModuleRecurrence`.
 
     Returns
     -------
@@ -172,6 +229,24 @@ def _(model: nn.Module) -> Recurrence:
 @as_recurrence.register
 def _(model: Recurrence) -> Recurrence:
     return model
+
+
+def unless_changed(
+    cell: type[nn.Module], recurrence: Callable[[Any], Recurrence]
+) -> Callable[[Any], Recurrence]:
+    """The `recurrence` of a class of cells, but for cells whose step is another.
+
+    Of a subclass with a forward of its own, and of a cell with hooks, only the forward knows the
+    step.
+    """
+
+    def taken(model: nn.Module) -> Recurrence:
+        changed = type(model).forward is not cell.forward
+        if changed or model._forward_hooks or model._forward_pre_hooks:
+            return ModuleRecurrence(model)
+        return recurrence(model)
+
+    return taken
 
 
 def matching(array: Any, like: Tensor, name: str) -> Tensor:

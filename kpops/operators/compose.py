@@ -58,9 +58,7 @@ class Product(TrajectoryOperator):
     factors: list[TrajectoryOperator]
 
     def __init__(self, *factors: TrajectoryOperator) -> None:
-        flat: list[TrajectoryOperator] = []
-        for factor in factors:
-            flat += factor.factors if isinstance(factor, Product) else [factor]
+        flat = [part for factor in factors for part in _factors(factor)]
         for left, right in pairwise(flat):
             _check_same(left, right, "domain", "codomain")
         pairs = list(zip(flat, reversed(flat), strict=True))
@@ -176,6 +174,15 @@ class Scaled(TrajectoryOperator):
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
         return self.factor * self.operator.apply_adjoint(block)
+
+
+def _factors(operator: TrajectoryOperator) -> list[TrajectoryOperator]:
+    """The factors of a product, or of its adjoint."""
+    if isinstance(operator, Product):
+        return operator.factors
+    if isinstance(operator, Adjoint) and isinstance(operator.parent, Product):
+        return [factor.H for factor in reversed(operator.parent.factors)]
+    return [operator]
 
 
 def _product(factors: list[TrajectoryOperator]) -> TrajectoryOperator:

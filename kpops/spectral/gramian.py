@@ -275,7 +275,9 @@ def _kept_finite(gramian: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) -> xr.Dataset:
     P = getattr(lin, "P", lin)
     if not isinstance(P, Propagator):
-        raise TypeError(f"lin is {lin!r}: pass a Linearization, or its P")
+        raise TypeError(
+            f"lin is {lin!r}: pass a Linearization, or its P, of a model that is forced by states"
+        )
     n_trials, n_steps, n_units = P.domain.shape
     chosen = _positions([default] if times is None else times, n_steps)
     recursion = _observability if kind == "observability" else _controllability

@@ -172,6 +172,14 @@ def test_structure_is_inferred_from_the_algebra(lin):
     assert lin.P.H.H is lin.P
 
 
+def test_a_product_times_its_adjoint_is_known_to_be_positive(lin):
+    gram = lin.sensitivity @ lin.sensitivity.H
+    assert gram.self_adjoint and gram.positive
+    D = lin.sensitivity.to_dense()
+    np.testing.assert_allclose(gram.to_dense(), D @ D.T, rtol=1e-12, atol=1e-14)
+    assert not (lin.sensitivity @ lin.J.H).self_adjoint
+
+
 def test_products_stay_in_torch(lin, q, monkeypatch):
     calls = []
     monkeypatch.setattr(torch.Tensor, "numpy", lambda *a, **k: calls.append(a))

@@ -1,6 +1,7 @@
 """The verdicts of the page Reproduction on numbers whose verdict is known."""
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def network(task, cell, seed=0, g=1.0):
     return {"task": task, "cell": cell, "seed": seed, "g": g, "max_steps": 4000, "batch_size": 64}
 
 
-def rank_result(P, K, *, participation=(9.0, 3.0), losses=None, needed=3.0):
+def rank_result(P, K, *, participation=(9.0, 3.0), losses=None, needed=3.0, accuracy=1.0):
     """A file of ranks with the given variance ranks of P and K (step)."""
     P, K = np.broadcast_arrays(np.asarray(P, float), np.asarray(K, float), np.zeros(6))[:2]
     variance = np.stack([K, P, K], 1)
@@ -45,6 +46,7 @@ def rank_result(P, K, *, participation=(9.0, 3.0), losses=None, needed=3.0):
         effective_rank=(("step", "operator", "kind"), np.stack([variance, whole], 2)),
         share=(("moment", "reduction", "mode"), share),
         modes_needed=(("moment", "reduction"), np.full((2, 3), needed)),
+        accuracy=("step", np.full(6, accuracy)),
     ).assign_coords(
         step=STEPS,
         operator=["K", "P P*", "P K P*"],
@@ -147,6 +149,15 @@ def test_collapse_is_asked_for_when_and_where_the_paper_shows_it():
     assert passed["RNN: P falls to 1.5 or less"] == 0
 
 
+def test_networks_that_did_not_learn_are_named():
+    entries = [
+        (network("memory_pro", cell, seed), rank_result(5, 1, accuracy=accuracy))
+        for cell, seed, accuracy in (("gru", 0, 1.0), ("rnn", 0, 0.2), ("rnn", 1, 0.9))
+    ]
+    told = [note for note in ranks.memory(collection(entries)).notes if "had not learned" in note]
+    assert len(told) == 1 and "1 of 2 RNNs had" in told[0] and "GRU" not in told[0]
+
+
 def test_flip_flop_is_asked_for_its_last_rank():
     good, bad = [40] * 5 + [54], [54] * 5 + [2]
     assert (
@@ -179,14 +190,14 @@ def test_eigenfunctions_that_dominate_are_counted():
 def sweep(direction):
     """Four g, on which ranks rise and times fall, or the reverse."""
     entries = []
-    for seed in range(3):
+    for cell, seed in product(("rnn", "gru"), range(3)):
         for g in (0.5, 1.0, 2.0, 3.0):
             order = g if direction > 0 else 4 - g
             slow = int(100 / order)
             losses = np.concatenate([np.full(25 * slow, 0.5), np.full(25, 1e-3)])
             falling = 40 * np.array([1, 1, 1, order / 5, 1, 1])
             result = rank_result(falling, order, losses=losses)
-            entries.append((network("memory_pro", "rnn", seed, g), result))
+            entries.append((network("memory_pro", cell, seed, g), result))
     return collection(entries)
 
 
@@ -201,8 +212,19 @@ def test_a_seed_that_lacks_a_g_is_not_asked():
     whole = sweep(1)
     found = {k: v for k, v in whole.found.items() if k != "network 0"}
     claim = learning.over_g(Results(whole.planned, found))
-    assert {c.of for c in claim.checks} == {2}
-    assert claim.verdict == "reproduced; 11 of 12 networks measured"
+    assert {c.of for c in claim.checks if c.text.startswith("RNN")} == {2}
+    assert {c.of for c in claim.checks if c.text.startswith("GRU")} == {3}
+    assert claim.verdict == "reproduced; 23 of 24 networks measured"
+
+
+def test_scales_that_never_learn_have_no_speed():
+    entries = [
+        (network("memory_pro", "gru", seed, g), rank_result(5, 1, losses=np.full(100, 0.5)))
+        for seed in range(3)
+        for g in (0.5, 1.0, 2.0, 3.0)
+    ]
+    speeds = [c for c in learning.over_g(collection(entries)).checks if "iterations" in c.text]
+    assert all((c.passed, c.found) == (0, "0") for c in speeds if c.text.startswith("GRU"))
 
 
 def matrix(response, timing):
@@ -248,8 +270,21 @@ def test_operators_before_states_are_told_from_states_before_operators():
     assert claim.verdict == IN_PART  # states do end as Pro/Anti, and together
     passed = {c.text.split(":")[-1].strip(): c.passed for c in claim.checks}
     assert passed["Delay/Memory before training (contrast below 0)"] == 0
-    assert passed["Pro/Anti from the start"] == 0
+    assert passed["Pro/Anti from the start (contrast)"] == passed["before states"] == 0
     assert learning.tasks(four([-1] * 6, [-1] * 6)).checks[1].passed == 0
+
+
+def test_the_claim_on_operators_needs_those_alone_and_those_between_errors():
+    late, early = np.array([-1, -1, -1, 1, 1, 1.0]), np.ones(6)
+    runs = four(late, late)
+    for result in runs:
+        result["gradient_tuning_cosine"] = aligned(late, early)["gradient_tuning_cosine"]
+    claim = learning.tasks(runs)
+    assert claim.verdict == IN_PART
+    assert {c.text.split(":")[0]: c.passed for c in claim.checks if "before states" in c.text} == {
+        "operators alone": 0,
+        "operators between errors": 5,
+    }
 
 
 def test_runs_that_turn_far_apart_do_not_turn_together():

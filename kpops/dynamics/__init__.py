@@ -1,0 +1,1 @@
+"""Dynamics: Lyapunov exponents and vectors, fixed points and slow points."""

@@ -1,0 +1,264 @@
+"""The operators of the motion at fixed points, and what parameters do to such points."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from kpops.dynamics.fixed_points import bring, n_inputs
+from kpops.dynamics.search_points import Map
+from kpops.engines.base import ONE_AT_A_TIME, Trajectory
+from kpops.labels import Space, as_tensor, to_numpy
+from kpops.linearization import Linearization, linearize
+from kpops.models.network import Network
+from kpops.models.recurrence import as_recurrence
+from kpops.operators.base import TrajectoryOperator
+from kpops.operators.compose import Product
+from kpops.spectral.common import in_full_precision, noise_floor
+
+
+@in_full_precision
+@torch.inference_mode(False)
+def linearize_at(
+    model: Any, points: Any, n_steps: int, *, input: Any = None, **options: Any
+) -> Linearization:
+    """Linearise a model about trajectories that stay at given points.
+
+    Parameters
+    ----------
+    model : Linearization or nn.Module
+        A linearization, whose model, parameters, readout, measure and engine are taken, or what
+        :func:`kpops.linearize` takes.
+    points : Dataset, DataArray, Tensor or array_like
+        States (point, unit), or the result of :func:`fixed_points`.
+    n_steps : int
+        Length T of the trajectories.
+    input : array_like, optional
+        Constant input x (feature,). Default: that of the Dataset, else zeros.
+    **options
+        Those of :func:`kpops.linearize`, other than ``h0`` and ``mask``, where `model` is a model.
+
+    Returns
+    -------
+    Linearization
+        Every point is a trial, labelled as the point is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`kpops.linearize`; or if options are given beside a linearization.
+
+    Notes
+    -----
+    Every step starts at the point itself, so that A[t] = df/dh(x, h*) for all t. The model is not
+    run on from there: rounding would drive it away from an unstable point, by a factor |lambda| at
+    every step. The block of P from time s to time t is A^(t - s), and K repeats one block over all
+    pairs of steps of a point. At a slow point this is the motion about it if its drift were taken
+    away. The states are f(h*), which is h* but for its speed.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> cell = torch.nn.RNNCell(1, 1, bias=False).double()
+    >>> _ = torch.nn.init.constant_(cell.weight_hh, 1.5)
+    >>> lin = kpops.linearize_at(cell, torch.zeros(1, 1, dtype=torch.float64), 4)
+    >>> (lin.P @ torch.tensor([[[1.0], [0], [0], [0]]], dtype=torch.float64)).ravel().tolist()
+    [1.0, 1.5, 2.25, 3.375]
+    """
+    if isinstance(n_steps, bool) or not isinstance(n_steps, int | np.integer) or n_steps < 1:
+        raise ValueError(f"n_steps={n_steps!r}: choose an int of 1 or more")
+    given = options if isinstance(model, Linearization) else {"h0", "mask"} & set(options)
+    if given:
+        raise ValueError(
+            f"{sorted(given)} given: points are the states, and a linearization has its own options"
+        )
+    states, x, labels = _read(points, input)
+    if isinstance(model, Linearization):
+        return _stay(model, *_brought(model, states, x), labels, n_steps)
+    h = to_numpy(as_tensor(states))
+    inputs = np.zeros(_n_inputs(model), h.dtype) if x is None else to_numpy(as_tensor(x))
+    inputs = np.broadcast_to(inputs, (len(h), 1, inputs.shape[-1]))
+    dims = ("trial", "time", "feature")
+    here = linearize(model, xr.DataArray(inputs, dims=dims), h0=h, **options)
+    return _stay(
+        here, here.trajectory.previous[:, 0], here.trajectory.inputs[0, 0], labels, n_steps
+    )
+
+
+@in_full_precision
+@torch.inference_mode(False)
+@torch.no_grad()
+def stationary_response(
+    model: Any, points: Any, *, input: Any = None, **options: Any
+) -> TrajectoryOperator:
+    """What a change of the parameters does to fixed points: dh*/dtheta = (I - A)^-1 df/dtheta.
+
+    Parameters
+    ----------
+    model, points, input, **options
+        As for :func:`linearize_at`. All points must be fixed points.
+
+    Returns
+    -------
+    TrajectoryOperator
+        R J, from the parameters to (trial, time, unit), with a trial for each point, and one step.
+        J is that of one step at the point, and R = (I - A)^-1 its first factor.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`linearize_at`; or if a point is not a fixed point, or A has there an eigenvalue
+        of 1, to rounding, so that the response is infinite.
+
+    Notes
+    -----
+    From h* = f(h*, theta). With the eigenvectors of :func:`fixed_points`, ``dh*/dtheta = sum_i r_i
+    (l_i . df/dtheta) / (1 - lambda_i)``: near a bifurcation at lambda = 1 one channel is left, and
+    the stationary kernel R J J* R* tends to rank one. It is the limit of P J at the last step of
+    long trajectories that stay at stable points.
+
+    Examples
+    --------
+    The fixed point of h' = w h + b is b / (1 - w), that is 4 for w = 1/2 and b = 2; its derivatives
+    are b / (1 - w)^2 and 1 / (1 - w).
+
+    >>> import torch, kpops
+    >>> class Linear(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.w = torch.nn.Parameter(torch.tensor([0.5]))
+    ...         self.b = torch.nn.Parameter(torch.tensor([2.0]))
+    ...     def forward(self, x, h):
+    ...         return self.w * h + self.b
+    >>> kpops.stationary_response(Linear(), torch.tensor([[4.0]])).to_dense()
+    array([[8., 2.]], dtype=float32)
+    """
+    lin = linearize_at(model, points, 1, input=input, **options)
+    h, x = lin.trajectory.states[:, 0], lin.trajectory.inputs[0, 0]
+    with ONE_AT_A_TIME:
+        f = Map(lin.recurrence, x)
+        speed = f.change(h).norm(dim=1)
+        # As far from a fixed point as the response to it may be wrong by half of the digits.
+        bound = torch.finfo(h.dtype).eps ** 0.5 * (h.shape[1] ** 0.5 + h.norm(dim=1))
+        if (speed > bound).any():
+            worst = int((speed / bound).argmax())
+            raise ValueError(
+                f"point {lin.space.coords['trial'][1][worst]} moves by {float(speed[worst]):.2g} "
+                "in a step: pass fixed points, for example those of kind 'fixed'"
+            )
+        jacobians = f.jacobians(h)
+    response = Product(Resolvent(jacobians, lin.space), lin.J)
+    response.attrs = lin.attrs
+    return response
+
+
+class Resolvent(TrajectoryOperator):
+    """R = (I - A)^-1 at points: where a constant forcing moves them to, ``v = A v + q``.
+
+    Parameters
+    ----------
+    jacobians : Tensor, shape (point, unit, unit)
+        A at the points.
+    space : Space
+        (trial, time, unit), with a trial for each point.
+
+    Raises
+    ------
+    ValueError
+        If I - A is singular to rounding.
+    """
+
+    def __init__(self, jacobians: Tensor, space: Space) -> None:
+        super().__init__(
+            space, space, dtype=jacobians.dtype, device=jacobians.device, symbol="(I - A)^-1"
+        )
+        self.uncoupled = ("trial", "time")
+        matrices = torch.eye(jacobians.shape[1]).to(jacobians) - jacobians
+        singular = torch.linalg.svdvals(matrices)
+        bad = singular[:, -1] <= noise_floor(jacobians.dtype) * singular[:, 0]
+        if bad.any():
+            point = space.coords["trial"][1][int(bad.nonzero()[0, 0])]
+            raise ValueError(
+                f"A has an eigenvalue of 1, to rounding, at point {point}, whose response is "
+                "infinite: leave the point out"
+            )
+        self.factors = torch.linalg.lu_factor(matrices)
+
+    def _apply(self, block: Tensor) -> Tensor:
+        return self._solve(block, adjoint=False)
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        return self._solve(block, adjoint=True)
+
+    def _solve(self, block: Tensor, *, adjoint: bool) -> Tensor:
+        # (block, trial, time, unit) -> (trial, unit, block and time): a matrix for each point
+        n_block, n_points, n_steps, n_units = block.shape
+        columns = block.permute(1, 3, 0, 2).reshape(n_points, n_units, -1)
+        solved = torch.linalg.lu_solve(*self.factors, columns, adjoint=adjoint)
+        return solved.reshape(n_points, n_units, n_block, n_steps).permute(2, 0, 3, 1).contiguous()
+
+
+def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
+    """States (point, unit), the input or None, and the labels of the points."""
+    if isinstance(points, xr.Dataset):
+        missing = [name for name in ("state", "input") if name not in points]
+        if missing:
+            raise ValueError(f"points has no {missing}: pass the result of kpops.fixed_points")
+        x = points.input.data if x is None else x
+        points = points.state
+    labels = None
+    if isinstance(points, xr.DataArray):
+        if set(points.dims) != {"point", "unit"}:
+            raise ValueError(f"points has dims {points.dims}, expected ('point', 'unit')")
+        points = points.transpose("point", "unit")
+        labels = points.point.values
+        points = points.data
+    if np.ndim(points) != 2 or 0 in np.shape(points):
+        raise ValueError(
+            f"points has shape {tuple(np.shape(points))}, expected (point, unit) with one or more"
+        )
+    return points, x, np.arange(len(points)) if labels is None else labels
+
+
+def _brought(lin: Linearization, states: Any, x: Any) -> tuple[Tensor, Tensor]:
+    """States and input in the dtype and on the device of a linearization."""
+    inputs, here = lin.trajectory.inputs, lin.trajectory.states
+    h = bring(states, here, "points", False)
+    x = inputs.new_zeros(inputs.shape[2]) if x is None else bring(x, here, "input", False)
+    expected = (here.shape[2],), (inputs.shape[2],)
+    if (h.shape[1:], x.shape) != expected:
+        raise ValueError(
+            f"points has shape {tuple(h.shape)} and input {tuple(x.shape)}, expected (point, "
+            f"{here.shape[2]}) and ({inputs.shape[2]},) for this linearization"
+        )
+    return h, x
+
+
+def _n_inputs(model: Any) -> int:
+    recurrent = model.recurrent if isinstance(model, Network) else model
+    return n_inputs(as_recurrence(recurrent))
+
+
+def _stay(
+    lin: Linearization, h: Tensor, x: Tensor, labels: np.ndarray, n_steps: int
+) -> Linearization:
+    """The linearization's model at steps that all start at the same states."""
+    n_points, n_units = h.shape
+    inputs = x.expand(n_points, n_steps, -1).contiguous()
+    with ONE_AT_A_TIME, torch.no_grad():
+        new = lin.recurrence(inputs[:, 0], h)
+    previous, states = (part[:, None].expand(-1, n_steps, -1).contiguous() for part in (h, new))
+    of_units = {k: c for k, c in lin.space.coords.items() if c[0] == ("unit",)}
+    coords = {
+        "trial": (("trial",), labels),
+        "time": (("time",), np.arange(1, n_steps + 1)),
+        **of_units,
+    }
+    space = Space(("trial", "time", "unit"), (n_points, int(n_steps), n_units), coords)
+    trajectory = Trajectory(inputs, previous, states, None)
+    return replace(lin, trajectory=trajectory, space=space)

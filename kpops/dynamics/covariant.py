@@ -1,0 +1,228 @@
+"""Covariant Lyapunov vectors: the directions in which tangent vectors grow at the exponents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from kpops.dynamics.lyapunov import check_count, check_dt, labelled, number_of_modes
+from kpops.dynamics.lyapunov_source import Source, read_source
+from kpops.dynamics.lyapunov_tangent import alone, take_along
+from kpops.engines.memory import check_allocation
+from kpops.labels import Space
+
+
+def covariant_lyapunov_vectors(
+    lin_or_model: Any,
+    k: int | None = None,
+    *,
+    inputs: Any = None,
+    h0: Any = None,
+    n_steps: int | None = None,
+    transient: int = 0,
+    frame_transient: int | None = None,
+    backward_transient: int | None = None,
+    interval: int = 1,
+    angles: bool = False,
+    dt: float | None = None,
+    dtype: torch.dtype | None = None,
+    rng: int | np.random.Generator | None = None,
+) -> xr.Dataset:
+    """Covariant Lyapunov vectors along the trajectories of a recurrent model.
+
+    Parameters
+    ----------
+    lin_or_model, k, inputs, h0, n_steps, transient, dt, dtype, rng
+        As for :func:`kpops.lyapunov_spectrum`. A linearization must have no mask.
+    frame_transient : int, optional
+        Steps after `transient` that the frames are given to turn. Default: a tenth of the rest.
+    backward_transient : int, optional
+        Steps at the end from which the vectors come back, and have not yet turned where they are.
+        Default: as many as `frame_transient`.
+    interval : int
+        Steps between two times at which the vectors are kept.
+    angles : bool
+        Whether to return the angles between the vectors, too.
+
+    Returns
+    -------
+    Dataset
+        In the dtype of the computation:
+
+        - ``covariant_vector(trial, time, unit, mode)`` of unit length, tangent to the state
+          ``h[time]``. The Jacobian of the steps between two times takes a vector to a positive
+          multiple of the next one;
+        - ``growth_rate(trial, time, mode)``, the logarithm of that multiple per step or per unit
+          of time; NaN at the last time where nothing comes after;
+        - ``exponent(mode)``, its mean over trials and times: the Lyapunov exponents;
+        - ``angle(trial, time, mode, mode_in)`` in radians, at most pi / 2, if asked for; below
+          eps^(1/2) it is not told from zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`kpops.lyapunov_spectrum` does; also if the linearization has a mask, or if a
+        singular Jacobian annihilates one of the k modes.
+    MemoryError
+        If the vectors would not fit.
+
+    See Also
+    --------
+    lyapunov_spectrum : The exponents, with their errors.
+
+    Notes
+    -----
+    By the method of Ginelli et al. (2007, Phys. Rev. Lett. 99, 130601). On the way forward, frames
+    Q[n] and triangles R[n] with ``A Q[n-1] = Q[n] R[n]`` are kept. The covariant vectors are
+    ``V[n] = Q[n] C[n]`` with C upper triangular, and ``A V[n-1] = V[n] D[n]`` with D diagonal says
+    ``C[n-1] = R[n]^-1 C[n] D[n]``: backwards, where almost any triangular start (here the identity)
+    turns to the right one, as fast as the exponents differ. The memory is that of k vectors of
+    ``S + k`` numbers for every trial and time kept.
+
+    The vectors do not depend on the inner product, in contrast to the frames; within exponents that
+    coincide only their span is determined. Angles that come near zero between expanding and
+    contracting ones tell that the dynamics are not hyperbolic.
+
+    Examples
+    --------
+    Of a constant Jacobian the covariant vectors are the eigenvectors.
+
+    >>> import torch, kpops
+    >>> class Shear(torch.nn.Module):
+    ...     def forward(self, x, h):
+    ...         return h @ torch.tensor([[2.0, 1.0], [0.0, 0.5]], dtype=h.dtype).T
+    >>> result = kpops.covariant_lyapunov_vectors(
+    ...     Shear(), h0=[0.0, 0.0], n_steps=200, angles=True, rng=0
+    ... )
+    >>> second = result.covariant_vector.isel(trial=0, time=0, mode=1)
+    >>> print(f"{float(second[1] / second[0]):.3f}")  # the eigenvector (1, -1.5) of 0.5
+    -1.500
+    >>> print(f"{float(result.angle.isel(trial=0, time=0)[0, 1]):.3f}")  # arctan 1.5
+    0.983
+    """
+    check_dt(dt)
+    source = read_source(lin_or_model, inputs, h0, n_steps, dtype)
+    k = number_of_modes(k, source)
+    total = source.space.sizes["time"]
+    if int(source.lengths.min()) < total:
+        raise ValueError("the linearization has a mask: linearise trials of one length together")
+    check_count("transient", transient, 0, total - 1)
+    left = total - int(transient)
+    forward = max(1, left // 10) if frame_transient is None else frame_transient
+    check_count("frame_transient", forward, 1, left)
+    backward = min(forward, left - forward) if backward_transient is None else backward_transient
+    check_count("backward_transient", backward, 0, left - int(forward))
+    check_count("interval", interval, 1)
+    marks = list(range(int(transient) + int(forward), total + 1, int(interval)))
+    kept = [mark for mark in marks if mark <= total - backward]
+    n_trials, _, n_units = source.space.shape
+    per_time = len(kept) * (n_units + k * angles) + 2 * len(marks) * k
+    n_bytes = n_trials * k * per_time * source.start.element_size()
+    check_allocation(f"{k} covariant vectors at {len(kept)} times", n_bytes, source.start.device)
+    with alone(source.start.device):
+        vectors = source.start.new_empty(n_trials, len(kept), n_units, k)
+        triangles = _forward(source, int(transient), marks, vectors, rng)
+        growth = _backward(triangles, marks, vectors)
+        variables = {
+            "covariant_vector": vectors,
+            "growth_rate": growth / (interval if dt is None else interval * dt),
+        }
+        variables["exponent"] = variables["growth_rate"].nanmean((0, 1))
+        if angles:
+            variables["angle"] = _angles(vectors)
+    space = source.labels(kept, k, dt)
+    modes_in = {"mode_in": (("mode_in",), space.coords["mode"][1])}
+    space = Space((*space.dims, "mode_in"), (*space.shape, k), {**space.coords, **modes_in})
+    settings = {
+        "k": k,
+        "n_steps": total,
+        "transient": int(transient),
+        "frame_transient": int(forward),
+        "backward_transient": int(backward),
+        "interval": int(interval),
+        "dt": dt,
+    }
+    return xr.Dataset(
+        {
+            name: labelled(space, values.to(source.start.dtype), *_NAMES[name], dt)
+            for name, values in variables.items()
+        },
+        attrs={
+            **source.attrs,
+            "dynamics": source.dynamics,
+            "configuration": json.dumps(settings, sort_keys=True),
+        },
+    )
+
+
+def _forward(
+    source: Source,
+    transient: int,
+    marks: Sequence[int],
+    frames: Tensor,
+    rng: int | np.random.Generator | None,
+) -> list[tuple[int, Tensor]]:
+    """Write Q at the first marks into `frames`; R of every piece from there on, with its end."""
+    stops = sorted({transient, *marks, source.space.sizes["time"]})
+    index = {mark: i for i, mark in enumerate(marks[: frames.shape[1]])}
+    triangles = []
+    for piece in take_along(source, frames.shape[3], stops, None, rng):
+        if (piece.growth == -torch.inf).any():
+            trial, mode = (piece.growth == -torch.inf).nonzero()[0].tolist()
+            raise ValueError(
+                f"a singular Jacobian annihilates mode {mode + 1} of trial {trial} by step "
+                f"{piece.stop}, so that there is no way back: take k={mode} or fewer"
+            )
+        if piece.stop in index:
+            frames[:, index[piece.stop]] = piece.frames
+        if piece.stop > marks[0]:
+            triangles.append((piece.stop, piece.triangle))
+    return triangles
+
+
+def _backward(triangles: list[tuple[int, Tensor]], marks: Sequence[int], vectors: Tensor) -> Tensor:
+    """Turn frames into covariant vectors, in place.
+
+    Returns the growth from every kept mark to the next, (trial, time, mode) in float64.
+    """
+    n_trials, n_kept, _, k = vectors.shape
+    rates = vectors.new_full((n_trials, n_kept, k), torch.nan, dtype=torch.float64)
+    index = {mark: i for i, mark in enumerate(marks)}
+    mixing = torch.eye(k).to(vectors).expand(n_trials, -1, -1)
+    growth = torch.zeros_like(rates[:, 0])
+    ends = [marks[0], *(stop for stop, _ in triangles)]
+    for position, stop in enumerate(reversed(ends)):
+        if position > 0:  # back over the piece that begins here
+            mixing = torch.linalg.solve_triangular(triangles[-position][1], mixing, upper=True)
+            lengths = mixing.norm(dim=1, keepdim=True)
+            mixing, growth = mixing / lengths, growth - lengths[:, 0].double().log()
+        if stop not in index:
+            continue
+        i = index[stop]
+        if i < n_kept:
+            vectors[:, i] = vectors[:, i] @ mixing
+            if i + 1 < len(marks):
+                rates[:, i] = growth
+        growth = torch.zeros_like(growth)
+    return rates
+
+
+def _angles(vectors: Tensor) -> Tensor:
+    """Angles between the lines of unit vectors, (trial, time, mode, mode)."""
+    cosines = (vectors.mT @ vectors).abs().clamp_max(1)
+    cosines.diagonal(dim1=2, dim2=3).fill_(1)
+    return cosines.arccos()
+
+
+_NAMES: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "covariant_vector": (("trial", "time", "unit", "mode"), "covariant Lyapunov vector", "1"),
+    "growth_rate": (("trial", "time", "mode"), "growth rate of the covariant vector", "rate"),
+    "exponent": (("mode",), "mean growth rate of the covariant vectors", "rate"),
+    "angle": (("trial", "time", "mode", "mode_in"), "angle between covariant vectors", "rad"),
+}

@@ -1,0 +1,319 @@
+"""Fixed points and slow points of a recurrent model at a constant input."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from kpops import snapshot
+from kpops.dynamics import search_points
+from kpops.dynamics.label_points import labelled
+from kpops.dynamics.merge_points import merge, reading_order
+from kpops.engines.base import ONE_AT_A_TIME
+from kpops.labels import as_tensor, numpy_dtype, to_numpy
+from kpops.linearization import Linearization
+from kpops.models.network import Network
+from kpops.models.recurrence import Recurrence
+from kpops.spectral.common import in_full_precision, warn
+
+Rng = int | np.random.Generator | None
+
+
+@in_full_precision
+@torch.inference_mode(False)
+@torch.no_grad()
+def fixed_points(
+    model: Any,
+    starts: Any,
+    *,
+    input: Any = None,
+    tol: float = 0.0,
+    merge_distance: float = 1e-3,
+    jitter: float = 0.0,
+    max_iterations: int = 300,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    rng: Rng = None,
+) -> xr.Dataset:
+    """Fixed points and slow points of a model at a constant input, and their stability.
+
+    Parameters
+    ----------
+    model : Linearization or nn.Module
+        A linearization, or any model that :func:`kpops.linearize` takes, or one without parameters.
+    starts : int, array_like, Tensor or DataArray
+        States from which to search: the last dim (of a DataArray: ``unit``) is the state, all
+        others are starts. Or their number: they are then drawn from the valid states of the
+        linearization, none twice as long as there are enough.
+    input : array_like, optional
+        Constant input x (feature,). Default: zeros.
+    tol : float
+        Speed, in state per step, at which the search ends. A fixed point is one of that speed, or
+        of a speed that rounding explains: 16 units of it times sqrt(S) + |h|.
+    merge_distance : float
+        Distance over the spread of the states at which points are taken for one; see Notes.
+    jitter : float
+        Standard deviation of Gaussian noise that is added to every entry of the starts.
+    max_iterations : int
+        Steps of the search from every start, at most.
+    dtype : torch.dtype, optional
+        float32 or float64 to convert the model, the starts and the input to. With an eigenvalue
+        1 - d, the state is known to the rounding of its speed over d: float64 is worth its time
+        for models of float32, too.
+    device : torch.device or str, optional
+        Where to compute. Default: where the model is.
+    rng : int, Generator or None
+        Source of the choice of starts and of the jitter.
+
+    Returns
+    -------
+    Dataset
+        Of every point:
+
+        - ``state(point, unit)``; ``speed(point)``, which is |f(h) - h|; ``kind(point)``:
+          ``"fixed"``, ``"slow"`` or ``"not converged"``, and ``converged(point)``, False for the
+          last; ``basin_count(point)``, how many starts led there;
+        - ``start_distance(point)`` to the nearest start, over the spread, and ``outlier(point)``,
+          whether it exceeds 1;
+        - ``eigenvalue_real`` and ``eigenvalue_imag`` (point, mode) of the state Jacobian A, by
+          falling magnitude; ``time_constant(point, mode)``, which is -1 / log |eigenvalue|,
+          negative for growth; ``spectral_radius(point)``; ``n_unstable(point)`` and
+          ``is_stable(point)``, magnitudes of 1 to rounding being neither unstable nor stable;
+        - ``right_real``, ``right_imag``, ``left_real`` and ``left_imag`` (point, mode, unit), the
+          eigenvectors: A r = lambda r of unit norm with the largest entry positive, and
+          l A = lambda l, with l_i . r_j = 1 for i = j and else 0, without conjugation;
+        - ``eigenvector_condition(point)``: S if A is normal, large if eigenvalues are sensitive;
+          infinite if A lacks eigenvectors, where the left ones are NaN.
+
+        And ``input(feature)``. Points are ordered by kind, number of unstable directions, and
+        state. Attributes: model, dtype, ``spread``, ``n_starts`` and ``configuration`` (JSON).
+
+    Raises
+    ------
+    TypeError
+        If dtypes are mixed, or `model` is not a module.
+    ValueError
+        If a shape or a number is out of range, a value is not finite, or the model is random or
+        mixes rows.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If some starts came neither to a fixed nor to a slow point, nor became outliers.
+
+    See Also
+    --------
+    linearize_at : The operators of the motion at such points.
+    stationary_response : What a change of the parameters does to fixed points.
+
+    Notes
+    -----
+    The search descends q = |f(h) - h|^2 / 2 from all starts together (Sussillo and Barak 2013,
+    Neural Computation 25, 626-649), by Levenberg-Marquardt steps with the damping of Yamashita and
+    Fukushima (2001, Computing Suppl. 15, 239-249). A slow point is a minimum of q whose speed is
+    above `tol`: the Hessian of q is positive definite there, and the distance to the exact minimum,
+    by Newton's step, below a tenth of that at which points are merged. With a `tol` above its
+    speed, a slow manifold is covered by points instead, as many as the starts led to.
+
+    The spread is the root mean square distance of the states from their mean: of the
+    linearization's valid states, else of the starts; 1 where they are all alike. Points are merged
+    that are nearer than `merge_distance` times the spread, also through others, as single linkage
+    does; of each group, a fixed point is kept before a slow one, and the slowest of these.
+
+    The steps of the search are not those of the dynamics: ``basin_count`` is of the search, and
+    saddles are found as well as nodes. Nor does the search stay where trajectories go. A GRU has
+    valleys of q far outside, where its gates saturate and the speed falls for ever: what ends there
+    is an outlier, mostly ``"not converged"``.
+
+    Examples
+    --------
+    Two stable fixed points and a saddle, of a unit that feeds on itself:
+
+    >>> import torch, kpops
+    >>> cell = torch.nn.RNNCell(1, 1, bias=False).double()
+    >>> _ = torch.nn.init.constant_(cell.weight_hh, 1.5)
+    >>> points = kpops.fixed_points(cell, torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None])
+    >>> points.state.values.ravel().round(4).tolist()
+    [-0.8586, 0.8586, 0.0]
+    >>> points.eigenvalue_real.values.ravel().round(4).tolist()
+    [0.3943, 0.3943, 1.5]
+    """
+    settings = _check(tol, merge_distance, jitter, max_iterations)
+    generator = np.random.default_rng(rng)
+    problem = _read(model, starts, input, dtype, device, generator)
+    starts = _jittered(problem.starts, jitter, generator)
+    spread = _spread(problem.states)
+    distance = merge_distance * spread
+    with ONE_AT_A_TIME:
+        x = problem.x.expand(len(starts), 1, -1)
+        snapshot.run(problem.recurrence, x, starts, None)  # refuses random and mixing models
+        f = search_points.Map(problem.recurrence, problem.x)
+        found = search_points.search(f, starts, tol, 0.1 * distance, max_iterations)
+        states, speed, kind = map(to_numpy, found)
+        kept, count = merge(states, speed, kind, distance)
+        points = search_points.Found(*(part[torch.from_numpy(kept).to(x.device)] for part in found))
+        jacobians = f.jacobians(points.states)
+    nearest = torch.cdist(points.states, starts).amin(1) / spread
+    result = labelled(problem.recurrence, problem.x, points, jacobians, count, nearest)
+    order = reading_order(states[kept], result.n_unstable.values, kind[kept], distance)
+    result = result.isel(point=order).assign_coords(point=result.point)
+    _warn_of_others(result, max_iterations)
+    return result.assign_attrs(
+        **problem.attrs,
+        spread=spread,
+        n_starts=len(starts),
+        configuration=json.dumps(settings, sort_keys=True),
+    )
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What was given: a model, its input, where to start, and states that tell the spread."""
+
+    recurrence: Recurrence
+    x: Tensor
+    starts: Tensor
+    states: Tensor
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """Provenance."""
+        return {
+            "model": type(self.recurrence.module).__name__,
+            "dtype": str(self.x.dtype).removeprefix("torch."),
+        }
+
+
+def _check(
+    tol: float, merge_distance: float, jitter: float, max_iterations: int
+) -> dict[str, float]:
+    """Refuse numbers out of range; the settings."""
+    settings = {"tol": tol, "merge_distance": merge_distance, "jitter": jitter}
+    for name, value in settings.items():
+        if not 0 <= value < np.inf or (name == "merge_distance" and value == 0):
+            raise ValueError(f"{name}={value!r}: choose a finite number, not below zero")
+    if (
+        isinstance(max_iterations, bool)
+        or not isinstance(max_iterations, int | np.integer)
+        or max_iterations < 1
+    ):
+        raise ValueError(f"max_iterations={max_iterations!r}: choose an int of 1 or more")
+    return {k: float(v) for k, v in settings.items()} | {"max_iterations": int(max_iterations)}
+
+
+def _read(
+    model: Any,
+    starts: Any,
+    x: Any,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    generator: np.random.Generator,
+) -> _Problem:
+    lin = model if isinstance(model, Linearization) else None
+    if isinstance(model, Network):
+        snapshot.refuse_changed_network(model)
+        model = model.recurrent
+    recurrence = snapshot.of_model(model if lin is None else lin.recurrence, dtype, device)
+    recurrence.requires_grad_(False)
+    like = _like(recurrence, starts, dtype)
+    convert = dtype is not None
+    states = None if lin is None else _valid_states(lin).to(like)
+    if isinstance(starts, int | np.integer) and not isinstance(starts, bool):
+        begin = _drawn(states, int(starts), generator)
+    else:
+        begin = _states_of(starts, recurrence.state_size, like, convert)
+    n_features = n_inputs(recurrence) if lin is None else lin.trajectory.inputs.shape[2]
+    x = like.new_zeros(n_features) if x is None else bring(x, like, "input", convert)
+    if x.ndim != 1 or (recurrence.input_size or len(x)) != len(x):
+        raise ValueError(
+            f"input has shape {tuple(x.shape)}, expected (feature,) = ({n_features},): one "
+            "constant input; call once for each"
+        )
+    return _Problem(recurrence, x, begin, begin if states is None else states)
+
+
+def _like(recurrence: Recurrence, starts: Any, dtype: torch.dtype | None) -> Tensor:
+    """A tensor of the dtype and on the device of the model; without parameters, of the starts."""
+    starts = starts.data if isinstance(starts, xr.DataArray) else starts
+    given = [] if np.ndim(starts) == 0 else [as_tensor(starts)]
+    every = (*recurrence.parameters(), *recurrence.buffers(), *given)
+    like = next((t for t in every if t.is_floating_point()), torch.empty(0)).new_empty(0)
+    like = like if dtype is None else like.to(dtype)
+    numpy_dtype(like.dtype)  # refuses what is not computed in
+    return like
+
+
+def n_inputs(recurrence: Recurrence) -> int:
+    """Number of features of an input that nobody has given; a model without any gets one zero."""
+    return recurrence.input_size or 1
+
+
+def bring(array: Any, like: Tensor, name: str, convert: bool) -> Tensor:
+    """Private tensor of `array` in the dtype and on the device of `like`, if it is finite."""
+    tensor = as_tensor(array)
+    if tensor.is_floating_point() and tensor.dtype != like.dtype and not convert:
+        raise TypeError(
+            f"{name} is {tensor.dtype}, the model {like.dtype}: convert one of them, for example "
+            f"both by dtype={tensor.dtype} where the model is passed"
+        )
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} is not finite: leave such values out")
+    return tensor.to(device=like.device, dtype=like.dtype, copy=True)
+
+
+def _states_of(starts: Any, size: int | None, like: Tensor, convert: bool) -> Tensor:
+    if isinstance(starts, xr.DataArray):
+        if "unit" not in starts.dims:
+            raise ValueError(f"starts has dims {starts.dims}: one of them must be unit")
+        starts = starts.transpose(..., "unit").data
+    states = bring(starts, like, "starts", convert)
+    if states.ndim == 0 or 0 in states.shape or (size or states.shape[-1]) != states.shape[-1]:
+        raise ValueError(
+            f"starts has shape {tuple(states.shape)}, expected (start, unit) with "
+            f"{'one' if size is None else size} unit(s) or more starts"
+        )
+    return states.reshape(-1, states.shape[-1])
+
+
+def _valid_states(lin: Linearization) -> Tensor:
+    states, mask = lin.trajectory.states, lin.trajectory.mask
+    return states.flatten(0, 1) if mask is None else states[mask]
+
+
+def _drawn(states: Tensor | None, n: int, generator: np.random.Generator) -> Tensor:
+    if states is None:
+        raise ValueError(
+            f"starts={n} states can be drawn from a linearization only: pass that of the model "
+            "about its trajectories, kpops.linearize(model, inputs), or states (start, unit)"
+        )
+    if n < 1:
+        raise ValueError(f"starts={n}: choose 1 or more")
+    chosen = generator.choice(len(states), size=n, replace=n > len(states))
+    return states[torch.from_numpy(chosen).to(states.device)]
+
+
+def _jittered(starts: Tensor, jitter: float, generator: np.random.Generator) -> Tensor:
+    if jitter == 0:
+        return starts
+    return starts + jitter * torch.from_numpy(generator.standard_normal(starts.shape)).to(starts)
+
+
+def _spread(states: Tensor) -> float:
+    """Root mean square distance from the mean, or 1 if that is zero."""
+    return float((states - states.mean(0)).square().sum(1).mean().sqrt()) or 1.0
+
+
+def _warn_of_others(points: xr.Dataset, max_iterations: int) -> None:
+    others = points.basin_count.values[~(points.converged | points.outlier).values]
+    if len(others):
+        warn(
+            f"fixed_points: {others.sum()} starts came to no minimum of the speed in "
+            f"{max_iterations} iterations; the variable 'converged' marks where they are; raise "
+            "max_iterations, or tol to take points of that speed for fixed ones"
+        )

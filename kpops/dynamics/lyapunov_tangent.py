@@ -1,0 +1,263 @@
+"""Tangent vectors along trajectories, kept apart by QR.
+
+With A[t] the state Jacobian and Q an orthonormal frame of k columns in the tangent space of every
+trial, m steps and one factorisation
+
+    A[t+m] ... A[t+1] Q = Q' R
+
+take the frame along; R is upper triangular. The volume that the first i columns span has grown by
+the product of ``|R_11| .. |R_ii|``, whatever m is, so the logarithms of the diagonal add up over
+time to the same numbers wherever the QRs stand (Benettin et al. 1980, Meccanica 15, 9-30).
+
+In between, the columns turn towards the leading directions. What is left of the last one is known
+to eps times the ratio of the longest to the shortest, with eps the rounding unit of the dtype. So
+the number m is taken from the growth seen: such that this ratio (the unit length of the start
+among them) stays near eps^(-1/4), and a piece in which it passes eps^(-1/2) is taken again in
+halves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kpops.dynamics.lyapunov_source import Source
+from kpops.engines.base import ONE_AT_A_TIME, Trajectory
+from kpops.engines.gated import GatedEngine
+from kpops.engines.load import considerate
+from kpops.engines.rowwise import TEMPORARIES, Rowwise
+from kpops.models.gated import GatedRecurrence
+from kpops.models.recurrence import Recurrence
+
+_CHUNK_BYTES = 2**26
+"""Bytes of derivatives that are there together."""
+
+
+class Piece(NamedTuple):
+    """The frames, taken along from one QR to the next.
+
+    Attributes
+    ----------
+    stop : int
+        Number of steps that lie behind.
+    frames : Tensor, shape (trial, unit, mode)
+        Q at the state after these steps.
+    triangle : Tensor, shape (trial, mode, mode)
+        R of the piece.
+    growth : Tensor, shape (trial, mode)
+        log |R_ii| in float64; -inf once a mode has been annihilated.
+    log_det : Tensor, shape (trial,), or None
+        Sum of log |det A| over the piece in float64, for all modes where A is formed.
+    """
+
+    stop: int
+    frames: Tensor
+    triangle: Tensor
+    growth: Tensor
+    log_det: Tensor | None
+
+
+def take_along(
+    source: Source,
+    k: int,
+    stops: Sequence[int],
+    interval: int | None,
+    rng: int | np.random.Generator | None,
+) -> Iterator[Piece]:
+    """Take random frames along every trajectory, from the first of `stops` to the last.
+
+    Parameters
+    ----------
+    source : Source
+        The trajectories.
+    k : int
+        Number of tangent vectors for each trial.
+    stops : sequence of int
+        Numbers of steps, rising; at each of them there is a QR.
+    interval : int or None
+        Most steps between two QRs.
+    rng : int, Generator or None
+        Source of the first frames: those of fewer vectors are the first columns of those of more.
+
+    Yields
+    ------
+    Piece
+    """
+    n_units = source.space.sizes["unit"]
+    frames = _Frames(source.start, k, interval, rng)
+    kind = _kind_of_steps(source.recurrence, n_units, k)
+    per_unit = n_units if kind is _JacobianSteps else TEMPORARIES
+    size = _CHUNK_BYTES // (source.start.nbytes * per_unit)
+    position, ahead = stops[0], list(stops[:0:-1])
+    for first, trajectory in source.chunks(max(1, size)):
+        last = first + trajectory.states.shape[1]
+        if last <= position:
+            continue
+        steps = kind(source.recurrence, trajectory)
+        log_dets = steps.log_dets() if k == n_units else None
+        while position < last and ahead:
+            begin = position - first
+            n, triangle, growth = frames.advance(steps, begin, min(last, ahead[-1]) - position)
+            log_det = None if log_dets is None else log_dets[:, begin : begin + n].sum(1)
+            position += n
+            yield Piece(position, frames.matrices, triangle, growth, log_det)
+            if position == ahead[-1]:
+                ahead.pop()
+        if not ahead:
+            return
+
+
+class _Frames:
+    """Orthonormal frames, one for each trial.
+
+    Attributes
+    ----------
+    matrices : Tensor, shape (trial, unit, mode)
+        Q.
+    dead : Tensor of bool, shape (trial, mode)
+        Modes that a singular Jacobian has annihilated. The rank of a product never rises again, so
+        that theirs is minus infinity for ever; their columns go on with arbitrary directions.
+    """
+
+    def __init__(
+        self, like: Tensor, k: int, interval: int | None, rng: int | np.random.Generator | None
+    ) -> None:
+        drawn = np.random.default_rng(rng).standard_normal((k, *like.shape))
+        self.matrices = torch.linalg.qr(torch.from_numpy(drawn).to(like).permute(1, 2, 0)).Q
+        self.dead = torch.zeros(len(like), k, dtype=torch.bool, device=like.device)
+        self.most = math.inf if interval is None else interval
+        self.next = 1
+        eps = torch.finfo(like.dtype).eps
+        self.noise = 4 * eps * math.sqrt(like.shape[1])
+        self.aim, self.limit = -math.log(eps) / 4, -math.log(eps) / 2
+
+    def advance(self, steps: _Steps, begin: int, room: int) -> tuple[int, Tensor, Tensor]:
+        """Move on from position `begin` to the next QR, by at most `room` steps.
+
+        Returns the number of steps, R, and the logarithms of its diagonal.
+        """
+        n = min(self.next, room)
+        while True:
+            frames, triangle = self._factors(steps, begin, n)
+            diagonal = triangle.diagonal(dim1=1, dim2=2).abs()
+            if n == 1:  # a matter of the step itself, not of taking several together
+                longest = triangle.norm(dim=1).amax(1, keepdim=True)
+                self.dead |= diagonal <= self.noise * longest
+            growth = diagonal.double().log()
+            alive = growth.masked_fill(self.dead, 0)
+            ratio = float(alive.clamp_min(0).amax() - alive.clamp_max(0).amin())
+            if n == 1 or ratio <= self.limit:
+                break
+            n = self.next = n // 2
+        if not math.isfinite(ratio):
+            raise ValueError(
+                "tangent vectors are not finite after a single step: its Jacobian overflows, or "
+                "it is not differentiable there; check the weights"
+            )
+        self.matrices = frames
+        self.next = int(min(self.most, 2 * self.next, max(1, n * self.aim / max(ratio, 1e-9))))
+        return n, triangle, growth.masked_fill(self.dead, -math.inf)
+
+    def _factors(self, steps: _Steps, begin: int, n: int) -> tuple[Tensor, Tensor]:
+        """Q and R of the frames after n steps."""
+        block = self.matrices.permute(2, 0, 1).contiguous()
+        for t in range(begin, begin + n):
+            block = steps.push(t, block)
+        return torch.linalg.qr(block.permute(1, 2, 0))
+
+
+# One step of the tangent dynamics.
+
+
+class _Steps:
+    """A[t] of a chunk on blocks (mode, trial, unit); the identity where a trial has ended."""
+
+    def __init__(self, recurrence: Recurrence, trajectory: Trajectory) -> None:
+        self.recurrence = recurrence
+        self.trajectory = trajectory
+
+    def push(self, t: int, block: Tensor) -> Tensor:
+        """A[t] of every vector, t from the chunk's beginning."""
+        pushed, mask = self._push(t, block), self.trajectory.mask
+        return pushed if mask is None else torch.where(mask[:, t, None], pushed, block)
+
+    def _push(self, t: int, block: Tensor) -> Tensor:
+        """By forward differentiation of any recurrence; nothing is stored."""
+        x, h = self.trajectory.inputs[:, t], self.trajectory.previous[:, t]
+        return Rowwise(self.recurrence.step, {}, x, h).state_jvp(block)
+
+    def log_dets(self) -> Tensor | None:
+        """Logarithm of |det A| (trial, time) in float64, where A is formed."""
+        return None
+
+
+class _GatedSteps(_Steps):
+    """Weights between the diagonals of the gates.
+
+    For many vectors they are put together to the Jacobian of one step at a time, which then takes
+    the place of the weights of several gates.
+    """
+
+    def __init__(self, recurrence: Recurrence, trajectory: Trajectory) -> None:
+        super().__init__(recurrence, trajectory)
+        self.layers = GatedEngine(recurrence, {}, trajectory).layers
+
+    def _push(self, t: int, block: Tensor) -> Tensor:
+        if len(self.layers) == 1 and block.shape[2] <= 4 * len(block):
+            return _times(self.layers[0].jacobians(t), block)
+        new = torch.zeros_like(block)
+        for below, layer in zip([None, *self.layers], self.layers, strict=False):
+            d = layer.diagonals(slice(t, t + 1))[:, :, 0]
+            layer.push(d, block[..., layer.units], into=new[..., layer.units])
+            if below is not None:
+                layer.push_input(d, new[..., below.output], into=new[..., layer.units])
+        return new
+
+
+class _JacobianSteps(_Steps):
+    """Jacobians of all steps of the chunk, formed at once."""
+
+    def __init__(self, recurrence: Recurrence, trajectory: Trajectory) -> None:
+        super().__init__(recurrence, trajectory)
+        x, h = trajectory.inputs.flatten(0, 1), trajectory.previous.flatten(0, 1)
+        jacobians = Rowwise(recurrence.step, {}, x, h).state_jacobians()
+        self.jacobians = jacobians.unflatten(0, trajectory.states.shape[:2])
+
+    def _push(self, t: int, block: Tensor) -> Tensor:
+        return _times(self.jacobians[:, t], block)
+
+    def log_dets(self) -> Tensor | None:
+        """Logarithm of |det A| (trial, time) in float64; zero where a trial has ended."""
+        logs, mask = torch.linalg.slogdet(self.jacobians).logabsdet.double(), self.trajectory.mask
+        return logs if mask is None else logs.masked_fill(~mask, 0)
+
+
+def _times(jacobians: Tensor, block: Tensor) -> Tensor:
+    """A of every trial times the block's vectors (mode, trial, unit)."""
+    return (jacobians @ block.permute(1, 2, 0)).permute(2, 0, 1)
+
+
+def _kind_of_steps(recurrence: Recurrence, n_units: int, k: int) -> type[_Steps]:
+    """The cheapest way to push k vectors.
+
+    A Jacobian costs about as much as pushing its n_units columns, but all steps of a chunk are
+    formed at once, which saves the overhead of many small operations.
+    """
+    gated = isinstance(recurrence, GatedRecurrence)
+    if n_units <= 16 or (n_units <= 8 * k and not (gated and n_units > 64)):
+        return _JacobianSteps
+    return _GatedSteps if gated else _Steps
+
+
+@contextmanager
+def alone(device: torch.device) -> Iterator[None]:
+    """What derivatives need around them; see TrajectoryOperator."""
+    autocast = torch.autocast(device.type, enabled=False)
+    with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad(), autocast, considerate():
+        yield

@@ -1,0 +1,234 @@
+r"""The engine for models that couple no two units: the propagator as a scan over time.
+
+State Jacobians are diagonal, or small blocks over the variables of a unit. Two steps are one of the
+same kind, with A[2i+1] A[2i] as Jacobian, so half of the steps, then a quarter of them, and so on
+are propagated alone, and the steps between them are filled in behind (odd-even reduction; Blelloch
+1990, Prefix sums and their applications). With v = P q, positions t from 0:
+
+    q'[i] = q[2i+1] + A[2i+1] q[2i],    A'[i] = A[2i+1] A[2i],    v[1::2] = P' q',
+    v[2i] = q[2i] + A[2i] v[2i-1],
+
+and for P\* the same transposed, in the opposite order. That makes about 2 n multiplications by A
+for a vector of n numbers in about 2 log2(T) rounds, instead of n in T rounds. Nothing is ever
+divided by a product of Jacobians, which underflows, and nothing is formed but such products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from kpops.engines.base import Engine, Trajectory
+from kpops.engines.load import considerate
+from kpops.engines.memory import room_for
+from kpops.engines.rowwise import TEMPORARIES
+from kpops.models.diagonal import DiagonalRecurrence
+from kpops.models.recurrence import Recurrence
+
+
+class ScanEngine(Engine):
+    """Stored diagonals of the state Jacobians, a scan over time, and kept maps J and J*.
+
+    A GPU is busy with all units of a few steps only for a moment, so there the propagator is a scan
+    of logarithmically many rounds. A core of a CPU is kept busy by a single step, so there it is
+    one compiled pass, which takes each number once.
+
+    Parameters
+    ----------
+    recurrence : DiagonalRecurrence
+        Snapshot of the model.
+    parameters : dict of str to Tensor
+        Those that learn.
+    trajectory : Trajectory
+        Where everything is linearised.
+    gates : str
+        Of no meaning here.
+    check : bool
+        Whether to compare one trial's first steps with automatic differentiation.
+
+    Raises
+    ------
+    ValueError
+        If they differ: the model couples units.
+    """
+
+    name = "scan"
+    keeps = True
+    recurrence: DiagonalRecurrence
+
+    def __init__(
+        self,
+        recurrence: Recurrence,
+        parameters: dict[str, Tensor],
+        trajectory: Trajectory,
+        gates: str = "stored",
+        *,
+        check: bool = True,
+    ) -> None:
+        super().__init__(recurrence, parameters, trajectory, gates)
+        self.n_variables = len(self.recurrence.variables)
+        if check:
+            self._check_uncoupled()
+
+    @staticmethod
+    def refuses(recurrence: Recurrence, device: torch.device) -> str | None:
+        """Why this engine cannot linearise the recurrence, or None."""
+        if isinstance(recurrence, DiagonalRecurrence):
+            return None
+        return (
+            f"{type(recurrence.module).__name__} is not known to couple no two units: register a "
+            "kpops.models.DiagonalRecurrence for it"
+        )
+
+    @staticmethod
+    def bytes_needed(
+        recurrence: Recurrence,
+        names: Sequence[str],
+        trajectory: Trajectory,
+        gates: str,
+        *,
+        exact: bool = False,
+    ) -> int:
+        """The blocks of all rounds, and about 24 numbers per state variable for J and J*."""
+        assert isinstance(recurrence, DiagonalRecurrence)
+        return trajectory.states.nbytes * (2 * len(recurrence.variables) + TEMPORARIES)
+
+    @cached_property
+    def blocks(self) -> Tensor:
+        """A[b, t], shape (row, column, trial, time, unit): one push of each variable gives it."""
+        states = self.trajectory.states
+        ones = states.new_zeros(self.n_variables, *states.shape)
+        for variable, tangent in enumerate(ones):
+            self._split(tangent)[..., variable, :] = 1
+        columns = self._split(self._unflatten(self.rows.state_jvp(ones.flatten(1, 2))))
+        return columns.movedim(3, 0).contiguous()
+
+    @cached_property
+    def rounds(self) -> list[Tensor]:
+        """The blocks of every round of the scan."""
+        return paired(self.blocks)
+
+    def __getstate__(self) -> dict:
+        # Cheap to recompute.
+        return {k: v for k, v in self.__dict__.items() if k not in ("blocks", "rounds")}
+
+    def _split(self, v: Tensor) -> Tensor:
+        """(..., unit) as (..., variable, unit)."""
+        return v.unflatten(-1, (self.n_variables, -1))
+
+    def _propagate(self, q: Tensor) -> Tensor:
+        if q.device.type == "cpu":
+            from kpops.engines import scan_numba
+
+            return scan_numba.recur(self.blocks, q, backwards=False)
+        return propagate(self.rounds, q)
+
+    def _backpropagate(self, a: Tensor) -> Tensor:
+        if a.device.type == "cpu":
+            from kpops.engines import scan_numba
+
+            return scan_numba.recur(self.blocks, a, backwards=True)
+        return backpropagate(self.rounds, a)
+
+    def _advance(self, v: Tensor) -> Tensor:
+        result = torch.zeros_like(v)
+        _push(self.blocks, self._split(v), into=self._split(result))
+        return result
+
+    def _pull_back(self, a: Tensor) -> Tensor:
+        result = torch.zeros_like(a)
+        _pull(self.blocks, self._split(a), into=self._split(result))
+        return result
+
+    def step_jacobians(self, t: int) -> Tensor:
+        """A of the step at position t, (trial, unit, unit)."""
+        blocks = torch.diag_embed(self.blocks[:, :, :, t])  # (row, column, trial, unit, unit)
+        return blocks.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+
+    def _check_uncoupled(self) -> None:
+        """Compare with automatic differentiation at one trial's first steps."""
+        first = slice(0, 1), slice(0, 2)
+        part = Trajectory(
+            self.trajectory.inputs[first],
+            self.trajectory.previous[first],
+            self.trajectory.states[first],
+            None,
+        )
+        probe = ScanEngine(self.recurrence, self.parameters, part, check=False)
+        q = torch.arange(part.states.numel()).to(part.states).cos().view(1, *part.states.shape)
+        reference = probe.rows.state_vjp(q.flatten(1, 2)).view(q.shape)
+        gap = (probe._pull_back(q) - reference).norm()
+        if not gap <= torch.finfo(q.dtype).eps ** 0.5 * reference.norm():
+            raise ValueError(
+                f"{type(self.recurrence.module).__name__} couples units, which its "
+                f"{type(self.recurrence).__name__} denies (derivatives differ by "
+                f"{float(gap / reference.norm()):.2g}): the next state of a unit may depend on "
+                "that unit's own variables alone"
+            )
+
+
+# The scan. Blocks are (row, column, trial, time, unit), vectors inside (block, trial, time,
+# variable, unit); what is written to are views of one tensor.
+
+
+def paired(blocks: Tensor) -> list[Tensor]:
+    """A of all steps, of pairs of steps, of pairs of pairs, and so on to a single one."""
+    rounds = [blocks]
+    while rounds[-1].shape[3] > 1:
+        later = rounds[-1][:, :, :, 1::2]
+        earlier = rounds[-1][:, :, :, : 2 * later.shape[3] : 2]
+        rounds.append(torch.einsum("ij...,jk...->ik...", later, earlier))
+    return rounds
+
+
+@considerate()
+def propagate(rounds: Sequence[Tensor], q: Tensor) -> Tensor:
+    """P q by a scan; q: (block, trial, time, unit)."""
+    v = room_for(q).copy_(q)
+    _scan(rounds, v.unflatten(-1, (len(rounds[0]), -1)))
+    return v
+
+
+@considerate()
+def backpropagate(rounds: Sequence[Tensor], a: Tensor) -> Tensor:
+    """P* a by a scan; a: (block, trial, time, unit)."""
+    v = room_for(a).copy_(a)
+    _scan_back(rounds, v.unflatten(-1, (len(rounds[0]), -1)))
+    return v
+
+
+def _scan(rounds: Sequence[Tensor], v: Tensor) -> None:
+    """Turn q into P q."""
+    if v.shape[2] == 1:
+        return
+    A, *coarser = rounds
+    odd = v[:, :, 1::2]
+    _push(A[:, :, :, 1::2], v[:, :, : 2 * odd.shape[2] : 2], into=odd)
+    _scan(coarser, odd)
+    _push(A[:, :, :, 2::2], v[:, :, 1:-1:2], into=v[:, :, 2::2])
+
+
+def _scan_back(rounds: Sequence[Tensor], v: Tensor) -> None:
+    """Turn a into P* a: every line of :func:`_scan` transposed, from the last to the first."""
+    if v.shape[2] == 1:
+        return
+    A, *coarser = rounds
+    odd = v[:, :, 1::2]
+    _pull(A[:, :, :, 2::2], v[:, :, 2::2], into=v[:, :, 1:-1:2])
+    _scan_back(coarser, odd)
+    _pull(A[:, :, :, 1::2], odd, into=v[:, :, : 2 * odd.shape[2] : 2])
+
+
+def _push(A: Tensor, v: Tensor, into: Tensor) -> None:
+    """Add A v to `into`."""
+    for row, blocks in enumerate(A):
+        for column, block in enumerate(blocks):
+            into[..., row, :].addcmul_(block, v[..., column, :])
+
+
+def _pull(A: Tensor, a: Tensor, into: Tensor) -> None:
+    """Add A^T a to `into`."""
+    _push(A.transpose(0, 1), a, into)

@@ -1,0 +1,148 @@
+"""Constrained weights, for ``torch.nn.utils.parametrize``.
+
+A parametrised weight W(V) is computed from the tensor V, which is what learns:
+``dh/dV = (dh/dW) (dW/dV)``. So K is over V, and changes with the parametrisation although the step
+is the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kpops.labels import as_tensor
+
+
+class Masked(nn.Module):
+    """Weights that are zero where they must be: ``W = V * mask``.
+
+    Parameters
+    ----------
+    mask : array_like of bool
+        True where there may be a weight; of the shape of the weight, or one that broadcasts to it.
+
+    Raises
+    ------
+    ValueError
+        If `mask` has other values than 0 and 1, or does not fit the weight.
+
+    Examples
+    --------
+    An RNN in which no unit acts on itself:
+
+    >>> import torch, kpops
+    >>> from torch.nn.utils import parametrize
+    >>> rnn = torch.nn.RNN(3, 8, batch_first=True)
+    >>> mask = ~torch.eye(8, dtype=torch.bool)
+    >>> _ = parametrize.register_parametrization(rnn, "weight_hh_l0", kpops.models.Masked(mask))
+    >>> rnn.weight_hh_l0.diagonal().abs().max().item()
+    0.0
+    >>> list(kpops.linearize(rnn, torch.randn(5, 6, 3)).parameters)[-1]
+    'parametrizations.weight_hh_l0.original'
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Any) -> None:
+        super().__init__()
+        given = as_tensor(mask)
+        if not ((given == 0) | (given == 1)).all():
+            raise ValueError("mask has values other than 0 and 1: pass booleans")
+        self.register_buffer("mask", given.bool().clone())
+
+    def forward(self, original: Tensor) -> Tensor:
+        """W of V, both of one shape."""
+        shape = tuple(original.shape)
+        if not _fits(self.mask, original):
+            raise ValueError(
+                f"the mask has shape {tuple(self.mask.shape)}, the weight {shape}: pass one entry "
+                "for each weight"
+            )
+        return original * self.mask
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """V that gives W, as far as the mask lets through."""
+        return weight * self.mask
+
+
+class Dale(nn.Module):
+    """Weights by Dale's law: each unit excites or inhibits all others, ``W_ij = size(V_ij) s_j``.
+
+    Parameters
+    ----------
+    signs : array_like
+        s_j of each presynaptic unit j, the columns of the weight: 1 or -1.
+    size : {"abs", "relu", "exp"}
+        Which function of V gives the size of a weight. The derivatives of ``"abs"`` and ``"relu"``
+        at 0 are taken to be 0; with ``"relu"`` a weight that has come to 0 stays there.
+
+    Raises
+    ------
+    ValueError
+        If `signs` or `size` is out of range, or does not fit the weight.
+
+    Notes
+    -----
+    When it is registered, or when the weight is assigned, V is chosen such that all sizes are those
+    of the given weight; its signs are lost. With ``"exp"`` weights that are zero become tiny.
+
+    References
+    ----------
+    H. F. Song, G. R. Yang and X.-J. Wang, Training excitatory-inhibitory recurrent neural networks
+    for cognitive tasks, PLoS Computational Biology 12 (2016).
+
+    Examples
+    --------
+    Six units that excite and two that inhibit, none acting on itself:
+
+    >>> import torch, kpops
+    >>> from kpops.models import Dale, LeakyCell, Masked
+    >>> from torch.nn.utils.parametrize import register_parametrization
+    >>> cell = LeakyCell(3, 8, alpha=0.2, activation="relu")
+    >>> _ = register_parametrization(cell, "weight_hh", Dale([1] * 6 + [-1] * 2))
+    >>> _ = register_parametrization(cell, "weight_hh", Masked(1 - torch.eye(8)))
+    >>> bool((cell.weight_hh[:, :6] >= 0).all() and (cell.weight_hh[:, 6:] <= 0).all())
+    True
+    """
+
+    signs: Tensor
+
+    def __init__(self, signs: Any, *, size: str = "abs") -> None:
+        super().__init__()
+        given = as_tensor(signs)
+        if given.ndim != 1 or not (given.abs() == 1).all():
+            raise ValueError("signs must be a list of 1 and -1, one of each presynaptic unit")
+        if size not in ("abs", "relu", "exp"):
+            raise ValueError(f"size={size!r}: choose 'abs', 'relu' or 'exp'")
+        self.size = size
+        # Integers, which leave the dtype of the weight as it is.
+        self.register_buffer("signs", given.to(torch.int8, copy=True))
+
+    def forward(self, original: Tensor) -> Tensor:
+        """W of V, both of one shape."""
+        if original.shape[-1:] != self.signs.shape:
+            raise ValueError(
+                f"there are {len(self.signs)} signs for a weight of shape "
+                f"{tuple(original.shape)}: pass one for each column"
+            )
+        return getattr(torch, self.size)(original) * self.signs
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """V that gives the sizes of W."""
+        sizes = weight.abs()
+        if self.size != "exp":
+            return sizes
+        return sizes.clamp_min(torch.finfo(sizes.dtype).tiny).log()
+
+    def extra_repr(self) -> str:
+        """Return the options, for the repr."""
+        return f"{len(self.signs)} units, size={self.size!r}"
+
+
+def _fits(mask: Tensor, weight: Tensor) -> bool:
+    try:
+        return torch.broadcast_shapes(mask.shape, weight.shape) == weight.shape
+    except RuntimeError:
+        return False

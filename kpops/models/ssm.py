@@ -1,0 +1,263 @@
+"""State-space layers: recurrences that are linear in the state.
+
+The layers are the recurrent part alone, one step at a time: h' = A(x) h + b(x). What follows it in
+a deep state-space model, a readout C h + D x and a nonlinearity, is the readout of
+:func:`kpops.linearize`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kpops.models.diagonal import DiagonalRecurrence
+from kpops.models.recurrence import as_recurrence, unless_changed
+
+_VARIABLES = {"real": ("h",), "complex": ("re", "im")}
+
+
+class DiagonalSSM(nn.Module):
+    r"""A diagonal state-space layer, of decaying or of rotating modes (S4D, S5, LRU).
+
+    - ``form="real"``: ``h' = a h + B x`` with ``a = exp(-exp(log_rate))``;
+    - ``form="complex"``: ``z' = a exp(i phase) z + B x`` with complex B, on the real and imaginary
+      parts of z.
+
+    Parameters
+    ----------
+    input_size : int
+        Number of input features.
+    n_modes : int
+        Number of modes. The state has n_modes variables, or, all real parts first, 2 n_modes.
+    form : {"complex", "real"}
+        See above.
+    radius : (float, float)
+        The |a| at the start lie in this range, of at least 0 and below 1.
+    rng : int, Generator or None
+        Seed or source of the weights. They are drawn in float64 and rounded.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Notes
+    -----
+    The parametrisation, stable at every value, and the start are those of the linear recurrent unit
+    (Orvieto et al. 2023, arXiv 2303.06349): \|a\|^2 uniform in the ring, phases uniform in [0, pi],
+    and B scaled by (1 - \|a\|^2)^(1/2), so that the state has about unit variance under white
+    inputs. S4D and S5 (arXiv 2206.11893, 2208.04933), where a = exp(dt (-exp(log_rate) + i omega)),
+    are the same recurrence under other parameters; K is over those of this class.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> from kpops.models import DiagonalSSM
+    >>> lin = kpops.linearize(DiagonalSSM(3, 8, rng=0), torch.randn(2, 1000, 3))
+    >>> lin.P
+    <P (trial: 2, time: 1000, unit: 16), float32 on cpu>
+    >>> lin.engine.name
+    'scan'
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        n_modes: int,
+        *,
+        form: str = "complex",
+        radius: tuple[float, float] = (0.5, 0.99),
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        _check_sizes(input_size=input_size, n_modes=n_modes)
+        if form not in _VARIABLES:
+            raise ValueError(f"form={form!r}: choose 'complex' or 'real'")
+        if not 0 < radius[0] <= radius[1] < 1:
+            raise ValueError(f"radius={radius}: pass a rising pair above 0 and below 1")
+        self.input_size = input_size
+        self.n_modes = n_modes
+        self.form = form
+        self.state_size = n_modes * len(_VARIABLES[form])
+        generator = np.random.default_rng(rng)
+        squared = generator.uniform(radius[0] ** 2, radius[1] ** 2, n_modes)
+        self.log_rate = _parameter(np.log(-np.log(squared) / 2))
+        if form == "complex":
+            self.phase = _parameter(generator.uniform(0, np.pi, n_modes))
+        weight = generator.standard_normal((self.state_size, input_size))
+        scale = np.sqrt((1 - squared) / (input_size * len(_VARIABLES[form])))
+        self.weight = _parameter(weight * np.tile(scale, len(_VARIABLES[form]))[:, None])
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Next state; (row, input), (row, state) -> (row, state)."""
+        decay = torch.exp(-torch.exp(self.log_rate))
+        drive = F.linear(x, self.weight)
+        if self.form == "real":
+            return decay * h + drive
+        re, im = h.chunk(2, dim=-1)
+        cos, sin = decay * torch.cos(self.phase), decay * torch.sin(self.phase)
+        return torch.cat([cos * re - sin * im, sin * re + cos * im], dim=-1) + drive
+
+    def extra_repr(self) -> str:
+        """Return the options, for the repr."""
+        return f"{self.input_size}, {self.n_modes}, form={self.form!r}"
+
+
+class SelectiveSSM(nn.Module):
+    """A selective state-space layer, whose decay and drive depend on the input (Mamba).
+
+    Every channel c of the input has N states n of its own,
+
+        h'_cn = exp(-delta_c exp(log_rate_cn)) h_cn + delta_c B_n(x) x_c,
+        delta = softplus(W x + b),    B(x) = V x.
+
+    Parameters
+    ----------
+    input_size : int
+        Number of channels.
+    n_states : int
+        States N of each channel; the state has input_size * N variables, channel by channel.
+    rng : int, Generator or None
+        Seed or source of the weights. They are drawn in float64 and rounded.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive.
+
+    Notes
+    -----
+    The recurrence S6 of Gu and Dao (2023, arXiv 2312.00752, algorithm 2) with a full W instead of
+    one of low rank. Its output sum_n C_n(x) h_cn depends on x too, and stays outside. Rates start
+    at 1..N and the step sizes log-uniformly in [0.001, 0.1], as there.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> from kpops.models import SelectiveSSM
+    >>> lin = kpops.linearize(SelectiveSSM(3, 4, rng=0), torch.randn(2, 50, 3))
+    >>> lin.states.channel.values
+    array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        n_states: int,
+        *,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        _check_sizes(input_size=input_size, n_states=n_states)
+        self.input_size = input_size
+        self.n_states = n_states
+        self.state_size = input_size * n_states
+        generator = np.random.default_rng(rng)
+        bound = 1 / math.sqrt(input_size)
+        step = np.exp(generator.uniform(np.log(1e-3), np.log(1e-1), input_size))
+        self.log_rate = _parameter(np.tile(np.log(np.arange(1, n_states + 1)), (input_size, 1)))
+        self.step_weight = _parameter(generator.uniform(-bound, bound, (input_size, input_size)))
+        self.step_bias = _parameter(np.log(np.expm1(step)))  # softplus gives the step back
+        self.drive_weight = _parameter(generator.uniform(-bound, bound, (n_states, input_size)))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Next state; (row, channel), (row, channel * state) -> the same."""
+        delta = F.softplus(F.linear(x, self.step_weight, self.step_bias))[..., None]
+        decay = torch.exp(-delta * torch.exp(self.log_rate))
+        drive = delta * x[..., None] * F.linear(x, self.drive_weight)[..., None, :]
+        return (decay * h.unflatten(-1, decay.shape[-2:]) + drive).flatten(-2)
+
+    def extra_repr(self) -> str:
+        """Return the options, for the repr."""
+        return f"{self.input_size}, {self.n_states}"
+
+
+class LinearTimeVarying(nn.Module):
+    """A dense linear layer whose matrix varies with the input: ``h' = A(x) h + B x``.
+
+    ``A(x) = A_0 + sum_k x_k A_k``, so that A[t] follows the inputs; with features that are one-hot
+    in time every step has a matrix of its own.
+
+    Parameters
+    ----------
+    input_size, state_size : int
+        Number of input features and of state variables.
+    rng : int, Generator or None
+        Seed or source of the weights. They are drawn in float64 and rounded.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive.
+
+    Notes
+    -----
+    The bilinear system of control theory. A_0 starts normal with a spectral radius of about 0.9,
+    all A_k together with about half of that under unit inputs. Units are coupled, so that the
+    propagator is no scan.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> from kpops.models import LinearTimeVarying
+    >>> kpops.linearize(LinearTimeVarying(3, 4, rng=0), torch.randn(2, 5, 3)).P
+    <P (trial: 2, time: 5, unit: 4), float32 on cpu>
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        state_size: int,
+        *,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        _check_sizes(input_size=input_size, state_size=state_size)
+        self.input_size = input_size
+        self.state_size = state_size
+        generator = np.random.default_rng(rng)
+        shape = (input_size, state_size, state_size)
+        modulation = generator.standard_normal(shape) / math.sqrt(input_size * state_size)
+        self.recurrent = _parameter(0.9 * generator.standard_normal(shape[1:]) / shape[1] ** 0.5)
+        self.modulation = _parameter(0.45 * modulation)
+        self.weight = _parameter(generator.standard_normal(shape[:2]).T / math.sqrt(input_size))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Next state; (row, input), (row, state) -> (row, state)."""
+        modulated = torch.einsum("...k,kij,...j->...i", x, self.modulation, h)
+        return F.linear(h, self.recurrent) + modulated + F.linear(x, self.weight)
+
+    def extra_repr(self) -> str:
+        """Return the options, for the repr."""
+        return f"{self.input_size}, {self.state_size}"
+
+
+class _SelectiveRecurrence(DiagonalRecurrence):
+    """The structure of a SelectiveSSM."""
+
+    def unit_coords(self, state_size: int) -> dict[str, np.ndarray]:
+        """Channel of every unit."""
+        n_states = self.module.n_states
+        return {"channel": np.repeat(np.arange(state_size // n_states), n_states)}
+
+
+def _diagonal(model: DiagonalSSM) -> DiagonalRecurrence:
+    return DiagonalRecurrence(model, _VARIABLES[model.form])
+
+
+as_recurrence.register(DiagonalSSM, unless_changed(DiagonalSSM, _diagonal))
+as_recurrence.register(SelectiveSSM, unless_changed(SelectiveSSM, _SelectiveRecurrence))
+
+
+def _parameter(values: np.ndarray) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(values, dtype=torch.get_default_dtype()))
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}={size!r}: pass an int, 1 or more")

@@ -1,0 +1,127 @@
+"""Steps of differential equations on a grid of times, which the inputs carry along."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kpops.models.recurrence import matching
+
+ARGUMENTS = ("th", "xh", "txh")
+
+
+class TimeStepped(nn.Module):
+    """What the steps of ordinary and stochastic differential equations share.
+
+    A recurrence is the same function at every step, so whatever differs from step to step comes
+    with the inputs. Their features are, side by side, as far as there are any,
+
+        [length of the step | time at which it starts | external inputs | noise].
+
+    Parameters
+    ----------
+    dt : float or None
+        Length of every step; None if the lengths differ and come with the inputs.
+    arguments : {"th", "xh", "txh"}
+        What the fields take, in this order: time t, external inputs x, state h.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+
+    def __init__(self, dt: float | None, arguments: str) -> None:
+        super().__init__()
+        if dt is not None and not (math.isfinite(dt) and dt > 0):
+            raise ValueError(
+                f"dt={dt}: pass the length of a step, above 0, or None where the inputs carry it"
+            )
+        if arguments not in ARGUMENTS:
+            raise ValueError(
+                f"arguments={arguments!r}: choose one of {list(ARGUMENTS)}, the order in which the "
+                "field takes time t, inputs x and state h"
+            )
+        self.dt = dt if dt is None else float(dt)
+        self.arguments = arguments
+
+    def _split(self, x: Tensor) -> tuple[Tensor | float, Tensor | None, Tensor]:
+        """Length of the step, time at its start, and the features that are left."""
+        n_columns = (self.dt is None) + ("t" in self.arguments)
+        if x.shape[-1] < n_columns:
+            raise ValueError(
+                f"inputs has {x.shape[-1]} features, {type(self).__name__} takes {n_columns} of "
+                "time first: make them by its method inputs"
+            )
+        columns = list(x[..., :n_columns].split(1, dim=-1))
+        dt = columns.pop(0) if self.dt is None else self.dt
+        return dt, columns[0] if columns else None, x[..., n_columns:]
+
+    def _rate(self, field: Callable[..., Tensor], t: Tensor | None, x: Tensor, h: Tensor) -> Tensor:
+        """What a field says at (t, x, h), of the shape of h."""
+        given = {"t": t, "x": x, "h": h}
+        rate = field(*(given[name] for name in self.arguments))
+        if not isinstance(rate, Tensor) or rate.shape != h.shape:
+            got = tuple(rate.shape) if isinstance(rate, Tensor) else type(rate).__name__
+            raise ValueError(
+                f"the field returned {got} for h of shape {tuple(h.shape)}, expected the same "
+                "shape; t comes as (row, 1), since rows may be at different times"
+            )
+        return rate
+
+    def _features(self, times: Any, x: Any, n_trials: int) -> tuple[Tensor, Tensor]:
+        """Features of time and external inputs, and the lengths of the steps (trial, time, 1)."""
+        grid = np.atleast_2d(np.asarray(times, dtype=float))
+        steps = np.diff(grid)
+        if grid.ndim != 2 or grid.shape[1] < 2 or not (steps > 0).all():
+            raise ValueError(
+                f"times has shape {np.shape(times)}: pass (time + 1,) or (trial, time + 1) finite, "
+                "rising times, from the start of the first step to the end of the last"
+            )
+        # A grid in float32 is rounded in the units of its last times.
+        if self.dt is not None and abs(steps - self.dt).max() > 1e-6 * (self.dt + abs(grid).max()):
+            raise ValueError(
+                f"times has steps from {steps.min():.6g} to {steps.max():.6g}, the model "
+                f"dt={self.dt:.6g}: give times of that step, or the model dt=None"
+            )
+        if (x is not None) != ("x" in self.arguments):
+            wanted = "needs" if x is None else "takes no"
+            raise ValueError(f"arguments={self.arguments!r}: a field of this form {wanted} x")
+        like = next(self.parameters(), torch.empty(0)).detach()
+        external = None if x is None else matching(x, like, "x")
+        n_trials = max(n_trials, len(grid)) if external is None else len(external)
+        shape = (n_trials, steps.shape[1])
+        if len(grid) not in (1, n_trials) or (
+            external is not None and (external.ndim != 3 or tuple(external.shape[:2]) != shape)
+        ):
+            got = None if external is None else tuple(external.shape)
+            raise ValueError(
+                f"times {grid.shape}, x {got} and n_trials {n_trials} disagree: expected x of "
+                f"shape (trial, time, feature) with {steps.shape[1]} steps, and one grid or one "
+                "per trial"
+            )
+        lengths, starts = (
+            like.new_tensor(values).expand(n_trials, -1)[..., None]
+            for values in (steps, grid[:, :-1])
+        )
+        columns = [lengths] if self.dt is None else []
+        columns += [starts] if "t" in self.arguments else []
+        columns += [external] if external is not None else []
+        return torch.cat(columns, dim=-1), lengths
+
+
+def refuse_method(field: Any, name: str) -> None:
+    """Refuse what is no function, or a method whose module's parameters nobody would find."""
+    if not callable(field):
+        raise TypeError(f"{name} is a {type(field).__name__}, expected an nn.Module or a function")
+    owner = getattr(field, "__self__", None)
+    if isinstance(owner, nn.Module):
+        raise ValueError(
+            f"{name} is a method of {type(owner).__name__}, whose parameters would be lost: pass "
+            "an nn.Module whose forward is the field"
+        )

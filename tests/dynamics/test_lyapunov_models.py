@@ -1,0 +1,159 @@
+"""Lyapunov exponents of any model, against textbook loops over dense Jacobians."""
+
+import numpy as np
+import pytest
+import torch
+from systems import (
+    RK4,
+    Henon,
+    Linear,
+    Residual,
+    dense_jacobians,
+    lorenz,
+    normal,
+    random_cell,
+    textbook,
+    with_eigenvalues,
+)
+from torch import nn
+
+import kpops
+from kpops.dynamics import lyapunov_tangent
+from kpops.dynamics.lyapunov import lyapunov_spectrum
+
+MODELS = {
+    "small gru": (lambda: nn.GRUCell(2, 4), 4, 4, "_JacobianSteps"),
+    "lstm": (lambda: nn.LSTMCell(2, 10), 20, 2, "_GatedSteps"),
+    "stack": (lambda: nn.GRU(2, 12, num_layers=2, batch_first=True), 24, 2, "_GatedSteps"),
+    "wide rnn": (lambda: nn.RNN(2, 66, batch_first=True), 66, 66, "_GatedSteps"),
+    "own cell, all": (lambda: Residual(20), 20, 20, "_JacobianSteps"),
+    "own cell, few": (lambda: Residual(20), 20, 2, "_Steps"),
+}
+
+
+@pytest.fixture(params=MODELS)
+def case(request):
+    build, n_units, k, kind = MODELS[request.param]
+    return random_cell(build(), scale=1.2), n_units, k, kind
+
+
+def driven(model, n_units, n_trials=3, n_steps=12):
+    """Inputs, initial states and dense Jacobians of the model's recurrence."""
+    inputs, h0 = normal(n_trials, n_steps, 2, seed=1), normal(n_trials, n_units, seed=2)
+    step = kpops.models.as_recurrence(model)
+    return inputs, h0, dense_jacobians(step, h0, inputs)[1]
+
+
+def test_exponents_are_those_of_a_plain_loop_over_dense_jacobians(case):
+    model, n_units, k, kind = case
+    inputs, h0, jacobians = driven(model, n_units)
+    recurrence = kpops.models.as_recurrence(model)
+    assert lyapunov_tangent._kind_of_steps(recurrence, n_units, k).__name__ == kind
+    result = lyapunov_spectrum(model, k, inputs=inputs, h0=h0, frame_transient=3, rng=5)
+    expected = textbook(jacobians, k, 5, begin=3)
+    np.testing.assert_allclose(result.trial_exponent, expected, atol=1e-10)
+    np.testing.assert_allclose(result.exponent, expected.mean(0), atol=1e-10)
+    assert result.attrs["dynamics"] == "driven"
+    if kind == "_JacobianSteps" and k == n_units:
+        log_det = np.linalg.slogdet(jacobians[:, 3:])[1].mean()
+        assert float(result.mean_log_det) == pytest.approx(log_det, abs=1e-10)
+        assert float(result.exponent.sum()) == pytest.approx(log_det, abs=1e-10)
+    else:
+        assert "mean_log_det" not in result
+
+
+def test_a_linearization_gives_what_its_model_gives(case):
+    model, n_units, k, _ = case
+    inputs, h0, _ = driven(model, n_units)
+    lin = kpops.linearize(model, inputs, h0=h0)
+    ours = lyapunov_spectrum(lin, k, rng=5)
+    theirs = lyapunov_spectrum(model, k, inputs=inputs, h0=h0, rng=5)
+    for name in ("exponent", "finite_time_exponent", "history"):
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-12)
+    assert ours.attrs["dynamics"] == "driven" and ours.attrs["engine"] == lin.engine.name
+
+
+def test_partial_spectra_are_the_leading_part_of_the_full_one(case):
+    model, n_units, k, _ = case
+    inputs, h0, _ = driven(model, n_units, n_steps=60)
+    full = lyapunov_spectrum(model, inputs=inputs, h0=h0, rng=3)
+    for few in {1, k // 2 or 1, k}:
+        part = lyapunov_spectrum(model, few, inputs=inputs, h0=h0, rng=3)
+        np.testing.assert_allclose(
+            part.trial_exponent, full.trial_exponent[:, :few], rtol=0, atol=1e-10
+        )
+
+
+@pytest.mark.parametrize("model", [Henon(), RK4(lorenz, 0.01)])
+def test_partial_spectra_of_chaos_are_the_leading_part_of_the_full_one(model):
+    h0 = 0.1 * normal(4, 2) if isinstance(model, Henon) else normal(4, 3) + 5
+    full, part = (lyapunov_spectrum(model, k, h0=h0, n_steps=1000, rng=3) for k in (None, 1))
+    np.testing.assert_allclose(part.exponent[0], full.exponent[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("interval", [1, 7, 1000])
+def test_the_interval_of_the_qr_changes_nothing(interval):
+    values = np.exp([2.0, 0.0, -3.0, -9.0])
+    for model, h0 in ((Linear(with_eigenvalues(values)), np.zeros(4)), (Henon(), np.full(2, 0.1))):
+        options = {"h0": h0, "n_steps": 600, "window": 50, "rng": 0}
+        free = lyapunov_spectrum(model, **options)
+        given = lyapunov_spectrum(model, interval=interval, **options)
+        np.testing.assert_allclose(given.exponent, free.exponent, atol=1e-10)
+
+
+def test_the_length_of_chunks_changes_nothing(case, monkeypatch):
+    model, n_units, k, _ = case
+    inputs, h0, _ = driven(model, n_units, n_steps=40)
+    whole = lyapunov_spectrum(model, k, inputs=inputs, h0=h0, transient=5, rng=3)
+    monkeypatch.setattr(lyapunov_tangent, "_CHUNK_BYTES", 7 * h0.nbytes * 24)
+    pieces = lyapunov_spectrum(model, k, inputs=inputs, h0=h0, transient=5, rng=3)
+    np.testing.assert_allclose(pieces.history, whole.history, atol=1e-11)
+
+
+def test_masked_trials_count_their_own_steps():
+    model = random_cell(nn.LSTM(2, 3, batch_first=True), scale=1.5)
+    inputs, h0, jacobians = driven(model, 6)
+    lengths = [12, 7, 4]
+    mask = np.arange(12) < np.array(lengths)[:, None]
+    lin = kpops.linearize(model, inputs, h0=h0, mask=mask)
+    result = lyapunov_spectrum(lin, frame_transient=2, window=2, rng=1)
+    expected = textbook(jacobians, 6, 1, begin=2, lengths=lengths)
+    np.testing.assert_allclose(result.trial_exponent, expected, atol=1e-10)
+    ended = np.isnan(result.finite_time_exponent[:, :, 0])
+    np.testing.assert_array_equal(ended, result.time.values > np.array(lengths)[:, None])
+    log_dets = np.linalg.slogdet(jacobians)[1]
+    means = [log_dets[b, 2:n].mean() for b, n in enumerate(lengths)]
+    assert float(result.mean_log_det) == pytest.approx(np.mean(means), abs=1e-10)
+
+
+def test_any_device_gives_the_same(case, device):
+    model, n_units, k, _ = case
+    inputs, h0, jacobians = driven(model, n_units)
+    result = lyapunov_spectrum(model.to(device), k, inputs=inputs, h0=h0, frame_transient=3, rng=5)
+    expected = textbook(jacobians, k, 5, begin=3)
+    np.testing.assert_allclose(result.trial_exponent, expected, atol=1e-10)
+
+
+def test_a_learned_start_is_where_the_trajectories_begin(monkeypatch):
+    inner = random_cell(nn.GRU(2, 4, batch_first=True), scale=1.5)
+    model = kpops.models.LearnedStart(inner, normal(4))
+    inputs = normal(3, 30, 2, seed=1)
+    monkeypatch.setattr(lyapunov_tangent, "_CHUNK_BYTES", 7 * 8 * 3 * 4 * 4)
+    for options in ({"inputs": inputs}, {"n_steps": 30}):
+        learned = lyapunov_spectrum(model, **options, rng=0)
+        given = lyapunov_spectrum(inner, **options, h0=normal(4), rng=0)
+        np.testing.assert_allclose(learned.trial_exponent, given.trial_exponent, atol=1e-12)
+        assert learned.attrs["dynamics"] == given.attrs["dynamics"]
+
+
+def test_a_state_of_several_tensors_is_taken_as_the_module_takes_it():
+    lstm = random_cell(nn.LSTMCell(2, 3), scale=1.5)
+
+    class Own(nn.Module):
+        def forward(self, x, state):
+            return lstm(x, state)
+
+    inputs, h, c = normal(4, 25, 2), normal(4, 3, seed=1), normal(4, 3, seed=2)
+    ours = lyapunov_spectrum(Own(), inputs=inputs, h0=(h, c), rng=0)
+    theirs = lyapunov_spectrum(lstm, inputs=inputs, h0=torch.cat([h, c], -1), rng=0)
+    np.testing.assert_allclose(ours.trial_exponent, theirs.trial_exponent, atol=1e-12)
