@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import threading
 import time
 import warnings
 from collections import defaultdict
@@ -380,11 +381,13 @@ def test_empty_blocks_give_empty_blocks():
 def test_a_failing_task_waits_for_the_others():
     from kpops.engines import threads
 
-    done = []
+    done, begun = [], threading.Event()
 
     def task(i):
         if i == 0:
+            assert begun.wait(30)  # a task that has not begun would be cancelled
             raise KeyError("task 0")
+        begun.set()
         time.sleep(0.2)
         done.append(i)
 
