@@ -104,6 +104,7 @@ def _paper() -> dict[str, list[Training]]:
         "flip-flop": both("flip_flop"),
         "g": [  # g = 1 is among those of memory-pro
             large("memory_pro", cell, seed=seed, g=g, max_steps=steps, stop_loss=1e-3)
+            for seed in range(3)
             for cell, g, steps in (
                 ("rnn", 0.5, 10_000),
                 ("rnn", 2.0, 10_000),
@@ -112,7 +113,6 @@ def _paper() -> dict[str, list[Training]]:
                 ("gru", 2.0, 2000),
                 ("gru", 3.0, 2000),
             )
-            for seed in range(3)
         ],
         "four-tasks": [large("four_tasks", "gru", seed=seed, max_steps=2500) for seed in range(5)],
     }
