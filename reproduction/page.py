@@ -148,7 +148,9 @@ def _which(trained: list[dict[str, Any]], steps: int, cell: str) -> str:
     if all(n["stop_loss"] is None for n in group):
         return ", on four tasks, whatever the loss"
     scales = {n["g"] for n in group}
-    return f", g = {scales.pop():g}" if len(scales) == 1 and scales != {1.0} else ""
+    if 1.0 in scales:
+        return ""
+    return f", g = {scales.pop():g}" if len(scales) == 1 else ", g other than 1"
 
 
 def _trained(found: Results) -> list[str]:
