@@ -56,10 +56,10 @@ def linearize_at(
     Notes
     -----
     Every step starts at the point itself, so that A[t] = df/dh(x, h*) for all t. The model is not
-    run on from there: rounding would drive it away from an unstable point, by a factor |lambda| at
-    every step. The block of P from time s to time t is A^(t - s), and K repeats one block over all
-    pairs of steps of a point. At a slow point this is the motion about it if its drift were taken
-    away. The states are f(h*), which is h* but for its speed.
+    run on from there: rounding would drive it away from an unstable point, at every step by a
+    factor ``|lambda|``. The block of P from time s to time t is A^(t - s), and K repeats one block
+    over all pairs of steps of a point. At a slow point this is the motion about it if its drift
+    were taken away. The states are f(h*), which is h* but for its speed.
 
     Examples
     --------

@@ -55,7 +55,7 @@ def fixed_points(
         Constant input x (feature,). Default: zeros.
     tol : float
         Speed, in state per step, at which the search ends. A fixed point is one of that speed, or
-        of a speed that rounding explains: 16 units of it times sqrt(S) + |h|.
+        of a speed that rounding explains: 16 units of it times ``sqrt(S) + |h|``.
     merge_distance : float
         Distance over the spread of the states at which points are taken for one; see Notes.
     jitter : float
@@ -76,13 +76,13 @@ def fixed_points(
     Dataset
         Of every point:
 
-        - ``state(point, unit)``; ``speed(point)``, which is |f(h) - h|; ``kind(point)``:
+        - ``state(point, unit)``; ``speed(point)``, which is ``|f(h) - h|``; ``kind(point)``:
           ``"fixed"``, ``"slow"`` or ``"not converged"``, and ``converged(point)``, False for the
           last; ``basin_count(point)``, how many starts led there;
         - ``start_distance(point)`` to the nearest start, over the spread, and ``outlier(point)``,
           whether it exceeds 1;
         - ``eigenvalue_real`` and ``eigenvalue_imag`` (point, mode) of the state Jacobian A, by
-          falling magnitude; ``time_constant(point, mode)``, which is -1 / log |eigenvalue|,
+          falling magnitude; ``time_constant(point, mode)``, which is ``-1 / log |eigenvalue|``,
           negative for growth; ``spectral_radius(point)``; ``n_unstable(point)`` and
           ``is_stable(point)``, magnitudes of 1 to rounding being neither unstable nor stable;
         - ``right_real``, ``right_imag``, ``left_real`` and ``left_imag`` (point, mode, unit), the
@@ -114,7 +114,7 @@ def fixed_points(
 
     Notes
     -----
-    The search descends q = |f(h) - h|^2 / 2 from all starts together (Sussillo and Barak 2013,
+    The search descends ``q = |f(h) - h|^2 / 2`` from all starts together (Sussillo and Barak 2013,
     Neural Computation 25, 626-649), by Levenberg-Marquardt steps with the damping of Yamashita and
     Fukushima (2001, Computing Suppl. 15, 239-249). A slow point is a minimum of q whose speed is
     above `tol`: the Hessian of q is positive definite there, and the distance to the exact minimum,

@@ -85,7 +85,7 @@ def lyapunov_spectrum(
         - ``kaplan_yorke_dimension`` and ``entropy_bound`` of ``exponent``, as the functions of
           these names give them: NaN where more than ``k`` exponents are needed;
         - ``mean_log_det``, if ``k`` is S and Jacobians are formed, which is where it is cheap: the
-          mean of log |det A[t]|, to which all exponents add up in every run.
+          mean of ``log |det A[t]|``, to which all exponents add up in every run.
 
         The attribute ``dynamics`` says what the exponents are: ``"autonomous"`` where there are no
         inputs, or constant ones; ``"driven"`` where inputs change. These are conditional exponents,

@@ -36,7 +36,7 @@ class DiagonalSSM(nn.Module):
     form : {"complex", "real"}
         See above.
     radius : (float, float)
-        The |a| at the start lie in this range, of at least 0 and below 1.
+        The ``|a|`` at the start lie in this range, of at least 0 and below 1.
     rng : int, Generator or None
         Seed or source of the weights. They are drawn in float64 and rounded.
 
