@@ -84,6 +84,7 @@ html_sidebars = {
 html_theme_options = {
     "logo": {"text": "kpops"},
     "navbar_align": "left",
+    "header_links_before_dropdown": 4,
     "navbar_end": ["theme-switcher"],
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
