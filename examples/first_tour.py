@@ -164,8 +164,8 @@ axes = kpops.plot.eigenfunctions(modes["trained"], 2)
 #
 # .. math::
 #
-# \mathrm{Err} \xrightarrow{P^{*}} \text{adjoint} \xrightarrow{J^{*}} \text{parameter step}
-# \xrightarrow{J} \text{forcing} \xrightarrow{P} \text{state change}.
+#    \mathrm{Err} \xrightarrow{P^{*}} \text{adjoint} \xrightarrow{J^{*}} \text{parameter step}
+#    \xrightarrow{J} \text{forcing} \xrightarrow{P} \text{state change}.
 
 stations = ("error", "adjoint", "forcing", "state_change")
 fig, axes = plt.subplots(1, 4, figsize=(10, 2.6), layout="constrained", sharey=True)
