@@ -142,4 +142,4 @@ def engine(case: Case, name: str) -> Contender:
 
 def engines(case: Case) -> dict[str, Callable[[], Contender]]:
     """Makers of a contender for each engine there is."""
-    return {f"kpops {name}": partial(engine, case, name) for name in ENGINES}
+    return {f"kpops {name}": partial(engine, case, name) for name in ENGINES if name != "scan"}

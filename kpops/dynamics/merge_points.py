@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 
 def merge(
@@ -29,6 +26,11 @@ def merge(
     count : ndarray of int
         The size of its group.
     """
+    # Imported here, since scipy.special, which these load, adds a filter to the warnings'.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
     n = len(states)
     pairs = cKDTree(states).query_pairs(distance, output_type="ndarray")
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))

@@ -256,7 +256,7 @@ def test_assembled_jacobians_change_nothing(case, monkeypatch):
     monkeypatch.setattr(gated_numba, "_WIDE", 4)
     fewer = layer.pattern.n_recurrent > layer.variables and len(layer.pattern.slopes) == 1
     assert lin.engine._assembles(layer, 4, 3) == fewer  # GRU and LSTM
-    assert ("\n in blocks from 4 vectors by assembled Jacobians>" in repr(lin)) == fewer
+    assert ("\n in blocks from 4 vectors by assembled Jacobians\n" in repr(lin)) == fewer
     assert relative(lin.P.apply(q), plain[0]) < 1e-14
     assert relative(lin.P.apply_adjoint(q), plain[1]) < 1e-14
     monkeypatch.setattr(gated_layer, "_SEGMENT_BYTES", defaultdict(lambda: 1))
