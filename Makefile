@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-# Threads are torch's and ours to choose; results do not depend on their number.
+# Threads are torch's and ours to choose; their number changes the rounding of results.
 export MPLBACKEND ?= agg
 
 .PHONY: checkpoints demo test test-slow test-gpu test-latest lint types doctest docs benchmarks check clean

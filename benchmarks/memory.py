@@ -23,7 +23,7 @@ import torch
 
 import kpops
 from benchmarks.cases import Case, Grid
-from kpops.linearization import ENGINES
+from benchmarks.contenders import ENGINES_OF_CELLS
 
 
 def measure(grid: Grid, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def measure(grid: Grid, say: Callable[[str], None]) -> list[dict[str, Any]]:
         (replace(base, hidden=hidden, trials=trials, steps=steps), "auto")
         for hidden, trials, steps in grid.large
     ]
-    plans += [(base, name) for name in ENGINES if name != "scan"]  # whose units are coupled
+    plans += [(base, name) for name in ENGINES_OF_CELLS]
     records = []
     for case, name in plans:
         say(f"memory: {case.name}, {case.trials} x {case.steps}, engine {name}")

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from kpops import snapshot
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
 from kpops.engines.choice import ENGINES, choose_engine, memory_estimate
+from kpops.engines.classification import classify
 from kpops.engines.rowwise import Rowwise
 from kpops.labels import Space, parameter_space, to_numpy
 from kpops.models.network import Network
@@ -29,7 +30,6 @@ from kpops.operators import (
     ReadoutParameterJacobian,
     TrajectoryOperator,
 )
-from kpops.structure import classify
 
 
 @torch.inference_mode(False)

@@ -12,7 +12,7 @@ ROOMS = [
     {"models"},
     {"engines"},
     {"operators"},
-    {"snapshot", "structure", "linearization"},
+    {"snapshot", "linearization"},
     {"spectral", "dynamics"},
     {"learning"},
     {"tasks", "training", "plot", "testing"},

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kpops.dynamics.lyapunov import check_count, check_dt, labelled, number_of_modes
 from kpops.dynamics.lyapunov_source import Source, read_source
-from kpops.dynamics.lyapunov_tangent import alone, take_along
+from kpops.dynamics.lyapunov_tangent import take_along
+from kpops.engines.alone import alone
 from kpops.engines.memory import check_allocation
 from kpops.labels import Space
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kpops.dynamics import lyapunov_statistics as statistics
 from kpops.dynamics.lyapunov_source import Source, read_source
-from kpops.dynamics.lyapunov_tangent import alone, take_along
+from kpops.dynamics.lyapunov_tangent import take_along
+from kpops.engines.alone import alone
 from kpops.labels import Space, to_numpy
 
 _WINDOWS = 100

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +27,8 @@ import torch
 from torch import Tensor
 
 from kpops.dynamics.lyapunov_source import Source
-from kpops.engines.base import ONE_AT_A_TIME, Trajectory
+from kpops.engines.base import Trajectory
 from kpops.engines.gated import GatedEngine
-from kpops.engines.load import considerate
 from kpops.engines.rowwise import TEMPORARIES, Rowwise
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
@@ -253,11 +251,3 @@ def _kind_of_steps(recurrence: Recurrence, n_units: int, k: int) -> type[_Steps]
     if n_units <= 16 or (n_units <= 8 * k and not (gated and n_units > 64)):
         return _JacobianSteps
     return _GatedSteps if gated else _Steps
-
-
-@contextmanager
-def alone(device: torch.device) -> Iterator[None]:
-    """What derivatives need around them; see TrajectoryOperator."""
-    autocast = torch.autocast(device.type, enabled=False)
-    with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad(), autocast, considerate():
-        yield

@@ -8,7 +8,6 @@ recursions of one S x S matrix for each trial, so that no block of P is ever for
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +16,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.engines.base import ONE_AT_A_TIME, Engine
-from kpops.engines.load import considerate
+from kpops.engines.alone import alone
+from kpops.engines.base import Engine
 from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Adjoint, Product, Scaled
@@ -154,7 +153,7 @@ def squared_frobenius(op: TrajectoryOperator) -> float | None:
     6.0
     """
     total = 0.0
-    with _alone(op.device):
+    with alone(op.device):
         window = _window(op)
         if window is None:
             return None
@@ -223,14 +222,6 @@ def _chosen(restrictions: list[Restriction]) -> Tensor | float:
 # The recursions.
 
 
-@contextmanager
-def _alone(device: torch.device) -> Iterator[None]:
-    """What a product holds while it computes; see TrajectoryOperator."""
-    autocast = torch.autocast(device.type, enabled=False)
-    with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad(), autocast, considerate():
-        yield
-
-
 def _observability(engine: Engine, rows: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Times t, matrices M (trial, unit, unit) and factors s with S_t = s M, backwards.
 
@@ -281,7 +272,7 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
     n_trials, n_steps, n_units = P.domain.shape
     chosen = _positions([default] if times is None else times, n_steps)
     recursion = _observability if kind == "observability" else _controllability
-    with _alone(P.device):  # tensors of inference mode could not be written to inside
+    with alone(P.device):  # tensors of inference mode could not be written to inside
         window = _window(P)
         assert window is not None
         kept = torch.empty(n_trials, len(chosen), n_units, n_units, dtype=P.torch_dtype)

@@ -65,15 +65,15 @@ def test_the_jacobians_take_each_vector_to_a_positive_multiple_of_the_next(
     np.testing.assert_allclose(lin.states, states, atol=1e-12)
     vectors, times = result.covariant_vector.values, result.time.values
     for b in range(2):
-        for i, t in enumerate(times[:-1]):
+        for i, t in enumerate(times):
             pushed = vectors[b, i]
             for A in jacobians[b, t : t + interval]:  # h[t] is the state before step t + 1
                 pushed = A @ pushed
             lengths = np.linalg.norm(pushed, axis=0)
-            np.testing.assert_allclose(pushed / lengths, vectors[b, i + 1], atol=1e-8)
+            if i + 1 < len(times):
+                np.testing.assert_allclose(pushed / lengths, vectors[b, i + 1], atol=1e-8)
             rates = np.log(lengths) / interval
             np.testing.assert_allclose(result.growth_rate[b, i], rates, atol=1e-8)
-    assert np.isfinite(result.growth_rate[:, -1]).all()
     np.testing.assert_allclose(
         result.exponent, result.growth_rate.mean(("trial", "time")), atol=1e-12
     )
