@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.dynamics.lyapunov import check_count, check_dt, labelled, number_of_modes
+from kpops.dynamics.lyapunov import check_count, check_dt, dataset, number_of_modes
 from kpops.dynamics.lyapunov_source import Source, read_source
 from kpops.dynamics.lyapunov_tangent import take_along
 from kpops.engines.alone import alone
@@ -149,17 +148,7 @@ def covariant_lyapunov_vectors(
         "interval": int(interval),
         "dt": dt,
     }
-    return xr.Dataset(
-        {
-            name: labelled(space, values.to(source.start.dtype), *_NAMES[name], dt)
-            for name, values in variables.items()
-        },
-        attrs={
-            **source.attrs,
-            "dynamics": source.dynamics,
-            "configuration": json.dumps(settings, sort_keys=True),
-        },
-    )
+    return dataset(source, space, variables, _NAMES, settings)
 
 
 def _forward(

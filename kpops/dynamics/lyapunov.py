@@ -184,17 +184,7 @@ def lyapunov_spectrum(
         "interval": interval,
         "dt": dt,
     }
-    return xr.Dataset(
-        {
-            name: labelled(space, values.to(source.start.dtype), *_NAMES[name], dt)
-            for name, values in variables.items()
-        },
-        attrs={
-            **source.attrs,
-            "dynamics": source.dynamics,
-            "configuration": json.dumps(settings, sort_keys=True),
-        },
-    )
+    return dataset(source, space, variables, _NAMES, settings)
 
 
 # What is counted.
@@ -296,7 +286,28 @@ def check_count(name: str, value: int, low: int, high: int | None = None) -> Non
         raise ValueError(f"{name}={value}: choose an int {bounds}")
 
 
-def labelled(
+def dataset(
+    source: Source,
+    space: Space,
+    variables: dict[str, Tensor],
+    names: dict[str, tuple[tuple[str, ...], str, str]],
+    settings: dict[str, Any],
+) -> xr.Dataset:
+    """Label variables by their dims, long names and units, with where they come from."""
+    return xr.Dataset(
+        {
+            name: _labelled(space, values.to(source.start.dtype), *names[name], settings["dt"])
+            for name, values in variables.items()
+        },
+        attrs={
+            **source.attrs,
+            "dynamics": source.dynamics,
+            "configuration": json.dumps(settings, sort_keys=True),
+        },
+    )
+
+
+def _labelled(
     space: Space,
     values: Tensor,
     dims: tuple[str, ...],
