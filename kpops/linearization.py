@@ -22,6 +22,7 @@ from kpops.labels import Space, parameter_space, to_numpy
 from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence
 from kpops.operators import (
+    FlowOperator,
     InversePropagator,
     ParameterJacobian,
     ParameterOperator,
@@ -286,7 +287,7 @@ class Linearization:
     @cached_property
     def flow(self) -> TrajectoryOperator:
         """P K P*, the flow operator: the state-space neural tangent kernel."""
-        return self.P @ self.K @ self.P.H
+        return FlowOperator(self.P, self.K)
 
     @cached_property
     def sensitivity(self) -> TrajectoryOperator:

@@ -183,6 +183,10 @@ class Engine(ABC):
         """J J* q. An engine that knows the structure of K may do better."""
         return self.parameter_jvp(self.parameter_vjp(q, names), names)
 
+    def flow(self, q: Tensor, names: Sequence[str]) -> Tensor:
+        """P J J* P* q, for the parameters `names`."""
+        return self.propagate(self.parameter_gram(self.backpropagate(q), names))
+
     def factor_size(self, names: Sequence[str]) -> int | None:
         """Number of columns of a factor F with K = F F* that is thinner than J; None without."""
         return None

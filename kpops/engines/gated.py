@@ -7,12 +7,19 @@ its input maps, a layer passes on what it has gained beside its own forcing:
     P*:  a_l = b_l - w_l,  b_l = P_l^* (e_l + w_l),  w_{l-1} = B_l^T b_l,
 
 so that the recursion through time knows one layer only. Single steps couple layers in the same way:
-``A = L diag(A_l)``, ``J = L diag(J_l)``, ``K = L diag(K_l) L*`` with L the passage upwards.
+``A = L diag(A_l)``, ``J = L diag(J_l)``, ``K = L diag(K_l) L*`` with L the passage upwards. Since
+``P^-1 = 1 - A Z`` with Z the shift in time, ``P L = (L^-1 - diag(A_l) Z)^-1`` is a recursion as P
+is, in which a layer passes on all that it has, and in the flow operator ``P L diag(K_l) (P L)*``
+passes up once:
+
+    P L:     v_l = P_l (f_l + B_l v_{l-1}),
+    (P L)*:  a_l = P_l^* (e_l + w_l),  w_{l-1} = B_l^T a_l.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +28,7 @@ from kpops.engines.base import Engine, Trajectory
 from kpops.engines.cuda_graph import Action, Recorder
 from kpops.engines.features import numerical_rank
 from kpops.engines.gated_layer import Layer
-from kpops.engines.gram import SOURCES, Gram
+from kpops.engines.gram import SOURCES, Gram, factored
 from kpops.engines.load import considerate
 from kpops.engines.memory import room_for
 from kpops.engines.places import places_of
@@ -112,12 +119,15 @@ class GatedEngine(Engine):
             )
             longest = max(longest, diagonals)
             total += diagonals if gates != "recomputed" else 0
-            for source in layer.sources if None not in learn else ():
-                weight, bias = ((i, source, role) in learn for role in ("weight", "bias"))
-                full = min(n_trials * n_steps, weight * layer.width(source) + bias)
-                rank = full
-                if exact and full:
-                    rank = numerical_rank(layer.features(source, weight=weight, bias=bias))
+            if None in learn:
+                continue
+            roles = {s: ((i, s, "weight") in learn, (i, s, "bias") in learn) for s in SOURCES}
+            for sources in factored(layer, roles):
+                width = sum(roles[s][0] * layer.width(s) + roles[s][1] for s in sources)
+                rank = min(n_trials * n_steps, width)
+                if exact:
+                    features = [u for s in sources for u in layer.features(s, *roles[s])]
+                    rank = numerical_rank(features)
                 total += rank * n_trials * n_steps * trajectory.states.element_size()
         return total + (longest if gates == "recomputed" else 0)
 
@@ -129,6 +139,16 @@ class GatedEngine(Engine):
     def _backpropagate(self, a: Tensor) -> Tensor:
         return self._record("P*", self._backpropagate_layers, a)
 
+    def flow(self, q: Tensor, names: Sequence[str]) -> Tensor:
+        """P J J* P* q, for the parameters `names`; in a stack as (P L) diag(K_l) (P L)*."""
+        if len(self.layers) == 1 or not self._direct(names):
+            return super().flow(q, names)
+        propagate = partial(self._propagate_layers, entire=True)
+        backpropagate = partial(self._backpropagate_layers, entire=True)
+        asked = self._restricted(partial(self._record, "(P L)*", backpropagate), q)
+        forced = self._apply_grams(asked, names)
+        return self._restricted(partial(self._record, "P L", propagate), forced)
+
     def _record(self, name: str, action: Action, q: Tensor) -> Tensor:
         # Where gates are recomputed, autograd runs inside the loop, which a recording cannot hold;
         # and large blocks keep the device busy for longer than a launch takes.
@@ -136,18 +156,21 @@ class GatedEngine(Engine):
             return action(q)
         return self._recorder(name, action, q)
 
-    def _propagate_layers(self, q: Tensor) -> Tensor:
+    def _propagate_layers(self, q: Tensor, *, entire: bool = False) -> Tensor:
+        """P q; if layers pass on their `entire` state, P L q."""
         v = room_for(q)
         forcing = q if len(self.layers) == 1 else q.clone()
         for below, layer in zip([None, *self.layers], self.layers, strict=False):
             if below is not None:
-                gained = v[..., below.output] - q[..., below.output]
+                gained = v[..., below.output]
+                gained = gained if entire else gained - q[..., below.output]
                 for time, d in layer.slices(len(q)):
                     layer.push_input(d, gained[:, :, time], forcing[:, :, time, layer.units])
             self._propagate_layer(layer, forcing, v)
         return v
 
-    def _backpropagate_layers(self, a: Tensor) -> Tensor:
+    def _backpropagate_layers(self, a: Tensor, *, entire: bool = False) -> Tensor:
+        """P* a; if layers are asked for their `entire` state, (P L)* a."""
         v = room_for(a)
         asked = a if len(self.layers) == 1 else a.clone()
         for below, layer in reversed(list(zip([None, *self.layers], self.layers, strict=False))):
@@ -156,8 +179,9 @@ class GatedEngine(Engine):
                 for time, d in layer.slices(len(a)):
                     into = asked[:, :, time, below.output]
                     layer.pull_input(d, v[:, :, time, layer.units], into)
-        # b_l - w_l, with w_l what was added to e_l
-        return v if asked is a else v.sub_(asked).add_(a)
+        if asked is a or entire:
+            return v
+        return v.sub_(asked).add_(a)  # b_l - w_l, with w_l what was added to e_l
 
     @considerate()
     def _propagate_layer(self, layer: Layer, q: Tensor, v: Tensor) -> None:
@@ -279,13 +303,17 @@ class GatedEngine(Engine):
         if not self._direct(names):
             return super().parameter_gram(q, names)
         asked = self._pass_down(self.trajectory.restrict(q))
+        return self.trajectory.restrict(self._pass_up(self._apply_grams(asked, names)))
+
+    def _apply_grams(self, q: Tensor, names: Sequence[str]) -> Tensor:
+        """K_l q_l of all layers."""
         result = room_for(q)
         for layer, gram in zip(self.layers, self._grams_of(names), strict=True):
             if gram.parts:
-                self._apply_gram(layer, gram, asked, result)
+                self._apply_gram(layer, gram, q, result)
             else:
                 result[..., layer.units] = 0
-        return self.trajectory.restrict(self._pass_up(result))
+        return result
 
     def factor_size(self, names: Sequence[str]) -> int | None:
         """Number of coefficients of the thin factor F of K."""
@@ -334,7 +362,10 @@ class GatedEngine(Engine):
         gram.apply(q[..., layer.units], into[..., layer.units])
 
     def feature_ranks(self) -> list[int]:
-        """Numerical ranks of the features behind K: recurrent, then input, layer by layer."""
+        """Numerical ranks of the features behind K, layer by layer.
+
+        One for each layer; two, recurrent, then input, where gates keep the maps of the two apart.
+        """
         names = tuple(self.parameters)
         grams = self._grams_of(names) if self._direct(names) else []
         return [rank for gram in grams for rank in gram.ranks]

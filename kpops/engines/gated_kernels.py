@@ -18,7 +18,7 @@ from kpops.engines.blas import product, transposed_product
 compiled = numba.njit(nogil=True, cache=True, fastmath={"contract"})
 
 CHUNK = 128
-"""Rows of (trial, time) that K takes at a time."""
+"""Rows of (trial, time) that single steps take at a time."""
 
 
 @compiled
@@ -37,49 +37,48 @@ def set_product(into, a, b):
 
 @compiled
 def propagate_rows(
-    gemm,
-    weight,
-    q,
-    v,
-    d,
-    start,
-    offset,
-    carry,
-    recurrent,
-    slopes,
-    state,
-    features,
-    maps,
-    rows,
+    gemm, weights, q, v, passed, d, carry, gains, slopes, state, features, maps, where, rows
 ):
-    """v[t] = q[t] + A[t] v[t-1] over the steps of a segment; weight is W^T.
+    """v[t] = q[t] + A[t] v[t-1] + B[t] passed[t] over the steps of a segment.
 
-    `rows` are the first row of the task and the one behind its last.
-    On entry `state` is v at the step before the segment, on exit at its last step.
+    `weights` are W^T and U^T. `rows` are the first row of the task and the one behind its last;
+    `where` is (first step of the segment, first unit of the layer, whether a layer below passes
+    something up, whether a layer above takes it, whether all of the state or only what it has
+    gained beside q; column of `maps` where input maps begin).
+    On entry `state` is v at the step before the segment, on exit at its last step; `passed` (time,
+    row, hidden) what the layer below has gained, or on exit what this layer has.
     """
+    weight, input_weight = weights
+    start, offset, takes, gives, entire, column = where
     row0, row1 = rows
     n_block = q.shape[0]
-    hidden = weight.shape[0]
-    zero = maps.dtype.type(0)
+    hidden, n_maps = weight.shape
+    zero, one = maps.dtype.type(0), maps.dtype.type(1)
     new = np.empty(state.shape[0] * hidden, maps.dtype)
     for step in range(d.shape[2]):
         t = start + step
-        if t > 0:
-            if len(slopes) == 1 and slopes[0, 1] < 0:
-                product(gemm, state[slopes[0, 0], row0:row1], weight, maps[row0:row1], zero)
-            else:
-                for r in range(row0, row1):
-                    features[r] = zero
-                    for w, p in slopes:
-                        add_product(features[r], d[p, r // n_block, step], state[w, r])
-                product(gemm, features[row0:row1], weight, maps[row0:row1], zero)
+        from_h = maps[row0:row1, :n_maps]
+        if t == 0:
+            from_h[:] = zero
+        elif len(slopes) == 1 and slopes[0, 1] < 0:
+            product(gemm, state[slopes[0, 0], row0:row1], weight, from_h, zero)
+        else:
+            for r in range(row0, row1):
+                features[r] = zero
+                for w, p in slopes:
+                    add_product(features[r], d[p, r // n_block, step], state[w, r])
+            product(gemm, features[row0:row1], weight, from_h, zero)
+        if takes:
+            from_x = maps[row0:row1, column : column + input_weight.shape[1]]
+            beta = one if column == 0 else zero
+            product(gemm, passed[t, row0:row1], input_weight, from_x, beta)
         for r in range(row0, row1):
             b, k = r // n_block, r % n_block
             new[:] = q[k, b, t, offset : offset + new.size]
-            if t > 0:
+            if t > 0 or takes:
                 for i, w, p in carry:
                     add_product(new[i * hidden : (i + 1) * hidden], d[p, b, step], state[w, r])
-                for i, g, p in recurrent:
+                for i, g, p in gains:
                     add_product(
                         new[i * hidden : (i + 1) * hidden],
                         d[p, b, step],
@@ -88,32 +87,27 @@ def propagate_rows(
             for i in range(state.shape[0]):
                 state[i, r] = new[i * hidden : (i + 1) * hidden]
             v[k, b, t, offset : offset + new.size] = new
+            if gives:
+                passed[t, r] = new[:hidden]
+                if not entire:
+                    passed[t, r] -= q[k, b, t, offset : offset + hidden]
 
 
 @compiled
 def backpropagate_rows(
-    gemm,
-    weight,
-    a,
-    v,
-    d,
-    start,
-    offset,
-    carry,
-    recurrent,
-    slopes,
-    state,
-    features,
-    maps,
-    rows,
+    gemm, weights, a, v, passed, d, carry, gains, slopes, state, features, maps, where, rows
 ):
-    """v[t] = a[t] + A[t+1]^T v[t+1] over the steps of a segment, backwards; weight is W.
+    """v[t] = a[t] + A[t+1]^T (v[t+1] + passed[t+1]) over the steps of a segment, backwards.
 
-    On entry `state` is A^T v of the step after the segment, on exit that of its first step.
+    `weights` are W and U. On entry `state` is A^T v of the step after the segment, on exit that of
+    its first step; `passed` what the layer above asks, on exit what this layer asks of the one
+    below. Other arguments as of `propagate_rows`.
     """
+    weight, input_weight = weights
+    start, offset, takes, gives, entire, column = where
     row0, row1 = rows
     n_block = a.shape[0]
-    hidden = weight.shape[1]
+    n_maps, hidden = weight.shape
     zero, one = maps.dtype.type(0), maps.dtype.type(1)
     new = np.empty(state.shape[0] * hidden, maps.dtype)
     for step in range(d.shape[2] - 1, -1, -1):
@@ -125,94 +119,133 @@ def backpropagate_rows(
                 for j in range(hidden):
                     new[i * hidden + j] += state[i, r, j]
                     state[i, r, j] = zero
-            v[k, b, t, offset : offset + new.size] = new
-            if t > 0:
+            if gives and not entire:
+                v[k, b, t, offset : offset + new.size] = new
+            if gives:
+                for j in range(hidden):
+                    new[j] += passed[t, r, j]
+            if entire or not gives:
+                v[k, b, t, offset : offset + new.size] = new
+            if t > 0 or takes:
                 maps[r] = zero
                 for i, w, p in carry:
                     add_product(state[w, r], d[p, b, step], new[i * hidden : (i + 1) * hidden])
-                for i, g, p in recurrent:
+                for i, g, p in gains:
                     add_product(
                         maps[r, g * hidden : (g + 1) * hidden],
                         d[p, b, step],
                         new[i * hidden : (i + 1) * hidden],
                     )
+        if takes:
+            from_x = maps[row0:row1, column : column + input_weight.shape[0]]
+            product(gemm, from_x, input_weight, passed[t, row0:row1], zero)
         if t > 0:
+            from_h = maps[row0:row1, :n_maps]
             if len(slopes) == 1 and slopes[0, 1] < 0:
-                product(gemm, maps[row0:row1], weight, state[slopes[0, 0], row0:row1], one)
+                product(gemm, from_h, weight, state[slopes[0, 0], row0:row1], one)
             else:
-                product(gemm, maps[row0:row1], weight, features[row0:row1], zero)
+                product(gemm, from_h, weight, features[row0:row1], zero)
                 for r in range(row0, row1):
                     for w, p in slopes:
                         add_product(state[w, r], d[p, r // n_block, step], features[r])
 
 
 @compiled
-def gather_units(gemm, d, z_h, z_x, q, into, sums_h, sums_x, gains, of_parts, y, where):
-    """sums[vector, part] = Z^T (D q), summed over trials and, segment after segment, over time.
+def pass_up_rows(gemm, weight, v, d, inputs, maps, where, rows):
+    """v_l[t] += B[t] v_(l-1)[t] over the steps of a segment, in place; weight is U^T.
 
-    `gains` holds (part, variable, diagonal, whether it is the variable's first), sorted by part;
-    `of_parts` which of the two factors z_h and z_x (trial, time, rank) each part has. `where` is
-    (first step of the segment, first unit of the layer, then the bounds of the task's hidden units
-    and of its vectors); y (CHUNK, units of the task) is room to work. A chunk of the diagonals
-    serves all vectors.
+    `where` is (first step of the segment, first unit of the layer, first unit of the one below);
+    maps (CHUNK, gates * hidden) is the task's room to work.
     """
-    start, offset, u0, u1, k0, k1 = where
-    one = y.dtype.type(1)
-    for b in range(d.shape[1]):
+    start, offset, below = where
+    n_block, hidden = v.shape[0], d.shape[3]
+    zero = maps.dtype.type(0)
+    for r in range(rows[0], rows[1]):
+        b, k = r // n_block, r % n_block
         for first in range(0, d.shape[2], CHUNK):
             n = min(CHUNK, d.shape[2] - first)
-            t = start + first
-            beta = y.dtype.type(0) if b == 0 and t == 0 else one
-            for k in range(k0, k1):
-                last = -1
-                for g in range(len(gains)):
-                    part, i, p, _ = gains[g]
-                    units = offset + i * d.shape[3]
-                    for j in range(n):
-                        diagonal = d[p, b, first + j, u0:u1]
-                        vector = q[k, b, t + j, units + u0 : units + u1]
-                        if part == last:
-                            add_product(y[j], diagonal, vector)
-                        else:
-                            set_product(y[j], diagonal, vector)
-                    last = part
-                    if g + 1 == len(gains) or gains[g + 1, 0] != part:
-                        if of_parts[part, 0]:
-                            total = sums_h[k, part][:, u0:u1]
-                            transposed_product(gemm, z_h[b, t : t + n], y[:n], total, beta)
-                        if of_parts[part, 1]:
-                            total = sums_x[k, part][:, u0:u1]
-                            transposed_product(gemm, z_x[b, t : t + n], y[:n], total, beta)
+            here = v[k, b, start + first : start + first + n]
+            product(gemm, here[:, below : below + hidden], weight, maps[:n], zero)
+            for j in range(n):
+                for i, g, p in inputs:
+                    into = here[j, offset + i * hidden : offset + (i + 1) * hidden]
+                    add_product(into, d[p, b, first + j], maps[j, g * hidden : (g + 1) * hidden])
 
 
 @compiled
-def spread_units(gemm, d, z_h, z_x, q, into, sums_h, sums_x, gains, of_parts, y, where):
-    """Into = sum over parts of D (Z sums[vector, part]); arguments as of `gather_units`."""
-    start, offset, u0, u1, k0, k1 = where
-    zero, one = y.dtype.type(0), y.dtype.type(1)
-    for b in range(d.shape[1]):
+def pass_down_rows(gemm, weight, a, d, inputs, maps, where, rows):
+    """a_(l-1)[t] += B[t]^T a_l[t]; weight is U, other arguments as of `pass_up_rows`."""
+    start, offset, below = where
+    n_block, hidden = a.shape[0], d.shape[3]
+    zero, one = maps.dtype.type(0), maps.dtype.type(1)
+    for r in range(rows[0], rows[1]):
+        b, k = r // n_block, r % n_block
         for first in range(0, d.shape[2], CHUNK):
             n = min(CHUNK, d.shape[2] - first)
-            t = start + first
-            for k in range(k0, k1):
+            here = a[k, b, start + first : start + first + n]
+            for j in range(n):
+                maps[j] = zero
+                for i, g, p in inputs:
+                    asked = here[j, offset + i * hidden : offset + (i + 1) * hidden]
+                    add_product(maps[j, g * hidden : (g + 1) * hidden], d[p, b, first + j], asked)
+            product(gemm, maps[:n], weight, here[:, below : below + hidden], one)
+
+
+@compiled
+def gather(gemm, d, factors, q, sums, gains, runs, y, where):
+    """Add Z^T (D q), summed over the task's rows, to `sums`: what units ask of the weights.
+
+    `gains` holds (part, variable, diagonal, whether it is the variable's first), sorted by part;
+    `factors` the Z (trial, time, rank), and `runs` (factor, first part, last part + 1, whether it
+    is the first factor of these parts). `where` is (first step of the segment, first unit of the
+    layer, then the bounds of the task's vectors and of its chunks of rows); y (rows of a chunk,
+    part * hidden) is room to work, and `sums` has for each factor (vector, rank, part * hidden).
+    A chunk of the diagonals serves all vectors.
+    """
+    start, offset, k0, k1, chunk0, chunk1 = where
+    width, one = d.shape[3], y.dtype.type(1)
+    of_trial = -(-d.shape[2] // len(y))
+    for chunk in range(chunk0, chunk1):
+        b, first = chunk // of_trial, chunk % of_trial * len(y)
+        n = min(len(y), d.shape[2] - first)
+        t = start + first
+        for k in range(k0, k1):
+            for j in range(n):
                 last = -1
-                for g in range(len(gains)):
-                    part, i, p, begins = gains[g]
-                    if part != last:
-                        beta = zero
-                        if of_parts[part, 0]:
-                            total = sums_h[k, part][:, u0:u1]
-                            product(gemm, z_h[b, t : t + n], total, y[:n], beta)
-                            beta = one
-                        if of_parts[part, 1]:
-                            total = sums_x[k, part][:, u0:u1]
-                            product(gemm, z_x[b, t : t + n], total, y[:n], beta)
+                for part, i, p, _ in gains:
+                    vector = q[k, b, t + j, offset + i * width : offset + (i + 1) * width]
+                    into = y[j, part * width : (part + 1) * width]
+                    if part == last:
+                        add_product(into, d[p, b, first + j], vector)
+                    else:
+                        set_product(into, d[p, b, first + j], vector)
                     last = part
-                    units = offset + i * d.shape[3]
-                    for j in range(n):
-                        diagonal = d[p, b, first + j, u0:u1]
-                        result = into[k, b, t + j, units + u0 : units + u1]
-                        if begins:
-                            set_product(result, diagonal, y[j])
-                        else:
-                            add_product(result, diagonal, y[j])
+            for f, part0, part1, _ in runs:
+                columns = slice(part0 * width, part1 * width)
+                z, total = factors[f][b, t : t + n], sums[f][k]
+                transposed_product(gemm, z, y[:n, columns], total[:, columns], one)
+
+
+@compiled
+def spread(gemm, d, factors, into, sums, gains, runs, y, where):
+    """Into = sum over parts of D (Z sums[part]) at the task's rows; arguments as of `gather`."""
+    start, offset, k0, k1, chunk0, chunk1 = where
+    width, zero, one = d.shape[3], y.dtype.type(0), y.dtype.type(1)
+    of_trial = -(-d.shape[2] // len(y))
+    for chunk in range(chunk0, chunk1):
+        b, first = chunk // of_trial, chunk % of_trial * len(y)
+        n = min(len(y), d.shape[2] - first)
+        t = start + first
+        for k in range(k0, k1):
+            for f, part0, part1, begins in runs:
+                columns = slice(part0 * width, part1 * width)
+                z, total = factors[f][b, t : t + n], sums[f][k]
+                product(gemm, z, total[:, columns], y[:n, columns], zero if begins else one)
+            for j in range(n):
+                for part, i, p, begins in gains:
+                    result = into[k, b, t + j, offset + i * width : offset + (i + 1) * width]
+                    back = y[j, part * width : (part + 1) * width]
+                    if begins:
+                        set_product(result, d[p, b, first + j], back)
+                    else:
+                        add_product(result, d[p, b, first + j], back)

@@ -213,17 +213,18 @@ class Layer:
 
     def push_parameters(self, d: Tensor, source: str, maps: Tensor, into: Tensor) -> None:
         """Add the effect of changed maps (..., gates * hidden) of that source to `into`."""
-        pairs = self.pattern.recurrent if source == "recurrent" else self.pattern.inputs
-        self._spread(pairs, d, maps, self._split(into))
+        self._spread(self.pairs(source), d, maps, self._split(into))
 
     def pull_parameters(self, d: Tensor, source: str, q: Tensor) -> Tensor:
         """The adjoint: what q asks of the maps of that source, (..., gates * hidden)."""
-        recurrent = source == "recurrent"
-        pairs = self.pattern.recurrent if recurrent else self.pattern.inputs
-        n_maps = self.pattern.n_recurrent if recurrent else self.pattern.n_inputs
-        return self._gather(pairs, n_maps, d, self._split(q))
+        n_maps = self.pattern.n_recurrent if source == "recurrent" else self.pattern.n_inputs
+        return self._gather(self.pairs(source), n_maps, d, self._split(q))
 
-    def features(self, source: str, *, weight: bool, bias: bool) -> list[Tensor]:
+    def pairs(self, source: str) -> Pairs:
+        """(v, g, position) of the diagonals that the maps of that source meet."""
+        return self.pattern.recurrent if source == "recurrent" else self.pattern.inputs
+
+    def features(self, source: str, weight: bool, bias: bool) -> list[Tensor]:
         """What weight and bias of that source multiply, each (trial and time, feature).
 
         What is masked is zero, lest it add to the rank.

@@ -8,28 +8,29 @@ waits for another. K is split by units and vectors, over which it is block diago
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kpops.engines import threads
 from kpops.engines.gated import GatedEngine
-from kpops.engines.gated_layer import Layer
+from kpops.engines.gated_layer import Layer, Pairs
 from kpops.engines.gram import Gram
+from kpops.engines.memory import room_for
+from kpops.labels import numpy_dtype
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 
-# Rows of a task of P, and units of a task of K, at most: what a task works on, beside the weights,
-# should fit in a core's second cache.
+# Rows of a task of P at most: what a task works on, beside the weights, should fit in a core's
+# second cache.
 _ROWS = 192
-_UNITS = 256
 # Vectors from which the Jacobian of a step is assembled: with weights that stay in a core's cache,
 # and with larger ones, which assembling reads from afar for every trial.
 _CACHE_BYTES = 2**20
 _WIDE, _WIDE_OUTSIDE = 32, 128
-# Bytes of the sums over (trial, time) of the vectors that a thread of K takes at a time; the same.
-_SUMS_BYTES = 2**20
 
 
 class GatedNumbaEngine(GatedEngine):
@@ -40,7 +41,7 @@ class GatedNumbaEngine(GatedEngine):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._room: dict[tuple, list[np.ndarray]] = {}  # of the last product
-        self._transposed: dict[int, Tensor] = {}  # W^T of each layer
+        self._transposed: dict[int, tuple[Tensor, Tensor]] = {}  # W^T and U^T of each layer
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_room": {}, "_transposed": {}}
@@ -54,54 +55,152 @@ class GatedNumbaEngine(GatedEngine):
 
     @staticmethod
     def bytes_of_weights(recurrence: Recurrence) -> int:
-        """W^T of each layer."""
+        """W^T of each layer, and U^T of those above the first."""
         assert isinstance(recurrence, GatedRecurrence)
-        return sum(recurrence.weight(maps.recurrent).nbytes for maps in recurrence.layers)
+        names = [maps.recurrent for maps in recurrence.layers]
+        names += [maps.input for maps in recurrence.layers[1:] if maps.input is not None]
+        return sum(recurrence.weight(name).nbytes for name in names)
 
-    def _propagate_layer(self, layer: Layer, q: Tensor, v: Tensor) -> None:
-        if layer.index not in self._transposed:
-            weight = layer.recurrent_weight
-            self._transposed[layer.index] = weight.mT.clone(memory_format=torch.contiguous_format)
-        self._recur("propagate", layer, self._transposed[layer.index], q, v, layer.segments())
+    # Through time.
 
-    def _backpropagate_layer(self, layer: Layer, a: Tensor, v: Tensor) -> None:
-        self._recur("backpropagate", layer, layer.recurrent_weight, a, v, layer.segments()[::-1])
+    def _propagate_layers(self, q: Tensor, *, entire: bool = False) -> Tensor:
+        return self._recur_layers("propagate", self.layers, q.contiguous(), entire)
 
-    def _recur(
-        self, verb: str, layer: Layer, weight: Tensor, q: Tensor, v: Tensor, segments: list[slice]
+    def _backpropagate_layers(self, a: Tensor, *, entire: bool = False) -> Tensor:
+        return self._recur_layers("backpropagate", self.layers[::-1], a.contiguous(), entire)
+
+    def _recur_layers(self, verb: str, layers: list[Layer], q: Tensor, entire: bool) -> Tensor:
+        v = room_for(q)
+        n_block, n_trials, n_steps, _ = q.shape
+        stacked = len(layers) > 1
+        shape = (n_steps, n_block * n_trials, layers[0].hidden) if stacked else (0, 0, 0)
+        passed = q.new_empty(shape)
+        for layer in layers:
+            if self._assembles(layer, n_block, n_trials):
+                self._recur_by_trials(verb, layer, q, v)
+            else:
+                self._recur_by_rows(verb, layer, q, v, passed, entire)
+        return v
+
+    def _recur_by_rows(
+        self, verb: str, layer: Layer, q: Tensor, v: Tensor, passed: Tensor, entire: bool
     ) -> None:
-        """Run a recursion over segments of time: by rows or, in wide blocks, by trials."""
-        from kpops.engines import blas, gated_assembled, gated_kernels, threads
+        """Run a recursion with all weights of the gates; layers hand on what is `passed`."""
+        from kpops.engines import gated_kernels
+
+        n_rows = q.shape[0] * q.shape[1]
+        takes, gives = layer.index > 0, layer is not self.layers[-1]
+        gains, n_maps = _gains_through_time(layer, takes=takes)
+        shapes = [
+            (layer.variables, n_rows, layer.hidden),
+            (n_rows, layer.hidden),
+            (n_rows, n_maps * layer.hidden),
+        ]
+        column = (n_maps - layer.pattern.n_inputs) * layer.hidden if takes else 0
+        kernel = getattr(gated_kernels, f"{verb}_rows")
+        weights = tuple(w.numpy() for w in self._weights(verb, layer))
+        rest = _pairs(layer.pattern.carry), gains, _slopes(layer), *self._buffers(q, shapes)
+        bounds = threads.split(n_rows, torch.get_num_threads(), _ROWS)
+
+        def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
+            where = start, layer.units.start, takes, gives, entire, column
+            arrays = q.numpy(), v.numpy(), passed.numpy(), d
+            kernel(gemm, weights, *arrays, *rest, where, part)
+
+        self._over_time(layer, bounds, run, backwards=verb == "backpropagate")
+
+    def _recur_by_trials(self, verb: str, layer: Layer, q: Tensor, v: Tensor) -> None:
+        """Run a recursion with the Jacobian of each step, assembled."""
+        from kpops.engines import gated_assembled
 
         n_block, n_trials = q.shape[:2]
-        assembled = self._assembles(layer, n_block, n_trials)
-        # Tasks share none of the rows: room for their state, and for what the kernel makes of it.
-        shapes: list[tuple[int, ...]] = [(layer.variables, n_block * n_trials, layer.hidden)]
-        if assembled:
-            kernel = getattr(gated_assembled, f"{verb}_trials")
-            few = math.ceil(n_trials / (4 * torch.get_num_threads()))
-            bounds = _split(n_trials, torch.get_num_threads(), few)
-            shapes.append((n_block * n_trials, layer.variables * layer.hidden))
-        else:
-            kernel = getattr(gated_kernels, f"{verb}_rows")
-            bounds = _split(n_block * n_trials, torch.get_num_threads(), _ROWS)
-            shapes.append((n_block * n_trials, layer.hidden))
-            shapes.append((n_block * n_trials, layer.pattern.n_recurrent * layer.hidden))
+        columns = layer.variables * layer.hidden
+        shapes = [
+            (layer.variables, n_block * n_trials, layer.hidden),
+            (n_block * n_trials, columns),
+        ]
+        kernel = getattr(gated_assembled, f"{verb}_trials")
+        weight = self._weights(verb, layer)[0].numpy()
+        pattern = _pairs(layer.pattern.carry), _pairs(layer.pattern.recurrent), _slopes(layer)
         buffers = self._buffers(q, shapes)
-        arrays = [a.numpy() for a in (weight.contiguous(), q.contiguous(), v)]
-        gemm, pattern = blas.gemm_address(arrays[0].dtype), _pattern(layer)
-        for segment in segments:
-            d, start = layer.diagonals(segment).numpy(), segment.start
+        few = math.ceil(n_trials / (4 * torch.get_num_threads()))
+        bounds = threads.split(n_trials, torch.get_num_threads(), few)
+        of_matrix = (layer.hidden, columns) if verb == "propagate" else (columns, layer.hidden)
 
-            def task(i: int, d: np.ndarray = d, start: int = start) -> None:
-                room = [self._matrix(layer, verb)] if assembled else []
-                part = bounds[i], bounds[i + 1]
-                kernel(gemm, *arrays, d, start, layer.units.start, *pattern, *buffers, *room, part)
+        def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
+            matrix = q.new_empty(of_matrix).numpy()
+            where = start, layer.units.start
+            kernel(gemm, weight, q.numpy(), v.numpy(), d, *where, *pattern, *buffers, matrix, part)
+
+        self._over_time(layer, bounds, run, backwards=verb == "backpropagate")
+
+    def _over_time(
+        self,
+        layer: Layer,
+        bounds: list[int],
+        run: Callable[[int, np.ndarray, int, tuple[int, int]], None],
+        *,
+        backwards: bool = False,
+    ) -> None:
+        """Call run(gemm, diagonals, first step, part) for all segments, and parts on all cores."""
+        from kpops.engines import blas
+
+        gemm = blas.gemm_address(numpy_dtype(layer.previous.dtype))
+        for segment in layer.segments()[:: -1 if backwards else 1]:
+            d = layer.diagonals(segment).numpy()
+
+            def task(i: int, d: np.ndarray = d, start: int = segment.start) -> None:
+                run(gemm, d, start, (bounds[i], bounds[i + 1]))
 
             threads.each(task, len(bounds) - 1)
 
+    def _weights(self, verb: str, layer: Layer) -> tuple[Tensor, Tensor]:
+        """W and U of a layer, U empty for the first; to propagate W^T and U^T."""
+        below = layer.input_weight if layer.index > 0 else None
+        both = layer.recurrent_weight, layer.previous.new_empty(0, 0) if below is None else below
+        if verb == "backpropagate":
+            return both[0].contiguous(), both[1].contiguous()
+        if layer.index not in self._transposed:
+            w, u = (w.mT.clone(memory_format=torch.contiguous_format) for w in both)
+            self._transposed[layer.index] = w, u
+        return self._transposed[layer.index]
+
+    # Single steps.
+
+    def _pass_up(self, gained: Tensor) -> Tensor:
+        for below, layer in zip(self.layers[:-1], self.layers[1:], strict=True):
+            self._pass("up", "propagate", below, layer, gained)
+        return gained
+
+    def _pass_down(self, asked: Tensor) -> Tensor:
+        if len(self.layers) == 1:
+            return asked
+        asked = asked.clone(memory_format=torch.contiguous_format)
+        pairs = zip(self.layers[-2::-1], self.layers[:0:-1], strict=True)
+        for below, layer in pairs:
+            self._pass("down", "backpropagate", below, layer, asked)
+        return asked
+
+    def _pass(self, way: str, verb: str, below: Layer, layer: Layer, v: Tensor) -> None:
+        """Add to v in one layer what it takes from the other in the same step."""
+        from kpops.engines import gated_kernels
+
+        kernel = getattr(gated_kernels, f"pass_{way}_rows")
+        weight = self._weights(verb, layer)[1].numpy()
+        inputs = _pairs(layer.pattern.inputs)
+        room = gated_kernels.CHUNK, layer.pattern.n_inputs * layer.hidden
+
+        def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
+            where = start, layer.units.start, below.units.start
+            kernel(gemm, weight, v.numpy(), d, inputs, v.new_empty(room).numpy(), where, part)
+
+        n_rows = v.shape[0] * v.shape[1]
+        self._over_time(layer, threads.split(n_rows, torch.get_num_threads(), n_rows), run)
+
     def assembled_from(self, layer: Layer) -> int | None:
         """Size of blocks from which the Jacobians of a layer are assembled; None for never."""
+        if len(self.layers) > 1:
+            return None  # layers would have to wait for each other's whole trajectories
         if layer.pattern.n_recurrent <= layer.variables or len(layer.pattern.slopes) != 1:
             return None  # nothing would be saved
         return _WIDE if layer.recurrent_weight.nbytes <= _CACHE_BYTES else _WIDE_OUTSIDE
@@ -116,11 +215,6 @@ class GatedNumbaEngine(GatedEngine):
         wide = self.assembled_from(self.layers[0])
         return "" if wide is None else f"in blocks from {wide} vectors by assembled Jacobians"
 
-    def _matrix(self, layer: Layer, verb: str) -> np.ndarray:
-        rows, columns = layer.hidden, layer.variables * layer.hidden
-        shape = (rows, columns) if verb == "propagate" else (columns, rows)
-        return layer.previous.new_empty(shape).numpy()
-
     def _buffers(self, like: Tensor, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
         """Room of these shapes, kept for the next product; the first is set to zero."""
         key = tuple(shapes)
@@ -129,126 +223,47 @@ class GatedNumbaEngine(GatedEngine):
         self._room[key][0].fill(0)  # NumPy's way: threads of torch would spin on, in ours
         return self._room[key]
 
+    # K.
+
     def _apply_gram(self, layer: Layer, gram: Gram, q: Tensor, into: Tensor) -> None:
+        from kpops.engines.gram_numba import CompiledGram
+
         moved = {v for part in gram.parts for v, _ in part.gains}
         for v in set(range(layer.variables)) - moved:
             first = layer.units.start + v * layer.hidden
             into[..., first : first + layer.hidden] = 0
-        for some in self._groups(gram, q):
-            self._over_units(layer, gram, ("gather", "spread"), q[some], into[some])
+        CompiledGram(gram).apply(q.contiguous(), into)
 
     def _pull_factor(self, layer: Layer, gram: Gram, q: Tensor) -> Tensor:
-        room = q.new_empty(len(q), gram.width)
-        for some in self._groups(gram, q):
-            sums = self._over_units(layer, gram, ("gather",), q[some], q[some])
-            room[some] = gram.flat(
-                [[sums[i][:, p] for i in part.factors] for p, part in enumerate(gram.parts)]
-            )
-        return room
+        from kpops.engines.gram_numba import CompiledGram
+
+        return gram.flat(CompiledGram(gram).pull(q.contiguous()))
 
     def _push_factor(self, layer: Layer, gram: Gram, w: Tensor, into: Tensor) -> None:
-        for some in self._groups(gram, into):
-            self._over_units(layer, gram, ("spread",), into[some], into[some], gram.split(w[some]))
+        from kpops.engines.gram_numba import CompiledGram
 
-    @staticmethod
-    def _groups(gram: Gram, q: Tensor) -> list[slice]:
-        """Vectors of the block that are taken together."""
-        ranks = [gram.factors[i].shape[-1] for part in gram.parts for i in part.factors]
-        per_vector = sum(ranks) * gram.layer.hidden * q.element_size()
-        size = max(1, torch.get_num_threads() * _SUMS_BYTES // per_vector)
-        return [slice(start, start + size) for start in range(0, len(q), size)]
-
-    def _over_units(
-        self,
-        layer: Layer,
-        gram: Gram,
-        verbs: tuple[str, ...],
-        q: Tensor,
-        into: Tensor,
-        given: list[list[Tensor]] | None = None,
-    ) -> list[Tensor]:
-        """Run kernels of K over tasks of units and vectors.
-
-        "gather" sums over time what the units ask of the weights, "spread" hands out what they
-        get; between them stand the sums of each factor (vector, part, rank, hidden), which are
-        `given` or made here, and returned.
-        """
-        from kpops.engines import blas, gated_kernels, threads
-
-        q = q.contiguous()
-        factors = [*gram.factors, *[q.new_empty(*q.shape[1:3], 0)] * (2 - len(gram.factors))]
-        sums = [q.new_empty(len(q), len(gram.parts), z.shape[-1], layer.hidden) for z in factors]
-        for part, of_part in enumerate(given or []):
-            for i, w in zip(gram.parts[part].factors, of_part, strict=True):
-                sums[i][:, part] = w
-        rooms = [total.numpy() for total in sums]
-        gains, of_parts = _gains(gram)
-        gemm = blas.gemm_address(q.numpy().dtype)
-        units, vectors = _split_for_gram(layer.hidden, len(q), torch.get_num_threads())
-        n_units = len(units) - 1
-        kernels = tuple(getattr(gated_kernels, f"{verb}_units") for verb in verbs)
-        segments = layer.segments()
-        # A task sums over all of time before it spreads; units never wait for each other.
-        for now in [kernels] if len(segments) == 1 else [(kernel,) for kernel in kernels]:
-            for segment in segments:
-                arrays = _as_one_axis(layer.diagonals(segment), factors, q, into)
-
-                def task(
-                    i: int,
-                    now: tuple = now,
-                    arrays: tuple[np.ndarray, ...] = arrays,
-                    start: int = segment.start,
-                ) -> None:
-                    k, u = divmod(i, n_units)
-                    y = q.new_empty(gated_kernels.CHUNK, units[u + 1] - units[u]).numpy()
-                    where = start, layer.units.start, *units[u : u + 2], *vectors[k : k + 2]
-                    for kernel in now:
-                        kernel(gemm, *arrays, *rooms, gains, of_parts, y, where)
-
-                threads.each(task, n_units * (len(vectors) - 1))
-        return sums
+        CompiledGram(gram).push(gram.split(w), into)
 
 
-def _as_one_axis(
-    d: Tensor, factors: list[Tensor], q: Tensor, into: Tensor
-) -> tuple[np.ndarray, ...]:
-    """The arrays of K's kernels; whole trials side by side as one, for larger products."""
-    if d.shape[2] == q.shape[2]:
-        d, q, into = (x.flatten(1, 2).unsqueeze(1) for x in (d, q, into))
-        factors = [z.flatten(0, 1).unsqueeze(0) for z in factors]
-    return tuple(x.numpy() for x in (d, *factors, q, into))
+def _gains_through_time(layer: Layer, *, takes: bool) -> tuple[np.ndarray, int]:
+    """Diagonals that recurrent maps and, if a layer `takes` some, input maps meet; number of maps.
 
-
-def _split(size: int, threads: int, largest: int) -> list[int]:
-    """Bounds of nearly equal parts: as many for each thread, none above `largest`."""
-    n = max(1, min(size, threads * math.ceil(size / (threads * largest))))
-    return [round(i * size / n) for i in range(n + 1)]
-
-
-def _split_for_gram(hidden: int, n_vectors: int, threads: int) -> tuple[list[int], list[int]]:
-    """Bounds of the units and of the vectors of the tasks of K.
-
-    Wide rows are faster, so that vectors are shared out where there are enough of them.
+    Input maps have numbers behind the recurrent ones, or the same where they meet the same
+    diagonals, so that their sum is all that counts.
     """
-    if n_vectors % threads == 0 or n_vectors >= 4 * threads:
-        return _split(hidden, 1, _UNITS), _split(n_vectors, threads, n_vectors)
-    return _split(hidden, threads, _UNITS), [0, n_vectors]
+    pattern = layer.pattern
+    n_maps = pattern.n_recurrent
+    if not takes or pattern.inputs == pattern.recurrent:
+        return _pairs(pattern.recurrent), n_maps
+    shifted = tuple((v, n_maps + g, p) for v, g, p in pattern.inputs)
+    return _pairs(pattern.recurrent + shifted), n_maps + pattern.n_inputs
 
 
-def _pattern(layer: Layer) -> tuple[np.ndarray, ...]:
-    """The pattern as arrays of ints; -1 stands for the identity."""
+def _pairs(pairs: Pairs) -> np.ndarray:
+    return np.array(pairs, dtype=np.int64).reshape(-1, 3)
+
+
+def _slopes(layer: Layer) -> np.ndarray:
+    """Pairs (variable, diagonal); -1 stands for the identity."""
     slopes = [(w, -1 if p is None else p) for w, p in layer.pattern.slopes]
-    return tuple(
-        np.array(pairs, dtype=np.int64).reshape(-1, width)
-        for pairs, width in ((layer.pattern.carry, 3), (layer.pattern.recurrent, 3), (slopes, 2))
-    )
-
-
-def _gains(gram: Gram) -> tuple[np.ndarray, np.ndarray]:
-    """The gains as the kernels of K take them, and which factors each part has."""
-    gains: list[tuple[int, int, int, bool]] = []
-    for i, part in enumerate(gram.parts):
-        for v, p in part.gains:
-            gains.append((i, v, p, v not in [g[1] for g in gains]))
-    of_parts = [[factor in part.factors for factor in range(2)] for part in gram.parts]
-    return np.array(gains, dtype=np.int64), np.array(of_parts)
+    return np.array(slopes, dtype=np.int64).reshape(-1, 2)

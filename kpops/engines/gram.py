@@ -47,9 +47,9 @@ class Gram:
     Attributes
     ----------
     factors : list of Tensor
-        Z of each source that learns, shape (trial, time, rank), if its rank is not 0.
+        Z of each of :func:`factored`, shape (trial, time, rank), if its rank is not 0.
     ranks : list of int
-        Rank of each source that learns.
+        Rank of each.
     parts : list of Part
         The sum that K is.
     """
@@ -59,16 +59,13 @@ class Gram:
         self.factors: list[Tensor] = []
         self.ranks: list[int] = []
         gains: list[list[tuple[tuple[int, int], ...]]] = []
-        for source in SOURCES:
-            with_weight, with_bias = weights.get(source, (False, False))
-            pairs = layer.pattern.recurrent if source == "recurrent" else layer.pattern.inputs
-            if not (with_weight or with_bias) or not pairs:
-                continue
-            z = thin_factor(layer.features(source, weight=with_weight, bias=with_bias))
+        for sources in factored(layer, weights):
+            z = thin_factor([u for s in sources for u in layer.features(s, *weights[s])])
             self.ranks.append(z.shape[1])
             if z.shape[1] == 0:
                 continue
             self.factors.append(z.unflatten(0, layer.previous.shape[:2]))
+            pairs = layer.pairs(sources[0])
             maps = sorted({g for _, g, _ in pairs})
             gains.append([tuple((v, p) for v, h, p in pairs if h == g) for g in maps])
         self.parts = _merged(gains)
@@ -119,6 +116,17 @@ class Gram:
     def of(self, part: Part) -> list[Tensor]:
         """The factors of a part."""
         return [self.factors[i] for i in part.factors]
+
+
+def factored(layer: Layer, weights: dict[str, tuple[bool, bool]]) -> list[tuple[str, ...]]:
+    """Sources that share a thin factor: those whose maps stand between the same diagonals.
+
+    Sources of which nothing learns, or whose maps nothing depends on, are left out.
+    """
+    learn = tuple(s for s in SOURCES if any(weights.get(s, ())) and layer.pairs(s))
+    if len(learn) == 2 and layer.pattern.recurrent == layer.pattern.inputs:
+        return [learn]
+    return [(source,) for source in learn]
 
 
 def _merged(gains: list[list[tuple[tuple[int, int], ...]]]) -> list[Part]:

@@ -6,6 +6,7 @@ barrier stands inside a time step: a busy core delays only the tasks it holds.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -13,14 +14,14 @@ from functools import cache
 
 import torch
 
-from kpops.engines import blas
-
 
 def each(task: Callable[[int], None], n_tasks: int) -> None:
     """Run ``task(0) .. task(n_tasks - 1)`` on as many threads as torch is set to use.
 
     With fewer tasks than threads, BLAS takes the spare threads inside each task.
     """
+    from kpops.engines import blas  # Numba is slow to import, and not always needed
+
     threads = min(torch.get_num_threads(), n_tasks)
     inside = torch.get_num_threads() // n_tasks if n_tasks else 1
 
@@ -41,6 +42,12 @@ def each(task: Callable[[int], None], n_tasks: int) -> None:
                 for future in futures:
                     future.cancel()
                 wait(futures)
+
+
+def split(size: int, n_threads: int, largest: int) -> list[int]:
+    """Bounds of nearly equal parts: as many for each thread, none above `largest`."""
+    n = max(1, min(size, n_threads * math.ceil(size / (n_threads * largest))))
+    return [round(i * size / n) for i in range(n + 1)]
 
 
 @cache

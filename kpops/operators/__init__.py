@@ -1,6 +1,7 @@
 """Operators: the mathematics a user holds in hand."""
 
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.flow import FlowOperator
 from kpops.operators.low_rank import LowRank
 from kpops.operators.parameter import ParameterJacobian, ParameterOperator, ThinFactor
 from kpops.operators.partial_trace import DenseOperator, PartialTrace, ProbedGram, ProbedTrace
@@ -11,6 +12,7 @@ from kpops.operators.reduce import Average, Restriction
 __all__ = [
     "Average",
     "DenseOperator",
+    "FlowOperator",
     "InversePropagator",
     "LowRank",
     "ParameterJacobian",

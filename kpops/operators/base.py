@@ -112,6 +112,10 @@ class TrajectoryOperator(LinearOperator):
         """Number of vectors that the operator or its adjoint has been applied to."""
         return self._count
 
+    def count(self, n_vectors: int) -> None:
+        """Take note that the operator has been applied to so many vectors."""
+        self._count += n_vectors
+
     def apply(self, block: Tensor) -> Tensor:
         """Apply to a block of vectors on the device.
 
@@ -140,7 +144,7 @@ class TrajectoryOperator(LinearOperator):
             block = block.clone()
         # Autocast would compute in a lower precision than the dtype says.
         with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
-            self._count += len(block)
+            self.count(len(block))
             return self._in_pieces(act, block.contiguous())
 
     def _in_pieces(self, act: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
