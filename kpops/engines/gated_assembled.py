@@ -9,22 +9,19 @@ and `trials`, its bounds. There is one slope.
 
 from __future__ import annotations
 
-import numpy as np
-
 from kpops.engines.blas import product
-from kpops.engines.gated_kernels import add_product, compiled
+from kpops.engines.gated_kernels import add, add_product, compiled, side_by_side
 
 
 @compiled
 def propagate_trials(
-    gemm, weight, q, v, d, start, offset, carry, recurrent, slopes, state, moved, matrix, trials
+    gemm, weight, q, v, d, carry, recurrent, slopes, state, moved, matrix, start, trials
 ):
     """v[t] = q[t] + A[t] v[t-1]; weight is W^T, matrix (hidden, variable * hidden)."""
-    hidden, n_block, n_variables = weight.shape[0], q.shape[0], state.shape[0]
+    hidden, n_block, n_variables = weight.shape[0], q.shape[0], state.shape[1]
     zero = matrix.dtype.type(0)
-    new = np.empty(n_variables * hidden, matrix.dtype)
     source, slope = slopes[0]
-    for step in range(d.shape[2]):
+    for step in range(d.shape[1]):
         t = start + step
         for b in range(trials[0], trials[1]):
             rows = slice(b * n_block, (b + 1) * n_block)
@@ -33,55 +30,54 @@ def propagate_trials(
                     matrix[j] = zero
                     for i, g, p in recurrent:
                         into = matrix[j, i * hidden : (i + 1) * hidden]
-                        add_product(into, d[p, b, step], weight[j, g * hidden : (g + 1) * hidden])
+                        add_product(into, d[b, step, p], weight[j, g * hidden : (g + 1) * hidden])
                     if slope >= 0:
-                        matrix[j] *= d[slope, b, step, j]
-                product(gemm, state[source, rows], matrix, moved[rows], zero)
+                        matrix[j] *= d[b, step, slope, j]
+                product(gemm, state[rows, source], matrix, side_by_side(moved)[rows], zero)
             for k in range(n_block):
                 r = b * n_block + k
-                new[:] = q[k, b, t, offset : offset + new.size]
-                if t > 0:
-                    for i, w, p in carry:
-                        add_product(new[i * hidden : (i + 1) * hidden], d[p, b, step], state[w, r])
-                    for i in range(new.size):
-                        new[i] += moved[r, i]
+                new = moved[r]
+                if t == 0:
+                    new[:] = zero
                 for i in range(n_variables):
-                    state[i, r] = new[i * hidden : (i + 1) * hidden]
-                v[k, b, t, offset : offset + new.size] = new
+                    add(new[i], q[k, b, t, i])
+                for i, w, p in carry:
+                    add_product(new[i], d[b, step, p], state[r, w])
+                state[r] = new
+                v[k, b, t] = new
 
 
 @compiled
 def backpropagate_trials(
-    gemm, weight, a, v, d, start, offset, carry, recurrent, slopes, state, moved, matrix, trials
+    gemm, weight, a, v, d, carry, recurrent, slopes, state, moved, matrix, start, trials
 ):
     """v[t] = a[t] + A[t+1]^T v[t+1]; weight is W, matrix (variable * hidden, hidden)."""
-    hidden, n_block, n_variables = weight.shape[1], a.shape[0], state.shape[0]
+    hidden, n_block, n_variables = weight.shape[1], a.shape[0], state.shape[1]
     zero, one = matrix.dtype.type(0), matrix.dtype.type(1)
     source, slope = slopes[0]
-    for step in range(d.shape[2] - 1, -1, -1):
+    for step in range(d.shape[1] - 1, -1, -1):
         t = start + step
         for b in range(trials[0], trials[1]):
             rows = slice(b * n_block, (b + 1) * n_block)
             for k in range(n_block):
                 r = b * n_block + k
                 new = moved[r]
-                new[:] = a[k, b, t, offset : offset + new.size]
+                new[:] = a[k, b, t]
                 for i in range(n_variables):
-                    for j in range(hidden):
-                        new[i * hidden + j] += state[i, r, j]
-                        state[i, r, j] = zero
-                v[k, b, t, offset : offset + new.size] = new
+                    add(new[i], state[r, i])
+                state[r] = zero
+                v[k, b, t] = new
                 for i, w, p in carry:
-                    add_product(state[w, r], d[p, b, step], new[i * hidden : (i + 1) * hidden])
+                    add_product(state[r, w], d[b, step, p], new[i])
             if t > 0:
                 matrix[:] = zero
                 for i, g, p in recurrent:
                     for j in range(hidden):
-                        gain = d[p, b, step, j]
+                        gain = d[b, step, p, j]
                         into, row = matrix[i * hidden + j], weight[g * hidden + j]
                         for m in range(hidden):
                             into[m] += gain * row[m]
                 if slope >= 0:
                     for j in range(len(matrix)):
-                        matrix[j] *= d[slope, b, step]
-                product(gemm, moved[rows], matrix, state[source, rows], one)
+                        matrix[j] *= d[b, step, slope]
+                product(gemm, side_by_side(moved)[rows], matrix, state[rows, source], one)

@@ -132,9 +132,10 @@ class Layer:
 
     def _compute(self, time: slice) -> Tensor:
         n_trials, n_steps = self.previous[:, time].shape[:2]
+        # In memory, the diagonals of a step lie side by side, which is how they are read.
         result = self.previous.new_empty(
-            self.pattern.size, n_trials, n_steps, self.hidden, dtype=self.storage
-        )
+            n_trials, n_steps, self.pattern.size, self.hidden, dtype=self.storage
+        ).movedim(2, 0)
         per_step = n_trials * self.hidden * self.previous.element_size()
         size = max(1, _SLICE_BYTES[self.previous.device.type] // (4 * per_step))
         for t in range(0, n_steps, size):
@@ -247,6 +248,15 @@ class Layer:
         state = self.previous[:, time]
         features = self.recurrence.features(self._split(state.flatten(0, 1)))
         return features.unflatten(0, state.shape[:2])
+
+    @property
+    def first_variable(self) -> int:
+        """Where the layer's variables begin among those of the stack."""
+        return self.units.start // self.hidden
+
+    def by_variable(self, q: Tensor) -> Tensor:
+        """Units of the stack (..., unit) as (..., variable of the stack, hidden)."""
+        return q.unflatten(-1, (-1, self.hidden))
 
     def _split(self, units: Tensor) -> tuple[Tensor, ...]:
         return units.split(self.hidden, dim=-1)

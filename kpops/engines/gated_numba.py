@@ -92,9 +92,9 @@ class GatedNumbaEngine(GatedEngine):
         takes, gives = layer.index > 0, layer is not self.layers[-1]
         gains, n_maps = _gains_through_time(layer, takes=takes)
         shapes = [
-            (layer.variables, n_rows, layer.hidden),
+            (n_rows, layer.variables, layer.hidden),
             (n_rows, layer.hidden),
-            (n_rows, n_maps * layer.hidden),
+            (n_rows, n_maps, layer.hidden),
         ]
         column = (n_maps - layer.pattern.n_inputs) * layer.hidden if takes else 0
         kernel = getattr(gated_kernels, f"{verb}_rows")
@@ -103,8 +103,8 @@ class GatedNumbaEngine(GatedEngine):
         bounds = threads.split(n_rows, torch.get_num_threads(), _ROWS)
 
         def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
-            where = start, layer.units.start, takes, gives, entire, column
-            arrays = q.numpy(), v.numpy(), passed.numpy(), d
+            where = start, layer.first_variable, takes, gives, entire, column
+            arrays = layer.by_variable(q).numpy(), layer.by_variable(v).numpy(), passed.numpy(), d
             kernel(gemm, weights, *arrays, *rest, where, part)
 
         self._over_time(layer, bounds, run, backwards=verb == "backpropagate")
@@ -115,22 +115,19 @@ class GatedNumbaEngine(GatedEngine):
 
         n_block, n_trials = q.shape[:2]
         columns = layer.variables * layer.hidden
-        shapes = [
-            (layer.variables, n_block * n_trials, layer.hidden),
-            (n_block * n_trials, columns),
-        ]
+        shape = n_block * n_trials, layer.variables, layer.hidden
         kernel = getattr(gated_assembled, f"{verb}_trials")
         weight = self._weights(verb, layer)[0].numpy()
         pattern = _pairs(layer.pattern.carry), _pairs(layer.pattern.recurrent), _slopes(layer)
-        buffers = self._buffers(q, shapes)
+        buffers = self._buffers(q, [shape, shape])
         few = math.ceil(n_trials / (4 * torch.get_num_threads()))
         bounds = threads.split(n_trials, torch.get_num_threads(), few)
         of_matrix = (layer.hidden, columns) if verb == "propagate" else (columns, layer.hidden)
 
         def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
             matrix = q.new_empty(of_matrix).numpy()
-            where = start, layer.units.start
-            kernel(gemm, weight, q.numpy(), v.numpy(), d, *where, *pattern, *buffers, matrix, part)
+            arrays = layer.by_variable(q).numpy(), layer.by_variable(v).numpy(), d
+            kernel(gemm, weight, *arrays, *pattern, *buffers, matrix, start, part)
 
         self._over_time(layer, bounds, run, backwards=verb == "backpropagate")
 
@@ -147,7 +144,7 @@ class GatedNumbaEngine(GatedEngine):
 
         gemm = blas.gemm_address(numpy_dtype(layer.previous.dtype))
         for segment in layer.segments()[:: -1 if backwards else 1]:
-            d = layer.diagonals(segment).numpy()
+            d = layer.diagonals(segment).movedim(0, 2).contiguous().numpy()
 
             def task(i: int, d: np.ndarray = d, start: int = segment.start) -> None:
                 run(gemm, d, start, (bounds[i], bounds[i + 1]))
@@ -188,11 +185,12 @@ class GatedNumbaEngine(GatedEngine):
         kernel = getattr(gated_kernels, f"pass_{way}_rows")
         weight = self._weights(verb, layer)[1].numpy()
         inputs = _pairs(layer.pattern.inputs)
-        room = gated_kernels.CHUNK, layer.pattern.n_inputs * layer.hidden
+        shape = gated_kernels.CHUNK, layer.pattern.n_inputs, layer.hidden
 
         def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
-            where = start, layer.units.start, below.units.start
-            kernel(gemm, weight, v.numpy(), d, inputs, v.new_empty(room).numpy(), where, part)
+            where = start, layer.first_variable, below.first_variable
+            room = v.new_empty(shape).numpy()
+            kernel(gemm, weight, layer.by_variable(v).numpy(), d, inputs, room, where, part)
 
         n_rows = v.shape[0] * v.shape[1]
         self._over_time(layer, threads.split(n_rows, torch.get_num_threads(), n_rows), run)

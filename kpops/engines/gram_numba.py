@@ -85,15 +85,16 @@ class CompiledGram:
         """Run a kernel over tasks of vectors and rows, segment after segment."""
         layer = self.layer
         vectors, by_rows = self._tasks(len(q))
-        columns = len(self.gram.parts) * layer.hidden
-        n_rows = max(_LEAST_ROWS, _CHUNK_BYTES // (columns * q.element_size()))
+        per_row = len(self.gram.parts) * layer.hidden * q.element_size()
+        n_rows = max(_LEAST_ROWS, _CHUNK_BYTES // per_row)
         for segment in layer.segments():
-            d, factors, x = layer.diagonals(segment), self.gram.factors, q
-            if d.shape[2] == q.shape[2]:  # whole trials side by side as one, for larger products
-                d, x = (y.flatten(1, 2).unsqueeze(1) for y in (d, q))
-                factors = [z.flatten(0, 1).unsqueeze(0) for z in factors]
-            arrays = d.numpy(), tuple(z.numpy() for z in factors), x.numpy()
-            chunks = threads.split(d.shape[1] * -(-d.shape[2] // n_rows), by_rows, 2**62)
+            d = layer.diagonals(segment).movedim(0, 2).contiguous()
+            factors, x = self.gram.factors, q
+            if d.shape[1] == q.shape[2]:  # whole trials side by side as one, for larger products
+                d, *factors = (z.flatten(0, 1).unsqueeze(0) for z in (d, *factors))
+                x = q.flatten(1, 2).unsqueeze(1)
+            arrays = d.numpy(), tuple(z.numpy() for z in factors), layer.by_variable(x).numpy()
+            chunks = threads.split(len(d) * -(-d.shape[1] // n_rows), by_rows, 2**62)
             n_vectors, n_chunks = len(vectors) - 1, len(chunks) - 1
 
             def task(
@@ -104,9 +105,9 @@ class CompiledGram:
                 n_chunks: int = n_chunks,
             ) -> None:
                 k, r = divmod(i, n_chunks)
-                y = q.new_empty(n_rows, columns).numpy()
+                y = q.new_empty(n_rows, len(self.gram.parts), layer.hidden).numpy()
                 of_task = tuple(total[r % len(total)] for total in sums)
-                where = start, layer.units.start, *vectors[k : k + 2], *chunks[r : r + 2]
+                where = start, layer.first_variable, *vectors[k : k + 2], *chunks[r : r + 2]
                 kernel(self.gemm, *arrays, of_task, self.gains, self.runs, y, where)
 
             threads.each(task, n_vectors * n_chunks)
