@@ -26,10 +26,11 @@ class Case:
     inputs: str = "memory_pro"
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    layers: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.kind} {self.hidden}"
+        return f"{self.kind} {self.hidden}" + (f" x {self.layers}" if self.layers > 1 else "")
 
     @property
     def gates(self) -> int:
@@ -37,7 +38,7 @@ class Case:
 
     @property
     def state_size(self) -> int:
-        return self.hidden * (2 if self.kind == "LSTM" else 1)
+        return self.layers * self.hidden * (2 if self.kind == "LSTM" else 1)
 
     @property
     def rows(self) -> int:
@@ -52,7 +53,7 @@ class Case:
         """An nn.RNN, nn.GRU or nn.LSTM as PyTorch initialises it."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            module = getattr(nn, self.kind)(FEATURES, self.hidden, batch_first=True)
+            module = getattr(nn, self.kind)(FEATURES, self.hidden, self.layers, batch_first=True)
         return module.to(dtype=self.dtype, device=self.device)
 
     def drive(self) -> Tensor:
@@ -101,6 +102,19 @@ class Grid:
     """The slope with H is fitted from here on: below, overheads hide the arithmetic."""
     large: tuple[tuple[int, int, int], ...] = ((1024, 64, 200), (2048, 1, 5000))
     """(hidden, trials, steps) of the memory measurements with the automatic engine."""
+    layer_blocks: tuple[int, ...] = (1, 8)
+    """Of stacks and of scans."""
+    stacks: tuple[tuple[str, int, int], ...] = (("LSTM", 2, 128), ("GRU", 3, 128), ("RNN", 2, 128))
+    """(kind, layers, hidden)"""
+    stack_runs: tuple[int, int] = (50, 100)
+    """Trials and steps of the stacks."""
+    scan_steps: tuple[int, ...] = (100, 1000, 10_000)
+    scan_sizes: tuple[int, int] = (10, 64)
+    """Trials and units of the state-space layers."""
+    exponents: tuple[tuple[int, int], ...] = ((1, 10), (20, 10), (1, 256))
+    """(trials, Lyapunov exponents); the most are all that the network has."""
+    exponent_steps: tuple[int, int] = (10_000, 500)
+    """Of kpops, and those that the loop by hand is timed on."""
     busy_blocks: tuple[int, ...] = (1, 16)
     import_repetitions: int = 7
     gemm_size: int = 2048
@@ -128,6 +142,13 @@ def quick(base: Case) -> Grid:
         growth_blocks=(1, 4),
         hidden_from=8,
         large=(),
+        layer_blocks=(1, 2),
+        stacks=(("LSTM", 2, 8), ("GRU", 3, 8), ("RNN", 2, 8)),
+        stack_runs=(3, 12),
+        scan_steps=(8, 32),
+        scan_sizes=(2, 8),
+        exponents=((1, 3), (2, 3), (1, 16)),
+        exponent_steps=(200, 100),
         busy_blocks=(1,),
         import_repetitions=1,
         gemm_size=256,

@@ -95,9 +95,12 @@ def of_device(found: Found) -> list[str]:
     makers = {
         "products": page_products.headline,
         "large": page_parts.large,
+        "stacks": page_parts.stacks,
+        "scan": page_parts.scan,
         "spectra": page_spectra.spectra,
         "certainty": page_spectra.certainty,
         "estimators": page_spectra.estimators,
+        "exponents": page_parts.exponents,
         "growth": page_parts.growth,
         "memory": page_parts.memory,
         "busy": page_parts.busy,

@@ -15,22 +15,28 @@ from benchmarks import (
     busy,
     certainty,
     estimators,
+    exponents,
     growth,
     large,
     machine,
     memory,
     page_spectra,
     products,
+    scan,
     spectra,
+    stacks,
 )
 from benchmarks.cases import Grid
 
 PARTS = (
     "products",
     "large",
+    "stacks",
+    "scan",
     "spectra",
     "certainty",
     "estimators",
+    "exponents",
     "growth",
     "memory",
     "busy",
@@ -70,9 +76,12 @@ def run(grid: Grid, out: Path, parts: Sequence[str] = PARTS) -> Path:
             write(path, found)
     others = {
         "large": lambda: large.measure(grid, say),
+        "stacks": lambda: stacks.measure(grid, say),
+        "scan": lambda: scan.measure(grid, say),
         "spectra": lambda: spectra.measure(grid, say),
         "certainty": lambda: judged(grid.certainty_cases),
         "estimators": lambda: estimators.measure(grid, say),
+        "exponents": lambda: exponents.measure(grid, say),
         "growth": lambda: growth.measure(grid, say),
         "memory": lambda: memory.measure(grid, say),
         "busy": lambda: busy.measure(grid, say),

@@ -8,6 +8,7 @@ ORDER = [
     "eigenfunctions.py",
     "gradient_flow_by_hand.py",
     "fixed_points.py",
+    "lyapunov.py",
     "truncated_flow.py",
     "theorem_1.py",
     "g_sweep.py",

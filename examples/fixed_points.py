@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import kpops
+from kpops.plot.style import COLOURS
 
 # %%
 # A network that has to remember
@@ -59,9 +60,24 @@ for unstable, group in points.groupby("n_unstable"):
 # edges of a cube. The six faces have their points, too, with two unstable directions, and the
 # middle has one with three. So it would be for three bistable units that know nothing of each
 # other; but these 32 units are connected as training left them.
+
+fig, (plane, disc) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+kpops.plot.fixed_points(points, plane, states=lin.states[:30])
+one_of_each = np.unique(points.n_unstable, return_index=True)[1]
+kpops.plot.fixed_point_eigenvalues(points.isel(point=one_of_each), disc)
+plane.get_legend().remove()
+disc.set(adjustable="box", xlim=(0.7, 1.15), ylim=(-0.2, 0.2))
+plt.show()
+
+# %%
+# On the left, the cube is seen along the third principal component of thirty trials (grey). The
+# memories lie a little outside of them, since the next pulse comes before the state is there. Lines
+# are the unstable directions. On the right are the leading eigenvalues of :math:`A` at one point of
+# each sort: each beyond the unit circle is one bit that is undecided. It lies outside by some per
+# cent, so that some tens of steps decide.
 #
-# The readout is where the cube can be seen. From each saddle with one unstable direction we let the
-# network go, a little to either side.
+# The readout is where the cube can be seen at once. From each saddle with one unstable direction we
+# let the network go, a little to either side.
 
 
 def outputs(states):
@@ -76,30 +92,19 @@ sides = np.concatenate([saddles.state.values + away, saddles.state.values - away
 silence = np.zeros((len(sides), 1500, 3), "float32")
 paths = outputs(kpops.linearize(network, silence, h0=sides.astype("float32")).states)
 
-fig = plt.figure(figsize=(9, 4.2), layout="constrained")
-cube = fig.add_subplot(1, 2, 1, projection="3d")
-strip = fig.add_subplot(1, 2, 2)
+cube = plt.figure(figsize=(5, 4.5)).add_subplot(projection="3d")
 for path in paths:
     cube.plot(*path.T, color="0.6", linewidth=1)
-strip.axhline(1, color="0.6", linewidth=1)
-names = {0: "nodes", 1: "edges", 2: "faces", 3: "middle"}
 for unstable, group in points.groupby("n_unstable"):
-    style = {"color": f"C{unstable}", "linestyle": "none", "marker": "o"}
+    style = {"color": COLOURS[unstable], "linestyle": "none", "marker": "o"}
     cube.plot(*outputs(group.state).T, **style, markersize=8 - 1.5 * unstable)
-    magnitudes = np.hypot(group.eigenvalue_real, group.eigenvalue_imag)[:, :4].values
-    places = unstable + np.linspace(-0.25, 0.25, len(group.point))
-    strip.plot(np.repeat(places, 4), magnitudes.ravel(), **style, markersize=3)
-strip.set_xlim(-0.5, 3.5)
 cube.set(xlabel="output 1", ylabel="output 2", zlabel="output 3")
-cube.set_title("points, and the ways from the saddles", fontsize=10)
 cube.view_init(elev=20, azim=-65)
-strip.set_xticks(list(names), names.values())
-strip.set_title("four leading eigenvalues of each point, in magnitude", fontsize=10)
+plt.show()
 
 # %%
 # The ways from the saddles (grey) are the edges: each saddle stands between two memories that
-# differ in one bit, and a pulse has to carry the state past it. Each eigenvalue above 1 is one bit
-# that is undecided; it lies above by some per cent, so that some tens of steps decide.
+# differ in one bit, and a pulse has to carry the state past it.
 #
 # What learning does to a memory
 # ------------------------------
@@ -126,4 +131,3 @@ for matrix, node in zip(matrices, nodes.point, strict=True):
 # update gates are nearly shut, and a shut gate keeps out what the weights do as it keeps in what
 # the state was: :math:`J` is small along that direction, in proportion to :math:`d`. That an
 # eigenvalue is near 1 says how long a push lasts, and not yet that learning can push there.
-plt.show()

@@ -27,9 +27,9 @@ def of_model(
     model: Any, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> Recurrence:
     """Private copy of `model` as a recurrence, in `dtype` and on `device` where given."""
-    recurrence = as_recurrence(model)
+    # The copy first: to read a parametrised weight of the user's may already change its buffers.
+    recurrence = as_recurrence(_copy(model) if isinstance(model, nn.Module) else model)
     _refuse_dropout(recurrence.module)
-    recurrence = _copy(recurrence)
     if dtype is not None:
         numpy_dtype(dtype)  # refuses what is not float32 or float64
         recurrence = recurrence.to(dtype)
@@ -249,24 +249,29 @@ def read_mask(mask: Any, x: Tensor, coords: dict[str, Coordinate]) -> Tensor | N
 
 
 def run(recurrence: Recurrence, x: Tensor, h0: Any, valid: Tensor | None) -> Trajectory:
-    """Run the recurrence on `x` and check what it does.
+    """Run the recurrence on `x` from the user's `h0`, and check what it does."""
+    return run_from(recurrence, x, recurrence.initial_state(h0, len(x), x[:, 0]), valid)
+
+
+def run_from(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -> Trajectory:
+    """Run the recurrence on `x` from states h (trial, unit), and check what it does.
 
     At steps that are not valid, input and state repeat the trial's last valid step.
     """
-    n_trials, n_steps, _ = x.shape
+    n_steps = x.shape[1]
     if valid is not None:
         last = valid.sum(1) - 1
         steps = torch.minimum(torch.arange(n_steps, device=x.device), last[:, None])
         x = x.gather(1, steps[..., None].expand_as(x))
     _refuse_nonfinite(x, "inputs")
-    h = recurrence.initial_state(h0, n_trials, x[:, 0])
     _refuse_nonfinite(h[:, None], "h0")
     with torch.no_grad():
         _refuse_random_or_mixing(recurrence, x[:, 0], h)
         previous: list[Tensor] = []
         states: list[Tensor] = []
+        step = recurrence.along(x)
         for t in range(n_steps):
-            new = recurrence(x[:, t], h)
+            new = step(t, h)
             if t > 0 and valid is not None:
                 ended = ~valid[:, t, None]
                 h = torch.where(ended, previous[-1], h)
@@ -314,9 +319,9 @@ def _refuse_random_or_mixing(recurrence: Recurrence, x: Tensor, h: Tensor) -> No
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
-            given = h.clone()
+            given, buffers = h.clone(), [buffer.clone() for buffer in recurrence.buffers()]
             once, twice = recurrence(x, given), recurrence(x, h.clone())
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{name} cannot take a step with x_t of shape {tuple(x.shape)} and h of shape "
                 f"{tuple(h.shape)}: {error}"
@@ -330,6 +335,11 @@ def _refuse_random_or_mixing(recurrence: Recurrence, x: Tensor, h: Tensor) -> No
         raise ValueError(
             f"{name} changes h in place or returns it as it is: return a new tensor, for example "
             "by h = h * a instead of h *= a"
+        )
+    if not all(map(torch.equal, recurrence.buffers(), buffers)):
+        raise ValueError(
+            f"a step of {name} changes its buffers (spectral or batch normalisation in training "
+            "mode?): call model.eval()"
         )
     if _differ(twice, once):
         raise ValueError(

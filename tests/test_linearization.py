@@ -49,6 +49,16 @@ def test_the_model_is_left_as_it_was(case):
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_random)
 
 
+def test_a_step_that_changes_buffers_is_refused_and_the_users_stay():
+    torch.manual_seed(0)
+    rnn = nn.utils.parametrizations.spectral_norm(gru(), "weight_hh_l0")
+    before = copy.deepcopy(rnn.state_dict())
+    with pytest.raises(ValueError, match=r"changes its buffers .*call model.eval\(\)"):
+        kpops.linearize(rnn, inputs(3, 4, 2))
+    assert all(torch.equal(value, before[name]) for name, value in rnn.state_dict().items())
+    kpops.linearize(rnn.eval(), inputs(3, 4, 2))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_training_the_model_further_changes_nothing(engine):
     model, x = gru(), inputs()

@@ -10,13 +10,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.dynamics.fixed_points import bring, n_inputs
+from kpops.dynamics.given import bring, check_count, n_inputs, steady_input
 from kpops.dynamics.search_points import Map
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
 from kpops.labels import Space, as_tensor, to_numpy
 from kpops.linearization import Linearization, linearize
 from kpops.models.network import Network
 from kpops.models.recurrence import as_recurrence
+from kpops.models.start import LearnedStart
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Product
 from kpops.spectral.common import in_full_precision, noise_floor
@@ -70,24 +71,15 @@ def linearize_at(
     >>> (lin.P @ torch.tensor([[[1.0], [0], [0], [0]]], dtype=torch.float64)).ravel().tolist()
     [1.0, 1.5, 2.25, 3.375]
     """
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int | np.integer) or n_steps < 1:
-        raise ValueError(f"n_steps={n_steps!r}: choose an int of 1 or more")
+    check_count("n_steps", n_steps, 1)
     given = options if isinstance(model, Linearization) else {"h0", "mask"} & set(options)
     if given:
         raise ValueError(
             f"{sorted(given)} given: points are the states, and a linearization has its own options"
         )
     states, x, labels = _read(points, input)
-    if isinstance(model, Linearization):
-        return _stay(model, *_brought(model, states, x), labels, n_steps)
-    h = to_numpy(as_tensor(states))
-    inputs = np.zeros(_n_inputs(model), h.dtype) if x is None else to_numpy(as_tensor(x))
-    inputs = np.broadcast_to(inputs, (len(h), 1, inputs.shape[-1]))
-    dims = ("trial", "time", "feature")
-    here = linearize(model, xr.DataArray(inputs, dims=dims), h0=h, **options)
-    return _stay(
-        here, here.trajectory.previous[:, 0], here.trajectory.inputs[0, 0], labels, n_steps
-    )
+    lin = model if isinstance(model, Linearization) else _at(model, states, x, options)
+    return _stay(lin, *_brought(lin, states, x, options.get("dtype") is not None), labels, n_steps)
 
 
 @in_full_precision
@@ -225,23 +217,31 @@ def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
     return points, x, np.arange(len(points)) if labels is None else labels
 
 
-def _brought(lin: Linearization, states: Any, x: Any) -> tuple[Tensor, Tensor]:
-    """States and input in the dtype and on the device of a linearization."""
-    inputs, here = lin.trajectory.inputs, lin.trajectory.states
-    h = bring(states, here, "points", False)
-    x = inputs.new_zeros(inputs.shape[2]) if x is None else bring(x, here, "input", False)
-    expected = (here.shape[2],), (inputs.shape[2],)
-    if (h.shape[1:], x.shape) != expected:
+def _at(model: Any, states: Any, x: Any, options: dict[str, Any]) -> Linearization:
+    """Linearise a model for a step from the points, or from where it has learned to start."""
+    recurrent = model.recurrent if isinstance(model, Network) else model
+    h = to_numpy(as_tensor(states))
+    inputs = np.zeros(n_inputs(as_recurrence(recurrent)), h.dtype) if x is None else x
+    inputs = to_numpy(as_tensor(inputs))
+    inputs = np.broadcast_to(inputs, (len(h), 1, inputs.shape[-1]))
+    start = None if isinstance(recurrent, LearnedStart) else h
+    return linearize(
+        model, xr.DataArray(inputs, dims=("trial", "time", "feature")), h0=start, **options
+    )
+
+
+def _brought(lin: Linearization, states: Any, x: Any, convert: bool) -> tuple[Tensor, Tensor]:
+    """States, and what steps at the constant input read, as the linearization computes."""
+    like = lin.trajectory.states
+    n_units, n_features = like.shape[2], n_inputs(lin.recurrence, lin.trajectory.inputs.shape[2])
+    h = bring(states, like, "points", convert)
+    x = like.new_zeros(n_features) if x is None else bring(x, like, "input", convert)
+    if (h.shape[1:], x.shape) != ((n_units,), (n_features,)):
         raise ValueError(
             f"points has shape {tuple(h.shape)} and input {tuple(x.shape)}, expected (point, "
-            f"{here.shape[2]}) and ({inputs.shape[2]},) for this linearization"
+            f"{n_units}) and ({n_features},) for this linearization"
         )
-    return h, x
-
-
-def _n_inputs(model: Any) -> int:
-    recurrent = model.recurrent if isinstance(model, Network) else model
-    return n_inputs(as_recurrence(recurrent))
+    return h, steady_input(lin.recurrence, x)
 
 
 def _stay(

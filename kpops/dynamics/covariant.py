@@ -10,7 +10,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.dynamics.lyapunov import check_count, check_dt, dataset, number_of_modes
+from kpops.dynamics.given import check_count
+from kpops.dynamics.lyapunov import check_dt, dataset, number_of_modes
 from kpops.dynamics.lyapunov_source import Source, read_source
 from kpops.dynamics.lyapunov_tangent import take_along
 from kpops.engines.alone import alone
@@ -120,6 +121,11 @@ def covariant_lyapunov_vectors(
     check_count("backward_transient", backward, 0, left - int(forward))
     check_count("interval", interval, 1)
     marks = list(range(int(transient) + int(forward), total + 1, int(interval)))
+    if len(marks) < 2:
+        raise ValueError(
+            f"interval={interval} with {total} steps, of which {marks[0]} are transients: "
+            "vectors at a single time have no growth: run longer, or shorten the interval"
+        )
     kept = [mark for mark in marks if mark <= total - backward]
     n_trials, _, n_units = source.space.shape
     per_time = len(kept) * (n_units + k * angles) + 2 * len(marks) * k
@@ -167,7 +173,8 @@ def _forward(
             trial, mode = (piece.growth == -torch.inf).nonzero()[0].tolist()
             raise ValueError(
                 f"a singular Jacobian annihilates mode {mode + 1} of trial {trial} by step "
-                f"{piece.stop}, so that there is no way back: take k={mode} or fewer"
+                f"{piece.stop}, so that there is no way back: "
+                + (f"take k={mode} or fewer" if mode else "begin after that step")
             )
         if piece.stop in index:
             frames[:, index[piece.stop]] = piece.frames

@@ -13,16 +13,26 @@ from torch import Tensor
 
 from kpops import snapshot
 from kpops.dynamics import search_points
+from kpops.dynamics.given import (
+    bring,
+    check_count,
+    like_what,
+    n_inputs,
+    read_model,
+    steady_input,
+)
 from kpops.dynamics.label_points import labelled
-from kpops.dynamics.merge_points import merge, reading_order
-from kpops.engines.base import ONE_AT_A_TIME
-from kpops.labels import as_tensor, numpy_dtype, to_numpy
+from kpops.dynamics.merge_points import merge, nearest, reading_order
+from kpops.engines.base import ONE_AT_A_TIME, Trajectory
+from kpops.engines.memory import check_allocation
+from kpops.labels import to_numpy
 from kpops.linearization import Linearization
-from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence
 from kpops.spectral.common import in_full_precision, warn
 
 Rng = int | np.random.Generator | None
+
+_MATRICES = 16  # of the size of a Jacobian, that a point takes with its eigenvectors
 
 
 @in_full_precision
@@ -47,6 +57,7 @@ def fixed_points(
     ----------
     model : Linearization or nn.Module
         A linearization, or any model that :func:`kpops.linearize` takes, or one without parameters.
+        Where a model has learned to start plays no part.
     starts : int, array_like, Tensor or DataArray
         States from which to search: the last dim (of a DataArray: ``unit``) is the state, all
         others are starts. Or their number: they are then drawn from the valid states of the
@@ -55,9 +66,10 @@ def fixed_points(
         Constant input x (feature,). Default: zeros.
     tol : float
         Speed, in state per step, at which the search ends. A fixed point is one of that speed, or
-        of a speed that rounding explains: 16 units of it times ``sqrt(S) + |h|``.
+        of a speed that rounding explains: 16 units of it times ``sqrt(S) + |h|``, and 4 of it times
+        ``|A - I| |h|``.
     merge_distance : float
-        Distance over the spread of the states at which points are taken for one; see Notes.
+        Distance over the spread of the states up to which points are taken for one; see Notes.
     jitter : float
         Standard deviation of Gaussian noise that is added to every entry of the starts.
     max_iterations : int
@@ -101,6 +113,8 @@ def fixed_points(
     ValueError
         If a shape or a number is out of range, a value is not finite, or the model is random or
         mixes rows.
+    MemoryError
+        If the eigenvectors of all points would not fit: raise `merge_distance`.
 
     Warns
     -----
@@ -119,12 +133,13 @@ def fixed_points(
     Fukushima (2001, Computing Suppl. 15, 239-249). A slow point is a minimum of q whose speed is
     above `tol`: the Hessian of q is positive definite there, and the distance to the exact minimum,
     by Newton's step, below a tenth of that at which points are merged. With a `tol` above its
-    speed, a slow manifold is covered by points instead, as many as the starts led to.
+    speed, a slow manifold is covered by points instead, where the starts led to.
 
     The spread is the root mean square distance of the states from their mean: of the
-    linearization's valid states, else of the starts; 1 where they are all alike. Points are merged
-    that are nearer than `merge_distance` times the spread, also through others, as single linkage
-    does; of each group, a fixed point is kept before a slow one, and the slowest of these.
+    linearization's valid states, else of the starts; 1 where they are all alike. Of what is found,
+    the best point is kept (a fixed one before a slow one, the slowest of these) and stands for all
+    up to `merge_distance` times the spread away; then the best of the rest; and so on. So points
+    are that far apart, and a line of them is covered at that distance by many starts, not merged.
 
     The steps of the search are not those of the dynamics: ``basin_count`` is of the search, and
     saddles are found as well as nodes. Nor does the search stay where trajectories go. A GRU has
@@ -151,16 +166,19 @@ def fixed_points(
     spread = _spread(problem.states)
     distance = merge_distance * spread
     with ONE_AT_A_TIME:
-        x = problem.x.expand(len(starts), 1, -1)
-        snapshot.run(problem.recurrence, x, starts, None)  # refuses random and mixing models
-        f = search_points.Map(problem.recurrence, problem.x)
+        x = steady_input(problem.recurrence, problem.x)
+        f = search_points.Map(problem.recurrence, x)
+        inputs = x.expand(len(starts), 1, -1)
+        snapshot.run_from(problem.recurrence, inputs, starts, None)  # refuses random models
         found = search_points.search(f, starts, tol, 0.1 * distance, max_iterations)
         states, speed, kind = map(to_numpy, found)
         kept, count = merge(states, speed, kind, distance)
+        n_bytes = _MATRICES * len(kept) * x.element_size() * states.shape[1] ** 2
+        check_allocation(f"the eigenvectors of {len(kept)} points", n_bytes, x.device)
         points = search_points.Found(*(part[torch.from_numpy(kept).to(x.device)] for part in found))
         jacobians = f.jacobians(points.states)
-    nearest = torch.cdist(points.states, starts).amin(1) / spread
-    result = labelled(problem.recurrence, problem.x, points, jacobians, count, nearest)
+    away = nearest(points.states, starts) / spread
+    result = labelled(problem.recurrence, problem.x, points, jacobians, count, away)
     order = reading_order(states[kept], result.n_unstable.values, kind[kept], distance)
     result = result.isel(point=order).assign_coords(point=result.point)
     _warn_of_others(result, max_iterations)
@@ -198,12 +216,7 @@ def _check(
     for name, value in settings.items():
         if not 0 <= value < np.inf or (name == "merge_distance" and value == 0):
             raise ValueError(f"{name}={value!r}: choose a finite number, not below zero")
-    if (
-        isinstance(max_iterations, bool)
-        or not isinstance(max_iterations, int | np.integer)
-        or max_iterations < 1
-    ):
-        raise ValueError(f"max_iterations={max_iterations!r}: choose an int of 1 or more")
+    check_count("max_iterations", max_iterations, 1)
     return {k: float(v) for k, v in settings.items()} | {"max_iterations": int(max_iterations)}
 
 
@@ -216,55 +229,32 @@ def _read(
     generator: np.random.Generator,
 ) -> _Problem:
     lin = model if isinstance(model, Linearization) else None
-    if isinstance(model, Network):
-        snapshot.refuse_changed_network(model)
-        model = model.recurrent
-    recurrence = snapshot.of_model(model if lin is None else lin.recurrence, dtype, device)
-    recurrence.requires_grad_(False)
-    like = _like(recurrence, starts, dtype)
+    recurrence = read_model(model if lin is None else lin.recurrence, dtype, device)
+    like = like_what(recurrence, (starts,), dtype)
     convert = dtype is not None
     states = None if lin is None else _valid_states(lin).to(like)
     if isinstance(starts, int | np.integer) and not isinstance(starts, bool):
         begin = _drawn(states, int(starts), generator)
     else:
         begin = _states_of(starts, recurrence.state_size, like, convert)
-    n_features = n_inputs(recurrence) if lin is None else lin.trajectory.inputs.shape[2]
-    x = like.new_zeros(n_features) if x is None else bring(x, like, "input", convert)
-    if x.ndim != 1 or (recurrence.input_size or len(x)) != len(x):
-        raise ValueError(
-            f"input has shape {tuple(x.shape)}, expected (feature,) = ({n_features},): one "
-            "constant input; call once for each"
-        )
+    x = _input_of(recurrence, None if lin is None else lin.trajectory, x, like, convert)
     return _Problem(recurrence, x, begin, begin if states is None else states)
 
 
-def _like(recurrence: Recurrence, starts: Any, dtype: torch.dtype | None) -> Tensor:
-    """A tensor of the dtype and on the device of the model; without parameters, of the starts."""
-    starts = starts.data if isinstance(starts, xr.DataArray) else starts
-    given = [] if np.ndim(starts) == 0 else [as_tensor(starts)]
-    every = (*recurrence.parameters(), *recurrence.buffers(), *given)
-    like = next((t for t in every if t.is_floating_point()), torch.empty(0)).new_empty(0)
-    like = like if dtype is None else like.to(dtype)
-    numpy_dtype(like.dtype)  # refuses what is not computed in
-    return like
-
-
-def n_inputs(recurrence: Recurrence) -> int:
-    """Number of features of an input that nobody has given; a model without any gets one zero."""
-    return recurrence.input_size or 1
-
-
-def bring(array: Any, like: Tensor, name: str, convert: bool) -> Tensor:
-    """Private tensor of `array` in the dtype and on the device of `like`, if it is finite."""
-    tensor = as_tensor(array)
-    if tensor.is_floating_point() and tensor.dtype != like.dtype and not convert:
-        raise TypeError(
-            f"{name} is {tensor.dtype}, the model {like.dtype}: convert one of them, for example "
-            f"both by dtype={tensor.dtype} where the model is passed"
+def _input_of(
+    recurrence: Recurrence, trajectory: Trajectory | None, x: Any, like: Tensor, convert: bool
+) -> Tensor:
+    size = n_inputs(recurrence, None if trajectory is None else trajectory.inputs.shape[2])
+    if x is None:
+        return like.new_zeros(size)
+    x = bring(x, like, "input", convert)
+    anyhow = trajectory is None and recurrence.input_size is None
+    if x.ndim != 1 or not (anyhow or len(x) == size):
+        raise ValueError(
+            f"input has shape {tuple(x.shape)}, expected (feature,) = ({size},): one constant "
+            "input; call once for each"
         )
-    if not tensor.isfinite().all():
-        raise ValueError(f"{name} is not finite: leave such values out")
-    return tensor.to(device=like.device, dtype=like.dtype, copy=True)
+    return x
 
 
 def _states_of(starts: Any, size: int | None, like: Tensor, convert: bool) -> Tensor:
@@ -275,8 +265,8 @@ def _states_of(starts: Any, size: int | None, like: Tensor, convert: bool) -> Te
     states = bring(starts, like, "starts", convert)
     if states.ndim == 0 or 0 in states.shape or (size or states.shape[-1]) != states.shape[-1]:
         raise ValueError(
-            f"starts has shape {tuple(states.shape)}, expected (start, unit) with "
-            f"{'one' if size is None else size} unit(s) or more starts"
+            f"starts has shape {tuple(states.shape)}, expected (start, unit) with one start or "
+            f"more, of {'one or more' if size is None else size} units"
         )
     return states.reshape(-1, states.shape[-1])
 

@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops.dynamics import lyapunov_statistics as statistics
+from kpops.dynamics.given import check_count
 from kpops.dynamics.lyapunov_source import Source, read_source
 from kpops.dynamics.lyapunov_tangent import take_along
 from kpops.engines.alone import alone
@@ -117,7 +118,9 @@ def lyapunov_spectrum(
     A Jacobian may be singular, as those of piecewise-linear networks are whose units are off. From
     then on as many modes as it takes away are ``-inf``, and have no standard error. A mode that one
     step shrinks, relative to the longest tangent, below 4 S^(1/2) eps cannot be told from one that
-    is taken away: float64 can tell more of them than float32.
+    is taken away: float64 can tell more of them than float32. If a mode is taken away before
+    another of the k, which needs directions that do not couple at all, those after it are not told
+    right.
 
     Relation to the propagator: with t steps from s on, ``A[s+t] ... A[s+1]`` is the block of P from
     time s to time s + t. By Oseledets' theorem the logarithms of its singular values, over t, tend
@@ -128,9 +131,10 @@ def lyapunov_spectrum(
     put together in up to 20 batches of one length, whose means are nearly independent where batches
     are longer than what is correlated (Schmeiser 1982, Operations Research 30, 556-568); shorter
     ones of an oscillating growth give too large an error. The mean over 20 trials or more has the
-    error that the spread between trials gives, which are taken to be independent; that over fewer
-    the larger of this one and of that by batch means, with 20 batches in all. All of them tell of
-    fluctuations, not of transients: watch ``history`` for these.
+    error that the spread between trials gives, which are taken to be independent: starts that an
+    oscillation keeps in step are not, so let their phases differ. That over fewer has the larger of
+    this one and of that by batch means, with 20 batches in all. All of them tell of fluctuations,
+    not of transients: watch ``history`` for these.
 
     Examples
     --------
@@ -275,15 +279,6 @@ def check_dt(dt: float | None) -> None:
     """Refuse a step that takes no time."""
     if dt is not None and not (math.isfinite(dt) and dt > 0):
         raise ValueError(f"dt={dt}: pass the time that a step takes, above 0")
-
-
-def check_count(name: str, value: int, low: int, high: int | None = None) -> None:
-    """Refuse what is not an int from `low` to `high`."""
-    bounds = f"of {low} or more" if high is None else f"from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}={value!r}: pass an int {bounds}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name}={value}: choose an int {bounds}")
 
 
 def dataset(

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from kpops import snapshot
+from kpops.dynamics.given import check_count, like_what, read_model
 from kpops.engines.base import Trajectory
-from kpops.labels import Coordinate, Space, as_tensor, numpy_dtype
+from kpops.labels import Coordinate, Space
 from kpops.linearization import Linearization
-from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence
 
 
@@ -72,7 +72,7 @@ class Source:
 
     def _run(self, h: Tensor, time: slice) -> Trajectory:
         try:
-            return snapshot.run(_From(self.recurrence, h), self.inputs[:, time], None, None)
+            return snapshot.run_from(self.recurrence, self.inputs[:, time], h, None)
         except ValueError as error:
             if time.start == 0:
                 raise
@@ -86,23 +86,6 @@ class Source:
         if dt is not None:
             coords["time"] = (("time",), ends * dt)
         return Space((*some.dims, "mode"), (*some.shape, k), coords)
-
-
-class _From(Recurrence):
-    """A recurrence that goes on from a state, whatever the model says of its start."""
-
-    def __init__(self, recurrence: Recurrence, state: Tensor) -> None:
-        super().__init__(recurrence.module)
-        self.step_of = (recurrence,)  # in a tuple, lest its parameters be registered twice
-        self.state = state
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """Next state of every row."""
-        return self.step_of[0](x, h)
-
-    def initial_state(self, h0: Any, n_trials: int, like: Tensor) -> Tensor:
-        """The state to go on from."""
-        return self.state
 
 
 def _cut(whole: Trajectory, time: slice) -> Trajectory:
@@ -131,24 +114,24 @@ def read_source(
     return _of_model(lin_or_model, inputs, h0, n_steps, dtype)
 
 
-def _of_model(
-    model: Any, inputs: Any, h0: Any, n_steps: int | None, dtype: torch.dtype | None
-) -> Source:
+def _of_model(model: Any, inputs: Any, h0: Any, n_steps: Any, dtype: torch.dtype | None) -> Source:
+    if isinstance(inputs, PackedSequence):
+        raise ValueError(
+            "inputs is a PackedSequence: pass kpops.linearize(model, inputs), whose trials have "
+            "the lengths of their own"
+        )
     if (inputs is None) == (n_steps is None):
         raise ValueError(
             f"n_steps={n_steps} with{'out' if inputs is None else ''} inputs: pass inputs, whose "
             "steps are counted, or the number n_steps of steps to run without"
         )
-    is_network = isinstance(model, Network)
-    if is_network:
-        snapshot.refuse_changed_network(model)
-        model = model.recurrent
-    recurrence = snapshot.of_model(model, dtype, None).requires_grad_(False)
-    recurrence.time_major &= not is_network  # a Network takes (trial, time, feature)
-    like = _like(recurrence, h0, inputs, dtype)
+    if n_steps is not None:
+        check_count("n_steps", n_steps, 1)
+    recurrence = read_model(model, dtype)
+    like = like_what(recurrence, (h0, inputs), dtype)
     coords: dict[str, Coordinate] = {}
     if inputs is None:
-        x = like.new_zeros(()).expand(_n_trials(h0), _steps(n_steps), recurrence.input_size or 0)
+        x = like.new_zeros(()).expand(_n_trials(h0), n_steps, recurrence.input_size or 0)
         x = recurrence.prepare_inputs(x)
     else:
         x, coords = snapshot.read_inputs(inputs, recurrence, like, convert=dtype is not None)
@@ -168,29 +151,6 @@ def _of_model(
         "dtype": str(like.dtype).removeprefix("torch."),
     }
     return Source(recurrence, space, start, x, None, attrs)
-
-
-def _like(recurrence: Recurrence, h0: Any, inputs: Any, dtype: torch.dtype | None) -> Tensor:
-    """A tensor of the dtype and on the device of the computation.
-
-    They are those of the model's parameters and buffers; a model without any computes in what its
-    initial state or its inputs are in.
-    """
-    own = [*recurrence.module.parameters(), *recurrence.module.buffers()]
-    given = h0[0] if isinstance(h0, tuple) else h0
-    inputs = inputs.data if isinstance(inputs, xr.DataArray) else inputs
-    data = [as_tensor(a) for a in (given, inputs) if a is not None]
-    floating = [a for a in (*own, *data) if a.is_floating_point()]
-    like = floating[0].new_empty(0) if floating else torch.empty(0)
-    like = like if dtype is None else like.to(dtype)
-    numpy_dtype(like.dtype)  # refuses what is not computed in
-    return like
-
-
-def _steps(n_steps: Any) -> int:
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int | np.integer) or n_steps < 1:
-        raise ValueError(f"n_steps={n_steps!r}: choose an int of 1 or more")
-    return int(n_steps)
 
 
 def _n_trials(h0: Any) -> int:

@@ -53,7 +53,7 @@ def kaplan_yorke_dimension(exponents: Any, *, complete: bool = True) -> Any:
         n = values.shape[-1]
         before = np.take_along_axis(sums, np.maximum(j - 1, 0)[..., None], -1)[..., 0]
         after = np.take_along_axis(ordered, np.minimum(j, n - 1)[..., None], -1)[..., 0]
-        between = j + before / np.where(after < 0, -after, 1)
+        between = j + np.where(j > 0, before, 0) / np.where(after < 0, -after, 1)
         result = np.where(j == 0, 0.0, np.where(j < n, between, n if complete else np.nan))
         return np.where(np.isnan(values).any(-1), np.nan, result)
 

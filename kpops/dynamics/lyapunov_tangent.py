@@ -29,6 +29,7 @@ from torch import Tensor
 from kpops.dynamics.lyapunov_source import Source
 from kpops.engines.base import Trajectory
 from kpops.engines.gated import GatedEngine
+from kpops.engines.gated_numba import GatedNumbaEngine
 from kpops.engines.rowwise import TEMPORARIES, Rowwise
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
@@ -89,7 +90,7 @@ def take_along(
     """
     n_units = source.space.sizes["unit"]
     frames = _Frames(source.start, k, interval, rng)
-    kind = _kind_of_steps(source.recurrence, n_units, k)
+    kind = _kind_of_steps(source.recurrence, n_units, k, source.start.device)
     per_unit = n_units if kind is _JacobianSteps else TEMPORARIES
     size = _CHUNK_BYTES // (source.start.nbytes * per_unit)
     position, ahead = stops[0], list(stops[:0:-1])
@@ -145,8 +146,7 @@ class _Frames:
             frames, triangle = self._factors(steps, begin, n)
             diagonal = triangle.diagonal(dim1=1, dim2=2).abs()
             if n == 1:  # a matter of the step itself, not of taking several together
-                longest = triangle.norm(dim=1).amax(1, keepdim=True)
-                self.dead |= diagonal <= self.noise * longest
+                self.dead |= diagonal <= self.noise * _longest(triangle)
             growth = diagonal.double().log()
             alive = growth.masked_fill(self.dead, 0)
             ratio = float(alive.clamp_min(0).amax() - alive.clamp_max(0).amin())
@@ -164,10 +164,14 @@ class _Frames:
 
     def _factors(self, steps: _Steps, begin: int, n: int) -> tuple[Tensor, Tensor]:
         """Q and R of the frames after n steps."""
-        block = self.matrices.permute(2, 0, 1).contiguous()
-        for t in range(begin, begin + n):
-            block = steps.push(t, block)
+        block = steps.take(begin, n, self.matrices.permute(2, 0, 1).contiguous())
         return torch.linalg.qr(block.permute(1, 2, 0))
+
+
+def _longest(triangle: Tensor) -> Tensor:
+    """Length of the longest column of every matrix, (trial, 1); no square of it overflows."""
+    largest = triangle.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(triangle.dtype).tiny)
+    return (triangle / largest).norm(dim=1).amax(1, keepdim=True) * largest[:, 0]
 
 
 # One step of the tangent dynamics.
@@ -180,10 +184,13 @@ class _Steps:
         self.recurrence = recurrence
         self.trajectory = trajectory
 
-    def push(self, t: int, block: Tensor) -> Tensor:
-        """A[t] of every vector, t from the chunk's beginning."""
-        pushed, mask = self._push(t, block), self.trajectory.mask
-        return pushed if mask is None else torch.where(mask[:, t, None], pushed, block)
+    def take(self, begin: int, n: int, block: Tensor) -> Tensor:
+        """A of n steps of the chunk, one after the other, on every vector."""
+        mask = self.trajectory.mask
+        for t in range(begin, begin + n):
+            pushed = self._push(t, block)
+            block = pushed if mask is None else torch.where(mask[:, t, None], pushed, block)
+        return block
 
     def _push(self, t: int, block: Tensor) -> Tensor:
         """By forward differentiation of any recurrence; nothing is stored."""
@@ -218,6 +225,22 @@ class _GatedSteps(_Steps):
         return new
 
 
+class _CompiledSteps(_GatedSteps):
+    """The same, compiled for the CPU; steps behind a trial's end are left to the parent."""
+
+    def __init__(self, recurrence: Recurrence, trajectory: Trajectory) -> None:
+        super().__init__(recurrence, trajectory)
+        self.engine = GatedNumbaEngine(recurrence, {}, trajectory, check=False)
+        self.layers = self.engine.layers
+
+    def take(self, begin: int, n: int, block: Tensor) -> Tensor:
+        """A of n steps of the chunk, one after the other, on every vector."""
+        time, mask = slice(begin, begin + n), self.trajectory.mask
+        if mask is not None and not mask[:, time].all():
+            return super().take(begin, n, block)
+        return self.engine.transport(block, time)
+
+
 class _JacobianSteps(_Steps):
     """Jacobians of all steps of the chunk, formed at once."""
 
@@ -241,7 +264,9 @@ def _times(jacobians: Tensor, block: Tensor) -> Tensor:
     return (jacobians @ block.permute(1, 2, 0)).permute(2, 0, 1)
 
 
-def _kind_of_steps(recurrence: Recurrence, n_units: int, k: int) -> type[_Steps]:
+def _kind_of_steps(
+    recurrence: Recurrence, n_units: int, k: int, device: torch.device
+) -> type[_Steps]:
     """The cheapest way to push k vectors.
 
     A Jacobian costs about as much as pushing its n_units columns, but all steps of a chunk are
@@ -250,4 +275,6 @@ def _kind_of_steps(recurrence: Recurrence, n_units: int, k: int) -> type[_Steps]
     gated = isinstance(recurrence, GatedRecurrence)
     if n_units <= 16 or (n_units <= 8 * k and not (gated and n_units > 64)):
         return _JacobianSteps
-    return _GatedSteps if gated else _Steps
+    if not gated:
+        return _Steps
+    return _CompiledSteps if device.type == "cpu" else _GatedSteps

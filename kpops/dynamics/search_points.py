@@ -90,9 +90,15 @@ class Found(NamedTuple):
     kind: Tensor
 
 
-def rounding(h: Tensor) -> Tensor:
-    """Speed of every row that may be but rounding: 16 units of it, of the state and of its size."""
-    return 16 * torch.finfo(h.dtype).eps * (h.shape[-1] ** 0.5 + h.norm(dim=-1))
+def rounding(rows: Rows) -> Tensor:
+    """Speed of every row that may be but rounding.
+
+    That is 16 units of rounding, of the state and of its size; and what 4 units of the state make
+    of the speed, ``eps |J| |h|``: no number may be nearer to the fixed point.
+    """
+    size, slope = rows.h.norm(dim=1), rows.J.flatten(1).norm(dim=1)
+    eps = torch.finfo(rows.h.dtype).eps
+    return eps * (16 * (rows.h.shape[1] ** 0.5 + size) + 4 * slope * size)
 
 
 def search(f: Map, starts: Tensor, tol: float, near: float, max_iterations: int) -> Found:
@@ -124,7 +130,7 @@ def search(f: Map, starts: Tensor, tol: float, near: float, max_iterations: int)
 def _search_together(f: Map, starts: Tensor, tol: float, near: float, max_iterations: int) -> Found:
     rows = _descend(f, _rows_at(f, starts), tol, near, max_iterations)
     speed = rows.F.norm(dim=1)
-    kind = torch.where(speed <= rounding(rows.h).clamp_min(tol), FIXED, NEITHER)
+    kind = torch.where(speed <= rounding(rows).clamp_min(tol), FIXED, NEITHER)
     rest = (kind == NEITHER).nonzero()[:, 0]
     if len(rest):
         kind[rest] = torch.where(_is_minimum(f, rows.at(rest), near), SLOW, NEITHER)

@@ -7,13 +7,11 @@ its input maps, a layer passes on what it has gained beside its own forcing:
     P*:  a_l = b_l - w_l,  b_l = P_l^* (e_l + w_l),  w_{l-1} = B_l^T b_l,
 
 so that the recursion through time knows one layer only. Single steps couple layers in the same way:
-``A = L diag(A_l)``, ``J = L diag(J_l)``, ``K = L diag(K_l) L*`` with L the passage upwards. Since
-``P^-1 = 1 - A Z`` with Z the shift in time, ``P L = (L^-1 - diag(A_l) Z)^-1`` is a recursion as P
-is, in which a layer passes on all that it has, and in the flow operator ``P L diag(K_l) (P L)*``
-passes up once:
+``A = L diag(A_l)``, ``J = L diag(J_l)``, ``K = L diag(K_l) L*`` with L the passage upwards. As
+``P^-1 = 1 - A Z`` with Z the shift in time, ``P L = (L^-1 - diag(A_l) Z)^-1`` is such a recursion,
+in which a layer passes on all that it has, and ``P K P* = P L diag(K_l) (P L)*`` passes up once:
 
-    P L:     v_l = P_l (f_l + B_l v_{l-1}),
-    (P L)*:  a_l = P_l^* (e_l + w_l),  w_{l-1} = B_l^T a_l.
+    P L:  v_l = P_l (f_l + B_l v_{l-1});    (P L)*:  a_l = P_l^* (e_l + w_l),  w_{l-1} = B_l^T a_l.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ from torch import Tensor
 
 from kpops.engines.base import Engine, Trajectory
 from kpops.engines.cuda_graph import Action, Recorder
-from kpops.engines.features import numerical_rank
 from kpops.engines.gated_layer import Layer
-from kpops.engines.gram import SOURCES, Gram, factored
+from kpops.engines.gram import Gram, bytes_of_factors, learning
 from kpops.engines.load import considerate
 from kpops.engines.memory import room_for
-from kpops.engines.places import places_of
+from kpops.engines.places import Place, by_place, places_of
+from kpops.engines.probe import disagreement, first_steps
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
@@ -107,7 +105,7 @@ class GatedEngine(Engine):
     ) -> int:
         """The diagonals and the thin factors of the features, at full or at their `exact` rank."""
         assert isinstance(recurrence, GatedRecurrence)
-        n_trials, n_steps, _ = trajectory.states.shape
+        n_trials = len(trajectory.states)
         places = places_of(recurrence)
         learn = {places.get(name) for name in names}
         total = longest = 0
@@ -119,16 +117,8 @@ class GatedEngine(Engine):
             )
             longest = max(longest, diagonals)
             total += diagonals if gates != "recomputed" else 0
-            if None in learn:
-                continue
-            roles = {s: ((i, s, "weight") in learn, (i, s, "bias") in learn) for s in SOURCES}
-            for sources in factored(layer, roles):
-                width = sum(roles[s][0] * layer.width(s) + roles[s][1] for s in sources)
-                rank = min(n_trials * n_steps, width)
-                if exact:
-                    features = [u for s in sources for u in layer.features(s, *roles[s])]
-                    rank = numerical_rank(features)
-                total += rank * n_trials * n_steps * trajectory.states.element_size()
+            if None not in learn:
+                total += bytes_of_factors(layer, learning(layer, learn), exact=exact)
         return total + (longest if gates == "recomputed" else 0)
 
     # Through time.
@@ -257,7 +247,7 @@ class GatedEngine(Engine):
         """J dtheta, for the parameters `names`."""
         if not self._direct(names):
             return super().parameter_jvp(dtheta, names)
-        changes = self._by_place(dtheta, names)
+        changes = by_place(dtheta, self._shapes(names))
         result = dtheta.new_zeros(len(dtheta), *self.trajectory.states.shape)
         for i, layer in enumerate(self.layers):
             for source in layer.sources:
@@ -282,7 +272,7 @@ class GatedEngine(Engine):
             return super().parameter_vjp(q, names)
         asked = self._pass_down(self.trajectory.restrict(q))
         result = q.new_zeros(len(q), sum(self.parameters[n].numel() for n in names))
-        totals = self._by_place(result, names)
+        totals = by_place(result, self._shapes(names))
         for i, layer in enumerate(self.layers):
             for source in layer.sources:
                 weight, bias = (totals.get((i, source, role)) for role in ("weight", "bias"))
@@ -345,6 +335,8 @@ class GatedEngine(Engine):
         *below, top = self._grams_of(names)
         return None if any(gram.parts for gram in below) else UnitBlocks(top)
 
+    # K of one layer.
+
     @considerate()
     def _push_factor(self, layer: Layer, gram: Gram, w: Tensor, into: Tensor) -> None:
         """Write F_l w into the layer's units of `into`, which are zero."""
@@ -362,33 +354,22 @@ class GatedEngine(Engine):
         gram.apply(q[..., layer.units], into[..., layer.units])
 
     def feature_ranks(self) -> list[int]:
-        """Numerical ranks of the features behind K, layer by layer.
-
-        One for each layer; two, recurrent, then input, where gates keep the maps of the two apart.
-        """
+        """Numerical ranks behind K, layer by layer; two where gates keep h and x apart."""
         names = tuple(self.parameters)
         grams = self._grams_of(names) if self._direct(names) else []
         return [rank for gram in grams for rank in gram.ranks]
 
+    def _shapes(self, names: Sequence[str]) -> dict[Place, torch.Size]:
+        return {self._places[name]: self.parameters[name].shape for name in names}
+
     def _direct(self, names: Sequence[str]) -> bool:
         return all(name in self._places for name in names)
-
-    def _by_place(self, theta: Tensor, names: Sequence[str]) -> dict[tuple, Tensor]:
-        """Views of the flat parameter vectors by layer, source and role, in their own shapes."""
-        sizes = [self.parameters[name].numel() for name in names]
-        return {
-            self._places[name]: part.unflatten(1, self.parameters[name].shape)
-            for name, part in zip(names, theta.split(sizes, dim=1), strict=True)
-        }
 
     def _grams_of(self, names: Sequence[str]) -> list[Gram]:
         key = tuple(sorted(names))
         if key not in self._grams:
             places = {self._places[name] for name in names}
-            self._grams[key] = []
-            for i, layer in enumerate(self.layers):
-                learn = {s: ((i, s, "weight") in places, (i, s, "bias") in places) for s in SOURCES}
-                self._grams[key].append(Gram(layer, learn))
+            self._grams[key] = [Gram(layer, learning(layer, places)) for layer in self.layers]
         return self._grams[key]
 
     def __getstate__(self) -> dict:
@@ -399,26 +380,18 @@ class GatedEngine(Engine):
 
         A cell whose gates mix units, or that uses a weight elsewhere too, is no gated cell.
         """
-        first = slice(0, 1), slice(0, 2)
-        part = Trajectory(
-            self.trajectory.inputs[first],
-            self.trajectory.previous[first],
-            self.trajectory.states[first],
-            None,
-        )
+        part, q = first_steps(self.trajectory)
         probe = GatedEngine(self.recurrence, self.parameters, part, "stored", check=False)
-        q = torch.arange(part.states.numel()).to(part.states).cos().view(part.states.shape)
-        pairs = [(probe._pull_back(q[None]), probe.rows.state_vjp(q[None].flatten(1, 2)))]
+        rows = q.flatten(1, 2)
+        pairs = [(probe._pull_back(q), probe.rows.state_vjp(rows))]
         names = tuple(name for name in self.parameters if name in self._places)
         if names:
-            rows = probe.rows.parameter_vjp(q[None].flatten(1, 2), names)
-            pairs.append((probe.parameter_vjp(q[None], names), rows))
-        for ours, reference in pairs:
-            gap = (ours.flatten() - reference.flatten()).norm()
-            if not gap <= torch.finfo(q.dtype).eps ** 0.5 * reference.norm():
-                raise ValueError(
-                    f"{type(self.recurrence.module).__name__} is not the gated cell that its "
-                    f"{type(self.recurrence).__name__} says (derivatives differ by "
-                    f"{float(gap / reference.norm()):.2g}): gates and features must act unit by "
-                    "unit and use no weight of the affine maps"
-                )
+            reference = probe.rows.parameter_vjp(rows, names)
+            pairs.append((probe.parameter_vjp(q, names), reference))
+        gap = disagreement(pairs)
+        if gap is not None:
+            raise ValueError(
+                f"{type(self.recurrence.module).__name__} is not the gated cell that its "
+                f"{type(self.recurrence).__name__} says (derivatives differ by {gap:.2g}): gates "
+                "and features must act unit by unit and use no weight of the affine maps"
+            )

@@ -8,7 +8,7 @@ waits for another. K is split by units and vectors, over which it is block diago
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from kpops.models.recurrence import Recurrence
 # Rows of a task of P at most: what a task works on, beside the weights, should fit in a core's
 # second cache.
 _ROWS = 192
+# Rows times steps up to which one thread is done before another has begun.
+_FEW = 200
 # Vectors from which the Jacobian of a step is assembled: with weights that stay in a core's cache,
 # and with larger ones, which assembling reads from afar for every trial.
 _CACHE_BYTES = 2**20
@@ -69,7 +71,24 @@ class GatedNumbaEngine(GatedEngine):
     def _backpropagate_layers(self, a: Tensor, *, entire: bool = False) -> Tensor:
         return self._recur_layers("backpropagate", self.layers[::-1], a.contiguous(), entire)
 
-    def _recur_layers(self, verb: str, layers: list[Layer], q: Tensor, entire: bool) -> Tensor:
+    def transport(self, v: Tensor, time: slice) -> Tensor:
+        """Product of A over the steps of a slice of time, on tangent vectors (block, trial, unit).
+
+        It is P of a push before the first of these steps, seen at the last.
+        """
+        q = v.new_zeros(*v.shape[:2], time.stop - time.start + 1, v.shape[2])
+        q[:, :, 0] = v
+        return self._recur_layers("propagate", self.layers, q, window=time)[:, :, -1]
+
+    def _recur_layers(
+        self,
+        verb: str,
+        layers: list[Layer],
+        q: Tensor,
+        entire: bool = False,
+        window: slice | None = None,
+    ) -> Tensor:
+        """Run a recursion over all of time, or over a push and the steps of a window."""
         v = room_for(q)
         n_block, n_trials, n_steps, _ = q.shape
         stacked = len(layers) > 1
@@ -77,13 +96,20 @@ class GatedNumbaEngine(GatedEngine):
         passed = q.new_empty(shape)
         for layer in layers:
             if self._assembles(layer, n_block, n_trials):
-                self._recur_by_trials(verb, layer, q, v)
+                self._recur_by_trials(verb, layer, q, v, window)
             else:
-                self._recur_by_rows(verb, layer, q, v, passed, entire)
+                self._recur_by_rows(verb, layer, q, v, passed, entire, window)
         return v
 
     def _recur_by_rows(
-        self, verb: str, layer: Layer, q: Tensor, v: Tensor, passed: Tensor, entire: bool
+        self,
+        verb: str,
+        layer: Layer,
+        q: Tensor,
+        v: Tensor,
+        passed: Tensor,
+        entire: bool,
+        window: slice | None,
     ) -> None:
         """Run a recursion with all weights of the gates; layers hand on what is `passed`."""
         from kpops.engines import gated_kernels
@@ -100,16 +126,19 @@ class GatedNumbaEngine(GatedEngine):
         kernel = getattr(gated_kernels, f"{verb}_rows")
         weights = tuple(w.numpy() for w in self._weights(verb, layer))
         rest = _pairs(layer.pattern.carry), gains, _slopes(layer), *self._buffers(q, shapes)
-        bounds = threads.split(n_rows, torch.get_num_threads(), _ROWS)
+        n_threads = torch.get_num_threads() if q.shape[2] * n_rows > _FEW else 1
+        bounds = threads.split(n_rows, n_threads, _ROWS)
 
         def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
             where = start, layer.first_variable, takes, gives, entire, column
             arrays = layer.by_variable(q).numpy(), layer.by_variable(v).numpy(), passed.numpy(), d
             kernel(gemm, weights, *arrays, *rest, where, part)
 
-        self._over_time(layer, bounds, run, backwards=verb == "backpropagate")
+        self._over_time(_diagonals(layer, verb, window), bounds, run)
 
-    def _recur_by_trials(self, verb: str, layer: Layer, q: Tensor, v: Tensor) -> None:
+    def _recur_by_trials(
+        self, verb: str, layer: Layer, q: Tensor, v: Tensor, window: slice | None
+    ) -> None:
         """Run a recursion with the Jacobian of each step, assembled."""
         from kpops.engines import gated_assembled
 
@@ -129,24 +158,21 @@ class GatedNumbaEngine(GatedEngine):
             arrays = layer.by_variable(q).numpy(), layer.by_variable(v).numpy(), d
             kernel(gemm, weight, *arrays, *pattern, *buffers, matrix, start, part)
 
-        self._over_time(layer, bounds, run, backwards=verb == "backpropagate")
+        self._over_time(_diagonals(layer, verb, window), bounds, run)
 
     def _over_time(
         self,
-        layer: Layer,
+        diagonals: Iterator[tuple[int, np.ndarray]],
         bounds: list[int],
         run: Callable[[int, np.ndarray, int, tuple[int, int]], None],
-        *,
-        backwards: bool = False,
     ) -> None:
         """Call run(gemm, diagonals, first step, part) for all segments, and parts on all cores."""
         from kpops.engines import blas
 
-        gemm = blas.gemm_address(numpy_dtype(layer.previous.dtype))
-        for segment in layer.segments()[:: -1 if backwards else 1]:
-            d = layer.diagonals(segment).movedim(0, 2).contiguous().numpy()
+        gemm = blas.gemm_address(numpy_dtype(self.trajectory.states.dtype))
+        for start, d in diagonals:
 
-            def task(i: int, d: np.ndarray = d, start: int = segment.start) -> None:
+            def task(i: int, d: np.ndarray = d, start: int = start) -> None:
                 run(gemm, d, start, (bounds[i], bounds[i + 1]))
 
             threads.each(task, len(bounds) - 1)
@@ -193,7 +219,8 @@ class GatedNumbaEngine(GatedEngine):
             kernel(gemm, weight, layer.by_variable(v).numpy(), d, inputs, room, where, part)
 
         n_rows = v.shape[0] * v.shape[1]
-        self._over_time(layer, threads.split(n_rows, torch.get_num_threads(), n_rows), run)
+        bounds = threads.split(n_rows, torch.get_num_threads(), n_rows)
+        self._over_time(_diagonals(layer, verb), bounds, run)
 
     def assembled_from(self, layer: Layer) -> int | None:
         """Size of blocks from which the Jacobians of a layer are assembled; None for never."""
@@ -241,6 +268,22 @@ class GatedNumbaEngine(GatedEngine):
         from kpops.engines.gram_numba import CompiledGram
 
         CompiledGram(gram).push(gram.split(w), into)
+
+
+def _diagonals(
+    layer: Layer, verb: str, window: slice | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """First steps and diagonals of the segments, in the order of `verb`; or of a window.
+
+    Before the steps of a window stands the push that they take along, whose own are not used.
+    """
+    if window is not None:
+        d = layer.diagonals(slice(max(0, window.start - 1), window.stop))
+        d = d if window.start > 0 else torch.cat([d[:, :, :1], d], dim=2)
+        yield 0, d.movedim(0, 2).contiguous().numpy()
+        return
+    for segment in layer.segments()[:: -1 if verb == "backpropagate" else 1]:
+        yield segment.start, layer.diagonals(segment).movedim(0, 2).contiguous().numpy()
 
 
 def _gains_through_time(layer: Layer, *, takes: bool) -> tuple[np.ndarray, int]:

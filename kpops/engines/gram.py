@@ -7,14 +7,16 @@ coefficients as there are gates, columns of Z and units: ``F w = sum_g D_g * Z w
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kpops.engines.features import thin_factor
+from kpops.engines.features import numerical_rank, thin_factor
 from kpops.engines.gated_layer import Layer
+from kpops.engines.places import Place
 
 SOURCES = ("recurrent", "input")
 
@@ -118,6 +120,12 @@ class Gram:
         return [self.factors[i] for i in part.factors]
 
 
+def learning(layer: Layer, places: Container[Place | None]) -> dict[str, tuple[bool, bool]]:
+    """For each source of a layer, whether its weight and its bias are among these places."""
+    i = layer.index
+    return {s: ((i, s, "weight") in places, (i, s, "bias") in places) for s in SOURCES}
+
+
 def factored(layer: Layer, weights: dict[str, tuple[bool, bool]]) -> list[tuple[str, ...]]:
     """Sources that share a thin factor: those whose maps stand between the same diagonals.
 
@@ -127,6 +135,19 @@ def factored(layer: Layer, weights: dict[str, tuple[bool, bool]]) -> list[tuple[
     if len(learn) == 2 and layer.pattern.recurrent == layer.pattern.inputs:
         return [learn]
     return [(source,) for source in learn]
+
+
+def bytes_of_factors(layer: Layer, weights: dict[str, tuple[bool, bool]], *, exact: bool) -> int:
+    """Bytes of the thin factors, at full or at their `exact` rank."""
+    n_trials, n_steps = layer.previous.shape[:2]
+    total = 0
+    for sources in factored(layer, weights):
+        width = sum(weights[s][0] * layer.width(s) + weights[s][1] for s in sources)
+        rank = min(n_trials * n_steps, width)
+        if exact:
+            rank = numerical_rank([u for s in sources for u in layer.features(s, *weights[s])])
+        total += rank * n_trials * n_steps * layer.previous.element_size()
+    return total
 
 
 def _merged(gains: list[list[tuple[tuple[int, int], ...]]]) -> list[Part]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+import torch
+from torch import Tensor
+
 from kpops.models.gated import GatedRecurrence
 
 Place = tuple[int, str, str]
@@ -27,3 +30,12 @@ def places_of(recurrence: GatedRecurrence) -> dict[str, Place]:
                 if name is not None:
                     found.setdefault(name, []).append(place)
     return {name: places[0] for name, places in found.items() if len(places) == 1}
+
+
+def by_place(theta: Tensor, shapes: dict[Place, torch.Size]) -> dict[Place, Tensor]:
+    """Views of flat parameter vectors (block, parameter) by place, each in its own shape."""
+    parts = theta.split([shape.numel() for shape in shapes.values()], dim=1)
+    return {
+        place: part.unflatten(1, shape)
+        for (place, shape), part in zip(shapes.items(), parts, strict=True)
+    }

@@ -144,7 +144,8 @@ class Rowwise:
         for s, part in self._chunks(copies=max(1, n_outputs // 16)):
             pull = vjp(part._of_state, part.h)[1]
             cotangents = basis[:, None].expand(-1, len(part.h), -1)
-            jacobians[s] = vmap(lambda u, pull=pull: pull(u)[0], out_dims=1)(cotangents)
+            # With out_dims=1, vmap fails where the function does not depend on h.
+            jacobians[s] = vmap(lambda u, pull=pull: pull(u)[0])(cotangents).transpose(0, 1)
         return jacobians
 
     def sizes(self, names: Sequence[str]) -> list[int]:

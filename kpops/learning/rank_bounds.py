@@ -13,7 +13,7 @@ from kpops.engines.base import ONE_AT_A_TIME
 from kpops.engines.features import numerical_rank
 from kpops.engines.gated import GatedEngine
 from kpops.engines.gated_layer import Layer
-from kpops.engines.gram import SOURCES, Gram
+from kpops.engines.gram import Gram, learning
 from kpops.engines.places import Place, places_of
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.linearization import Linearization
@@ -176,8 +176,8 @@ def _layers(lin: Linearization) -> list[Layer]:
 def _grams(layers: list[Layer], places: list[Place]) -> list[Gram]:
     """K_l of each layer that has one of these weights and biases."""
     grams = []
-    for i, layer in enumerate(layers):
-        learn = {s: ((i, s, "weight") in places, (i, s, "bias") in places) for s in SOURCES}
+    for layer in layers:
+        learn = learning(layer, places)
         if any(map(any, learn.values())):
             with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad():
                 grams.append(Gram(layer, learn))

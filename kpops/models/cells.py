@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kpops.models.gated import Affine, GatedRecurrence
 from kpops.models.recurrence import as_recurrence, unless_changed
+from kpops.models.sizes import check_sizes, is_real
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
@@ -26,7 +27,7 @@ class LeakyCell(nn.Module):
     Parameters
     ----------
     input_size, hidden_size : int
-        Number of input features (without the noise) and of units.
+        Number of input features (without the noise; 0 for none) and of units.
     alpha : float
         Step over time constant, in (0, 1]; with 1 the rate form is ``nn.RNNCell`` with one bias.
     activation : {"tanh", "relu"}
@@ -42,7 +43,7 @@ class LeakyCell(nn.Module):
     Raises
     ------
     ValueError
-        If `alpha`, `activation` or `form` is out of range.
+        If a size, `alpha`, `activation` or `form` is out of range.
 
     Notes
     -----
@@ -82,8 +83,12 @@ class LeakyCell(nn.Module):
         noise: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 < alpha <= 1:
-            raise ValueError(f"alpha={alpha}: the step over the time constant is in (0, 1]")
+        check_sizes(hidden_size=hidden_size)
+        check_sizes(0, input_size=input_size)
+        if not (is_real(alpha) and 0 < alpha <= 1):
+            raise ValueError(
+                f"alpha={alpha}: the step over the time constant is one number in (0, 1]"
+            )
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r}: choose from {sorted(ACTIVATIONS)}")
         if form not in ("rate", "current"):

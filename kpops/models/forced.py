@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence
+from kpops.models.recurrence import ModuleRecurrence, as_recurrence, unless_changed
+from kpops.models.sizes import is_real
 from kpops.models.wrapping import Wrapping
 
 
@@ -57,7 +58,7 @@ class TeacherForced(nn.Module):
 
     def __init__(self, cell: nn.Module, alpha: float) -> None:
         super().__init__()
-        if not 0 <= alpha <= 1:
+        if not (is_real(alpha) and 0 <= alpha <= 1):
             raise ValueError(f"alpha={alpha}: the strength of the forcing is in [0, 1]")
         inner = as_recurrence(cell)
         several = isinstance(inner, ModuleRecurrence) and inner.sizes is not None
@@ -102,6 +103,4 @@ class _ForcedRecurrence(Wrapping):
         return self.inner(*self.module.forced(x, h))
 
 
-@as_recurrence.register
-def _(model: TeacherForced) -> Recurrence:
-    return _ForcedRecurrence(model)
+as_recurrence.register(TeacherForced, unless_changed(TeacherForced, _ForcedRecurrence))

@@ -12,7 +12,7 @@ between diagonal matrices, which is all that the engine ``gated`` needs to know.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -152,18 +152,30 @@ class GatedRecurrence(Recurrence):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state of every row; (row, feature), (row, unit) -> (row, unit)."""
+        return self._advance(self.from_input(0, x), h)
+
+    def along(self, x: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """The step from h at every position t; the input maps of all are made at once."""
+        kind = type(self)
+        if (kind.forward, kind.from_input) != (GatedRecurrence.forward, GatedRecurrence.from_input):
+            return super().along(x)
+        maps = [gate.unbind(1) for gate in self.from_input(0, x)]
+        return lambda t, h: self._advance(tuple(gate[t] for gate in maps), h)
+
+    def _advance(self, from_x: tuple[Tensor, ...], h: Tensor) -> Tensor:
+        """Next state of every row, from the input maps of the first layer."""
         states: list[Tensor] = []
         for layer, state in enumerate(h.chunk(len(self.layers), dim=-1)):
             old = state.chunk(len(self.variables), dim=-1)
-            new = self.gates(self.from_input(layer, x), self.from_features(layer, old), old)
+            from_x = from_x if layer == 0 else self.from_input(layer, states[-len(old)])
+            new = self.gates(from_x, self.from_features(layer, old), old)
             if isinstance(new, Tensor) or len(new) != len(old):
                 got = "a tensor" if isinstance(new, Tensor) else f"{len(new)} of them"
                 raise ValueError(
                     f"{type(self).__name__}.gates returned {got}, expected a tuple of the new "
                     f"state variables {self.variables}"
                 )
-            x = new[0]  # the next layer's input
-            states += new
+            states += new  # the first of which is the next layer's input
         return states[0] if len(states) == 1 else torch.cat(states, dim=-1)
 
     def from_input(self, layer: int, x: Tensor) -> tuple[Tensor, ...]:

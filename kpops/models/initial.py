@@ -56,7 +56,7 @@ def initialize_recurrent(
     ------
     ValueError
         If an argument is out of range, or `model` has no recurrent weights, or some that are not
-        made of square blocks.
+        made of square blocks, or that a parametrization makes.
 
     Notes
     -----
@@ -90,7 +90,14 @@ def initialize_recurrent(
         raise ValueError(f"g={g}: pass a finite scale, 0 or more")
     if distribution not in ("normal", "uniform"):
         raise ValueError(f"distribution={distribution!r}: choose 'normal' or 'uniform'")
-    names = recurrent_weights(dict(model.named_parameters()))
+    every = dict(model.named_parameters())
+    hidden = [name for name in every if "parametrizations.weight_hh" in name]
+    if hidden:
+        raise ValueError(
+            f"{hidden[0]} is behind a parametrization: draw the weights before it is registered, "
+            "or assign them"
+        )
+    names = recurrent_weights(every)
     if not names:
         raise ValueError(_none_found(f"{type(model).__name__} has"))
     generator = np.random.default_rng(rng)

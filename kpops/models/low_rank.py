@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kpops.models.cells import LeakyCell
+from kpops.models.cells import LeakyCell, LeakyRecurrence
+from kpops.models.recurrence import as_recurrence, unless_changed
+from kpops.models.sizes import is_whole
 
 
 class LowRankCell(LeakyCell):
@@ -68,7 +70,7 @@ class LowRankCell(LeakyCell):
         form: str = "current",
         **options: Any,
     ) -> None:
-        if not 1 <= rank <= hidden_size:
+        if not (is_whole(rank) and 1 <= rank <= hidden_size):
             raise ValueError(f"rank={rank}: choose from 1 to hidden_size={hidden_size}")
         self.rank = rank  # `connect` needs it
         super().__init__(input_size, hidden_size, form=form, **options)
@@ -134,3 +136,6 @@ class LowRankCell(LeakyCell):
     def extra_repr(self) -> str:
         """Return the options, for the repr."""
         return f"{super().extra_repr()}, rank={self.rank}"
+
+
+as_recurrence.register(LowRankCell, unless_changed(LowRankCell, LeakyRecurrence))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from kpops.models.gated import Affine, GatedRecurrence
 from kpops.models.recurrence import as_recurrence, unless_changed
+from kpops.models.sizes import check_sizes
 
 
 class MinGRUCell(nn.Module):
@@ -23,6 +24,11 @@ class MinGRUCell(nn.Module):
         Number of input features and of units.
     bias : bool
         Whether there are b_z and b_c.
+
+    Raises
+    ------
+    ValueError
+        If a size is out of range.
 
     Notes
     -----
@@ -44,6 +50,8 @@ class MinGRUCell(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, *, bias: bool = True) -> None:
         super().__init__()
+        check_sizes(0, input_size=input_size)
+        check_sizes(hidden_size=hidden_size)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.weight_ih = nn.Parameter(torch.empty(2 * hidden_size, input_size))
@@ -75,6 +83,11 @@ class MGUCell(nn.Module):
     input_size, hidden_size : int
         Number of input features and of units.
 
+    Raises
+    ------
+    ValueError
+        If a size is out of range.
+
     Notes
     -----
     The parameters are ``weight_ih`` (2 * hidden, input), U_f above U_c, ``weight_hh`` (2 * hidden,
@@ -96,6 +109,8 @@ class MGUCell(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
+        check_sizes(0, input_size=input_size)
+        check_sizes(hidden_size=hidden_size)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.weight_ih = nn.Parameter(torch.empty(2 * hidden_size, input_size))

@@ -54,17 +54,16 @@ class Masked(nn.Module):
 
     def forward(self, original: Tensor) -> Tensor:
         """W of V, both of one shape."""
-        shape = tuple(original.shape)
         if not _fits(self.mask, original):
             raise ValueError(
-                f"the mask has shape {tuple(self.mask.shape)}, the weight {shape}: pass one entry "
-                "for each weight"
+                f"the mask has shape {tuple(self.mask.shape)}, the weight {tuple(original.shape)}: "
+                "pass one entry for each weight"
             )
         return original * self.mask
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """V that gives W, as far as the mask lets through."""
-        return weight * self.mask
+        return self(weight)
 
 
 class Dale(nn.Module):
@@ -112,7 +111,7 @@ class Dale(nn.Module):
     def __init__(self, signs: Any, *, size: str = "abs") -> None:
         super().__init__()
         given = as_tensor(signs)
-        if given.ndim != 1 or not (given.abs() == 1).all():
+        if given.ndim != 1 or not ((given == 1) | (given == -1)).all():
             raise ValueError("signs must be a list of 1 and -1, one of each presynaptic unit")
         if size not in ("abs", "relu", "exp"):
             raise ValueError(f"size={size!r}: choose 'abs', 'relu' or 'exp'")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from kpops.models.gated import Affine, GatedRecurrence
 from kpops.models.recurrence import as_recurrence, unless_changed
+from kpops.models.sizes import check_sizes, is_whole
 
 
 class PLRNNCell(nn.Module):
@@ -33,14 +34,15 @@ class PLRNNCell(nn.Module):
     Raises
     ------
     ValueError
-        If `rectified` is out of range.
+        If a size or `rectified` is out of range.
 
     Notes
     -----
     The parameters are ``A`` (hidden,), the diagonal; ``W`` (hidden, hidden); ``C`` (hidden, input)
     and ``b`` (hidden,). In Durstewitz's PLRNN the diagonal of W is zero: register
-    :class:`kpops.models.Masked` on W for it. A starts uniform between 0.5 and 0.9, all else in
-    ``+-1/sqrt(hidden_size)``.
+    :class:`kpops.models.Masked` on W for it. Its thresholds, ``relu(h - theta)``, are a shift of
+    the state, which is this form with ``b = (A - 1) theta``. A starts uniform between 0.5 and
+    0.9, all else in ``+-1/sqrt(hidden_size)``.
 
     The derivative of the relu at 0 is taken to be 0. P is gated; J and K are, too, where A does not
     learn, and else computed by automatic differentiation.
@@ -63,8 +65,10 @@ class PLRNNCell(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, *, rectified: int | None = None) -> None:
         super().__init__()
+        check_sizes(0, input_size=input_size)
+        check_sizes(hidden_size=hidden_size)
         rectified = hidden_size if rectified is None else rectified
-        if not 0 <= rectified <= hidden_size:
+        if not (is_whole(rectified) and 0 <= rectified <= hidden_size):
             raise ValueError(f"rectified={rectified}: choose from 0 to hidden_size={hidden_size}")
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -105,6 +109,11 @@ class ShallowPLRNNCell(nn.Module):
     clipped : bool
         Whether the second form is meant.
 
+    Raises
+    ------
+    ValueError
+        If a size is out of range.
+
     Notes
     -----
     The parameters are ``A`` (hidden,), the diagonal; ``W1`` (hidden, expansion), ``W2`` (expansion,
@@ -132,6 +141,8 @@ class ShallowPLRNNCell(nn.Module):
         self, input_size: int, hidden_size: int, expansion: int, *, clipped: bool = False
     ) -> None:
         super().__init__()
+        check_sizes(0, input_size=input_size)
+        check_sizes(hidden_size=hidden_size, expansion=expansion)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.expansion = expansion

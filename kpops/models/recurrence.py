@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import singledispatch
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 
 from kpops.labels import as_tensor
+from kpops.models.sizes import is_whole
 
 
 class Recurrence(nn.Module):
@@ -58,6 +61,10 @@ class Recurrence(nn.Module):
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state of every row; (row, feature), (row, unit) -> (row, unit)."""
         raise NotImplementedError
+
+    def along(self, x: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """The step from h at every position t along inputs (trial, time, feature)."""
+        return lambda t, h: self(x[:, t], h)
 
     def prepare_inputs(self, inputs: Tensor) -> Tensor:
         """Add to the user's inputs what the step reads besides; (trial, time, feature) both."""
@@ -106,6 +113,11 @@ class Recurrence(nn.Module):
 
     def step(self, parameters: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
         """Next state under `parameters` (user's names); those not named keep their value."""
+        if parametrize._cache_enabled and any(map(parametrize.is_parametrized, self.modules())):
+            raise RuntimeError(
+                "within torch.nn.utils.parametrize.cached() weights do not follow what they are "
+                "made of, so that derivatives would be lost: leave it before using kpops"
+            )
         prefixed = {f"module.{name}": value for name, value in parameters.items()}
         return functional_call(self, prefixed, (x, h))
 
@@ -122,15 +134,16 @@ class ModuleRecurrence(Recurrence):
     """
 
     def __init__(self, module: nn.Module) -> None:
-        size = getattr(module, "state_size", getattr(module, "hidden_size", None))
-        input_size = getattr(module, "input_size", None)
+        size: Any = getattr(module, "state_size", getattr(module, "hidden_size", None))
+        input_size: Any = getattr(module, "input_size", None)
         sizes = size if isinstance(size, tuple) else None
         size = size if sizes is None else sum(sizes)
         super().__init__(
             module,
-            state_size=size if isinstance(size, int) else None,
-            input_size=input_size if isinstance(input_size, int) else None,
+            state_size=int(size) if is_whole(size) else None,
+            input_size=int(input_size) if is_whole(input_size) else None,
         )
+        _refuse_patched(module)
         self.sizes: tuple[int, ...] | None = sizes
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
@@ -236,17 +249,35 @@ def unless_changed(
 ) -> Callable[[Any], Recurrence]:
     """The `recurrence` of a class of cells, but for cells whose step is another.
 
-    Of a subclass with a forward of its own, and of a cell with hooks, only the forward knows the
+    Of a subclass with methods of its own, and of a cell with hooks, only the forward knows the
     step.
     """
+    return lambda model: ModuleRecurrence(model) if changed(model, cell) else recurrence(model)
 
-    def taken(model: nn.Module) -> Recurrence:
-        changed = type(model).forward is not cell.forward
-        if changed or model._forward_hooks or model._forward_pre_hooks:
-            return ModuleRecurrence(model)
-        return recurrence(model)
 
-    return taken
+def changed(model: nn.Module, cell: type[nn.Module]) -> bool:
+    """Whether a call of `model` may be something else than that of a plain `cell`.
+
+    It may where a subclass has another version of one of the cell's methods, from which the step is
+    made, and where there are hooks or a forward of this one object.
+    """
+    parents = [c for c in cell.__mro__ if issubclass(c, nn.Module) and c is not nn.Module]
+    kinds = FunctionType, property
+    methods = {n for c in parents for n, m in vars(c).items() if isinstance(m, kinds)}
+    methods -= {"__init__", "extra_repr"}
+    replaced = any(getattr(type(model), n) is not getattr(cell, n) for n in methods)
+    hooked = model._forward_hooks or model._forward_pre_hooks
+    return bool(replaced or hooked or "forward" in vars(model))
+
+
+def _refuse_patched(module: nn.Module) -> None:
+    """Refuse a function put in the place of a forward: it stays with the weights it has seen."""
+    for name, part in module.named_modules():
+        if isinstance(vars(part).get("forward"), FunctionType):
+            raise ValueError(
+                f"{name or 'the model'} ({type(part).__name__}) has a function in the place of its "
+                "forward, which would not follow copies of its weights: write a subclass"
+            )
 
 
 def matching(array: Any, like: Tensor, name: str) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from kpops.models.diagonal import DiagonalRecurrence
 from kpops.models.recurrence import as_recurrence, unless_changed
+from kpops.models.sizes import check_sizes
 
 _VARIABLES = {"real": ("h",), "complex": ("re", "im")}
 
@@ -36,7 +37,7 @@ class DiagonalSSM(nn.Module):
     form : {"complex", "real"}
         See above.
     radius : (float, float)
-        The ``|a|`` at the start lie in this range, of at least 0 and below 1.
+        The ``|a|`` at the start lie in this range, above 0 and below 1.
     rng : int, Generator or None
         Seed or source of the weights. They are drawn in float64 and rounded.
 
@@ -47,11 +48,14 @@ class DiagonalSSM(nn.Module):
 
     Notes
     -----
-    The parametrisation, stable at every value, and the start are those of the linear recurrent unit
-    (Orvieto et al. 2023, arXiv 2303.06349): \|a\|^2 uniform in the ring, phases uniform in [0, pi],
-    and B scaled by (1 - \|a\|^2)^(1/2), so that the state has about unit variance under white
-    inputs. S4D and S5 (arXiv 2206.11893, 2208.04933), where a = exp(dt (-exp(log_rate) + i omega)),
-    are the same recurrence under other parameters; K is over those of this class.
+    The decay, stable at every value, and its start are those of the linear recurrent unit (LRU,
+    Orvieto et al. 2023, arXiv 2303.06349): \|a\|^2 uniform in the ring, and B scaled by
+    (1 - \|a\|^2)^(1/2), so that the state has about unit variance under white inputs. Unlike there,
+    this scale is part of B and no parameter of its own, and the phase, which starts uniform in
+    [0, pi], is a parameter itself instead of its logarithm. S4D and S5 (arXiv 2206.11893,
+    2208.04933) discretise a continuous system by steps dt, so that under a zero-order hold
+    a = exp(dt lambda) and B becomes (a - 1) B / lambda; once discretised, they are the same
+    recurrence under other parameters. K is over those of this class.
 
     Examples
     --------
@@ -74,7 +78,7 @@ class DiagonalSSM(nn.Module):
         rng: int | np.random.Generator | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(input_size=input_size, n_modes=n_modes)
+        check_sizes(input_size=input_size, n_modes=n_modes)
         if form not in _VARIABLES:
             raise ValueError(f"form={form!r}: choose 'complex' or 'real'")
         if not 0 < radius[0] <= radius[1] < 1:
@@ -132,8 +136,10 @@ class SelectiveSSM(nn.Module):
     Notes
     -----
     The recurrence S6 of Gu and Dao (2023, arXiv 2312.00752, algorithm 2) with a full W instead of
-    one of low rank. Its output sum_n C_n(x) h_cn depends on x too, and stays outside. Rates start
-    at 1..N and the step sizes log-uniformly in [0.001, 0.1], as there.
+    one of low rank. As in their code, a zero-order hold discretises the decay, and Euler's step
+    ``delta B`` the drive, which equation 4 of the paper has under the hold too. Its output
+    sum_n C_n(x) h_cn depends on x too, and stays outside. Rates start at 1..N and the step sizes
+    log-uniformly in [0.001, 0.1], as there.
 
     Examples
     --------
@@ -152,7 +158,7 @@ class SelectiveSSM(nn.Module):
         rng: int | np.random.Generator | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(input_size=input_size, n_states=n_states)
+        check_sizes(input_size=input_size, n_states=n_states)
         self.input_size = input_size
         self.n_states = n_states
         self.state_size = input_size * n_states
@@ -216,7 +222,7 @@ class LinearTimeVarying(nn.Module):
         rng: int | np.random.Generator | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(input_size=input_size, state_size=state_size)
+        check_sizes(input_size=input_size, state_size=state_size)
         self.input_size = input_size
         self.state_size = state_size
         generator = np.random.default_rng(rng)
@@ -255,9 +261,3 @@ as_recurrence.register(SelectiveSSM, unless_changed(SelectiveSSM, _SelectiveRecu
 
 def _parameter(values: np.ndarray) -> nn.Parameter:
     return nn.Parameter(torch.tensor(values, dtype=torch.get_default_dtype()))
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name}={size!r}: pass an int, 1 or more")

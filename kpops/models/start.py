@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from kpops.models.diagonal import DiagonalRecurrence
 from kpops.models.gated import Affine, GatedRecurrence
-from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence
+from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence, changed
 from kpops.models.wrapping import Wrapping
 
 
@@ -43,12 +45,12 @@ class LearnedStart(nn.Module):
     -----
     The parameters are ``h0`` (unit,) and those of the model, as ``model.name``. The operators are
     exact: ``lin.K_by_parameter["h0"]`` is ``A A^T`` between all pairs of trials at t = 1, and zero
-    elsewhere. For a gated model P is gated; where h0 learns, J and K are computed by automatic
-    differentiation.
+    elsewhere. P is gated or a scan if that of the model is; where h0 learns, J and K are computed
+    by automatic differentiation.
 
-    A call runs the model from the learned start: ``start(inputs)`` over whole sequences for
-    nn.RNN, nn.GRU and nn.LSTM, ``start(x_t)`` for the first step of a cell and ``start(x_t, h)``
-    for those after it.
+    A call runs the model from the learned start: ``start(inputs)`` over whole sequences, also
+    packed ones, for nn.RNN, nn.GRU and nn.LSTM; ``start(x_t)`` for the first step of a cell and
+    ``start(x_t, h)`` for those after it.
 
     Examples
     --------
@@ -88,7 +90,10 @@ class LearnedStart(nn.Module):
             if isinstance(recurrence, ModuleRecurrence):
                 return recurrence.as_module_takes(start)
             return start.chunk(2, dim=-1) if isinstance(self.model, nn.LSTMCell) else start
-        n_trials = x.shape[0 if self.model.batch_first else 1]
+        if isinstance(x, PackedSequence):
+            n_trials = int(x.batch_sizes[0])
+        else:
+            n_trials = x.shape[0 if self.model.batch_first else 1]
         by_layer = self.h0.reshape(self.model.num_layers, -1, self.model.hidden_size)
         parts = [part[:, None].expand(-1, n_trials, -1).contiguous() for part in by_layer.unbind(1)]
         return tuple(parts) if len(parts) > 1 else parts[0]
@@ -101,12 +106,13 @@ class _StartRecurrence(Wrapping):
 
     def _wrap(self, inner: Recurrence) -> None:
         super()._wrap(inner)
-        self.start = self.module.h0.detach().clone()
+        # A buffer, that it may go with the parameters to another dtype or device.
+        self.register_buffer("start", self.module.h0.detach().clone(), persistent=False)
 
     def prepare_inputs(self, inputs: Tensor) -> Tensor:
         """Add the flag, as the last feature."""
         inputs = super().prepare_inputs(inputs)
-        flag = torch.zeros_like(inputs[..., :1])
+        flag = inputs.new_zeros(*inputs.shape[:-1], 1)
         flag[:, 0] = 1
         return torch.cat([inputs, flag], dim=-1)
 
@@ -170,9 +176,25 @@ class _GatedStartRecurrence(_StartRecurrence, GatedRecurrence):
         return inner
 
 
+class _DiagonalStartRecurrence(_StartRecurrence, DiagonalRecurrence):
+    """The same for a model that couples no two units: neither does its start."""
+
+    def __init__(self, module: LearnedStart, inner: DiagonalRecurrence) -> None:
+        DiagonalRecurrence.__init__(self, module, inner.variables)
+        self.input_size, self.state_size = inner.input_size, inner.state_size
+        self._wrap(inner)
+
+
 @as_recurrence.register
 def _(model: LearnedStart) -> Recurrence:
+    if changed(model, LearnedStart):
+        raise ValueError(
+            f"{type(model).__name__} has hooks or methods of its own, which its linearization "
+            "would not follow: change the model inside a LearnedStart"
+        )
     inner = as_recurrence(model.model)
     if isinstance(inner, GatedRecurrence):
         return _GatedStartRecurrence(model, inner)
+    if isinstance(inner, DiagonalRecurrence):
+        return _DiagonalStartRecurrence(model, inner)
     return _StartRecurrence(model, inner)

@@ -107,9 +107,11 @@ class TorchRecurrence(GatedRecurrence):
                 "prune.remove), or reparametrise by torch.nn.utils.parametrize"
             )
         plain = (nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell)
-        if type(module).forward not in [cls.forward for cls in plain]:
+        own = "forward" in vars(module)  # of this one object
+        if own or type(module).forward not in [cls.forward for cls in plain]:
+            parent = type(module).__mro__[0 if own else 1].__name__
             raise ValueError(
-                f"{name} overrides the forward of {type(module).__mro__[1].__name__}, so its step "
+                f"{name} overrides the forward of {parent}, so its step "
                 "is unknown: register a Recurrence for it with kpops.models.as_recurrence"
             )
 

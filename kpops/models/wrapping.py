@@ -32,12 +32,12 @@ class Wrapping(Recurrence):
             input_size=inner.input_size,
             time_major=inner.time_major,
         )
-        self.forcing_step = inner.forcing_step
         self._wrap(inner)
 
     def _wrap(self, inner: Recurrence) -> None:
         # In a tuple, lest it be registered: functional_call must find each parameter once.
         self._inner = (inner,)
+        self.forcing_step = inner.forcing_step
 
     @property
     def inner(self) -> Recurrence:

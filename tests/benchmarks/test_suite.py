@@ -44,6 +44,9 @@ def micro(monkeypatch):
         hidden=(5,),
         base=BASE,
         large=((5, 2, 6),),
+        stacks=(("LSTM", 2, 4),),
+        scan_steps=(4,),
+        exponents=((1, 3), (2, 5)),
         spectra=(("RNN", 4),),
         certainty_cases=14,
         estimators=(("RNN", 4),),
@@ -69,6 +72,9 @@ def test_a_run_writes_numbers_and_page(micro, tmp_path):
     assert len(found["growth"]["slopes"]) == 12
     assert all(r["peak"] > 0 for r in found["memory"])
     assert all(r["ratio"] > 0 for r in found["busy"])
+    assert {r["operator"] for r in found["stacks"]} == set(OPERATORS)
+    assert len(found["scan"]["agreement"]) == 3
+    assert [r["k"] for r in found["exponents"]["records"]] == [3, 5]
     (spectrum,) = found["spectra"]
     assert [task["task"] for task in spectrum["tasks"]] == ["K", "P", "flow", "participation"]
     by_spectrum = [n for m in found["certainty"]["outcomes"].values() for n in m.values()]
@@ -81,9 +87,12 @@ def test_a_run_writes_numbers_and_page(micro, tmp_path):
     text = (tmp_path / "benchmarks.rst").read_text()
     for title in (
         "At a glance: GRU, 5 units",
+        "Stacks of layers",
+        "State-space layers: the scan and the loops",
         "Spectra and ranks, end to end",
         "Right, unsure or wrong",
         "Errors of estimates, and what they claim",
+        "Lyapunov exponents",
         "Growth",
         "Memory",
         "A busy machine",

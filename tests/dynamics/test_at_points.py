@@ -141,6 +141,23 @@ def test_float64_of_a_float32_model_is_asked_for_where_the_model_is_read(name):
         linearize_at(model if name == "model" else lin, h, 2)
 
 
+def test_points_of_a_model_that_has_learned_to_start_are_those_of_the_model():
+    model = gru()
+    learned = kpops.models.LearnedStart(model, torch.full((HIDDEN,), 0.4).double())
+    lin = kpops.linearize(learned, torch.zeros(1, 2, INPUTS).double())
+    points = points_of(model, HIDDEN, input=X)
+    expected = linearize_at(model, points, T)
+    response = stationary_response(model, points).to_dense()
+    for other in (learned, lin):
+        found = linearize_at(other, points, T)
+        assert torch.equal(found.trajectory.states, expected.trajectory.states)
+        np.testing.assert_allclose(found.P.to_dense(), expected.P.to_dense(), atol=1e-14)
+        R = stationary_response(other, points)
+        of_start = R.domain.coords["parameter_name"][1] == "h0"
+        assert of_start.sum() == HIDDEN and not R.to_dense()[:, of_start].any()
+        np.testing.assert_allclose(R.to_dense()[:, ~of_start], response, atol=1e-13)
+
+
 def test_response_is_the_difference_of_points_that_are_found_anew():
     model = gru()
     points = points_of(model, HIDDEN, input=X)

@@ -160,6 +160,8 @@ def test_without_a_way_back_there_are_no_vectors():
     singular = Linear(np.diag([1.0, 0.5, 0.0]))
     with pytest.raises(ValueError, match=r"annihilates mode 3 of trial 0 by step 1, .* take k=2"):
         covariant_lyapunov_vectors(singular, h0=np.zeros(3), n_steps=20)
+    with pytest.raises(ValueError, match=r"mode 1 of trial 0 by step 1, .* begin after that step"):
+        covariant_lyapunov_vectors(Linear(np.zeros((2, 2))), h0=np.zeros(2), n_steps=20)
     result = covariant_lyapunov_vectors(singular, 2, h0=np.zeros(3), n_steps=200, rng=0)
     np.testing.assert_allclose(result.exponent, np.log([1, 0.5]), atol=1e-5)
 
@@ -178,5 +180,8 @@ def test_wrong_arguments_are_refused_with_the_remedy():
     ):
         with pytest.raises(ValueError, match=f"{name}={value}: choose an int {bounds}"):
             covariant_lyapunov_vectors(Henon(), **{**options, name: value})
+    for few in ({"n_steps": 1}, {"interval": 19}):
+        with pytest.raises(ValueError, match="vectors at a single time have no growth: run longer"):
+            covariant_lyapunov_vectors(Henon(), **{**options, **few})
     with pytest.raises(MemoryError, match=r"2 covariant vectors at .* times needs"):
         covariant_lyapunov_vectors(Henon(), h0=np.full((10**6, 2), 0.1), n_steps=10**5)

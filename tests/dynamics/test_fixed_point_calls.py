@@ -108,6 +108,36 @@ def test_a_linearization_its_model_and_its_network_have_the_same_points():
     np.testing.assert_array_equal(other.input, [0, 0])
 
 
+def test_where_a_model_has_learned_to_start_plays_no_part():
+    model, h0 = rnn(), torch.full((6,), 0.7).double()
+    learned = kpops.models.LearnedStart(model, h0)
+    lin, lin_of_learned = linearization(model, h0=h0), linearization(learned)
+    starts = lin.states.values
+    for options in ({}, {"input": [0.5, -0.5]}):
+        for one, other in ((learned, model), (lin_of_learned, lin)):
+            found, expected = (fixed_points(m, starts, **options) for m in (one, other))
+            xr.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"input has shape \(3,\), expected .* = \(2,\)"):
+        fixed_points(lin_of_learned, starts, input=[0.5, -0.5, 0.0])
+    assert fixed_points(lin_of_learned, 7, rng=0).attrs["n_starts"] == 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_learned_start_goes_to_another_dtype(dtype):
+    learned = kpops.models.LearnedStart(rnn(), torch.full((6,), 0.7).double())
+    one, other = (
+        fixed_points(model, np.zeros((1, 6)), dtype=dtype) for model in (learned, learned.model)
+    )
+    assert one.state.dtype == str(dtype).removeprefix("torch.")
+    same(one, other)
+
+
+def test_inputs_of_the_wrong_size_are_refused_where_only_the_linearization_knows_it():
+    lin = kpops.linearize(Stay(), torch.ones(1, 2, 1), h0=torch.zeros(1, 1))
+    with pytest.raises(ValueError, match=r"input has shape \(3,\), expected .* = \(1,\)"):
+        fixed_points(lin, 1, input=torch.zeros(3))
+
+
 def test_float64_finds_the_points_of_a_float32_model_to_its_digits():
     lin = linearization(dtype=torch.float32)
     single, double = (fixed_points(lin, lin.states, dtype=d) for d in (None, torch.float64))
@@ -186,6 +216,13 @@ def test_wrong_arguments_are_refused(options, error, message):
 def test_no_starts_from_a_linearization_are_refused():
     with pytest.raises(ValueError, match="starts=0: choose 1 or more"):
         fixed_points(linearization(), 0)
+
+
+def test_more_points_than_fit_are_refused(monkeypatch):
+    lin = kpops.linearize(Stay(), torch.arange(8.0)[None, :, None], h0=torch.zeros(1, 1))
+    monkeypatch.setattr("kpops.engines.memory.free_bytes", lambda device: 100)
+    with pytest.raises(MemoryError, match="the eigenvectors of 8 points needs"):
+        fixed_points(lin, 8, rng=0)
 
 
 def test_random_models_are_refused():

@@ -7,6 +7,7 @@ from torch import nn
 
 import kpops
 from kpops.dynamics.fixed_points import fixed_points
+from kpops.dynamics.merge_points import merge, nearest
 from kpops.dynamics.search_points import Map, search
 from kpops.models.recurrence import as_recurrence
 
@@ -101,6 +102,17 @@ def test_a_loose_tolerance_takes_slow_points_for_fixed_ones():
     strict, loose = (find(lambda h: h + 1e-3 + h**2, [[0.1]], tol=t) for t in (0, 2e-3))
     assert strict.kind.item() == "slow" and loose.kind.item() == "fixed"
     assert strict.speed.item() <= loose.speed.item() <= 2e-3
+
+
+@pytest.mark.filterwarnings("ignore::kpops.ConvergenceWarning")
+def test_maps_whose_derivatives_are_constant_are_searched_as_any():
+    drift = find(lambda h: h + 0.1, random(3, 2))  # has no point
+    assert (drift.kind == "not converged").all() and drift.basin_count.sum() == 3
+    np.testing.assert_allclose(drift.speed, 0.1 * 2**0.5, rtol=1e-12)
+    forgetful = find(lambda h: torch.ones_like(h), random(4, 3))
+    assert forgetful.kind.values.tolist() == ["fixed"]
+    np.testing.assert_array_equal(forgetful.state, [[1, 1, 1]])
+    np.testing.assert_array_equal(forgetful.eigenvalue_real, [[0, 0, 0]])
 
 
 def test_a_maximum_of_the_speed_is_not_taken_for_a_slow_point():
@@ -215,15 +227,51 @@ def test_the_order_of_the_starts_does_not_matter():
         assert one[name].values.tolist() == other[name].values.tolist()
 
 
-def test_near_points_are_merged_directly_and_through_others():
+def test_a_point_stands_for_those_near_it_and_not_for_those_near_them():
     # Every state of the identity is a fixed point; the spread of these is 1.
     starts = np.array([[-1.0], [-0.9], [-0.8], [0.9], [1.01], [0.8]])
     starts /= starts.std()
     merged = find(lambda h: 1 * h, starts, merge_distance=0.115)
     assert merged.attrs["spread"] == pytest.approx(1, rel=1e-14)
-    assert merged.basin_count.values.tolist() == [3, 2, 1]
+    np.testing.assert_allclose(merged.state, np.sort(starts, 0)[[0, 2, 3, 5]], rtol=1e-14)
+    assert merged.basin_count.values.tolist() == [2, 1, 2, 1]
     assert find(lambda h: 1 * h, starts, merge_distance=0.08).sizes["point"] == 6
-    assert find(lambda h: 1 * h, starts, merge_distance=0.13).sizes["point"] == 2
+    assert find(lambda h: 1 * h, starts, merge_distance=0.25).sizes["point"] == 2
+
+
+@pytest.mark.parametrize("n", [100, 1000, 30000])
+def test_a_line_of_points_is_covered_however_many_starts_have_come_to_it(n):
+    starts = np.linspace(0, 1, n)[:, None]
+    line = find(lambda h: torch.cat([h[:, :1], 0.5 * h[:, 1:]], 1), np.c_[starts, 0 * starts],
+                merge_distance=0.1)  # fmt: skip
+    distance = 0.1 * line.attrs["spread"]
+    places = np.sort(line.state.values[:, 0])
+    assert np.diff(places).min() > distance
+    assert np.abs(starts - places).min(1).max() <= distance * (1 + 1e-12)
+    assert line.basin_count.sum() == n
+
+
+def test_the_best_of_near_points_is_kept():
+    states = np.array([[0.0], [0.1], [0.2], [5.0], [5.1]])
+    speed, kind = np.array([1e-3, 1e-9, 1e-5, 2e-3, 1e-3]), np.array([0, 1, 0, 1, 1])
+    kept, count = merge(states, speed, kind, 0.5)
+    assert kept.tolist() == [2, 4] and count.tolist() == [3, 2]
+
+
+def test_distances_in_pieces_are_those_at_once(monkeypatch):
+    points, starts = random(7, 3), random(50, 3, seed=1)
+    expected = np.linalg.norm(points[:, None] - starts[None], axis=2).min(1)
+    np.testing.assert_allclose(nearest(points, starts), expected, rtol=1e-12)
+    monkeypatch.setattr("kpops.dynamics.merge_points._BYTES", 1000)
+    np.testing.assert_allclose(nearest(points, starts), expected, rtol=1e-12)
+
+
+def test_a_fixed_point_between_two_numbers_is_fixed():
+    # The numbers next to sqrt(2) are off by about eps, which the map makes 3e5 times as much.
+    points = find(lambda h: h + 1e5 * (h**2 - 2), [[1.2], [1.4], [1.5]])
+    assert points.kind.values.tolist() == ["fixed"] and points.basin_count.item() == 3
+    assert points.state.item() == pytest.approx(2**0.5, abs=1e-15)
+    assert points.spectral_radius.item() == pytest.approx(1 + 2e5 * 2**0.5, rel=1e-10)
 
 
 def test_a_point_far_from_all_starts_is_flagged():

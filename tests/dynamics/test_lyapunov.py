@@ -98,6 +98,22 @@ def test_the_sum_for_lorenz_is_minus_41_thirds_at_the_order_of_the_solver():
     assert np.log2(np.divide(gaps[:-1], gaps[1:])) == pytest.approx(4, abs=0.3)
 
 
+def test_a_rossler_system_is_three_lines_and_has_its_exponents():
+    def rossler(h):
+        x, y, z = h.unbind(-1)
+        return torch.stack([-y - z, x + 0.2 * y, 0.2 + z * (x - 5.7)], -1)
+
+    phase = torch.linspace(0, 2 * torch.pi, 200).double()  # which runs keep: they must differ
+    h0 = torch.stack([6 * phase.cos(), 6 * phase.sin(), torch.zeros(200)], -1)
+    options = {"transient": 1000, "frame_transient": 1000, "dt": 0.05, "rng": 0}
+    result = lyapunov_spectrum(RK4(rossler, 0.05), h0=h0, n_steps=4000, **options)
+    # Sprott 2003, Chaos and Time-Series Analysis: (0.0714, 0, -5.3943).
+    gaps = np.abs(result.exponent - [0.0714, 0, -5.3943]).values
+    assert (gaps <= 4 * result.stderr).all() and (gaps <= [4e-3, 2e-3, 2e-2]).all()
+    assert float(result.exponent.sum()) == pytest.approx(float(result.mean_log_det), abs=1e-10)
+    assert float(result.kaplan_yorke_dimension) == pytest.approx(2.0132, abs=1e-3)
+
+
 # Networks.
 
 
@@ -135,26 +151,17 @@ def test_autonomous_and_driven_exponents_of_an_rnn_differ_and_say_which_they_are
     assert float(constant.exponent[0]) == float(alone.exponent[0])
 
 
-class Forced(nn.Module):
-    """A cell whose state is drawn towards a teacher's, x, before every step."""
-
-    def __init__(self, cell, alpha):
-        super().__init__()
-        self.cell, self.alpha, self.hidden_size = cell, alpha, 5
-
-    def forward(self, x, h):
-        return self.cell(torch.zeros(len(x), 1).to(x), (1 - self.alpha) * h + self.alpha * x)
-
-
 @pytest.mark.parametrize("alpha", [0.1, 0.5])
 def test_generalised_teacher_forcing_shifts_the_spectrum(alpha):
     cell = random_cell(nn.RNNCell(1, 5), scale=2)
-    h0, n_steps = normal(3, 5, seed=2), 200
-    lin = kpops.linearize(cell, torch.zeros(3, n_steps, 1).double(), h0=h0)
+    inputs, h0 = torch.zeros(3, 200, 1).double(), normal(3, 5, seed=2)
+    lin = kpops.linearize(cell, inputs, h0=h0)
     free = lyapunov_spectrum(lin, rng=7)
-    teacher = lin.trajectory.previous  # the network as its own teacher stays on its trajectory
-    forced = lyapunov_spectrum(Forced(cell, alpha), inputs=teacher, h0=h0, rng=7)
-    np.testing.assert_allclose(forced.exponent, free.exponent + np.log(1 - alpha), atol=1e-10)
+    # The network as its own teacher stays on its trajectory.
+    forced = torch.cat([inputs, lin.trajectory.previous], -1)
+    model = kpops.models.TeacherForced(cell, alpha)
+    shifted = lyapunov_spectrum(model, inputs=forced, h0=h0, rng=7)
+    np.testing.assert_allclose(shifted.exponent, free.exponent + np.log(1 - alpha), atol=1e-10)
 
 
 @pytest.mark.parametrize("cell", [lambda: nn.GRU(2, 6, batch_first=True), lambda: Residual(20)])
@@ -185,6 +192,15 @@ def test_a_singular_map_has_as_many_infinite_exponents_as_its_kernel_has_dimensi
     assert float(result.mean_log_det) < np.log(1e-15) or float(result.mean_log_det) == -np.inf
 
 
+def test_a_map_that_forgets_its_state_has_no_finite_exponent():
+    class Forgetful(nn.Module):
+        def forward(self, x, h):
+            return x.sum(-1, keepdim=True).expand_as(h).clone()
+
+    result = lyapunov_spectrum(Forgetful(), inputs=normal(2, 20, 3), h0=np.zeros(3), rng=0)
+    assert np.isneginf(result.trial_exponent).all() and float(result.mean_log_det) == -np.inf
+
+
 @pytest.mark.parametrize("k", [32, 3])
 def test_units_that_are_off_take_modes_away_for_ever(k):
     """A ReLU unit that is off once makes one exponent minus infinity, even if it comes back."""
@@ -201,6 +217,15 @@ def test_units_that_are_off_take_modes_away_for_ever(k):
     np.testing.assert_array_equal(gone[0], np.arange(k) >= 2)
     times = np.isneginf(result.finite_time_exponent[0, :, 2])
     np.testing.assert_array_equal(times, result.time > 20)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 1e25), (torch.float64, 1e200)])
+def test_growth_whose_square_overflows_is_not_taken_for_singular(dtype, factor):
+    model = Linear(torch.tensor([[factor, 1.0], [0.0, 2 * factor]], dtype=dtype))
+    h0 = torch.zeros(2, dtype=dtype)
+    result = lyapunov_spectrum(model, h0=h0, n_steps=300, frame_transient=150, rng=0)
+    expected = np.log([2 * factor, factor])
+    np.testing.assert_allclose(result.exponent, expected, rtol=10 * torch.finfo(dtype).eps)
 
 
 def test_strong_contraction_is_not_taken_for_singular():

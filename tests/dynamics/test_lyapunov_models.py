@@ -23,9 +23,9 @@ from kpops.dynamics.lyapunov import lyapunov_spectrum
 
 MODELS = {
     "small gru": (lambda: nn.GRUCell(2, 4), 4, 4, "_JacobianSteps"),
-    "lstm": (lambda: nn.LSTMCell(2, 10), 20, 2, "_GatedSteps"),
-    "stack": (lambda: nn.GRU(2, 12, num_layers=2, batch_first=True), 24, 2, "_GatedSteps"),
-    "wide rnn": (lambda: nn.RNN(2, 66, batch_first=True), 66, 66, "_GatedSteps"),
+    "lstm": (lambda: nn.LSTMCell(2, 10), 20, 2, "_CompiledSteps"),
+    "stack": (lambda: nn.GRU(2, 12, num_layers=2, batch_first=True), 24, 2, "_CompiledSteps"),
+    "wide rnn": (lambda: nn.RNN(2, 66, batch_first=True), 66, 66, "_CompiledSteps"),
     "own cell, all": (lambda: Residual(20), 20, 20, "_JacobianSteps"),
     "own cell, few": (lambda: Residual(20), 20, 2, "_Steps"),
 }
@@ -48,7 +48,8 @@ def test_exponents_are_those_of_a_plain_loop_over_dense_jacobians(case):
     model, n_units, k, kind = case
     inputs, h0, jacobians = driven(model, n_units)
     recurrence = kpops.models.as_recurrence(model)
-    assert lyapunov_tangent._kind_of_steps(recurrence, n_units, k).__name__ == kind
+    cpu = torch.device("cpu")
+    assert lyapunov_tangent._kind_of_steps(recurrence, n_units, k, cpu).__name__ == kind
     result = lyapunov_spectrum(model, k, inputs=inputs, h0=h0, frame_transient=3, rng=5)
     expected = textbook(jacobians, k, 5, begin=3)
     np.testing.assert_allclose(result.trial_exponent, expected, atol=1e-10)
@@ -60,6 +61,22 @@ def test_exponents_are_those_of_a_plain_loop_over_dense_jacobians(case):
         assert float(result.exponent.sum()) == pytest.approx(log_det, abs=1e-10)
     else:
         assert "mean_log_det" not in result
+
+
+@pytest.mark.parametrize("name", ["lstm", "stack", "wide rnn"])
+def test_what_is_compiled_for_the_cpu_gives_what_other_devices_compute(name, monkeypatch):
+    build, n_units, k, _ = MODELS[name]
+    model = random_cell(build(), scale=1.2)
+    inputs, h0, _ = driven(model, n_units)
+    mask = torch.arange(12) < torch.tensor([[12], [7], [10]])
+    lins = kpops.linearize(model, inputs, h0=h0), kpops.linearize(model, inputs, h0=h0, mask=mask)
+    compiled = [lyapunov_spectrum(lin, k, frame_transient=2, rng=5) for lin in lins]
+    monkeypatch.setattr(
+        lyapunov_tangent, "_kind_of_steps", lambda *given: lyapunov_tangent._GatedSteps
+    )
+    for lin, ours in zip(lins, compiled, strict=True):
+        plain = lyapunov_spectrum(lin, k, frame_transient=2, rng=5)
+        np.testing.assert_allclose(ours.trial_exponent, plain.trial_exponent, atol=1e-12)
 
 
 def test_a_linearization_gives_what_its_model_gives(case):
@@ -144,6 +161,18 @@ def test_a_learned_start_is_where_the_trajectories_begin(monkeypatch):
         given = lyapunov_spectrum(inner, **options, h0=normal(4), rng=0)
         np.testing.assert_allclose(learned.trial_exponent, given.trial_exponent, atol=1e-12)
         assert learned.attrs["dynamics"] == given.attrs["dynamics"]
+
+
+def test_a_learned_start_needs_no_inputs():
+    class Free(Residual):
+        def forward(self, x, h):
+            return super().forward(h.new_ones(len(h), 2), h)
+
+    inner = random_cell(Free(3))
+    learned = kpops.models.LearnedStart(inner, normal(3))
+    one = lyapunov_spectrum(learned, n_steps=20, rng=0)
+    other = lyapunov_spectrum(inner, h0=normal(3), n_steps=20, rng=0)
+    np.testing.assert_allclose(one.trial_exponent, other.trial_exponent, atol=1e-12)
 
 
 def test_a_state_of_several_tensors_is_taken_as_the_module_takes_it():

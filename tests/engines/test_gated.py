@@ -269,6 +269,23 @@ def test_the_flow_of_a_stack_is_the_product_of_its_factors(kind, engine, gates, 
             assert relative(lin.flow.apply(q), expected) < 1e-13
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_tangents_are_transported_by_the_jacobians_of_their_steps(kind, n_layers):
+    torch.manual_seed(0)
+    model = kind(2, 5, num_layers=n_layers, batch_first=True).double()
+    x = torch.randn(4, 9, 2, dtype=torch.float64)
+    engine = kpops.linearize(model, x, engine="gated_numba").engine
+    for block in (1, 3, 140):  # plain, and by assembled Jacobians
+        v = torch.randn(block, 4, model.hidden_size * n_layers * (1 + (kind is nn.LSTM))).double()
+        for first, stop in ((0, 1), (0, 4), (3, 9), (5, 6)):
+            expected = v
+            for t in range(first, stop):
+                moved = engine.step_jacobians(t) @ expected.permute(1, 2, 0)
+                expected = moved.permute(2, 0, 1)
+            assert relative(engine.transport(v, slice(first, stop)), expected) < 1e-13
+
+
 def test_rows_of_few_vectors_are_shared_out():
     torch.manual_seed(0)
     model = nn.GRU(2, 40, batch_first=True)

@@ -28,7 +28,7 @@ def test_the_step_is_its_formula():
 )
 def test_the_operators_are_those_of_learning_the_thin_matrices(options):
     model, x, h0 = cell(**options), normal(3, 4, 3), normal(3, 5)
-    assert_contract(model, x, unrolled(model, x, h0), gated=True, h0=h0)
+    assert_contract(model, x, unrolled(model, x, h0), engine="gated_numba", h0=h0)
 
 
 def test_K_of_the_thin_matrices_is_not_that_of_their_product():

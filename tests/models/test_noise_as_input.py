@@ -31,7 +31,7 @@ def test_the_noise_of_each_unit_is_added_to_its_drive(form):
 )
 def test_the_operators_along_a_path_of_the_noise_are_those_of_autograd(build):
     cell, x, h0 = randomised(build()), normal(3, 4, 6), normal(3, 4)
-    assert_contract(cell, x, unrolled(cell, x, h0), gated=True, h0=h0)
+    assert_contract(cell, x, unrolled(cell, x, h0), engine="gated_numba", h0=h0)
 
 
 def test_without_noise_in_its_place_nothing_changes():

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from cases import Case
 from cell_contract import assert_contract, normal, randomised, unrolled
 from dense import relative
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 import kpops
-from kpops.models import Dale, LeakyCell, Masked, MGUCell
+from kpops.models import Dale, LeakyCell, Masked, MGUCell, initialize_recurrent
 
 MASK = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 1], [1, 1, 0, 1], [0, 0, 1, 0]])
 SIGNS = [1, -1, 1, 1]
@@ -42,13 +43,13 @@ def of_cell(build, weight, parts):
 def test_a_gated_cell_learns_through_its_constraint(parts):
     model = of_cell(lambda: LeakyCell(2, 4, alpha=0.4), "weight_hh", PARTS[parts]())
     x, h0 = normal(3, 4, 2), normal(3, 4)
-    assert_contract(model, x, unrolled(model, x, h0), gated=True, h0=h0)
+    assert_contract(model, x, unrolled(model, x, h0), engine="gated_numba", h0=h0)
 
 
 def test_any_cell_learns_through_its_constraint():
     model = of_cell(lambda: MGUCell(2, 4), "weight_hh", [Dale(SIGNS, size="exp")])
     x, h0 = normal(3, 4, 2), normal(3, 4)
-    assert_contract(model, x, unrolled(model, x, h0), gated=False, h0=h0)
+    assert_contract(model, x, unrolled(model, x, h0), h0=h0)
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
@@ -60,7 +61,10 @@ def test_pytorchs_layers_learn_through_their_constraints(kind):
     rows = torch.arange(4 * gates)[:, None] % 3 < 2
     register_parametrization(model, "weight_ih_l0", Masked(rows))
     x = normal(3, 4, 2)
-    assert_contract(model, x, model(x)[0], gated=True)
+    case = Case("", None)
+    run = unrolled(lambda x, h: case.own_step(model, x, h), x, torch.zeros(3, 4).double())
+    assert relative(run.states.detach(), model(x)[0].detach()) < 1e-14
+    assert_contract(model, x, run, engine="gated_numba")
 
 
 def test_weights_that_a_parametrization_ties_learn_together():
@@ -78,7 +82,7 @@ def test_weights_that_a_parametrization_ties_learn_together():
     register_parametrization(model, "weight_ih", Shared(model.weight_hh))
     x, h0 = normal(3, 4, 2), normal(3, 4)
     assert "parametrizations.weight_ih.0.of" not in dict(model.named_parameters())
-    assert_contract(model, x, unrolled(model, x, h0), gated=False, h0=h0)
+    assert_contract(model, x, unrolled(model, x, h0), h0=h0)
 
 
 def test_a_module_whose_own_forward_has_run_can_be_linearised():
@@ -133,6 +137,15 @@ def test_P_is_gated_and_K_of_free_weights_too():
     assert lin.engine.unit_blocks(tuple(lin.parameters)) is None
 
 
+@pytest.mark.parametrize("names", [["weight_hh_l0"], ["weight_hh_l0", "weight_hh_l1"]])
+def test_recurrent_weights_behind_a_parametrization_are_not_left_out_of_a_new_draw(names):
+    model = nn.RNN(2, 4, num_layers=2)
+    for name in names:
+        register_parametrization(model, name, Masked(MASK))
+    with pytest.raises(ValueError, match=r"weight_hh_l0\.original is behind a parametrization"):
+        initialize_recurrent(model, 1.0, rng=0)
+
+
 @pytest.mark.parametrize("size", ["abs", "relu", "exp"])
 def test_registration_keeps_the_sizes_and_sets_the_signs(size):
     cell = randomised(LeakyCell(2, 4, alpha=0.4))
@@ -173,8 +186,13 @@ def test_the_dtype_of_the_weight_is_kept(dtype):
     [
         (lambda: Masked([[0.5, 1.0]]), "mask has values other than 0 and 1"),
         (lambda: Masked(torch.ones(3, 4))(torch.ones(4, 4)), r"mask has shape \(3, 4\)"),
+        (
+            lambda: register_parametrization(nn.RNNCell(2, 4), "weight_hh", Masked([[1] * 3] * 4)),
+            r"mask has shape \(4, 3\), the weight \(4, 4\)",
+        ),
         (lambda: Masked(torch.ones(2, 4, 4))(torch.ones(4, 4)), r"mask has shape \(2, 4, 4\)"),
         (lambda: Dale([1, 0, -1]), "signs must be a list of 1 and -1"),
+        (lambda: Dale([True, False]), "signs must be a list of 1 and -1"),
         (lambda: Dale([[1, -1]]), "signs must be a list of 1 and -1"),
         (lambda: Dale([1, -1], size="square"), "size='square': choose 'abs', 'relu' or 'exp'"),
         (lambda: Dale([1, -1])(torch.ones(4, 4)), r"2 signs for a weight of shape \(4, 4\)"),

@@ -10,11 +10,11 @@ import kpops
 from kpops.models import Masked, PLRNNCell, ShallowPLRNNCell
 
 CELLS = {
-    "plrnn": (lambda: PLRNNCell(2, 4), True),
-    "al_rnn": (lambda: PLRNNCell(2, 4, rectified=1), True),
-    "linear": (lambda: PLRNNCell(2, 4, rectified=0), True),
-    "shallow": (lambda: ShallowPLRNNCell(2, 4, 6), False),
-    "clipped": (lambda: ShallowPLRNNCell(2, 4, 6, clipped=True), False),
+    "plrnn": (lambda: PLRNNCell(2, 4), "gated_numba"),
+    "al_rnn": (lambda: PLRNNCell(2, 4, rectified=1), "gated_numba"),
+    "linear": (lambda: PLRNNCell(2, 4, rectified=0), "gated_numba"),
+    "shallow": (lambda: ShallowPLRNNCell(2, 4, 6), "jacobian"),
+    "clipped": (lambda: ShallowPLRNNCell(2, 4, 6, clipped=True), "jacobian"),
 }
 
 
@@ -38,10 +38,10 @@ def test_the_steps_are_their_formulas(name):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_the_operators_are_those_of_autograd(name):
-    build, gated = CELLS[name]
+    build, engine = CELLS[name]
     cell = randomised(build(), scale=0.5)
     x, h0 = normal(3, 4, cell.input_size), normal(3, 4)
-    assert_contract(cell, x, unrolled(cell, x, h0), gated=gated, h0=h0)
+    assert_contract(cell, x, unrolled(cell, x, h0), engine=engine, h0=h0)
 
 
 def test_the_jacobian_is_that_of_the_linear_piece():
@@ -103,7 +103,17 @@ def test_durstewitzs_diagonal_of_W_is_a_mask():
     torch.nn.utils.parametrize.register_parametrization(cell, "W", Masked(mask))
     x, h0 = normal(3, 4, 2), normal(3, 4)
     assert float(cell.W.detach().diagonal().abs().max()) == 0
-    assert_contract(cell, x, unrolled(cell, x, h0), gated=True, h0=h0)
+    assert_contract(cell, x, unrolled(cell, x, h0), engine="gated_numba", h0=h0)
+
+
+def test_thresholds_are_a_shift_of_the_state():
+    # Durstewitz (2017): z' = A z + W relu(z - theta) + C x, with h = z - theta
+    cell, x, theta, h = randomised(PLRNNCell(2, 4)), normal(7, 2), normal(4, seed=3), normal(7, 4)
+    with torch.no_grad():
+        cell.b.copy_((cell.A - 1) * theta)
+        z = h + theta
+        expected = cell.A * z + (z - theta).clamp_min(0) @ cell.W.T + x @ cell.C.T
+        assert relative(cell(x, h) + theta, expected) < 1e-15
 
 
 def test_parameters_start_where_they_are_said_to():
@@ -133,4 +143,4 @@ def test_a_cell_of_another_forward_is_taken_as_it_is():
             return super().forward(2 * x, h)
 
     cell, x, h0 = randomised(Doubled(2, 4)), normal(3, 4, 2), normal(3, 4)
-    assert_contract(cell, x, unrolled(cell, x, h0), gated=False, h0=h0)
+    assert_contract(cell, x, unrolled(cell, x, h0), h0=h0)

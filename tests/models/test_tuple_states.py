@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cell_contract import assert_contract, normal, randomised
+from cell_contract import unrolled as unroll
 from dense import relative
 from torch import nn
 
@@ -29,11 +30,10 @@ class DeclaredCell(PairCell):
 
 
 def unrolled(model, inputs, state):
-    states = []
-    for x in inputs.unbind(1):
-        state = model(x, state)
-        states.append(torch.cat(state, -1))
-    return torch.stack(states, 1)
+    def step(x, h):
+        return torch.cat(model(x, h.split((3, 2), -1)), -1)
+
+    return unroll(step, inputs, torch.cat(state, -1))
 
 
 def start():
@@ -43,14 +43,14 @@ def start():
 @pytest.mark.parametrize("cell", [PairCell, DeclaredCell])
 def test_the_operators_are_those_of_autograd(cell):
     model, x = randomised(cell()), normal(3, 4, 2)
-    assert_contract(model, x, unrolled(model, x, start()), gated=False, h0=start())
+    assert_contract(model, x, unrolled(model, x, start()), h0=start())
 
 
 def test_a_declared_cell_starts_from_zero_and_names_its_variables():
     model, x = randomised(DeclaredCell()), normal(3, 4, 2)
     zero = torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.float64)
     lin = kpops.linearize(model, x)
-    assert relative(lin.states.values, unrolled(model, x, zero).detach()) < 1e-15
+    assert relative(lin.states.values, unrolled(model, x, zero).states.detach()) < 1e-15
     assert lin.states["variable"].values.tolist() == ["rate"] * 3 + ["trace"] * 2
     assert lin.states.sel(unit=lin.states["variable"] == "trace").sizes["unit"] == 2
 
@@ -63,7 +63,7 @@ def test_without_names_the_variables_are_numbered():
 def test_a_readout_sees_the_first_tensor():
     model, x, readout = randomised(DeclaredCell()), normal(3, 4, 2), nn.Linear(3, 2).double()
     lin = kpops.linearize(model, x, readout=readout, h0=start())
-    states = unrolled(model, x, start())
+    states = unrolled(model, x, start()).states
     assert relative(lin.outputs.values, readout(states[..., :3]).detach()) < 1e-14
 
 

@@ -1,0 +1,83 @@
+"""What users give: a model, a constant input, data that tell a dtype, numbers of things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from kpops import snapshot
+from kpops.labels import as_tensor, numpy_dtype
+from kpops.models.network import Network
+from kpops.models.recurrence import Recurrence
+
+
+def read_model(
+    model: Any, dtype: torch.dtype | None, device: torch.device | str | None = None
+) -> Recurrence:
+    """Private copy of a model, or of the recurrent part of a Network, in which nothing learns."""
+    is_network = isinstance(model, Network)
+    if is_network:
+        snapshot.refuse_changed_network(model)
+        model = model.recurrent
+    recurrence = snapshot.of_model(model, dtype, device).requires_grad_(False)
+    recurrence.time_major &= not is_network  # a Network takes (trial, time, feature)
+    return recurrence
+
+
+def like_what(recurrence: Recurrence, given: Iterable[Any], dtype: torch.dtype | None) -> Tensor:
+    """An empty tensor of the dtype and on the device of the computation.
+
+    They are those of the model's parameters and buffers; a model without any computes in what the
+    first floating array that is `given` is in, if there is one.
+    """
+    parts = [a[0] if isinstance(a, tuple) else a for a in given if a is not None]
+    arrays = [as_tensor(a.data if isinstance(a, xr.DataArray) else a) for a in parts]
+    every = (*recurrence.parameters(), *recurrence.buffers(), *arrays)
+    like = next((a for a in every if a.is_floating_point()), torch.empty(0))
+    like = torch.empty(0, dtype=dtype or like.dtype, device=like.device)
+    numpy_dtype(like.dtype)  # refuses what is not computed in
+    return like
+
+
+def bring(array: Any, like: Tensor, name: str, convert: bool) -> Tensor:
+    """Private tensor of `array` in the dtype and on the device of `like`, if it is finite."""
+    tensor = as_tensor(array)
+    if tensor.is_floating_point() and tensor.dtype != like.dtype and not convert:
+        raise TypeError(
+            f"{name} is {tensor.dtype}, the model {like.dtype}: convert one of them, for example "
+            f"both by dtype={tensor.dtype} where the model is passed"
+        )
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} is not finite: leave such values out")
+    return tensor.to(device=like.device, dtype=like.dtype, copy=True)
+
+
+def steady_input(recurrence: Recurrence, x: Tensor) -> Tensor:
+    """What every step but the first reads where the user's input is x (feature,) all the time."""
+    return recurrence.prepare_inputs(x.expand(1, 2, -1))[0, 1]
+
+
+def n_inputs(recurrence: Recurrence, n_read: int | None = None) -> int:
+    """Number of features of the user's input, if the steps read `n_read`.
+
+    A model of which nothing is known gets one.
+    """
+    if recurrence.input_size is not None:
+        return recurrence.input_size
+    if n_read is None:
+        return 1
+    return n_read + 1 - len(steady_input(recurrence, torch.zeros(1)))
+
+
+def check_count(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Refuse what is not an int from `low` to `high`."""
+    bounds = f"of {low} or more" if high is None else f"from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}={value!r}: pass an int {bounds}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name}={value}: choose an int {bounds}")

@@ -1,0 +1,357 @@
+"""Lyapunov exponents: the spectrum, how it converged, how growth varies, and angles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from kpops.plot import style as look
+
+_VIOLIN = "#9ECAE1"
+_MOST_BINS = 60
+
+
+def lyapunov_spectrum(
+    result: xr.Dataset | Mapping[Any, xr.Dataset], ax: Any = None, **style: Any
+) -> Any:
+    """Plot Lyapunov exponents against the mode, with error bars and the Kaplan-Yorke dimension.
+
+    Parameters
+    ----------
+    result : Dataset, or mapping of labels to Datasets
+        What :func:`kpops.lyapunov_spectrum` returns, or ``exponent(mode)`` of
+        :func:`kpops.covariant_lyapunov_vectors`. With one dim more, for example ``step`` of
+        :func:`kpops.over_training`, or with a mapping, there is a spectrum for each entry.
+    ax : matplotlib Axes, optional
+        Where to draw; default: in a new figure.
+    **style
+        Passed to ``Axes.plot`` for the line through the modes, for example ``label``.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        If there are no exponents, they have other dims, or the mapping is empty.
+
+    See Also
+    --------
+    over_training : With ``estimate`` for ``exponent``, a line for each mode over the checkpoints.
+
+    Notes
+    -----
+    Error bars are one standard error. A triangle stands at the Kaplan-Yorke dimension, the number
+    of modes, linearly interpolated, whose exponents add up to zero; none where it is zero or not
+    known. Exponents of minus infinity are left out, and counted in the legend.
+
+    Examples
+    --------
+    >>> import matplotlib; matplotlib.use("agg")
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), torch.randn(5, 60, 3))
+    >>> kpops.plot.lyapunov_spectrum(kpops.lyapunov_spectrum(lin)).get_ylabel()
+    'Lyapunov exponent (1/step)'
+    """
+    entries, labels, name = _entries(result)
+    ax = look.get_axes(ax)
+    _zero_line(ax)
+    colours = _colours(ax, labels, name)
+    texts = labels if len(labels) <= len(look.COLOURS) else [None] * len(labels)
+    style = look.long_names(style)
+    for entry, label, colour in zip(entries, texts, colours, strict=True):
+        _draw_spectrum(ax, entry, {"color": colour, "label": label, **style}, len(entries) == 1)
+    if len(entries) > 1 and any(_dimension(entry) for entry in entries):
+        mark = {"marker": "v", "color": look.GREY, "markersize": 4, "linestyle": "none"}
+        ax.plot([], [], **mark, label=look.once(ax, "Kaplan-Yorke\ndimension"))
+    values = entries[0]["exponent"]
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_xlabel(look.coordinate_label(values, "mode"))
+    ax.set_ylabel(look.label_of(values))
+    look.legend_outside(ax)
+    if name and ax.get_legend():
+        ax.get_legend().set_title(name, {"size": look.small(ax)})
+    return look.plain(ax)
+
+
+def _entries(
+    result: xr.Dataset | Mapping[Any, xr.Dataset],
+) -> tuple[list[xr.Dataset], list[Any], str | None]:
+    """Spectra (mode), their labels, and what the labels are of."""
+    source = "pass what kpops.lyapunov_spectrum returns, or a mapping of labels to such"
+    if not isinstance(result, Mapping):
+        raise ValueError(f"cannot plot a {type(result).__name__}: {source}")
+    if not isinstance(result, xr.Dataset):
+        if not result:
+            raise ValueError(f"the mapping is empty: {source}")
+        for label, entry in result.items():
+            if not isinstance(entry, xr.Dataset):
+                raise ValueError(f"there is no Dataset at {label!r}: {source}")
+            _values(entry, "exponent", ("mode",))
+        return list(result.values()), list(result), None
+    values = look.variable(result, ("exponent",))
+    others = [str(d) for d in values.dims if d != "mode"]
+    if "mode" not in values.dims or len(others) > 1:
+        look.refuse_dims(values, "mode and at most one other")
+    if not others:
+        return [result], [None], None
+    (dim,) = others
+    entries = [result.isel({dim: i}) for i in range(result.sizes[dim])]
+    return entries, values[dim].values.tolist(), look.coordinate_label(values, dim)
+
+
+def _draw_spectrum(ax: Any, entry: xr.Dataset, style: dict[str, Any], alone: bool) -> None:
+    values = entry["exponent"].values
+    ends = np.isneginf(values)
+    modes, values = entry["mode"].values[~ends], values[~ends]
+    size = 4 if len(values) <= 12 else 3 if len(values) <= 60 else 2
+    (line,) = ax.plot(modes, values, **{"marker": "o", "markersize": size, "linewidth": 1, **style})
+    colour = line.get_color()
+    if "stderr" in entry:
+        error = entry["stderr"].values[~ends]
+        bars = {"fmt": "none", "ecolor": colour, "elinewidth": 0.8, "capsize": 1.5}
+        ax.errorbar(modes, values, error, **bars)
+    if ends.any():
+        ax.plot([], [], " ", label=look.once(ax, f"{ends.sum()} at $-\\infty$\nnot shown"))
+    dimension = _dimension(entry)
+    if dimension:
+        label = f"Kaplan-Yorke\ndimension {look.number(dimension)}" if alone else None
+        place = {"transform": ax.get_xaxis_transform(), "clip_on": False, "linestyle": "none"}
+        ax.plot(dimension, 0.03, "v", color=colour, markersize=5, label=label, **place)
+
+
+def _dimension(entry: xr.Dataset) -> float:
+    """Kaplan-Yorke dimension; zero where it is not known."""
+    dimension = float(entry.get("kaplan_yorke_dimension", math.nan))
+    return 0.0 if math.isnan(dimension) else dimension
+
+
+def lyapunov_history(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
+    """Plot what the exponents would be, had the run ended earlier, against its end.
+
+    Parameters
+    ----------
+    result : Dataset
+        What :func:`kpops.lyapunov_spectrum` returns; ``result.sel(mode=[1, 2])`` of these modes.
+    ax : matplotlib Axes, optional
+        Where to draw; default: in a new figure.
+    **style
+        Passed to ``Axes.plot``.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        If there is no history, or it has other dims.
+
+    Notes
+    -----
+    The bands are one standard error about the final values. A line that enters its band at the very
+    end, or still drifts within it, tells that the run was too short or the transient was.
+
+    Examples
+    --------
+    >>> import matplotlib; matplotlib.use("agg")
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), torch.randn(5, 60, 3))
+    >>> kpops.plot.lyapunov_history(kpops.lyapunov_spectrum(lin, k=2)).get_xlabel()
+    'time (step)'
+    """
+    history = _values(result, "history", ("time", "mode"))
+    ax = look.get_axes(ax)
+    _zero_line(ax)
+    modes = history["mode"].values.tolist()
+    time = history["time"].values
+    style = look.long_names(style)
+    for i, colour in enumerate(_colours(ax, modes, "mode")):
+        label = f"mode {modes[i]}" if len(modes) <= len(look.COLOURS) else None
+        default = {"color": colour, "linewidth": 1, "label": label}
+        (line,) = ax.plot(time, history.isel(mode=i).values, **{**default, **style})
+        if {"exponent", "stderr"} <= set(result):
+            final, error = (float(result[name][i]) for name in ("exponent", "stderr"))
+            look.band(ax, time[[0, -1]], final, error, line.get_color())
+    units = history["time"].attrs.get("units", "step")
+    ax.set_xlabel(look.coordinate_label(history, "time") + f" ({units})" * (units != "time"))
+    ax.set_ylabel(look.label_of(history))
+    look.legend_outside(ax)
+    return look.plain(ax)
+
+
+def finite_time_exponents(result: xr.Dataset, ax: Any = None) -> Any:
+    """Plot how the growth of tangents is distributed over windows, and over trials.
+
+    Parameters
+    ----------
+    result : Dataset
+        What :func:`kpops.lyapunov_spectrum` returns; ``result.sel(mode=[1, 2])`` of these modes.
+    ax : matplotlib Axes, optional
+        Where to draw; default: in a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        If there are no finite-time exponents, or they have other dims.
+
+    Notes
+    -----
+    The outline of a mode is the density of its exponents in all windows of all trials, each of the
+    same width at its widest; a dot is the exponent of one trial over all its windows. Windows of
+    minus infinity are left out.
+
+    Examples
+    --------
+    >>> import matplotlib; matplotlib.use("agg")
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), torch.randn(5, 60, 3))
+    >>> kpops.plot.finite_time_exponents(kpops.lyapunov_spectrum(lin, k=2)).get_ylabel()
+    'finite-time exponent (1/step)'
+    """
+    values = _values(result, "finite_time_exponent", ("trial", "time", "mode"))
+    trials = _values(result, "trial_exponent", ("trial", "mode"))
+    ax = look.get_axes(ax)
+    _zero_line(ax)
+    modes = values["mode"].values
+    samples = [column[np.isfinite(column)] for column in values.values.reshape(-1, len(modes)).T]
+    there = [i for i, sample in enumerate(samples) if sample.size]
+    if there:
+        parts = ax.violinplot(
+            [samples[i] for i in there], modes[there], widths=0.8, showextrema=False
+        )
+        for body in parts["bodies"]:
+            body.set(facecolor=_VIOLIN, edgecolor=look.COLOURS[0], linewidth=0.6, alpha=1)
+        parts["bodies"][0].set_label("windows")
+    # Trials that lie beside one another can be counted, as dots of one place cannot.
+    aside = np.linspace(-0.15, 0.15, len(trials)) if len(trials) > 1 else np.zeros(1)
+    ax.plot(
+        (modes + aside[:, None]).ravel(),
+        np.where(np.isfinite(trials), trials, np.nan).ravel(),
+        "o",
+        color=look.COLOURS[1],
+        markersize=2.5 if trials.size <= 60 else 1.5,
+        markeredgewidth=0,
+        label="trials",
+    )
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_xlabel(look.coordinate_label(values, "mode"))
+    ax.set_ylabel(look.label_of(values.assign_attrs(long_name="finite-time exponent")))
+    look.legend_outside(ax)
+    return look.plain(ax)
+
+
+def covariant_angles(result: xr.Dataset, ax: Any = None) -> Any:
+    """Plot the angles between covariant Lyapunov vectors: distributions, or the smallest of each.
+
+    Parameters
+    ----------
+    result : Dataset
+        What :func:`kpops.covariant_lyapunov_vectors` returns with ``angles=True``.
+    ax : matplotlib Axes, optional
+        Where to draw; default: in a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        If there are no angles, or only one vector.
+
+    Notes
+    -----
+    Up to four vectors: the density of the angle of every two of them over trials and times. Of more
+    there is a matrix of the smallest angle. Where expanding and contracting directions come near
+    one another, the dynamics are not hyperbolic.
+
+    Examples
+    --------
+    >>> import matplotlib; matplotlib.use("agg")
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), torch.randn(5, 60, 3))
+    >>> vectors = kpops.covariant_lyapunov_vectors(lin, k=3, angles=True)
+    >>> [text.get_text() for text in kpops.plot.covariant_angles(vectors).get_legend().get_texts()]
+    ['1 and 2', '1 and 3', '2 and 3']
+    """
+    dims = ("trial", "time", "mode", "mode_in")
+    if isinstance(result, xr.Dataset) and "covariant_vector" in result and "angle" not in result:
+        raise ValueError("there are no angles: compute the vectors with angles=True")
+    angle = _values(result, "angle", dims)
+    pairs = list(combinations(range(angle.sizes["mode"]), 2))
+    if not pairs:
+        raise ValueError("there is one vector, and no angle: compute two vectors or more, by k=2")
+    ax = look.get_axes(ax)
+    if len(pairs) > len(look.COLOURS):
+        return _draw_smallest(ax, angle)
+    modes = angle["mode"].values
+    n_bins = int(np.clip(math.sqrt(angle[..., 0, 0].size), 10, _MOST_BINS))
+    for (i, j), colour in zip(pairs, look.COLOURS, strict=False):
+        heights, edges = np.histogram(angle[..., i, j], n_bins, (0, np.pi / 2), density=True)
+        ax.stairs(heights, edges, color=colour, label=f"{modes[i]} and {modes[j]}")
+    ax.set_xlim(0, np.pi / 2)
+    ax.set_ylim(bottom=0)
+    ax.set_xticks(np.arange(5) * np.pi / 8, ["0", "π/8", "π/4", "3π/8", "π/2"])
+    ax.set_xlabel(look.label_of(angle))
+    ax.set_ylabel("density (1/rad)")
+    look.legend_outside(ax)
+    ax.get_legend().set_title("modes", {"size": look.small(ax)})
+    return look.plain(ax)
+
+
+def _draw_smallest(ax: Any, angle: xr.DataArray) -> Any:
+    smallest = angle.min(("trial", "time"))
+    apart = smallest["mode"] != smallest["mode_in"]
+    look_of = {"aspect": "equal", "cmap": look.UNSIGNED, "vmin": 0}
+    image = look.heat_map(ax, smallest.where(apart), **look_of)
+    ax.set_xlabel(ax.get_ylabel())  # a list against itself: neither is input
+    name = f"smallest {angle.attrs.get('long_name', 'angle')}"
+    look.colour_bar(image, ax, look.label_of(angle.assign_attrs(long_name=name)))
+    return ax
+
+
+# What these figures share.
+
+
+def _values(result: Any, name: str, dims: tuple[str, ...]) -> xr.DataArray:
+    """Variable of a Dataset with just these dims, in this order."""
+    if not isinstance(result, xr.Dataset):
+        source = "covariant_lyapunov_vectors" if name == "angle" else "lyapunov_spectrum"
+        raise ValueError(f"cannot plot a {type(result).__name__}: pass what kpops.{source} returns")
+    values = look.variable(result, (name,))
+    if set(values.dims) != set(dims):
+        look.refuse_dims(values, str(dims))
+    return values.transpose(*dims)
+
+
+def _zero_line(ax: Any) -> None:
+    ax.axhline(0, color=look.GREY, linewidth=0.6, zorder=0)
+
+
+def _colours(ax: Any, labels: list[Any], name: str | None) -> list[Any]:
+    """A colour for each label: of the palette, else of a scale, whose bar is drawn for numbers."""
+    import matplotlib as mpl
+
+    if len(labels) == 1:
+        return [look.free_colour(ax)]
+    if len(labels) <= len(look.COLOURS):
+        return list(look.COLOURS[: len(labels)])
+    scale = mpl.colormaps[look.UNSIGNED]
+    try:
+        numbers = np.array(labels, float)
+    except ValueError:
+        return list(scale(np.linspace(0, 0.95, len(labels))))
+    image = mpl.cm.ScalarMappable(mpl.colors.Normalize(numbers.min(), numbers.max()), scale)
+    look.colour_bar(image, ax, name or "")
+    return list(image.to_rgba(numbers))

@@ -1,0 +1,256 @@
+"""Fixed points: where they lie beside the trajectories, and their eigenvalues."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from kpops.labels import as_tensor, to_numpy
+from kpops.learning.trajectories import trajectory_dimension
+from kpops.linearization import Linearization
+from kpops.plot import style as look
+
+_MANY = 5
+"""Points with so many unstable directions share a colour."""
+_HALF_LENGTH = 0.08
+"""Half the length of an eigenvector over the extent of the figure."""
+_MARKERS = "osD^vP*"
+
+
+def fixed_points(
+    points: xr.Dataset, ax: Any = None, *, states: Any = None, components: Sequence[int] = (1, 2)
+) -> Any:
+    """Plot fixed points in a plane of principal components, by their number of unstable directions.
+
+    Parameters
+    ----------
+    points : Dataset
+        What :func:`kpops.fixed_points` returns.
+    ax : matplotlib Axes, optional
+        Where to draw; default: in a new figure.
+    states : Linearization, or Tensor, array_like or DataArray (trial, time, unit), optional
+        Trajectories, which are drawn in grey behind the points, and whose principal components
+        these are. Default: the components of the points that are shown.
+    components : two ints
+        The components to the right and upwards; the first is 1.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `points` are something else, `states` are wrong (see :func:`kpops.trajectory_dimension`)
+        or of another model, no point is left to show, or a component does not exist.
+
+    Notes
+    -----
+    Stable points are circles, others diamonds; slow points are hollow. Marginal points have no
+    unstable direction and an eigenvalue of magnitude 1, to rounding. Outliers, and points that have
+    not converged, are left out, and counted in the legend.
+
+    Through each point go its unstable eigenvectors, all of one length in the state space: those
+    that look short leave the plane. Two lines stand for a pair of complex ones, the real and the
+    imaginary part, which span the plane of rotation.
+
+    Examples
+    --------
+    >>> import matplotlib; matplotlib.use("agg")
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), torch.randn(5, 60, 3))
+    >>> ax = kpops.plot.fixed_points(kpops.fixed_points(lin, 20), states=lin)
+    >>> ax.get_xlabel().split(" (")[0]
+    'principal component 1'
+    """
+    shown = _shown(points)
+    at = shown["state"].transpose("point", "unit").values.astype(float)
+    if states is None and len(at) < 2:
+        raise ValueError("one point has no principal components: pass states of trajectories")
+    given = at[None] if states is None else states
+    mean, axes, held, paths = _plane(given, at.shape[1], components)
+    ax = look.get_axes(ax)
+    if states is not None:
+        for path in (paths - mean) @ axes.T:
+            ax.plot(*path.T, color="0.8", linewidth=0.4, zorder=0)
+    places = (at - mean) @ axes.T
+    both = np.concatenate([places, *((paths - mean) @ axes.T)])
+    half = _HALF_LENGTH * float(np.nanmax(np.nanmax(both, 0) - np.nanmin(both, 0)))
+    for name, colour, chosen in _classes(shown):
+        _draw_directions(ax, shown.isel(point=chosen), places[chosen], axes * half, colour)
+        _draw_points(ax, shown.isel(point=chosen), places[chosen], name, colour)
+    if (shown["kind"] == "slow").any():
+        hollow = {"color": look.GREY, "markerfacecolor": "white", "markersize": 4}
+        ax.plot([], [], "o", label=look.once(ax, "slow point"), **hollow)
+    _count_hidden(ax, points, shown)
+    ax.set_aspect("equal", "datalim")  # lengths of eigenvectors compare in all directions
+    for axis, component, part in zip((ax.xaxis, ax.yaxis), components, held, strict=True):
+        axis.set_label_text(f"principal component {component} ({100 * part:.0f} %)")
+    look.legend_outside(ax)
+    return look.plain(ax)
+
+
+def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
+    """Plot the eigenvalues of the state Jacobian at fixed points beside the unit circle.
+
+    Parameters
+    ----------
+    points : Dataset
+        What :func:`kpops.fixed_points` returns; ``points.isel(point=[0, 8])`` of these points.
+    ax : matplotlib Axes, optional
+        Where to draw; default: in a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        If `points` are something else, or no point is left to show.
+
+    Notes
+    -----
+    Colours are those of :func:`kpops.plot.fixed_points`. Up to seven points have a marker and a
+    line in the legend each. Outliers, and points that have not converged, are left out.
+
+    Examples
+    --------
+    >>> import matplotlib; matplotlib.use("agg")
+    >>> import torch, kpops
+    >>> cell = torch.nn.RNNCell(1, 1, bias=False).double()
+    >>> _ = torch.nn.init.constant_(cell.weight_hh, 1.5)
+    >>> points = kpops.fixed_points(cell, torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None])
+    >>> ax = kpops.plot.fixed_point_eigenvalues(points)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['point 0: stable', 'point 1: stable', 'point 2: 1 unstable']
+    """
+    shown = _shown(points)
+    real, imaginary = (
+        look.variable(shown, (f"eigenvalue_{part}",)).transpose("point", "mode")
+        for part in ("real", "imag")
+    )
+    ax = look.get_axes(ax)
+    angle = np.linspace(0, 2 * np.pi, 361)
+    ax.plot(np.cos(angle), np.sin(angle), color=look.GREY, linewidth=0.8, zorder=0)
+    ax.axhline(0, color="0.85", linewidth=0.6, zorder=0)
+    ax.axvline(0, color="0.85", linewidth=0.6, zorder=0)
+    each = shown.sizes["point"] <= len(_MARKERS)
+    for name, colour, chosen in _classes(shown):
+        for group in np.split(chosen, len(chosen)) if each else [chosen]:
+            marker = _MARKERS[group[0]] if each else "o"
+            label = f"point {shown['point'].values[group[0]]}: {name}" if each else name
+            ax.plot(
+                real.values[group].ravel(),
+                imaginary.values[group].ravel(),
+                marker,
+                color=colour,
+                markersize=3.5 if each else 2.5,
+                markeredgewidth=0,
+                alpha=0.8,
+                label=label,
+            )
+    _count_hidden(ax, points, shown)
+    ax.set_aspect("equal", "datalim")
+    ax.set_xlabel("eigenvalue, real part")
+    ax.set_ylabel("imaginary part")
+    look.legend_outside(ax)
+    return look.plain(ax)
+
+
+def _shown(points: Any) -> xr.Dataset:
+    """Fixed and slow points that are no outliers."""
+    if not isinstance(points, xr.Dataset):
+        raise ValueError(
+            f"cannot plot a {type(points).__name__}: pass what kpops.fixed_points returns"
+        )
+    for name in ("state", "kind", "converged", "outlier", "n_unstable", "is_stable"):
+        look.variable(points, (name,))
+    keep = (points["converged"].astype(bool) & ~points["outlier"].astype(bool)).values
+    if not keep.any():
+        raise ValueError(
+            f"of {keep.size} points each is an outlier or has not converged, so that there is none "
+            "to show: search from states of the trajectories, or with more max_iterations"
+        )
+    return points.isel(point=keep)
+
+
+def _classes(points: xr.Dataset) -> list[tuple[str, str, np.ndarray]]:
+    """Name, colour and positions of the points of each number of unstable directions."""
+    n_unstable = np.minimum(points["n_unstable"].values, _MANY)
+    stable = points["is_stable"].values.astype(bool)
+    classes = [("stable", look.COLOURS[0], stable)]
+    classes.append(("marginal", look.COLOURS[-1], (n_unstable == 0) & ~stable))
+    for n in range(1, _MANY + 1):
+        name = f"{n} unstable" if n < _MANY else f"{n} or more unstable"
+        classes.append((name, look.COLOURS[n], n_unstable == n))
+    return [(name, c, np.flatnonzero(chosen)) for name, c, chosen in classes if chosen.any()]
+
+
+def _plane(
+    states: Any, n_units: int, components: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, two principal axes, their parts of the variance, and paths, NaN where masked."""
+    pca = trajectory_dimension(states)
+    if pca.sizes["unit"] != n_units:
+        raise ValueError(
+            f"the states have {pca.sizes['unit']} units, the points {n_units}: pass the "
+            "trajectories of the model of which these are the points"
+        )
+    n_axes = pca.sizes["mode"]
+    wanted = list(components)
+    if len(wanted) != 2 or not all(c in range(1, n_axes + 1) for c in wanted):
+        raise ValueError(f"components={components!r}: choose two from 1 to {n_axes}")
+    chosen = pca.sel(mode=wanted)
+    paths = _paths(states)
+    mean = np.nanmean(paths, (0, 1))
+    return mean, chosen["axis"].values.astype(float), chosen["explained"].values, paths
+
+
+def _paths(states: Any) -> np.ndarray:
+    if isinstance(states, Linearization):
+        paths, mask = states.states.values.astype(float), states.trajectory.mask
+        return paths if mask is None else np.where(to_numpy(mask)[..., None], paths, np.nan)
+    if isinstance(states, xr.DataArray):
+        states = states.transpose("trial", "time", "unit")
+    return to_numpy(as_tensor(states)).astype(float)
+
+
+def _draw_points(ax: Any, points: xr.Dataset, places: np.ndarray, name: str, colour: str) -> None:
+    slow = (points["kind"] == "slow").values
+    marker, size = ("o", 5.5) if name in ("stable", "marginal") else ("D", 4)
+    style = {"color": colour, "markersize": size, "zorder": 3}
+    for chosen, face in ((~slow, colour), (slow, "white")):
+        if chosen.any():
+            label = look.once(ax, name)
+            ax.plot(*places[chosen].T, marker, markerfacecolor=face, label=label, **style)
+
+
+def _draw_directions(
+    ax: Any, points: xr.Dataset, places: np.ndarray, axes: np.ndarray, colour: str
+) -> None:
+    """Lines along the unstable eigenvectors, which come first among the modes."""
+    from matplotlib.collections import LineCollection
+
+    real, imaginary = (
+        look.variable(points, (name,)).transpose("point", "mode", "unit").values
+        for name in ("right_real", "right_imag")
+    )
+    segments: list[np.ndarray] = []
+    for i, n in enumerate(points["n_unstable"].values):
+        second = (points["eigenvalue_imag"].values[i, :n] < 0)[:, None]
+        vectors = np.where(second, imaginary[i, :n], real[i, :n])
+        arms = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) @ axes.T
+        segments.extend(np.stack([places[i] - arms, places[i] + arms], 1))
+    if segments:
+        ax.add_collection(LineCollection(segments, colors=colour, linewidths=1, zorder=2))
+
+
+def _count_hidden(ax: Any, points: xr.Dataset, shown: xr.Dataset) -> None:
+    n = points.sizes["point"] - shown.sizes["point"]
+    if n:
+        text = f"{n} not shown:\noutlier or\nnot converged"
+        ax.plot([], [], " ", label=look.once(ax, text))
