@@ -213,8 +213,11 @@ class _GatedSteps(_Steps):
         super().__init__(recurrence, trajectory)
         self.layers = GatedEngine(recurrence, {}, trajectory).layers
 
+    def _assembles(self, block: Tensor) -> bool:
+        return len(self.layers) == 1 and block.shape[2] <= 4 * len(block)
+
     def _push(self, t: int, block: Tensor) -> Tensor:
-        if len(self.layers) == 1 and block.shape[2] <= 4 * len(block):
+        if self._assembles(block):
             return _times(self.layers[0].jacobians(t), block)
         new = torch.zeros_like(block)
         for below, layer in zip([None, *self.layers], self.layers, strict=False):
@@ -236,7 +239,7 @@ class _CompiledSteps(_GatedSteps):
     def take(self, begin: int, n: int, block: Tensor) -> Tensor:
         """A of n steps of the chunk, one after the other, on every vector."""
         time, mask = slice(begin, begin + n), self.trajectory.mask
-        if mask is not None and not mask[:, time].all():
+        if self._assembles(block) or (mask is not None and not mask[:, time].all()):
             return super().take(begin, n, block)
         return self.engine.transport(block, time)
 
