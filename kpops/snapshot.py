@@ -258,19 +258,41 @@ def run_from(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None)
 
     At steps that are not valid, input and state repeat the trial's last valid step.
     """
-    n_steps = x.shape[1]
     if valid is not None:
         last = valid.sum(1) - 1
-        steps = torch.minimum(torch.arange(n_steps, device=x.device), last[:, None])
+        steps = torch.minimum(torch.arange(x.shape[1], device=x.device), last[:, None])
         x = x.gather(1, steps[..., None].expand_as(x))
     _refuse_nonfinite(x, "inputs")
     _refuse_nonfinite(h[:, None], "h0")
     with torch.no_grad():
         _refuse_random_or_mixing(recurrence, x[:, 0], h)
+    trajectory = run_on(recurrence, x, h, valid)
+    rows = (x, trajectory.previous, trajectory.states)
+    with torch.no_grad():
+        # Again where h is not zero, and once for all steps together, as they are differentiated.
+        _refuse_random_or_mixing(recurrence, x[:, -1], trajectory.previous[:, -1])
+        pieces = zip(*(r.flatten(0, 1).split(_ROWS_TOGETHER) for r in rows), strict=True)
+        alike = all(not _differ(recurrence(x, h), new) for x, h, new in pieces)
+    if not alike:
+        raise ValueError(
+            f"{type(recurrence.module).__name__} gives another state when all steps are taken at "
+            "once: it mixes trials, counts its calls or remembers something beside h; keep all "
+            "memory in h"
+        )
+    return trajectory
+
+
+def run_on(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -> Trajectory:
+    """Run a recurrence that has been checked; at steps that are not valid the state stays.
+
+    That all is finite is checked still.
+    """
+    _refuse_nonfinite(x, "inputs")
+    with torch.no_grad():
         previous: list[Tensor] = []
         states: list[Tensor] = []
         step = recurrence.along(x)
-        for t in range(n_steps):
+        for t in range(x.shape[1]):
             new = step(t, h)
             if t > 0 and valid is not None:
                 ended = ~valid[:, t, None]
@@ -281,18 +303,6 @@ def run_from(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None)
             h = new
     trajectory = Trajectory(x, torch.stack(previous, 1), torch.stack(states, 1), valid)
     _refuse_nonfinite(trajectory.states, "the state")
-    with torch.no_grad():
-        # Again where h is not zero, and once for all steps together, as they are differentiated.
-        _refuse_random_or_mixing(recurrence, x[:, -1], trajectory.previous[:, -1])
-        rows = (x, trajectory.previous, trajectory.states)
-        pieces = zip(*(r.flatten(0, 1).split(_ROWS_TOGETHER) for r in rows), strict=True)
-        alike = all(not _differ(recurrence(x, h), new) for x, h, new in pieces)
-    if not alike:
-        raise ValueError(
-            f"{type(recurrence.module).__name__} gives another state when all steps are taken at "
-            "once: it mixes trials, counts its calls or remembers something beside h; keep all "
-            "memory in h"
-        )
     return trajectory
 
 

@@ -71,11 +71,12 @@ class Source:
             yield first, piece
 
     def _run(self, h: Tensor, time: slice) -> Trajectory:
+        inputs = self.inputs[:, time]
+        if time.start == 0:
+            return snapshot.run_from(self.recurrence, inputs, h, None)
         try:
-            return snapshot.run_from(self.recurrence, self.inputs[:, time], h, None)
+            return snapshot.run_on(self.recurrence, inputs, h, None)
         except ValueError as error:
-            if time.start == 0:
-                raise
             raise ValueError(f"{error}; here steps count from step {time.start + 1}") from error
 
     def labels(self, positions: Sequence[int], k: int, dt: float | None) -> Space:

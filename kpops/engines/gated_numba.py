@@ -27,8 +27,8 @@ from kpops.models.recurrence import Recurrence
 # Rows of a task of P at most: what a task works on, beside the weights, should fit in a core's
 # second cache.
 _ROWS = 192
-# Rows times steps up to which one thread is done before another has begun.
-_FEW = 200
+# Operations up to which one thread is done before another has begun.
+_FEW = 2.5e7
 # Vectors from which the Jacobian of a step is assembled: with weights that stay in a core's cache,
 # and with larger ones, which assembling reads from afar for every trial.
 _CACHE_BYTES = 2**20
@@ -76,7 +76,9 @@ class GatedNumbaEngine(GatedEngine):
 
         It is P of a push before the first of these steps, seen at the last.
         """
-        q = v.new_zeros(*v.shape[:2], time.stop - time.start + 1, v.shape[2])
+        shape = *v.shape[:2], time.stop - time.start + 1, v.shape[2]
+        # NumPy's zeros: threads of torch would spin on, in the way of ours.
+        q = torch.from_numpy(np.zeros(shape, numpy_dtype(v.dtype)))
         q[:, :, 0] = v
         return self._recur_layers("propagate", self.layers, q, window=time)[:, :, -1]
 
@@ -126,7 +128,8 @@ class GatedNumbaEngine(GatedEngine):
         kernel = getattr(gated_kernels, f"{verb}_rows")
         weights = tuple(w.numpy() for w in self._weights(verb, layer))
         rest = _pairs(layer.pattern.carry), gains, _slopes(layer), *self._buffers(q, shapes)
-        n_threads = torch.get_num_threads() if q.shape[2] * n_rows > _FEW else 1
+        work = 2 * n_rows * q.shape[2] * n_maps * layer.hidden**2
+        n_threads = torch.get_num_threads() if work > _FEW else 1
         bounds = threads.split(n_rows, n_threads, _ROWS)
 
         def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
