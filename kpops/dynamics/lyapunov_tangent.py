@@ -146,7 +146,7 @@ class _Frames:
             frames, triangle = self._factors(steps, begin, n)
             diagonal = triangle.diagonal(dim1=1, dim2=2).abs()
             if n == 1:  # a matter of the step itself, not of taking several together
-                self.dead |= diagonal <= self.noise * _longest(triangle)
+                self.dead |= _annihilated(triangle, diagonal, self.noise)
             growth = diagonal.double().log()
             alive = growth.masked_fill(self.dead, 0)
             ratio = float(alive.clamp_min(0).amax() - alive.clamp_max(0).amin())
@@ -168,10 +168,14 @@ class _Frames:
         return torch.linalg.qr(block.permute(1, 2, 0))
 
 
-def _longest(triangle: Tensor) -> Tensor:
-    """Length of the longest column of every matrix, (trial, 1); no square of it overflows."""
+def _annihilated(triangle: Tensor, diagonal: Tensor, noise: float) -> Tensor:
+    """Which columns have nothing left but rounding: `noise` of the longest, (trial, mode)."""
     largest = triangle.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(triangle.dtype).tiny)
-    return (triangle / largest).norm(dim=1).amax(1, keepdim=True) * largest[:, 0]
+    # The longest column is at most this; mostly that settles it.
+    longest = math.sqrt(triangle.shape[1]) * largest[:, 0]
+    if bool((diagonal <= noise * longest).any()):
+        longest = (triangle / largest).norm(dim=1).amax(1, keepdim=True) * largest[:, 0]
+    return diagonal <= noise * longest
 
 
 # One step of the tangent dynamics.
