@@ -297,7 +297,8 @@ def _gains_through_time(layer: Layer, *, takes: bool) -> tuple[np.ndarray, int]:
     """
     pattern = layer.pattern
     n_maps = pattern.n_recurrent
-    if not takes or pattern.inputs == pattern.recurrent:
+    same = pattern.inputs == pattern.recurrent and pattern.n_inputs == n_maps
+    if same or not takes:
         return _pairs(pattern.recurrent), n_maps
     shifted = tuple((v, n_maps + g, p) for v, g, p in pattern.inputs)
     return _pairs(pattern.recurrent + shifted), n_maps + pattern.n_inputs

@@ -269,6 +269,29 @@ def test_the_flow_of_a_stack_is_the_product_of_its_factors(kind, engine, gates, 
             assert relative(lin.flow.apply(q), expected) < 1e-13
 
 
+def test_input_maps_that_no_gate_reads_are_left_aside():
+    class Stack(nn.Module):
+        def __init__(self):
+            super().__init__()
+            shapes = {"W0": (4, 4), "U0": (8, 3), "W1": (4, 4), "U1": (8, 4)}
+            for name, shape in shapes.items():
+                self.register_parameter(name, nn.Parameter(torch.randn(shape).double() / 2))
+
+    class Recurrence(kpops.models.GatedRecurrence):
+        def __init__(self, module):
+            affine = kpops.models.Affine
+            super().__init__(module, [affine("W0", input="U0"), affine("W1", input="U1")])
+
+        def gates(self, from_x, from_h, state):
+            return (torch.tanh(from_x[0] + from_h[0]),)
+
+    torch.manual_seed(0)
+    model, x = Recurrence(Stack()), torch.randn(3, 5, 3, dtype=torch.float64)
+    reference = kpops.linearize(model, x, engine="autodiff")
+    for engine in GATED:
+        assert_same(kpops.linearize(model, x, engine=engine), reference, 1e-13)
+
+
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_tangents_are_transported_by_the_jacobians_of_their_steps(kind, n_layers):
