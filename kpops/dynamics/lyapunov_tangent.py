@@ -213,9 +213,12 @@ class _GatedSteps(_Steps):
     the place of the weights of several gates.
     """
 
+    engine_class = GatedEngine
+
     def __init__(self, recurrence: Recurrence, trajectory: Trajectory) -> None:
         super().__init__(recurrence, trajectory)
-        self.layers = GatedEngine(recurrence, {}, trajectory).layers
+        self.engine = self.engine_class(recurrence, {}, trajectory)
+        self.layers = self.engine.layers
 
     def _assembles(self, block: Tensor) -> bool:
         return len(self.layers) == 1 and block.shape[2] <= 4 * len(block)
@@ -235,10 +238,8 @@ class _GatedSteps(_Steps):
 class _CompiledSteps(_GatedSteps):
     """The same, compiled for the CPU; steps behind a trial's end are left to the parent."""
 
-    def __init__(self, recurrence: Recurrence, trajectory: Trajectory) -> None:
-        super().__init__(recurrence, trajectory)
-        self.engine = GatedNumbaEngine(recurrence, {}, trajectory, check=False)
-        self.layers = self.engine.layers
+    engine_class = GatedNumbaEngine
+    engine: GatedNumbaEngine
 
     def take(self, begin: int, n: int, block: Tensor) -> Tensor:
         """A of n steps of the chunk, one after the other, on every vector."""

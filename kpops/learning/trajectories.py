@@ -98,7 +98,7 @@ def trajectory_dimension(
         raise ValueError(f"over={over}: choose from ('trial', 'time'), each at most once")
     if not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold}: choose a fraction between 0 and 1")
-    values, valid, space, attrs = _read(states, mask)
+    values, valid, space, attrs = read_states(states, mask)
     singular, axes, n_free = _principal(values, valid, over)
     variance = singular.square() / n_free
     axes = axes * common.fix_signs(axes)[:, None]
@@ -133,7 +133,7 @@ def trajectory_dimension(
     return result
 
 
-def _read(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str, str]]:
+def read_states(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str, str]]:
     """States (trial, time, unit), valid steps (trial, time), their labels and provenance."""
     if isinstance(states, Linearization):
         if mask is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,11 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from kpops.engines.base import ONE_AT_A_TIME
-from kpops.engines.memory import free_bytes
 from kpops.labels import Space, enter, is_cupy, numpy_dtype, to_numpy
+from kpops.operators.pieces import in_pieces
 
 if TYPE_CHECKING:
     from kpops.engines.unit_blocks import UnitBlocks
-
-_ALWAYS_FITS = 2**28
-"""Bytes that a product may take without asking how much memory is free."""
 
 
 class TrajectoryOperator(LinearOperator):
@@ -145,30 +141,9 @@ class TrajectoryOperator(LinearOperator):
         # Autocast would compute in a lower precision than the dtype says.
         with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
             self.count(len(block))
-            return self._in_pieces(act, block.contiguous())
-
-    def _in_pieces(self, act: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
-        """Act on as many vectors at a time as memory allows."""
-        per_vector = self._numbers_per_vector() * self.dtype.itemsize
-        if per_vector * len(block) <= _ALWAYS_FITS:  # asking for the free memory takes time, too
-            return act(block)
-        results = sum(side.size for side in (self.domain, self.codomain)) * self.dtype.itemsize
-        room = free_bytes(self.device) // 2 - results * len(block)
-        size = max(1, room // per_vector)
-        if size >= len(block):
-            return act(block)
-        # Pieces of one size, the last of which begins early: a recorded loop has a fixed shape.
-        size = math.ceil(len(block) / math.ceil(len(block) / size))
-        whole: Tensor | None = None
-        for start in range(0, len(block), size):
-            first = min(start, len(block) - size)
-            part = slice(first, first + size)
-            piece = act(block[part])
-            if whole is None:
-                whole = piece.new_empty(len(block), *piece.shape[1:])
-            whole[part] = piece
-        assert whole is not None
-        return whole
+            needed = self._numbers_per_vector() * self.dtype.itemsize
+            results = (self.domain.size + self.codomain.size) * self.dtype.itemsize
+            return in_pieces(act, block.contiguous(), needed, results)
 
     def _numbers_per_vector(self) -> int:
         """Numbers that the action needs at once for each vector, beside argument and result."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
-from kpops.labels import as_tensor, to_numpy
-from kpops.learning.trajectories import trajectory_dimension
-from kpops.linearization import Linearization
+from kpops.labels import to_numpy
+from kpops.learning.trajectories import read_states, trajectory_dimension
 from kpops.plot import style as look
 
 _MANY = 5
@@ -205,18 +205,10 @@ def _plane(
     if len(wanted) != 2 or not all(c in range(1, n_axes + 1) for c in wanted):
         raise ValueError(f"components={components!r}: choose two from 1 to {n_axes}")
     chosen = pca.sel(mode=wanted)
-    paths = _paths(states)
+    values, valid, *_ = read_states(states, None)
+    paths = to_numpy(values.double().masked_fill(~valid[..., None], torch.nan))
     mean = np.nanmean(paths, (0, 1))
     return mean, chosen["axis"].values.astype(float), chosen["explained"].values, paths
-
-
-def _paths(states: Any) -> np.ndarray:
-    if isinstance(states, Linearization):
-        paths, mask = states.states.values.astype(float), states.trajectory.mask
-        return paths if mask is None else np.where(to_numpy(mask)[..., None], paths, np.nan)
-    if isinstance(states, xr.DataArray):
-        states = states.transpose("trial", "time", "unit")
-    return to_numpy(as_tensor(states)).astype(float)
 
 
 def _draw_points(ax: Any, points: xr.Dataset, places: np.ndarray, name: str, colour: str) -> None:
