@@ -147,9 +147,13 @@ def test_a_line_that_drifts_has_slow_points_where_the_drift_is_least():
     starts = torch.cat([torch.linspace(1, 5, 9)[:, None].double(), random(9, 2)], 1) @ Q.T
     points = find(drift, starts)
     assert points.kind.values.tolist() == ["slow"]
-    np.testing.assert_allclose(points.state.values[0] @ Q.numpy(), [np.pi, 0, 0], atol=1e-7)
-    assert points.speed.item() == pytest.approx(eps / 2, rel=1e-12)
-    np.testing.assert_allclose(eigenvalues(points)[0], [1, 0.5, 0.5], atol=1e-7)
+    # The speed |f(h) - h| is rounded as h is, and about u = pi it is eps (1/2 + (u - pi)^2 / 4):
+    # the place of its minimum is known to the square root of rounding, whatever the processor.
+    rounding = 4 * np.pi * np.finfo(float).eps
+    place = (4 * rounding / eps) ** 0.5
+    np.testing.assert_allclose(points.state.values[0] @ Q.numpy(), [np.pi, 0, 0], atol=place)
+    assert points.speed.item() == pytest.approx(eps / 2, abs=2 * rounding)
+    np.testing.assert_allclose(eigenvalues(points)[0], [1, 0.5, 0.5], atol=eps * place)
     line = find(drift, starts, tol=2 * eps)
     assert (line.kind == "fixed").all() and line.sizes["point"] == 9
     np.testing.assert_allclose(line.spectral_radius, 1, atol=eps)

@@ -2,7 +2,6 @@
 
 import math
 import pickle
-import time
 
 import pytest
 import torch
@@ -96,34 +95,6 @@ def test_products_of_jacobians_may_underflow():
     expected[:, :, 1:] += math.exp(-50) * q[:, :, :-1]
     assert relative(scan.propagate(lin.engine.rounds, q), expected) < 1e-15
     assert relative(lin.P.apply(q), expected) < 1e-15
-
-
-def quickest(action, repeats=5):
-    action()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def test_scan_is_several_times_faster_than_the_loops_over_a_thousand_steps():
-    layer = DiagonalSSM(3, 32, form="real", rng=0)
-    lin = linearize(layer, n_trials=4, n_steps=1000)
-    loop = linearize(layer, n_trials=4, n_steps=1000, engine="jacobian")
-    q, rounds = block(lin, 1), lin.engine.rounds
-
-    def in_torch():
-        v = q.clone()
-        for t in range(1, q.shape[2]):
-            v[:, :, t].addcmul_(rounds[0][0, 0, :, t], v[:, :, t - 1])
-        return v
-
-    # Measured on a core of its own: 20 and 20 times. Far below, for machines that are busy.
-    assert relative(in_torch(), lin.P.apply(q)) < 1e-12
-    assert quickest(lambda: lin.P.apply(q)) < quickest(lambda: loop.P.apply(q)) / 3
-    assert quickest(lambda: scan.propagate(rounds, q)) < quickest(in_torch) / 3
 
 
 def test_masked_steps_are_left_out():
