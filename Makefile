@@ -8,7 +8,8 @@ READY = $(VENV)/.ready
 # Threads are torch's and ours to choose; their number changes the rounding of results.
 export MPLBACKEND ?= agg
 
-.PHONY: checkpoints demo test test-slow test-gpu test-latest lint types doctest docs benchmarks check clean
+.PHONY: checkpoints demo test test-slow test-gpu test-latest test-processors fuzz lint types doctest \
+	docs benchmarks check clean
 
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (three minutes)
 	$(BIN)/python examples/dynamic_collapse.py --output outputs
@@ -26,6 +27,13 @@ test-latest:  ## tests against the newest releases, unpinned; PyTorch's default 
 	$(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python -m pip install --upgrade --editable '.[test]'
 	.venv-latest/bin/python -m pytest
+
+test-processors: $(READY)  ## the suite as other processors round, by one thread, by two, and busy
+	$(BIN)/python tests/processors.py
+
+SEED ?= 0
+fuzz: $(READY)  ## 10,000 random models and spectra against dense references (half an hour)
+	KPOPS_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/fuzz --hypothesis-seed=$(SEED)
 
 doctest: $(READY)  ## the examples in docstrings and in the pages of the documentation
 	$(BIN)/python -m pytest --doctest-modules --doctest-glob='*.rst' --ignore=docs/gallery \
