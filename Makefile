@@ -11,10 +11,10 @@ export MPLBACKEND ?= agg
 .PHONY: checkpoints demo test test-slow test-gpu test-latest test-processors fuzz lint types doctest \
 	docs benchmarks check clean
 
-demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (three minutes)
+demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two minutes)
 	$(BIN)/python examples/dynamic_collapse.py --output outputs
 
-test: $(READY)  ## the test suite without the slow tests
+test: $(READY)  ## the test suite without the slow tests (about ten minutes)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(READY)  ## the slow tests

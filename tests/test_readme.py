@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 def test_the_ten_lines_of_the_readme_run():
@@ -11,3 +12,9 @@ def test_the_ten_lines_of_the_readme_run():
     names: dict = {}
     exec(block, names)  # the words of our own README
     assert names["lin"].flow.shape == (115_200, 115_200)
+
+
+def test_all_pages_tell_the_same_times():
+    for page in ["README.md", "CONTRIBUTING.md", "Makefile", "docs/start.rst"]:
+        words = " ".join((ROOT / page).read_text().split())
+        assert "one to two minutes" in words and "about ten minutes" in words, page

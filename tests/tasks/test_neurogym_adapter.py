@@ -7,8 +7,10 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
+import kpops
 from kpops.tasks import accuracy, from_neurogym
 
 
@@ -245,3 +247,28 @@ def test_an_environment_without_ground_truth_is_refused():
     env.reset = lambda: None
     with pytest.raises(TypeError, match="_Go has no ob and gt"):
         from_neurogym(env, 2)
+
+
+ENVIRONMENTS = [
+    "PerceptualDecisionMaking-v0",
+    "DelayMatchSample-v0",
+    "ContextDecisionMaking-v0",
+    "GoNogo-v0",
+    "ReadySetGo-v0",  # trials of unequal length
+    "yang19.dms-v0",
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # neurogym's own
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_environments_of_neurogym_itself(name):
+    pytest.importorskip("neurogym")
+    task, again = (from_neurogym(name, 5, rng=0) for _ in range(2))
+    xr.testing.assert_identical(task, again)
+    gru = torch.nn.GRU(task.sizes["input"], 4, batch_first=True)
+    lin = kpops.linearize(
+        gru, task.inputs, mask=task.mask, readout=torch.nn.Linear(4, task.sizes["output"])
+    )
+    flow = kpops.gradient_flow(lin, task.targets)
+    assert not flow.state_change.values[~task.mask.values].any()
+    assert float(abs(flow.state_change).max()) > 0
