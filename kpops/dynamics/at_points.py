@@ -20,6 +20,7 @@ from kpops.models.recurrence import as_recurrence
 from kpops.models.start import LearnedStart
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Product
+from kpops.read_inputs import Reading
 from kpops.spectral.common import in_full_precision, noise_floor
 
 
@@ -220,9 +221,9 @@ def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
 def _at(model: Any, states: Any, x: Any, options: dict[str, Any]) -> Linearization:
     """Linearise a model for a step from the points, or from where it has learned to start."""
     recurrent = model.recurrent if isinstance(model, Network) else model
-    h = to_numpy(as_tensor(states))
+    h = to_numpy(as_tensor(states, "points"))
     inputs = np.zeros(n_inputs(as_recurrence(recurrent)), h.dtype) if x is None else x
-    inputs = to_numpy(as_tensor(inputs))
+    inputs = to_numpy(as_tensor(inputs, "input"))
     inputs = np.broadcast_to(inputs, (len(h), 1, inputs.shape[-1]))
     start = None if isinstance(recurrent, LearnedStart) else h
     return linearize(
@@ -261,4 +262,4 @@ def _stay(
     }
     space = Space(("trial", "time", "unit"), (n_points, int(n_steps), n_units), coords)
     trajectory = Trajectory(inputs, previous, states, None)
-    return replace(lin, trajectory=trajectory, space=space)
+    return replace(lin, trajectory=trajectory, space=space, reading=Reading())

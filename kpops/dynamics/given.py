@@ -35,7 +35,8 @@ def like_what(recurrence: Recurrence, given: Iterable[Any], dtype: torch.dtype |
     They are those of the model's parameters and buffers; a model without any computes in what the
     first floating array that is `given` is in, if there is one.
     """
-    parts = [a[0] if isinstance(a, tuple) else a for a in given if a is not None]
+    # Of several arrays, such as the parts of a state or trials in a list, the first one tells.
+    parts = [a[0] if isinstance(a, tuple | list) and len(a) else a for a in given if a is not None]
     arrays = [as_tensor(a.data if isinstance(a, xr.DataArray) else a) for a in parts]
     every = (*recurrence.parameters(), *recurrence.buffers(), *arrays)
     like = next((a for a in every if a.is_floating_point()), torch.empty(0))
@@ -46,7 +47,7 @@ def like_what(recurrence: Recurrence, given: Iterable[Any], dtype: torch.dtype |
 
 def bring(array: Any, like: Tensor, name: str, convert: bool) -> Tensor:
     """Private tensor of `array` in the dtype and on the device of `like`, if it is finite."""
-    tensor = as_tensor(array)
+    tensor = as_tensor(array, name)
     if tensor.is_floating_point() and tensor.dtype != like.dtype and not convert:
         raise TypeError(
             f"{name} is {tensor.dtype}, the model {like.dtype}: convert one of them, for example "

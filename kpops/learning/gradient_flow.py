@@ -30,7 +30,8 @@ def gradient_flow(lin: Linearization, targets: Any, loss: str | Loss = "mse") ->
         With a readout, the outputs ``y = C(h)`` are compared with the targets; without one, the
         states are.
     targets : Tensor, array_like or DataArray
-        Shape (trial, time, output), or (trial, time, unit) without a readout.
+        Shape (trial, time, output), or (trial, time, unit) without a readout. An array without
+        labels has the order of the inputs: (time, trial, output) where they came time-first.
     loss : "mse" or callable
         ``"mse"`` is the mean of the squared error over all valid entries. A callable takes
         outputs and targets as tensors (trial, time, output) and returns a scalar tensor; it sees
@@ -49,9 +50,10 @@ def gradient_flow(lin: Linearization, targets: Any, loss: str | Loss = "mse") ->
     Raises
     ------
     ValueError
-        If `targets` has the wrong shape, or the loss is not a finite scalar.
+        If `targets` has the wrong shape, or the loss is not a finite scalar; if inputs came
+        time-first, with as many steps as trials, and `targets` has no labels.
     TypeError
-        If `targets` has another floating dtype as a tensor, or `loss` is neither.
+        If `targets` is complex, or of another floating dtype as a tensor, or `loss` is neither.
 
     Notes
     -----
@@ -99,7 +101,8 @@ def gradient_flow(lin: Linearization, targets: Any, loss: str | Loss = "mse") ->
 
 
 def _targets(lin: Linearization, targets: Any, space: Space) -> Tensor:
-    if isinstance(targets, xr.DataArray):
+    labelled = isinstance(targets, xr.DataArray)
+    if labelled:
         # The channels of outputs have no names to compare; trials and times have.
         steps = lin.space.keep(("trial", "time"))
         (channel,) = set(targets.dims) - set(steps.dims) or ("output",)
@@ -107,7 +110,9 @@ def _targets(lin: Linearization, targets: Any, space: Space) -> Tensor:
         targets = by_name(targets, named, "targets")
     if isinstance(targets, Tensor) and targets.is_floating_point() and targets.dtype != lin.dtype:
         raise TypeError(f"targets is {targets.dtype}, the linearization {lin.dtype}: convert it")
-    wanted = as_tensor(targets)
+    wanted = as_tensor(targets, "targets")
+    if not labelled:
+        wanted = lin.reading.trial_first(wanted, "targets", *space.shape[:2])
     if tuple(wanted.shape) != space.shape:
         raise ValueError(f"targets has shape {tuple(wanted.shape)}, expected {space.shape}")
     wanted = wanted.to(dtype=lin.dtype, device=lin.device)

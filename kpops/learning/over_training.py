@@ -12,6 +12,7 @@ import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
+from kpops.labels import refuse_complex
 from kpops.learning.checkpoints import checkpoints as read_checkpoints
 from kpops.linearization import Linearization, linearize
 
@@ -74,6 +75,7 @@ def over_training(
     mine = copy.deepcopy(model)
     steps, results = [], []
     for step, state in tqdm(checkpoints, desc="checkpoints", disable=not progress):
+        refuse_complex(state.items(), f"the checkpoint of step {step}")
         try:
             mine.load_state_dict(state)
         except RuntimeError as error:

@@ -303,7 +303,9 @@ def _trials(task: xr.Dataset, model: nn.Module) -> _Trials:
         if name not in task or set(task[name].dims) != set(expected):
             found = task[name].dims if name in task else "missing"
             raise ValueError(f"task[{name!r}] is {found}, expected the dims {expected}")
-        tensor = as_tensor(task[name].transpose(*expected).data)
+        tensor = as_tensor(task[name].transpose(*expected).data, f"task[{name!r}]")
+        if name == "mask" and not ((tensor == 0) | (tensor == 1)).all():
+            raise ValueError("task['mask'] has values other than 0 and 1: pass booleans")
         dtype = torch.bool if name == "mask" else like.dtype
         tensors[name] = tensor.to(device=like.device, dtype=dtype)
     trials = _Trials(**tensors)

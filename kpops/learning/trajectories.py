@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.labels import Space, as_tensor, by_name, numpy_dtype
+from kpops.labels import Space, as_tensor, by_name, coordinates_of, numpy_dtype
 from kpops.linearization import Linearization
 from kpops.spectral import common
 from kpops.spectral.estimators.rank_kinds import Question, of_spectrum
@@ -144,7 +144,7 @@ def read_states(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str
         space, attrs = _space_of(states), {}
         if isinstance(states, xr.DataArray):
             states = by_name(states, space, "states")
-        values = as_tensor(states)
+        values = as_tensor(states, "states")
         numpy_dtype(values.dtype)  # refuses what is not computed in
     shape = tuple(values.shape[:2])
     valid = torch.ones(shape, dtype=torch.bool) if mask is None else _valid(mask, space)
@@ -162,8 +162,7 @@ def _space_of(states: Any) -> Space:
         if set(states.dims) != set(_DIMS):
             raise ValueError(f"states has dims {states.dims}, expected {_DIMS}")
         shape = tuple(states.sizes[d] for d in _DIMS)
-        coords = {str(k): (tuple(map(str, c.dims)), c.values) for k, c in states.coords.items()}
-        return Space(_DIMS, shape, coords)
+        return Space(_DIMS, shape, coordinates_of(states, _DIMS))
     if len(shape) != 3:
         raise ValueError(f"states has shape {shape}, expected (trial, time, unit)")
     return Space(_DIMS, shape, {"unit": (("unit",), np.arange(shape[2]))})
@@ -172,7 +171,7 @@ def _space_of(states: Any) -> Space:
 def _valid(mask: Any, space: Space) -> Tensor:
     if isinstance(mask, xr.DataArray):
         mask = by_name(mask, space.keep(("trial", "time")), "mask")
-    valid = as_tensor(mask)
+    valid = as_tensor(mask, "mask")
     if not ((valid == 0) | (valid == 1)).all():
         raise ValueError("mask has values other than 0 and 1: pass booleans")
     return valid.bool()

@@ -133,7 +133,7 @@ def _labels(lin: Linearization, given: Any, argument: str) -> np.ndarray:
     """A label for each trial; strings as objects, as files take them."""
     n_trials = lin.space.sizes["trial"]
     if isinstance(given, str):
-        known = sorted(k for k, (dims, _) in lin.space.coords.items() if dims == ("trial",))
+        known = sorted(k for k, c in lin.space.coords.items() if c.dims == ("trial",))
         if given not in known:
             raise ValueError(
                 f"{argument}={given!r} is no coordinate of trials, which are {known}: linearise "

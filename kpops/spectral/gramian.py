@@ -295,10 +295,12 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
 
 
 def _labelled(P: Propagator, matrices: Tensor, times: np.ndarray, long_name: str) -> xr.DataArray:
-    coords = {k: c for k, c in P.domain.coords.items() if "time" not in c[0]}
+    every = {k: c.described(k) for k, c in P.domain.coords.items()}
+    coords = {k: c for k, c in every.items() if "time" not in c[0]}
     of_units = {k: c for k, c in coords.items() if c[0] == ("unit",)}
-    inside = {f"{k}_in": (("unit_in",), values) for k, (_, values) in of_units.items()}
-    at = {"at_time": (("at_time",), P.domain.coords["time"][1][times])}
+    inside = {f"{k}_in": (("unit_in",), *c[1:]) for k, c in of_units.items()}
+    _, labels, attrs = every["time"]
+    at = {"at_time": (("at_time",), labels[times], attrs)}
     return xr.DataArray(
         to_numpy(matrices),
         dims=("trial", "at_time", "unit", "unit_in"),

@@ -303,9 +303,11 @@ def _labelled(
 def _coords(op: TrajectoryOperator, dim: str, *, with_lags: bool) -> dict[str, Any]:
     coords: dict[str, Any] = {}
     for space, suffix in ((op.codomain, ""), (op.domain, "_in")):
-        for name, (dims, values) in space.coords.items():
-            if dims == (dim,):
-                coords[name + suffix] = (dim + suffix, values)
+        for name, coordinate in space.coords.items():
+            dims, values, attrs = coordinate.described(name)
+            if dims in ((), (dim,)):
+                own = suffix if dims else ""
+                coords[name + own] = (tuple(d + suffix for d in dims), values, attrs)
     if with_lags:
         lags = np.arange(op.domain.sizes[dim])
         coords["lag"] = ("lag", lags, {"long_name": "lag in steps", "units": "1"})
