@@ -172,7 +172,7 @@ def is_cupy(array: Any) -> bool:
     return type(array).__module__.partition(".")[0] == "cupy"
 
 
-def as_tensor(array: Any, name: str = "the array") -> Tensor:
+def as_tensor(array: Any, name: str) -> Tensor:
     """Tensor of real numbers that shares the memory of a torch, CuPy or NumPy array where it can.
 
     The one door for the arrays of users: what is not real, or not there, is refused by `name`.
@@ -200,7 +200,11 @@ def as_tensor(array: Any, name: str = "the array") -> Tensor:
         what = f"of dtype {values.dtype}" if values.ndim else f"a {type(array).__name__}"
         hint = _NOT_REAL.get(values.dtype.kind, "pass an array of real numbers")
         raise TypeError(f"{name} is {what}: {hint}")
-    if not values.flags.writeable or not values.dtype.isnative or min(values.strides, default=0) < 0:
+    if (
+        not values.flags.writeable
+        or not values.dtype.isnative
+        or min(values.strides, default=0) < 0
+    ):
         # torch takes none of these as they are
         values = np.array(values, dtype=values.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(values)
@@ -217,7 +221,7 @@ def refuse_complex(named: Iterable[tuple[str, Any]], owner: str) -> None:
             )
 
 
-_RAGGED = "pad it to one length, and pass mask="
+_RAGGED = "pad it to one length, and give kpops.linearize its mask"
 _REAL = "kpops computes with real numbers; pass real and imaginary part as two real arrays"
 _NOT_REAL = {
     "c": _REAL,
@@ -382,7 +386,7 @@ def parameter_space(sizes: Mapping[str, int]) -> Space:
     """
     names = np.repeat(np.array(list(sizes), dtype=object), list(sizes.values()))
     coords = {
-        "parameter": (("parameter",), np.arange(len(names))),
-        "parameter_name": (("parameter",), names),
+        "parameter": Coordinate(("parameter",), np.arange(len(names))),
+        "parameter_name": Coordinate(("parameter",), names),
     }
     return Space(("parameter",), (len(names),), coords)

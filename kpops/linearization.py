@@ -151,7 +151,7 @@ def linearize(
         recurrence=recurrence,
         parameters=learning,
         trajectory=trajectory,
-        space=trajectory_space(recurrence, tuple(trajectory.states.shape), coords),
+        space=trajectory_space(recurrence, trajectory.states.shape, coords),
         reading=reading,
         readout=readout,
         readout_parameters=own,
@@ -387,10 +387,11 @@ class Linearization:
         remark = f"\n {self.engine.remark}" if self.engine.remark else ""
         known = ", ".join(name for name, holds in self.structure.items() if holds)
         forcing = f", forcing {self.attrs['forcing']}" if "forcing" in self.attrs else ""
+        dtype = self.attrs["dtype"]
         return (
             f"<Linearization of {type(self.recurrence.module).__name__} {self.space}, "
             f"{n_parameters} learning parameters{readout}\n"
-            f" measure {self.measure}{forcing}{self.reading}, {self.attrs['dtype']} on {self.device}, "
+            f" measure {self.measure}{forcing}{self.reading}, {dtype} on {self.device}, "
             f"engine {self.engine.name}: {self.engine_reason}{remark}\n"
             f" structure: {known}>"
         )

@@ -77,7 +77,7 @@ def read_inputs(
         inputs, coords, time_first = _by_dims(inputs)
     elif isinstance(inputs, PackedSequence):
         inputs, lengths = pad_packed_sequence(inputs, batch_first=not time_first)
-    elif isinstance(inputs, list | tuple) and all(hasattr(trial, "ndim") for trial in inputs):
+    elif _is_list_of_arrays(inputs):
         inputs, lengths, time_first = _padded(inputs, time_first)
     x = as_tensor(inputs, "inputs")
     _check_shape(x, recurrence, time_first)
@@ -135,6 +135,11 @@ def _by_dims(inputs: xr.DataArray) -> tuple[Any, dict[str, Coordinate], bool]:
     return inputs.transpose(*order, ...).data, coords, order[0] == "time"
 
 
+def _is_list_of_arrays(inputs: Any) -> bool:
+    several = isinstance(inputs, list | tuple) and len(inputs) > 0
+    return several and all(hasattr(trial, "ndim") for trial in inputs)
+
+
 def _padded(trials: Any, time_first: bool) -> tuple[Tensor, Tensor | None, bool]:
     """Trials (time, feature) of several lengths as one tensor, and their lengths."""
     if any(isinstance(trial, xr.DataArray) for trial in trials):
@@ -168,12 +173,15 @@ def _padded(trials: Any, time_first: bool) -> tuple[Tensor, Tensor | None, bool]
 
 def _check_shape(x: Tensor, recurrence: Recurrence, time_first: bool) -> None:
     size = recurrence.input_size
-    if x.ndim != 3 or 0 in x.shape[:2]:
-        expected = "(time, trial, feature)" if time_first else "(trial, time, feature)"
+    expected = "(time, trial, feature)" if time_first else "(trial, time, feature)"
+    if x.ndim != 3:
         raise ValueError(
-            f"inputs has shape {tuple(x.shape)}, expected {expected} with no dim empty; for a "
-            "single trial add a dim of size 1, for a model without inputs give 0 features"
-            + (_one_hot(x, size) if x.ndim < 3 else "")
+            f"inputs has shape {tuple(x.shape)}, expected {expected}; for a single trial add a dim "
+            "of size 1, for a model without inputs give 0 features" + _one_hot(x, size)
+        )
+    if 0 in x.shape[:2]:
+        raise ValueError(
+            f"inputs has shape {tuple(x.shape)} as {expected}: pass one trial and one step or more"
         )
     if size is not None and x.shape[2] != size:
         raise ValueError(
@@ -207,9 +215,7 @@ def _conversion(given: Tensor, x: Tensor) -> str:
     return " -> ".join(names)
 
 
-def _times(
-    recurrence: Recurrence, inputs: Tensor, valid: Tensor | None
-) -> dict[str, Coordinate]:
+def _times(recurrence: Recurrence, inputs: Tensor, valid: Tensor | None) -> dict[str, Coordinate]:
     """Coordinates of the times at which the steps end, where the model knows them."""
     times = recurrence.times(inputs)
     if times is None:
@@ -276,9 +282,9 @@ def read_state(h0: Any, dtype: torch.dtype | None, coords: dict[str, Coordinate]
 
 
 def trajectory_space(
-    recurrence: Recurrence, shape: tuple[int, int, int], coords: dict[str, Coordinate]
+    recurrence: Recurrence, shape: tuple[int, ...], coords: dict[str, Coordinate]
 ) -> Space:
-    """Space (trial, time, unit), with the user's labels where there are any."""
+    """Space (trial, time, unit) of that `shape`, with the user's labels where there are any."""
     dims = ("trial", "time", "unit")
     numbers = {d: (np.arange(n) + (d == "time")) for d, n in zip(dims, shape, strict=True)}
     of_units = recurrence.unit_coords(shape[2])
@@ -291,4 +297,4 @@ def trajectory_space(
         )
     ours = {d: Coordinate((d,), values) for d, values in numbers.items()}
     ours |= {k: Coordinate(("unit",), values) for k, values in of_units.items()}
-    return Space(dims, shape, ours | coords)
+    return Space(dims, tuple(shape), ours | coords)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from itertools import chain
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ def of_model(
     """Private copy of `model` as a recurrence, in `dtype` and on `device` where given."""
     # The copy first: to read a parametrised weight of the user's may already change its buffers.
     recurrence = as_recurrence(_copy(model) if isinstance(model, nn.Module) else model)
-    _refuse_complex(recurrence.module)
+    _refuse_unreal(recurrence.module)
     _refuse_dropout(recurrence.module)
     if dtype is not None:
         numpy_dtype(dtype)  # refuses what is not float32 or float64
@@ -85,7 +84,7 @@ def refuse_tied(model: Any, readout: Any) -> None:
 def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[str, Tensor]]:
     if isinstance(readout, nn.Module):
         _refuse_dropout(readout)
-        _refuse_complex(readout)
+        _refuse_unreal(readout)
         dtypes = {p.dtype for p in readout.parameters()} - {like.dtype}
         if dtypes and not convert:
             raise TypeError(
@@ -135,9 +134,16 @@ def _refuse_dropout(model: nn.Module) -> None:
             )
 
 
-def _refuse_complex(module: nn.Module) -> None:
-    tensors = chain(module.named_parameters(), module.named_buffers())
+def _refuse_unreal(module: nn.Module) -> None:
+    """Refuse complex tensors, and those without numbers."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
     refuse_complex(tensors, type(module).__name__)
+    for name, tensor in tensors:
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} of {type(module).__name__} is on the device meta, where there are no "
+                "numbers: make the module on another device, and load its weights"
+            )
 
 
 def learning_parameters(
@@ -159,6 +165,8 @@ def learning_parameters(
         raise ValueError(f"no parameter {unknown} in the model: choose from {list(every)}")
     if not chosen:
         raise ValueError(f"{reason}: name those that learn by parameters=, from {list(every)}")
+    if not any(every[n].numel() for n in chosen):
+        raise ValueError(f"the parameters {sorted(chosen)} have no entries: choose others, too")
     first = next(iter(every.values()))
     numpy_dtype(first.dtype)
     return {n: p.detach() for n, p in every.items() if n in chosen}

@@ -13,7 +13,7 @@ from torch import Tensor
 from kpops.dynamics.given import bring, check_count, n_inputs, steady_input
 from kpops.dynamics.search_points import Map
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
-from kpops.labels import Space, as_tensor, to_numpy
+from kpops.labels import Coordinate, Space, as_tensor, to_numpy
 from kpops.linearization import Linearization, linearize
 from kpops.models.network import Network
 from kpops.models.recurrence import as_recurrence
@@ -254,11 +254,10 @@ def _stay(
     with ONE_AT_A_TIME, torch.no_grad():
         new = lin.recurrence(inputs[:, 0], h)
     previous, states = (part[:, None].expand(-1, n_steps, -1).contiguous() for part in (h, new))
-    of_units = {k: c for k, c in lin.space.coords.items() if c[0] == ("unit",)}
     coords = {
-        "trial": (("trial",), labels),
-        "time": (("time",), np.arange(1, n_steps + 1)),
-        **of_units,
+        "trial": Coordinate(("trial",), labels),
+        "time": Coordinate(("time",), np.arange(1, n_steps + 1)),
+        **{k: c for k, c in lin.space.coords.items() if c.dims in ((), ("unit",))},
     }
     space = Space(("trial", "time", "unit"), (n_points, int(n_steps), n_units), coords)
     trajectory = Trajectory(inputs, previous, states, None)

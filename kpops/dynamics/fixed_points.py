@@ -230,7 +230,7 @@ def _read(
 ) -> _Problem:
     lin = model if isinstance(model, Linearization) else None
     recurrence = read_model(model if lin is None else lin.recurrence, dtype, device)
-    like = like_what(recurrence, (starts,), dtype)
+    like = like_what(recurrence, {"starts": starts}, dtype)
     convert = dtype is not None
     states = None if lin is None else _valid_states(lin).to(like)
     if isinstance(starts, int | np.integer) and not isinstance(starts, bool):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,20 +29,27 @@ def read_model(
     return recurrence
 
 
-def like_what(recurrence: Recurrence, given: Iterable[Any], dtype: torch.dtype | None) -> Tensor:
+def like_what(
+    recurrence: Recurrence, given: Mapping[str, Any], dtype: torch.dtype | None
+) -> Tensor:
     """An empty tensor of the dtype and on the device of the computation.
 
     They are those of the model's parameters and buffers; a model without any computes in what the
     first floating array that is `given` is in, if there is one.
     """
-    # Of several arrays, such as the parts of a state or trials in a list, the first one tells.
-    parts = [a[0] if isinstance(a, tuple | list) and len(a) else a for a in given if a is not None]
-    arrays = [as_tensor(a.data if isinstance(a, xr.DataArray) else a) for a in parts]
+    arrays = [_first(array, name) for name, array in given.items() if array is not None]
     every = (*recurrence.parameters(), *recurrence.buffers(), *arrays)
     like = next((a for a in every if a.is_floating_point()), torch.empty(0))
     like = torch.empty(0, dtype=dtype or like.dtype, device=like.device)
     numpy_dtype(like.dtype)  # refuses what is not computed in
     return like
+
+
+def _first(array: Any, name: str) -> Tensor:
+    """The array as a tensor; of several, such as the parts of a state or trials, the first one."""
+    if isinstance(array, tuple | list) and len(array):
+        array = array[0]
+    return as_tensor(array.data if isinstance(array, xr.DataArray) else array, name)
 
 
 def bring(array: Any, like: Tensor, name: str, convert: bool) -> Tensor:

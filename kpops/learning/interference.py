@@ -197,7 +197,7 @@ def interference(
     if targets is not None:
         flow = gradient_flow(lin, targets, loss)
         table.variables["loss"] = flow.loss
-        rows = trial_gradients(lin, as_tensor(flow.adjoint.values).to(lin.device))
+        rows = trial_gradients(lin, as_tensor(flow.adjoint.values, "adjoint").to(lin.device))
         _add_effects(table, lin, groups, rows)
         statistics |= _of_gradients(rows, groups.matched)
     for name, statistic in statistics.items():

@@ -33,6 +33,7 @@ from kpops.learning.resumption import (
     describe_trials,
 )
 from kpops.learning.schedules import Keep, Stop, schedule
+from kpops.learning.trial_order import refuse_time_first
 from kpops.models.initial import spectral_radius
 
 
@@ -118,8 +119,8 @@ def train(
     Raises
     ------
     ValueError
-        If the task or an argument does not fit, or `folder` holds checkpoints of a training with
-        another seed, batch size, optimizer, task or parameters.
+        If the task or an argument does not fit, the model takes trials for steps, or `folder` holds
+        checkpoints of a training with another seed, batch size, optimizer, task or parameters.
     TypeError
         If the model returns no tensor, its dtype is not float32 or float64 throughout, or an
         argument has the wrong type.
@@ -158,6 +159,7 @@ def train(
         )
     if max_steps < 0:
         raise ValueError(f"max_steps={max_steps}: pass the number of updates to end at, 0 or more")
+    refuse_time_first(model, trials.inputs)
     keep = schedule(checkpoint_every)
     updates = Updates(model, optimizer, learning_rate)
 

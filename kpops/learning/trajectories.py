@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.labels import Space, as_tensor, by_name, coordinates_of, numpy_dtype
+from kpops.labels import Coordinate, Space, as_tensor, by_name, coordinates_of, numpy_dtype
 from kpops.linearization import Linearization
 from kpops.spectral import common
 from kpops.spectral.estimators.rank_kinds import Question, of_spectrum
@@ -165,7 +165,7 @@ def _space_of(states: Any) -> Space:
         return Space(_DIMS, shape, coordinates_of(states, _DIMS))
     if len(shape) != 3:
         raise ValueError(f"states has shape {shape}, expected (trial, time, unit)")
-    return Space(_DIMS, shape, {"unit": (("unit",), np.arange(shape[2]))})
+    return Space(_DIMS, shape, {"unit": Coordinate(("unit",), np.arange(shape[2]))})
 
 
 def _valid(mask: Any, space: Space) -> Tensor:

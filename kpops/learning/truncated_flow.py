@@ -104,7 +104,7 @@ def truncated_flow(
     top = truncate(lin.flow, k, tol=tol, rng=rng, modes=modes)
 
     def flat(field: xr.DataArray) -> Tensor:
-        return as_tensor(field.values).to(lin.device).flatten()
+        return as_tensor(field.values, str(field.name)).to(lin.device).flatten()
 
     error, change = flat(flow.error), flat(flow.state_change)
     # Sums in float64: what the last modes carry may be far below what all of them do.

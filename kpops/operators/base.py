@@ -221,6 +221,8 @@ class TrajectoryOperator(LinearOperator):
         return self * x
 
     def _act(self, q: Any) -> Any:
+        if isinstance(q, Tensor) and q.is_complex():
+            return torch.complex(self @ q.real, self @ q.imag)
         if not isinstance(q, Tensor) and not is_cupy(q) and np.iscomplexobj(q):
             return self @ np.real(q) + 1j * (self @ np.imag(q))  # real operator, by linearity
         block, restore = enter(q, self.domain, self.torch_dtype, self.device)

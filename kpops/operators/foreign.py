@@ -51,7 +51,9 @@ class ForeignOperator(TrajectoryOperator):
         return self._torch(self.linear.rmatmat(to_numpy(block).T))
 
     def _torch(self, columns: np.ndarray) -> Tensor:
-        return as_tensor(np.ascontiguousarray(columns.T)).to(self.torch_dtype)
+        return as_tensor(np.ascontiguousarray(columns.T), f"what {self.symbol} returns").to(
+            self.torch_dtype
+        )
 
 
 def as_operator(op: Any) -> TrajectoryOperator:

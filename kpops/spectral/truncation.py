@@ -152,6 +152,6 @@ def _block(op: TrajectoryOperator, functions: xr.DataArray, space: Space) -> Ten
 
 
 def _tensor(op: TrajectoryOperator, values: Any) -> Tensor:
-    return as_tensor(values).to(
+    return as_tensor(values, "modes").to(
         dtype=op.torch_dtype, device=op.device, memory_format=torch.contiguous_format
     )
