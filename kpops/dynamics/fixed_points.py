@@ -261,7 +261,11 @@ def _states_of(starts: Any, size: int | None, like: Tensor, convert: bool) -> Te
     if isinstance(starts, xr.DataArray):
         if "unit" not in starts.dims:
             raise ValueError(f"starts has dims {starts.dims}: one of them must be unit")
-        starts = starts.transpose(..., "unit").data
+        if "mask" in starts.coords:  # states of a linearization, of which some are padding
+            valid = starts["mask"]
+            starts = starts.transpose(*valid.dims, ..., "unit").data[valid.values]
+        else:
+            starts = starts.transpose(..., "unit").data
     states = bring(starts, like, "starts", convert)
     if states.ndim == 0 or 0 in states.shape or (size or states.shape[-1]) != states.shape[-1]:
         raise ValueError(

@@ -74,8 +74,8 @@ def trajectory_dimension(
     are found in float64 from the triangular factor of that matrix, not from its square.
 
     The state of an LSTM is h and c. For h alone pass
-    ``states.isel(unit=states["variable"] == "h")`` with ``states = lin.states``, and the mask if
-    there is one.
+    ``states.isel(unit=states["variable"] == "h")`` with ``states = lin.states``, which brings its
+    mask.
 
     States about zero (``over=()``) are what stands in K: the recurrent weights of a linear network
     have ``PR(K) = units * PR(second moments of the previous states)``.
@@ -143,6 +143,7 @@ def read_states(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str
     else:
         space, attrs = _space_of(states), {}
         if isinstance(states, xr.DataArray):
+            mask = states.coords.get("mask") if mask is None else mask
             states = by_name(states, space, "states")
         values = as_tensor(states, "states")
         numpy_dtype(values.dtype)  # refuses what is not computed in
