@@ -32,22 +32,19 @@ class Reading(NamedTuple):
     converted: str = ""
 
     def trial_first(self, tensor: Tensor, name: str, n_trials: int, n_steps: int) -> Tensor:
-        """Bring a tensor that came without labels to (trial, time, ...)."""
-        if not self.time_first:
+        """Bring a tensor that came without labels to (trial, time, ...), if it has both dims."""
+        if not self.time_first or tensor.ndim < 2:
             return tensor
-        if n_trials == n_steps > 1:
+        shape = tuple(tensor.shape[:2])
+        if shape == (n_trials, n_steps) and shape != (1, 1):
+            dims = ("time", "trial", "output")[: tensor.ndim]
+            many = f", and both sizes are {n_steps}" if n_trials == n_steps else ""
             raise ValueError(
-                f"{name} has no labels, the inputs were read as (time, trial, feature), and both "
-                f"sizes are {n_steps}: tell which is which by xarray.DataArray({name}, "
-                f"dims={('time', 'trial', 'output')[: tensor.ndim]})"
+                f"{name} has shape {tuple(tensor.shape)} and no labels, the inputs were read as "
+                f"(time, trial, feature){many}: give it in the same order, and where sizes do not "
+                f"tell it, as xarray.DataArray({name}, dims={dims})"
             )
-        if tuple(tensor.shape[:2]) != (n_steps, n_trials):
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, expected (time, trial, ...) = "
-                f"({n_steps}, {n_trials}, ...), since the inputs were read as (time, trial, "
-                "feature); a DataArray may have any order"
-            )
-        return tensor.transpose(0, 1)
+        return tensor.transpose(0, 1) if shape == (n_steps, n_trials) else tensor
 
     def __str__(self) -> str:
         order = ", inputs read as (time, trial, feature)" if self.time_first else ""
@@ -244,9 +241,11 @@ def _read_mask(
     if not labelled:
         valid = reading.trial_first(valid, "mask", *x.shape[:2])
     if tuple(valid.shape) != tuple(x.shape[:2]):
-        raise ValueError(
-            f"mask has shape {tuple(valid.shape)}, expected (trial, time) = {tuple(x.shape[:2])}"
+        sizes = tuple(x.shape[:2])
+        expected = (
+            f"(time, trial) = {sizes[::-1]}" if reading.time_first else f"(trial, time) = {sizes}"
         )
+        raise ValueError(f"mask has shape {tuple(valid.shape)}, expected {expected}")
     if valid.dtype != torch.bool:
         if not ((valid == 0) | (valid == 1)).all():
             raise ValueError("mask has values other than 0 and 1: pass booleans")

@@ -316,11 +316,13 @@ def test_all_arrays_of_a_time_first_module_come_time_first():
         kpops.interference(first, by, targets=targets).loss_change,
         rtol=1e-10,
     )
-    told = r"expected \(time, trial, ...\) = \(6, 4, ...\), since the inputs were read as"
-    with pytest.raises(ValueError, match="mask has shape .*" + told):
+    told = r"and no labels, the inputs were read as \(time, trial, feature\): give it in the same"
+    with pytest.raises(ValueError, match=r"mask has shape \(4, 6\) " + told):
         kpops.linearize(gru(False), x.transpose(0, 1), mask=mask)
-    with pytest.raises(ValueError, match="targets has shape .*" + told):
+    with pytest.raises(ValueError, match=r"targets has shape \(4, 6, 2\) " + told):
         kpops.gradient_flow(lin, targets)
+    with pytest.raises(ValueError, match=r"mask has .*, expected \(time, trial\) = \(6, 4\)"):
+        kpops.linearize(gru(False), x.transpose(0, 1), mask=mask[:3])
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -328,14 +330,14 @@ def test_labels_are_required_where_trials_and_steps_are_as_many(named):
     x, targets = draw(5, 5, 3), draw(5, 5, 2, seed=2)
     mask = torch.arange(5) < torch.tensor([[5], [2], [5], [4], [5]])
     given = labelled(x.transpose(0, 1), "time", "trial", "f") if named else x.transpose(0, 1)
-    told = r"both sizes are 5: tell which is which by xarray.DataArray\({}, dims="
-    with pytest.raises(ValueError, match="mask has no labels.*" + told.format("mask")):
+    told = r"{} has shape .* and no labels.*both sizes are 5: .*xarray.DataArray\({}, dims="
+    with pytest.raises(ValueError, match=told.format("mask", "mask")):
         kpops.linearize(gru(named), given, mask=mask.T)
     lin = kpops.linearize(
         gru(named), given, readout=readout(), mask=labelled(mask, "trial", "time")
     )
     for wrong in (targets, targets.numpy(), targets.transpose(0, 1)):
-        with pytest.raises(ValueError, match="targets has no labels.*" + told.format("targets")):
+        with pytest.raises(ValueError, match=told.format("targets", "targets")):
             kpops.gradient_flow(lin, wrong)
     first = kpops.linearize(gru(), x, readout=readout(), mask=mask)
     loss = kpops.gradient_flow(lin, labelled(targets, "trial", "time", "output")).loss
