@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 
 from kpops.labels import Space, to_numpy
+from kpops.learning.arguments import expect_linearization
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
 from kpops.operators import TrajectoryOperator
@@ -69,6 +70,8 @@ def collapse(
 
     Raises
     ------
+    TypeError
+        If `lin` is no linearization.
     ValueError
         If `keep` or a kind is unknown, or a number is out of range.
 
@@ -100,6 +103,7 @@ def collapse(
     ``kpops.over_training(network, folder, task.inputs, kpops.collapse)``, with options by
     ``functools.partial(kpops.collapse, rng=0)``.
     """
+    expect_linearization(lin)
     keep, of_reduction, of_whole = map(_names, (keep, of_reduction, of_whole))
     _check(of_reduction, of_whole, num_modes)
     kept = lin.space.keep(keep)
