@@ -185,7 +185,7 @@ def read_weights(
     if loss_mask is not None:
         if isinstance(loss_mask, xr.DataArray):
             loss_mask = by_name(loss_mask, steps, name)
-        given = _real(loss_mask, name)
+        given = as_real_tensor(loss_mask, name)
         if tuple(given.shape) != steps.shape:
             raise ValueError(
                 f"{name} has shape {tuple(given.shape)}, expected (trial, time) = {steps.shape}"
@@ -215,7 +215,7 @@ def read_targets(targets: Any, steps: Space, weights: Tensor) -> Tensor:
         coords = {d: steps.coords[d] for d in first if d in steps.coords}
         targets = by_name(targets, Space(dims, sizes, coords), "targets")
     dtype = weights.dtype
-    wanted = _real(targets, "targets")
+    wanted = as_real_tensor(targets, "targets")
     if isinstance(targets, Tensor) and wanted.is_floating_point() and wanted.dtype != dtype:
         raise TypeError(f"targets is {wanted.dtype}, the outputs are {dtype}: convert it")
     wanted = wanted.to(device=weights.device, dtype=dtype if wanted.is_floating_point() else None)
@@ -229,7 +229,8 @@ def read_targets(targets: Any, steps: Space, weights: Tensor) -> Tensor:
     return wanted
 
 
-def _real(array: Any, name: str) -> Tensor:
+def as_real_tensor(array: Any, name: str) -> Tensor:
+    """Tensor of what a user has given under that name."""
     if isinstance(array, xr.Dataset):
         raise TypeError(f"{name} is a Dataset with {list(array)}: pass one variable, task.{name}")
     is_complex = array.is_complex() if isinstance(array, Tensor) else np.iscomplexobj(array)
