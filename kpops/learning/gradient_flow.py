@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops.kinds import require_linearization
 from kpops.labels import Space, as_tensor, by_name, to_numpy
 from kpops.linearization import Linearization
 
@@ -66,6 +67,7 @@ def gradient_flow(lin: Linearization, targets: Any, loss: str | Loss = "mse") ->
     >>> kpops.gradient_flow(lin, torch.zeros(5, 10, 2)).state_change.sizes
     Frozen({'trial': 5, 'time': 10, 'unit': 8})
     """
+    require_linearization(lin)
     has_readout = lin.readout is not None
     outputs_space = lin.output_space if has_readout else lin.space
     wanted = _targets(lin, targets, outputs_space)
