@@ -40,8 +40,17 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     return _NUMPY_DTYPES[dtype]
 
 
+class Shown:
+    """What notebooks show as a small table, and a drawing where there is one."""
+
+    def _repr_html_(self) -> str:
+        from kpops.html import table_of
+
+        return table_of(self)
+
+
 @dataclass(frozen=True, eq=False)
-class Space:
+class Space(Shown):
     """A vector space whose vectors are arrays with named dims.
 
     A flat vector is the C-order of the dims.

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import xarray as xr
 
+from kpops.kinds import require_linearization
 from kpops.labels import Space, to_numpy
-from kpops.learning.arguments import expect_linearization
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
 from kpops.operators import TrajectoryOperator
@@ -103,7 +103,7 @@ def collapse(
     ``kpops.over_training(network, folder, task.inputs, kpops.collapse)``, with options by
     ``functools.partial(kpops.collapse, rng=0)``.
     """
-    expect_linearization(lin)
+    require_linearization(lin)
     keep, of_reduction, of_whole = map(_names, (keep, of_reduction, of_whole))
     _check(of_reduction, of_whole, num_modes)
     kept = lin.space.keep(keep)

@@ -9,8 +9,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops.kinds import require_linearization
 from kpops.labels import to_numpy
-from kpops.learning.arguments import expect_linearization
 from kpops.learning.losses import Loss, objective_of, read_targets, read_weights
 from kpops.linearization import Linearization
 
@@ -85,7 +85,7 @@ def gradient_flow(
     >>> bool(flow.error[:, :7].any()), bool(flow.error[:, 7:].any())
     (False, True)
     """
-    expect_linearization(lin)
+    require_linearization(lin)
     value, of_outputs = _gradient(lin, targets, loss, loss_mask)
     error = of_outputs if lin.readout is None else lin.C.apply_adjoint(of_outputs)
     adjoint = lin.P.apply_adjoint(error)

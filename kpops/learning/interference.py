@@ -13,7 +13,6 @@ import xarray as xr
 from torch import Tensor
 
 from kpops.labels import as_tensor, numpy_dtype, to_numpy
-from kpops.learning.arguments import expect_linearization
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.losses import Loss
 from kpops.learning.task_alignment import (
@@ -186,7 +185,6 @@ def interference(
     >>> bool((abs(result.gradient_cosine) <= 1).all())
     True
     """
-    expect_linearization(lin)
     if num_matvecs < 0 or num_matvecs == 1:
         raise ValueError(f"num_matvecs={num_matvecs}: pass 0, or at least 2 for a standard error")
     if n_permutations < 0:
@@ -256,7 +254,6 @@ def interference_operator(
     >>> kpops.interference_operator(lin, "Pro", "Anti", by=["Pro", "Pro", "Anti", "Anti", "Anti"])
     <P_i K_ij P_j* (trial: 3, time: 6, unit: 4) -> (trial: 2, time: 6, unit: 4), float32 on cpu>
     """
-    expect_linearization(lin)
     groups = group_trials(lin, by)
     i, j = groups.position(task), groups.position(task_in)
     scale = 1.0 if lin.measure == "sum" else 1.0 / lin.trajectory.n_valid  # of all tasks' steps

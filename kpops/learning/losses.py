@@ -15,8 +15,9 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from kpops.kinds import described
 from kpops.labels import Space, as_tensor, by_name
-from kpops.learning.arguments import takes
+from kpops.learning.signatures import takes
 
 Loss = str | Callable[..., Tensor]
 
@@ -232,14 +233,14 @@ def read_targets(targets: Any, steps: Space, weights: Tensor) -> Tensor:
 def as_real_tensor(array: Any, name: str) -> Tensor:
     """Tensor of what a user has given under that name."""
     if isinstance(array, xr.Dataset):
-        raise TypeError(f"{name} is a Dataset with {list(array)}: pass one variable, task.{name}")
+        raise TypeError(f"{name} is {described(array)}: pass one variable, task.{name}")
     is_complex = array.is_complex() if isinstance(array, Tensor) else np.iscomplexobj(array)
     if is_complex:
         raise TypeError(f"{name} is complex: pass real and imaginary part as two channels")
     try:
         return as_tensor(array)
     except TypeError as error:
-        raise TypeError(f"{name} is a {type(array).__name__}: {error}") from error
+        raise TypeError(f"{name} is {described(array)}: {error}") from error
 
 
 def _kind(targets: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""What functions of this folder ask of their arguments."""
+"""What the functions that users pass can take."""
 
 from __future__ import annotations
 
@@ -7,17 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-
-from kpops.linearization import Linearization
-
-
-def expect_linearization(lin: Any) -> None:
-    """Refuse what is given in the place of a linearization."""
-    if not isinstance(lin, Linearization):
-        raise TypeError(
-            f"lin is a {type(lin).__name__}, expected a Linearization: pass what "
-            "kpops.linearize(model, inputs) returns, not one of its operators"
-        )
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
