@@ -19,6 +19,8 @@ import xarray as xr
 from scipy.sparse import issparse
 from torch import Tensor
 
+from kpops.kinds import described
+
 
 class Coordinate(NamedTuple):
     """Labels along some dims, or along none; attributes that are None are kpops' to write."""
@@ -54,8 +56,17 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     return _NUMPY_DTYPES[dtype]
 
 
+class Shown:
+    """What notebooks show as a small table, and a drawing where there is one."""
+
+    def _repr_html_(self) -> str:
+        from kpops.html import table_of
+
+        return table_of(self)
+
+
 @dataclass(frozen=True, eq=False)
-class Space:
+class Space(Shown):
     """A vector space whose vectors are arrays with named dims.
 
     A flat vector is the C-order of the dims.
@@ -187,7 +198,7 @@ def as_tensor(array: Any, name: str) -> Tensor:
     if is_cupy(array):
         return _checked(torch.from_dlpack(array), name)
     if isinstance(array, xr.Dataset):
-        raise TypeError(f"{name} is a Dataset: pass one of its variables, such as task.inputs")
+        raise TypeError(f"{name} is {described(array)}: pass one variable, such as task.{name}")
     if issparse(array):
         raise TypeError(f"{name} is a sparse {type(array).__name__}: pass {name}.toarray()")
     if np.ma.is_masked(array):
@@ -196,8 +207,10 @@ def as_tensor(array: Any, name: str) -> Tensor:
         values = np.asarray(array)
     except ValueError as error:
         raise ValueError(f"{name} is no array of one shape ({error}): {_RAGGED}") from None
+    if values.dtype.kind == "c":
+        raise TypeError(f"{name} is {_COMPLEX}")
     if values.dtype.kind not in "fiub" or values.dtype.itemsize > 8:
-        what = f"of dtype {values.dtype}" if values.ndim else f"a {type(array).__name__}"
+        what = f"of dtype {values.dtype}" if values.ndim else described(array)
         hint = _NOT_REAL.get(values.dtype.kind, "pass an array of real numbers")
         raise TypeError(f"{name} is {what}: {hint}")
     if (
@@ -222,9 +235,8 @@ def refuse_complex(named: Iterable[tuple[str, Any]], owner: str) -> None:
 
 
 _RAGGED = "pad it to one length, and give kpops.linearize its mask"
-_REAL = "kpops computes with real numbers; pass real and imaginary part as two real arrays"
+_COMPLEX = "complex: pass real and imaginary part as two real arrays"
 _NOT_REAL = {
-    "c": _REAL,
     "f": "convert it to float64",
     "U": "strings are no numbers; label them, for example by torch.nn.functional.one_hot",
     "M": "dates are no numbers; pass them as the coordinate of a DataArray",
@@ -234,7 +246,7 @@ _NOT_REAL = {
 
 def _checked(tensor: Tensor, name: str) -> Tensor:
     if tensor.is_complex():
-        raise TypeError(f"{name} is complex ({tensor.dtype}): {_REAL}")
+        raise TypeError(f"{name} is {_COMPLEX}")
     if tensor.is_nested or tensor.layout != torch.strided:
         raise TypeError(f"{name} is a nested or sparse tensor: pass a dense one, by to_dense()")
     if tensor.is_quantized:

@@ -17,7 +17,7 @@ from kpops.engines.base import ONE_AT_A_TIME, Trajectory
 from kpops.engines.choice import ENGINES, choose_engine, memory_estimate
 from kpops.engines.classification import classify
 from kpops.engines.rowwise import Rowwise
-from kpops.labels import Space, parameter_space, to_numpy
+from kpops.labels import Shown, Space, parameter_space, to_numpy
 from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence
 from kpops.operators import (
@@ -162,7 +162,7 @@ def linearize(
 
 
 @dataclass(eq=False)
-class Linearization:
+class Linearization(Shown):
     """A model linearised about its trajectories; made by :func:`linearize`.
 
     Attributes

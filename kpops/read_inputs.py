@@ -51,6 +51,10 @@ class Reading(NamedTuple):
         return order + (f", inputs {self.converted}" if self.converted else "")
 
 
+BY_TRIAL = Reading()
+"""Of arrays that are (trial, time, ...)."""
+
+
 class Inputs(NamedTuple):
     """What steps read, which of them are valid, the users' labels, and how all was read."""
 

@@ -84,7 +84,7 @@ def test_complex_readouts_are_refused(dtype):
 def test_complex_checkpoints_are_refused():
     model = gru()
     states = {name: value * 1j for name, value in model.state_dict().items()}
-    with pytest.raises(TypeError, match="weight_ih_l0 of the checkpoint of step 7 is complex"):
+    with pytest.raises(kpops.MeasureError, match=r"at step 7: weight_ih_l0 .* is complex"):
         kpops.over_training(model, [(7, states)], draw(2, 3, 3), lambda lin: {"a": 1.0})
 
 
@@ -137,13 +137,13 @@ def test_complex_parts_of_other_arguments_are_refused(tmp_path):
     task = kpops.tasks.memory_pro(TRIALS, steps=(2, 2, 2), rng=0)
     network = kpops.Network(nn.GRU(3, 4), nn.Linear(4, 3))
     for name in ("inputs", "targets", "mask"):
-        with pytest.raises(TypeError, match=rf"task\['{name}'\] is of dtype complex"):
+        with pytest.raises(TypeError, match=f"{name} is complex"):
             kpops.training.train(
                 network, task.assign({name: task[name] * 1j}), folder=tmp_path, batch_size=2
             )
-    with pytest.raises(TypeError, match="times is of dtype complex"):
+    with pytest.raises(TypeError, match="times is complex"):
         kpops.models.NeuralODE(lambda t, h: -h, dt=None).inputs(np.arange(3) * 1j)
-    with pytest.raises(TypeError, match="angles is of dtype complex"):
+    with pytest.raises(TypeError, match="angles is complex"):
         kpops.tasks.memory_pro(2, angles=np.array([1j, 2j]))
 
 
@@ -161,11 +161,11 @@ def test_operators_act_on_complex_vectors_by_linearity():
 
 NO_ARRAYS = {
     "strings": ([["a", "b"]], TypeError, "dtype <U1: strings are no numbers"),
-    "nothing": (None, TypeError, "a is a NoneType: pass an array of real numbers"),
+    "nothing": (None, TypeError, "a is None: pass an array of real numbers"),
     "objects": (np.array([None, 1]), TypeError, "a is of dtype object: pass an array"),
     "ragged lists": ([[1.0], [1.0, 2.0]], ValueError, "a is no array of one shape.*pad it"),
     "ragged tensors": ([torch.ones(1), torch.ones(2)], ValueError, "different shapes: pad it"),
-    "a Dataset": (xr.Dataset(), TypeError, "a is a Dataset: pass one of its variables"),
+    "a Dataset": (xr.Dataset(), TypeError, "a is a Dataset of nothing: pass one variable"),
     "dates": (np.zeros(2, "datetime64[s]"), TypeError, "dates are no numbers; pass them as the"),
     "durations": (np.zeros(2, "timedelta64[s]"), TypeError, "durations are no numbers; divide"),
     "long doubles": (np.zeros(2, np.longdouble), TypeError, "convert it to float64"),

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops.kinds import is_array, require_linearization
 from kpops.labels import Coordinate, Space, as_tensor, by_name, coordinates_of, numpy_dtype
 from kpops.linearization import Linearization
 from kpops.spectral import common
@@ -141,6 +142,8 @@ def read_states(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str
         values, mask = states.trajectory.states, states.trajectory.mask
         space, attrs = states.space, states.attrs
     else:
+        if not is_array(states):
+            require_linearization(states, "states")
         space, attrs = _space_of(states), {}
         if isinstance(states, xr.DataArray):
             mask = states.coords.get("mask") if mask is None else mask

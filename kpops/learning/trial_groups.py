@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kpops.engines.memory import check_allocation
+from kpops.kinds import require_linearization
 from kpops.linearization import Linearization
 
 
@@ -70,6 +71,7 @@ def group_trials(lin: Linearization, by: Any, condition: Any = None) -> Groups:
     ValueError
         If there are not two groups, or their conditions are not the same.
     """
+    require_linearization(lin)
     labels = _labels(lin, by, "by")
     _, first, codes = np.unique(labels, return_index=True, return_inverse=True)
     if len(first) < 2:

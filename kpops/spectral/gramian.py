@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kpops.engines.alone import alone
 from kpops.engines.base import Engine
+from kpops.kinds import described
 from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Adjoint, Product, Scaled
@@ -264,10 +265,11 @@ def _kept_finite(gramian: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) -> xr.Dataset:
-    P = getattr(lin, "P", lin)
+    P = lin if isinstance(lin, TrajectoryOperator) else getattr(lin, "P", lin)
     if not isinstance(P, Propagator):
         raise TypeError(
-            f"lin is {lin!r}: pass a Linearization, or its P, of a model that is forced by states"
+            f"lin is {described(lin)}: pass a Linearization, or its P, of a model that is "
+            "forced by states"
         )
     n_trials, n_steps, n_units = P.domain.shape
     chosen = _positions([default] if times is None else times, n_steps)
