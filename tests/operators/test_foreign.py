@@ -99,9 +99,7 @@ def test_on_the_left_of_ours_they_work_whoever_composes(lin, kind):
         assert (theirs @ lin.P).symbol == "Duck P"
     for op, matrix in pairs:
         np.testing.assert_allclose(op @ x, matrix @ x, rtol=1e-10, atol=1e-12)
-        np.testing.assert_allclose(
-            kpops.svds(op, k=1, rng=0).singular_value, np.linalg.norm(matrix, 2)
-        )
+        np.testing.assert_allclose(kpops.svds(op, k=1, rng=0).singular_value, np.linalg.norm(matrix, 2))
 
 
 def test_given_spaces_label_an_operator_of_others(lin):
@@ -241,9 +239,7 @@ def test_linearizations_and_lists_of_operators_are_no_operator(lin, function):
 
 @pytest.mark.parametrize("function", ["eigsh", "eigvalsh", "trace", "diagonal"])
 def test_matrices_that_are_not_square_are_refused(function):
-    with pytest.raises(
-        ValueError, match="not self-adjoint: use kpops.svds|no trace|size of the op"
-    ):
+    with pytest.raises(ValueError, match="not self-adjoint: use kpops.svds|no trace|size of the op"):
         TAKE_AN_OPERATOR[function](np.ones((3, 4)))
 
 
