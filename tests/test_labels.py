@@ -208,6 +208,21 @@ def test_states_to_start_from_are_understood_by_name():
         kpops.linearize(gru(), inputs, h0=last.rename(unit="feature"))
 
 
+def test_arguments_with_labels_are_understood_by_them():
+    lin, tasks = linearised(), ["a", "a", "b", "b"]
+    by = xr.DataArray(tasks, dims="trial", coords={"trial": recorded().trial})
+    xr.testing.assert_identical(kpops.interference(lin, by), kpops.interference(lin, tasks))
+    with pytest.raises(ValueError, match=r"by and the inputs disagree .*\['trial'\]"):
+        kpops.interference(lin, by.isel(trial=[1, 2, 0, 3]))
+    ode = kpops.models.NeuralODE(lambda x, h: x - h, dt=0.1, arguments="xh")
+    x = xr.DataArray(values(3, 3, 2).astype("float32"), dims=("trial", "time", "feature"))
+    times = 0.1 * np.arange(4)
+    assert torch.equal(ode.inputs(times, x.transpose("time", "trial", ...)), ode.inputs(times, x))
+    points = xr.DataArray(values(2, 2, 4), dims=("a", "b", "unit"), coords={"a": [1, 2]})
+    at = kpops.linearize_at(lin, points.stack(point=("a", "b")), 2)
+    assert at.states.trial.values.tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("name", ["unit", "output", "layer"])
 def test_names_that_kpops_gives_to_its_own_labels_are_refused(name):
     with pytest.raises(ValueError, match=rf"coordinates \['{name}'\].*rename.*drop_vars"):

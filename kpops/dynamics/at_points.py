@@ -13,7 +13,7 @@ from torch import Tensor
 from kpops.dynamics.given import bring, check_count, n_inputs, steady_input
 from kpops.dynamics.search_points import Map
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
-from kpops.labels import Coordinate, Space, as_tensor, to_numpy
+from kpops.labels import Coordinate, Space, as_tensor, to_numpy, without_multiindex
 from kpops.linearization import Linearization, linearize
 from kpops.models.network import Network
 from kpops.models.recurrence import as_recurrence
@@ -208,7 +208,7 @@ def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
     if isinstance(points, xr.DataArray):
         if set(points.dims) != {"point", "unit"}:
             raise ValueError(f"points has dims {points.dims}, expected ('point', 'unit')")
-        points = points.transpose("point", "unit")
+        points = without_multiindex(points.transpose("point", "unit"))
         labels = points.point.values
         points = points.data
     if np.ndim(points) != 2 or 0 in np.shape(points):

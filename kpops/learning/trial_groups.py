@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from kpops.engines.memory import check_allocation
 from kpops.kinds import require_linearization
+from kpops.labels import by_name
 from kpops.linearization import Linearization
 
 
@@ -143,6 +145,8 @@ def _labels(lin: Linearization, given: Any, argument: str) -> np.ndarray:
             )
         values = np.asarray(lin.space.coords[given][1])
     else:
+        if isinstance(given, xr.DataArray):
+            given = by_name(given, lin.space.keep(("trial",)), argument)
         values = np.asarray(given)
         if values.shape != (n_trials,):
             raise ValueError(

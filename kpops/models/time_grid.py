@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 from kpops.labels import as_tensor, to_numpy
@@ -109,6 +110,8 @@ class TimeStepped(nn.Module):
             wanted = "needs" if x is None else "takes no"
             raise ValueError(f"arguments={self.arguments!r}: a field of this form {wanted} x")
         like = next(self.parameters(), torch.empty(0)).detach()
+        if isinstance(x, xr.DataArray):
+            x = x.transpose("trial", "time", ...).data
         external = None if x is None else matching(x, like, "x")
         n_trials = max(n_trials, len(grid)) if external is None else len(external)
         shape = (n_trials, steps.shape[1])
