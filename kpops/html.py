@@ -72,6 +72,7 @@ def _of_linearization(lin: Linearization) -> str:
     table = {
         "states": repr(lin.space),
         "outputs": "" if lin.readout is None else repr(lin.output_space),
+        "inputs": str(lin.reading).removeprefix(", "),
         "learning": f"{n_parameters:,} parameters: {', '.join(lin.parameters)}",
         "size": f"{lin.space.size:,} states, {lin.attrs['dtype']} on {lin.device}",
         "measure": ", ".join(filter(None, (lin.measure, lin.attrs.get("forcing")))),
