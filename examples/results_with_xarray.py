@@ -100,6 +100,13 @@ quarter = change.sel(trial=is_pro, time=change.epoch == "response").isel(step=-1
 print(f"a quarter of the circle: {dict(quarter.sizes)}, mean {float(quarter.mean()):.3f}")
 
 # %%
+# One thing needs care: ``coarsen`` takes the mean of each coordinate as well, which strings do not
+# have. Drop them first.
+
+coarse = change.drop_vars("epoch").coarsen(time=10, boundary="trim").mean()
+print("in blocks of ten steps:", dict(coarse.sizes))
+
+# %%
 # Draw
 # ----
 #

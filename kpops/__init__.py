@@ -15,7 +15,7 @@ from kpops.learning.accumulation import accumulate_interference
 from kpops.learning.collapse import collapse
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.interference import interference, interference_operator
-from kpops.learning.over_training import over_training
+from kpops.learning.over_training import MeasureError, over_training
 from kpops.learning.rank_bounds import rank_bounds
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.learning.truncated_flow import truncated_flow
@@ -46,6 +46,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvergenceWarning",
     "Linearization",
+    "MeasureError",
     "Network",
     "TrajectoryOperator",
     "accumulate_interference",

@@ -9,16 +9,32 @@ user gave into a block and returns the function that turns a result back into th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
+from scipy.sparse import issparse
 from torch import Tensor
 
-Coordinate = tuple[tuple[str, ...], np.ndarray]
+from kpops.kinds import described
+
+
+class Coordinate(NamedTuple):
+    """Labels along some dims, or along none; attributes that are None are kpops' to write."""
+
+    dims: tuple[str, ...]
+    values: np.ndarray
+    attrs: Mapping[str, Any] | None = None
+
+    def described(self, name: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, Any]]:
+        """Dims, values and attributes, as xarray takes them: the user's, if there are any."""
+        attrs = _described(name, self.values) if self.attrs is None else dict(self.attrs)
+        return self.dims, self.values, attrs
+
+
 Restore = Callable[[Tensor, "Space"], Any]
 
 # Units of coordinates that have some; a coordinate without numbers has none.
@@ -40,8 +56,17 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     return _NUMPY_DTYPES[dtype]
 
 
+class Shown:
+    """What notebooks show as a small table, and a drawing where there is one."""
+
+    def _repr_html_(self) -> str:
+        from kpops.html import table_of
+
+        return table_of(self)
+
+
 @dataclass(frozen=True, eq=False)
-class Space:
+class Space(Shown):
     """A vector space whose vectors are arrays with named dims.
 
     A flat vector is the C-order of the dims.
@@ -53,8 +78,9 @@ class Space:
     shape : tuple of int
         Their sizes.
     coords : mapping, optional
-        Coordinate name to ``(dims, values)``. The coordinate of the name of a dim labels its
-        positions: spaces are equal when dims and shape are, and no such labels differ.
+        Coordinate name to ``(dims, values)``, or ``(dims, values, attrs)`` if they are the user's.
+        The coordinate of the name of a dim labels its positions: spaces are equal when dims and
+        shape are, and no such labels differ.
 
     Examples
     --------
@@ -69,6 +95,9 @@ class Space:
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     coords: Mapping[str, Coordinate] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "coords", {k: Coordinate(*c) for k, c in self.coords.items()})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Space):
@@ -113,11 +142,11 @@ class Space:
         """Return the space restricted to integer `positions` along some dims."""
         shape = tuple(len(positions[d]) if d in positions else s for d, s in self.sizes.items())
         coords = {}
-        for name, (dims, values) in self.coords.items():
+        for name, (dims, values, attrs) in self.coords.items():
             for axis, dim in enumerate(dims):
                 if dim in positions:
                     values = np.take(values, positions[dim], axis=axis)
-            coords[name] = (dims, values)
+            coords[name] = Coordinate(dims, values, attrs)
         return Space(self.dims, shape, coords)
 
     def label(
@@ -130,7 +159,7 @@ class Space:
         long_name: str | None = None,
     ) -> xr.DataArray:
         """Label an array of shape ``(*block, *shape)``."""
-        own = {k: (*c, _described(k, c[1])) for k, c in self.coords.items()}
+        own = {k: c.described(k) for k, c in self.coords.items()}
         coords = {**own, **(block_coords or {})}
         attrs = {} if long_name is None else {"long_name": long_name, "units": "1"}
         return xr.DataArray(
@@ -154,19 +183,77 @@ def is_cupy(array: Any) -> bool:
     return type(array).__module__.partition(".")[0] == "cupy"
 
 
-def as_tensor(array: Any) -> Tensor:
-    """Tensor that shares the memory of a torch, CuPy or NumPy array where it can."""
+def as_tensor(array: Any, name: str) -> Tensor:
+    """Tensor of real numbers that shares the memory of a torch, CuPy or NumPy array where it can.
+
+    The one door for the arrays of users: what is not real, or not there, is refused by `name`.
+    A tensor that requires grad comes detached.
+    """
+    if isinstance(array, list | tuple) and array and all(isinstance(a, Tensor) for a in array):
+        if len({a.shape for a in array}) > 1:
+            raise ValueError(f"{name} is a list of tensors of different shapes: {_RAGGED}")
+        array = torch.stack([a.detach() for a in array])
     if isinstance(array, Tensor):
-        return array.detach()
+        return _checked(array, name)
     if is_cupy(array):
-        return torch.from_dlpack(array)
-    array = np.asarray(array)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"dtype {array.dtype} is not a real number type: pass real numbers")
-    if not array.flags.writeable or not array.dtype.isnative or min(array.strides, default=0) < 0:
+        return _checked(torch.from_dlpack(array), name)
+    if isinstance(array, xr.Dataset):
+        raise TypeError(f"{name} is {described(array)}: pass one variable, such as task.{name}")
+    if issparse(array):
+        raise TypeError(f"{name} is a sparse {type(array).__name__}: pass {name}.toarray()")
+    if np.ma.is_masked(array):
+        raise TypeError(f"{name} has masked entries, which would be lost: pass a plain array")
+    try:
+        values = np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"{name} is no array of one shape ({error}): {_RAGGED}") from None
+    if values.dtype.kind == "c":
+        raise TypeError(f"{name} is {_COMPLEX}")
+    if values.dtype.kind not in "fiub" or values.dtype.itemsize > 8:
+        what = f"of dtype {values.dtype}" if values.ndim else described(array)
+        hint = _NOT_REAL.get(values.dtype.kind, "pass an array of real numbers")
+        raise TypeError(f"{name} is {what}: {hint}")
+    if (
+        not values.flags.writeable
+        or not values.dtype.isnative
+        or min(values.strides, default=0) < 0
+    ):
         # torch takes none of these as they are
-        array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-    return torch.from_numpy(array)
+        values = np.array(values, dtype=values.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(values)
+
+
+def refuse_complex(named: Iterable[tuple[str, Any]], owner: str) -> None:
+    """Refuse complex tensors among the named ones of `owner`, which a cast would make others."""
+    for name, tensor in named:
+        if isinstance(tensor, Tensor) and tensor.is_complex():
+            raise TypeError(
+                f"{name} of {owner} is complex ({tensor.dtype}), and kpops computes with real "
+                "numbers: keep real and imaginary part as two real tensors, and put them together "
+                "by torch.complex in the forward"
+            )
+
+
+_RAGGED = "pad it to one length, and give kpops.linearize its mask"
+_COMPLEX = "complex: pass real and imaginary part as two real arrays"
+_NOT_REAL = {
+    "f": "convert it to float64",
+    "U": "strings are no numbers; label them, for example by torch.nn.functional.one_hot",
+    "M": "dates are no numbers; pass them as the coordinate of a DataArray",
+    "m": "durations are no numbers; divide by a unit, such as np.timedelta64(1, 's')",
+}
+
+
+def _checked(tensor: Tensor, name: str) -> Tensor:
+    if tensor.is_complex():
+        raise TypeError(f"{name} is {_COMPLEX}")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise TypeError(f"{name} is a nested or sparse tensor: pass a dense one, by to_dense()")
+    if tensor.is_quantized:
+        raise TypeError(f"{name} is quantized ({tensor.dtype}): pass {name}.dequantize()")
+    if tensor.is_meta:
+        raise ValueError(f"{name} is on the device meta, where there are no numbers: load them")
+    return tensor.detach()
 
 
 def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Restore]:
@@ -201,7 +288,7 @@ def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tup
             f"q is a CuPy array, the operator on {device}: linearise with device='cuda', or pass "
             "cupy.asnumpy(q)"
         )
-    tensor = as_tensor(q)
+    tensor = as_tensor(q, "q")
     back = _kind_of(q)
     block, layout = _to_block(tensor.to(device=device, dtype=dtype), space)
     return block, lambda result, codomain: back(layout(result, codomain))
@@ -239,11 +326,42 @@ def by_name(array: xr.DataArray, space: Space, what: str) -> Any:
     """Values of a DataArray in the order of the dims of `space`, whose labels must agree."""
     if set(array.dims) != set(space.dims):
         raise ValueError(f"{what} has dims {array.dims}, expected {space.dims}")
-    coords = {d: ((d,), array[d].values) for d in space.dims if d in array.coords}
-    labels = Space(space.dims, space.shape, coords).misaligned(space)
+    labels = disagreeing(array, space)
     if labels:
         raise ValueError(f"{what} and the inputs disagree on the labels of {labels}: align them")
     return array.transpose(*space.dims).data
+
+
+def coordinates_of(array: xr.DataArray, dims: tuple[str, ...]) -> dict[str, Coordinate]:
+    """Coordinates of a DataArray along some of `dims` or none, in a form that files take.
+
+    A MultiIndex gives its levels, which are coordinates of their own.
+    """
+    coords = {}
+    for name, c in without_multiindex(array).coords.items():
+        if set(c.dims) <= set(dims):
+            # Zarr has no fixed-width strings yet.
+            values = c.values.astype(object) if c.dtype.kind in "UT" else c.values
+            coords[str(name)] = Coordinate(tuple(map(str, c.dims)), values, dict(c.attrs))
+    return coords
+
+
+def without_multiindex(array: xr.DataArray) -> xr.DataArray:
+    """`array` with the levels of each MultiIndex as plain coordinates, and no tuples."""
+    indexes = array.xindexes.items()
+    several = [n for n, i in indexes if isinstance(i, xr.indexes.PandasMultiIndex)]
+    return array.reset_index([n for n in several if n in array.dims])
+
+
+def disagreeing(array: xr.DataArray, space: Space) -> list[str]:
+    """Index coordinates, levels of a MultiIndex too, that `space` has with other values."""
+    indexed = set(map(str, array.xindexes)) & set(space.coords)
+    array = without_multiindex(array)
+    return sorted(
+        n
+        for n in indexed & set(map(str, array.coords))
+        if not np.array_equal(array[n].values, space.coords[n].values)
+    )
 
 
 def _enter_dataarray(
@@ -253,19 +371,18 @@ def _enter_dataarray(
     wrong = {d: q.sizes[d] for d in space.dims if d in q.dims and q.sizes[d] != space.sizes[d]}
     if missing or wrong:
         raise ValueError(f"q has dims {dict(q.sizes)}, expected {space}")
-    for dim in space.dims:
-        ours = space.coords.get(dim)
-        if ours is not None and dim in q.coords and not np.array_equal(q[dim].values, ours[1]):
-            raise ValueError(
-                f"q and the operator disagree on the labels of {dim!r}: align them first, or drop "
-                f"q's by q.drop_vars({dim!r})"
-            )
+    labels = disagreeing(q, space)
+    if labels:
+        raise ValueError(
+            f"q and the operator disagree on the labels of {labels}: align them first, or drop "
+            f"q's by q.drop_vars({labels})"
+        )
     block_dims = tuple(str(d) for d in q.dims if d not in space.dims)
     q = q.transpose(*block_dims, *space.dims)
     kind = _kind_of(q.data)
     block_shape = q.shape[: len(block_dims)]
     block_coords = {k: c for k, c in q.coords.items() if set(c.dims) <= set(block_dims)}
-    tensor = as_tensor(q.data).to(device=device, dtype=dtype)
+    tensor = as_tensor(q.data, "q").to(device=device, dtype=dtype)
 
     def restore(result: Tensor, codomain: Space) -> xr.DataArray:
         values = kind(result.reshape(*block_shape, *codomain.shape))
@@ -281,7 +398,7 @@ def parameter_space(sizes: Mapping[str, int]) -> Space:
     """
     names = np.repeat(np.array(list(sizes), dtype=object), list(sizes.values()))
     coords = {
-        "parameter": (("parameter",), np.arange(len(names))),
-        "parameter_name": (("parameter",), names),
+        "parameter": Coordinate(("parameter",), np.arange(len(names))),
+        "parameter_name": Coordinate(("parameter",), names),
     }
     return Space(("parameter",), (len(names),), coords)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from kpops.engines.base import ONE_AT_A_TIME, Trajectory
 from kpops.engines.choice import ENGINES, choose_engine, memory_estimate
 from kpops.engines.classification import classify
 from kpops.engines.rowwise import Rowwise
-from kpops.labels import Space, parameter_space, to_numpy
+from kpops.labels import Shown, Space, parameter_space, to_numpy
 from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence
 from kpops.operators import (
@@ -31,6 +30,7 @@ from kpops.operators import (
     ReadoutParameterJacobian,
     TrajectoryOperator,
 )
+from kpops.read_inputs import Reading, read_inputs, read_state, trajectory_space
 
 
 @torch.inference_mode(False)
@@ -58,11 +58,13 @@ def linearize(
     model : nn.RNN, nn.GRU, nn.LSTM, their Cell classes, kpops.models.Network, or nn.Module
         Any other module must have ``forward(x_t, h)`` that returns the next state, trial by trial.
         A :class:`kpops.models.Network` brings its readout.
-    inputs : Tensor, array_like, DataArray or PackedSequence
+    inputs : Tensor, array_like, DataArray, PackedSequence or list of array_like
         Shape (trial, time, feature); for a module with ``batch_first=False`` (time, trial,
         feature), as the module itself takes it. A DataArray with dims ``trial`` and ``time`` is
-        understood by their names, and its coordinates label every result.
-    h0 : array_like, optional
+        understood by their names, and its coordinates label every result. A list of trials (time,
+        feature) of several lengths is padded, and brings its mask. Integers and booleans become
+        numbers of the model's dtype; no gradient flows back to a tensor that requires one.
+    h0 : array_like or DataArray, optional
         Initial state (trial, unit) or (unit,), or what the module itself takes. Default: zero.
     parameters : iterable of str or callable, optional
         Names of the parameters that learn, or a predicate on names. Default: all that require
@@ -72,7 +74,8 @@ def linearize(
         A module is copied; a bare callable is used as it is, and has no parameters that learn.
     mask : array_like of bool, optional
         Shape (trial, time), True at valid steps: first the valid ones, then the padding. The
-        operators are restricted to the valid steps.
+        operators are restricted to the valid steps. Inputs may bring it as a coordinate ``mask``,
+        as results have it.
     measure : {"sum", "mean"}
         The measure of trials and time: ``"mean"`` divides K by the number of valid steps, as the
         KPFlow paper writes it.
@@ -95,12 +98,21 @@ def linearize(
     Raises
     ------
     TypeError
-        If dtypes are mixed, or `model` is not a module.
+        If dtypes are mixed, `model` is not a module, or a tensor is complex.
     ValueError
-        If a shape, a name or an option is wrong; if the model is random in its present mode,
+        If a shape, a name or an option is wrong; if it cannot be told which dim of an array is
+        time; if the model is random in its present mode,
         mixes trials or has no learning parameter; if inputs or states are not finite.
     MemoryError
         If the engine asked for would not fit.
+
+    Notes
+    -----
+    All arrays of a call have one order. Where inputs come as (time, trial, feature), from a module
+    with ``batch_first=False`` or as a DataArray with its dims in this order, `mask` is (time,
+    trial), and the targets of :func:`kpops.gradient_flow` are (time, trial, output), unless they
+    are DataArrays. If both sizes are equal, they must be, since nothing would tell a wrong order.
+    Results are (trial, time, unit) always.
 
     Examples
     --------
@@ -124,29 +136,23 @@ def linearize(
     recurrence.time_major &= not is_network  # a Network takes (trial, time, feature)
     learning = snapshot.learning_parameters(recurrence, parameters)
     like = next(iter(learning.values()))
-    inputs, mask = snapshot.unpack(inputs, mask, recurrence)
-    x, coords = snapshot.read_inputs(inputs, recurrence, like, convert=dtype is not None)
-    valid = snapshot.read_mask(mask, x, coords)
+    x, valid, coords, reading = read_inputs(
+        inputs, mask, recurrence, like, convert=dtype is not None
+    )
+    h0 = read_state(h0, dtype, coords)
     recurrence.requires_grad_(False)  # the snapshot's: no autograd graph is ever wanted
     with ONE_AT_A_TIME, torch.autocast(like.device.type, enabled=False):
-        trajectory = snapshot.run(recurrence, x, snapshot.convert_state(h0, dtype), valid)
+        trajectory = snapshot.run(recurrence, x, h0, valid)
     own: dict[str, Tensor] = {}
     if readout is not None:
         hidden = recurrence.output(trajectory.states.flatten(0, 1))
         readout, own = snapshot.of_readout(readout, hidden, convert=dtype is not None)
-    n_trials, n_steps, n_units = trajectory.states.shape
-    coords = {
-        "trial": (("trial",), np.arange(n_trials)),
-        "time": (("time",), np.arange(1, n_steps + 1)),
-        "unit": (("unit",), np.arange(n_units)),
-        **{k: (("unit",), v) for k, v in recurrence.unit_coords(n_units).items()},
-        **coords,
-    }
     return Linearization(
         recurrence=recurrence,
         parameters=learning,
         trajectory=trajectory,
-        space=Space(("trial", "time", "unit"), (n_trials, n_steps, n_units), coords),
+        space=trajectory_space(recurrence, trajectory.states.shape, coords),
+        reading=reading,
         readout=readout,
         readout_parameters=own,
         measure=measure,
@@ -156,7 +162,7 @@ def linearize(
 
 
 @dataclass(eq=False)
-class Linearization:
+class Linearization(Shown):
     """A model linearised about its trajectories; made by :func:`linearize`.
 
     Attributes
@@ -169,6 +175,8 @@ class Linearization:
         Inputs and states as tensors.
     space : Space
         The trajectory space (trial, time, unit).
+    reading : Reading
+        How the inputs were read, and with them all arrays that come without labels.
     readout : nn.Module or callable or None
         Snapshot of the readout.
     readout_parameters : dict of str to Tensor
@@ -183,6 +191,7 @@ class Linearization:
     parameters: dict[str, Tensor]
     trajectory: Trajectory
     space: Space
+    reading: Reading
     readout: Callable[[Tensor], Tensor] | None
     readout_parameters: dict[str, Tensor]
     measure: str
@@ -378,10 +387,11 @@ class Linearization:
         remark = f"\n {self.engine.remark}" if self.engine.remark else ""
         known = ", ".join(name for name, holds in self.structure.items() if holds)
         forcing = f", forcing {self.attrs['forcing']}" if "forcing" in self.attrs else ""
+        dtype = self.attrs["dtype"]
         return (
             f"<Linearization of {type(self.recurrence.module).__name__} {self.space}, "
             f"{n_parameters} learning parameters{readout}\n"
-            f" measure {self.measure}{forcing}, {self.attrs['dtype']} on {self.device}, "
+            f" measure {self.measure}{forcing}{self.reading}, {dtype} on {self.device}, "
             f"engine {self.engine.name}: {self.engine_reason}{remark}\n"
             f" structure: {known}>"
         )

@@ -1,6 +1,7 @@
-"""What linearize takes in: a private copy of the model, checked inputs, the states it runs through.
+"""What linearize takes in: a private copy of the model, and the states it runs through.
 
-Everything that can be wrong with a model or its inputs is refused here, before any work is done.
+Everything that can be wrong with a model is refused here, before any work is done; with inputs, in
+:mod:`kpops.read_inputs`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import xarray as xr
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from kpops.engines.base import Trajectory
-from kpops.labels import Coordinate, Space, as_tensor, by_name, numpy_dtype
+from kpops.labels import numpy_dtype, refuse_complex
 from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence, as_recurrence
 
@@ -29,6 +28,7 @@ def of_model(
     """Private copy of `model` as a recurrence, in `dtype` and on `device` where given."""
     # The copy first: to read a parametrised weight of the user's may already change its buffers.
     recurrence = as_recurrence(_copy(model) if isinstance(model, nn.Module) else model)
+    _refuse_unreal(recurrence.module)
     _refuse_dropout(recurrence.module)
     if dtype is not None:
         numpy_dtype(dtype)  # refuses what is not float32 or float64
@@ -81,18 +81,10 @@ def refuse_tied(model: Any, readout: Any) -> None:
                 )
 
 
-def convert_state(h0: Any, dtype: torch.dtype | None) -> Any:
-    """Initial state in `dtype`, where the user has asked for one."""
-    if h0 is None or dtype is None:
-        return h0
-    if isinstance(h0, tuple):
-        return tuple(as_tensor(part).to(dtype) for part in h0)
-    return as_tensor(h0).to(dtype)
-
-
 def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[str, Tensor]]:
     if isinstance(readout, nn.Module):
         _refuse_dropout(readout)
+        _refuse_unreal(readout)
         dtypes = {p.dtype for p in readout.parameters()} - {like.dtype}
         if dtypes and not convert:
             raise TypeError(
@@ -142,6 +134,18 @@ def _refuse_dropout(model: nn.Module) -> None:
             )
 
 
+def _refuse_unreal(module: nn.Module) -> None:
+    """Refuse complex tensors, and those without numbers."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    refuse_complex(tensors, type(module).__name__)
+    for name, tensor in tensors:
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} of {type(module).__name__} is on the device meta, where there are no "
+                "numbers: make the module on another device, and load its weights"
+            )
+
+
 def learning_parameters(
     recurrence: Recurrence, wanted: Iterable[str] | Callable[[str], bool] | None
 ) -> dict[str, Tensor]:
@@ -161,91 +165,11 @@ def learning_parameters(
         raise ValueError(f"no parameter {unknown} in the model: choose from {list(every)}")
     if not chosen:
         raise ValueError(f"{reason}: name those that learn by parameters=, from {list(every)}")
+    if not any(every[n].numel() for n in chosen):
+        raise ValueError(f"the parameters {sorted(chosen)} have no entries: choose others, too")
     first = next(iter(every.values()))
     numpy_dtype(first.dtype)
     return {n: p.detach() for n, p in every.items() if n in chosen}
-
-
-def unpack(inputs: Any, mask: Any, recurrence: Recurrence) -> tuple[Any, Any]:
-    """Inputs and mask, where they come together as a PackedSequence."""
-    if not isinstance(inputs, PackedSequence):
-        return inputs, mask
-    if mask is not None:
-        raise ValueError("mask is given with a PackedSequence, which has its own lengths: drop it")
-    padded, lengths = pad_packed_sequence(inputs, batch_first=not recurrence.time_major)
-    return padded, torch.arange(int(lengths.max())) < lengths[:, None]
-
-
-def read_inputs(
-    inputs: Any, recurrence: Recurrence, like: Tensor, *, convert: bool
-) -> tuple[Tensor, dict[str, Coordinate]]:
-    """Inputs as (trial, time, feature) in the dtype and on the device of `like`, and labels.
-
-    With `convert`, other floating dtypes are converted; else they are refused.
-    """
-    coords: dict[str, Coordinate] = {}
-    time_major = recurrence.time_major
-    if isinstance(inputs, xr.DataArray):
-        if inputs.ndim != 3 or not {"trial", "time"} <= set(inputs.dims):
-            raise ValueError(
-                f"inputs has dims {inputs.dims}, expected trial, time and one of features"
-            )
-        inputs = inputs.transpose("trial", "time", ...)
-        coords = {
-            str(k): (tuple(map(str, c.dims)), c.values)
-            for k, c in inputs.coords.items()
-            if c.dims and set(c.dims) <= {"trial", "time"}
-        }
-        inputs, time_major = inputs.data, False
-    x = as_tensor(inputs)
-    if x.ndim != 3 or 0 in x.shape[:2]:
-        expected = "(time, trial, feature)" if time_major else "(trial, time, feature)"
-        raise ValueError(
-            f"inputs has shape {tuple(x.shape)}, expected {expected} with no dim empty; for a "
-            "single trial add a dim of size 1, for a model without inputs give 0 features"
-        )
-    if time_major:
-        x = x.transpose(0, 1)
-    if recurrence.input_size is not None and x.shape[2] != recurrence.input_size:
-        raise ValueError(
-            f"inputs has {x.shape[2]} features, the model takes {recurrence.input_size}"
-        )
-    if x.is_floating_point() and x.dtype != like.dtype and not convert:
-        raise TypeError(
-            f"inputs is {x.dtype}, the model {like.dtype}: convert one of them, or pass "
-            f"dtype={like.dtype} to convert both"
-        )
-    # Row-major by trial and never shared with the user's array: this is a snapshot.
-    x = x.to(device=like.device, dtype=like.dtype, copy=True)
-    return recurrence.prepare_inputs(x.contiguous()), coords
-
-
-def read_mask(mask: Any, x: Tensor, coords: dict[str, Coordinate]) -> Tensor | None:
-    """Mask as a bool tensor (trial, time), or None when every step is valid."""
-    if mask is None:
-        return None
-    if isinstance(mask, xr.DataArray):
-        space = Space(("trial", "time"), (x.shape[0], x.shape[1]), coords)
-        mask = by_name(mask, space, "mask")
-    valid = as_tensor(mask).to(device=x.device)
-    if tuple(valid.shape) != tuple(x.shape[:2]):
-        raise ValueError(
-            f"mask has shape {tuple(valid.shape)}, expected (trial, time) = {tuple(x.shape[:2])}"
-        )
-    if valid.dtype != torch.bool:
-        if not ((valid == 0) | (valid == 1)).all():
-            raise ValueError("mask has values other than 0 and 1: pass booleans")
-        valid = valid.bool()
-    if not valid[:, 0].all():
-        trial = int((~valid[:, 0]).nonzero()[0, 0])
-        raise ValueError(f"mask has no valid first step in trial {trial}: drop empty trials")
-    if (valid[:, 1:] & ~valid[:, :-1]).any():
-        trial = int((valid[:, 1:] & ~valid[:, :-1]).nonzero()[0, 0])
-        raise ValueError(
-            f"mask of trial {trial} is True after a False: valid steps must come first, padding "
-            "last; to weight a loss, put the weights into the loss"
-        )
-    return None if valid.all() else valid.clone()
 
 
 def run(recurrence: Recurrence, x: Tensor, h0: Any, valid: Tensor | None) -> Trajectory:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from kpops.engines.autodiff import AutodiffEngine
+from kpops.kinds import require_linearization
 from kpops.labels import Space, to_numpy
 from kpops.linearization import Linearization
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.foreign import as_operator
 
 _DENSE_SIZE = 600
 _BLOCK = 3
@@ -53,6 +55,7 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
     >>> max(kpops.testing.check_operator(lin.flow).values()) < 1e-13
     True
     """
+    op = as_operator(op)
     rng = np.random.default_rng(rng)
     u, w = _random(op, op.domain, rng), _random(op, op.domain, rng)
     v = _random(op, op.codomain, rng)
@@ -133,6 +136,7 @@ def check_linearization(
     >>> max(kpops.testing.check_linearization(lin)["laws"].values()) < 1e-12
     True
     """
+    require_linearization(lin)
     rng = np.random.default_rng(rng)
     operators = {"P": lin.P, "P_inv": lin.P_inv, "J": lin.J, "K": lin.K, "flow": lin.flow}
     operators["sensitivity"] = lin.sensitivity

@@ -97,9 +97,10 @@ class Case:
         h0 = torch.randn(TRIALS, self.state_size, generator=generator, dtype=dtype)
         return inputs, h0
 
-    def as_module_takes(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """Inputs in the layout of the module."""
-        return inputs if getattr(model, "batch_first", True) else inputs.transpose(0, 1)
+    def as_module_takes(self, model: nn.Module, array: Any) -> Any:
+        """Inputs, mask or targets, if there are any, in the layout of the module."""
+        time_first = array is not None and not getattr(model, "batch_first", True)
+        return array.transpose(0, 1) if time_first else array
 
     def own_step(self, model: nn.Module, x: Tensor, h: Tensor) -> Tensor:
         """One step by the module's own forward; x: (trial, feature), h: (trial, unit)."""

@@ -13,13 +13,14 @@ from torch import Tensor
 from kpops.dynamics.given import bring, check_count, n_inputs, steady_input
 from kpops.dynamics.search_points import Map
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
-from kpops.labels import Space, as_tensor, to_numpy
+from kpops.labels import Coordinate, Space, as_tensor, to_numpy, without_multiindex
 from kpops.linearization import Linearization, linearize
 from kpops.models.network import Network
 from kpops.models.recurrence import as_recurrence
 from kpops.models.start import LearnedStart
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Product
+from kpops.read_inputs import Reading
 from kpops.spectral.common import in_full_precision, noise_floor
 
 
@@ -207,7 +208,7 @@ def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
     if isinstance(points, xr.DataArray):
         if set(points.dims) != {"point", "unit"}:
             raise ValueError(f"points has dims {points.dims}, expected ('point', 'unit')")
-        points = points.transpose("point", "unit")
+        points = without_multiindex(points.transpose("point", "unit"))
         labels = points.point.values
         points = points.data
     if np.ndim(points) != 2 or 0 in np.shape(points):
@@ -220,9 +221,9 @@ def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
 def _at(model: Any, states: Any, x: Any, options: dict[str, Any]) -> Linearization:
     """Linearise a model for a step from the points, or from where it has learned to start."""
     recurrent = model.recurrent if isinstance(model, Network) else model
-    h = to_numpy(as_tensor(states))
+    h = to_numpy(as_tensor(states, "points"))
     inputs = np.zeros(n_inputs(as_recurrence(recurrent)), h.dtype) if x is None else x
-    inputs = to_numpy(as_tensor(inputs))
+    inputs = to_numpy(as_tensor(inputs, "input"))
     inputs = np.broadcast_to(inputs, (len(h), 1, inputs.shape[-1]))
     start = None if isinstance(recurrent, LearnedStart) else h
     return linearize(
@@ -253,12 +254,11 @@ def _stay(
     with ONE_AT_A_TIME, torch.no_grad():
         new = lin.recurrence(inputs[:, 0], h)
     previous, states = (part[:, None].expand(-1, n_steps, -1).contiguous() for part in (h, new))
-    of_units = {k: c for k, c in lin.space.coords.items() if c[0] == ("unit",)}
     coords = {
-        "trial": (("trial",), labels),
-        "time": (("time",), np.arange(1, n_steps + 1)),
-        **of_units,
+        "trial": Coordinate(("trial",), labels),
+        "time": Coordinate(("time",), np.arange(1, n_steps + 1)),
+        **{k: c for k, c in lin.space.coords.items() if c.dims in ((), ("unit",))},
     }
     space = Space(("trial", "time", "unit"), (n_points, int(n_steps), n_units), coords)
     trajectory = Trajectory(inputs, previous, states, None)
-    return replace(lin, trajectory=trajectory, space=space)
+    return replace(lin, trajectory=trajectory, space=space, reading=Reading())

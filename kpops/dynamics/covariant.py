@@ -16,7 +16,7 @@ from kpops.dynamics.lyapunov_source import Source, read_source
 from kpops.dynamics.lyapunov_tangent import take_along
 from kpops.engines.alone import alone
 from kpops.engines.memory import check_allocation
-from kpops.labels import Space
+from kpops.labels import Coordinate, Space
 
 
 def covariant_lyapunov_vectors(
@@ -143,7 +143,7 @@ def covariant_lyapunov_vectors(
         if angles:
             variables["angle"] = _angles(vectors)
     space = source.labels(kept, k, dt)
-    modes_in = {"mode_in": (("mode_in",), space.coords["mode"][1])}
+    modes_in = {"mode_in": Coordinate(("mode_in",), space.coords["mode"].values)}
     space = Space((*space.dims, "mode_in"), (*space.shape, k), {**space.coords, **modes_in})
     settings = {
         "k": k,

@@ -230,7 +230,7 @@ def _read(
 ) -> _Problem:
     lin = model if isinstance(model, Linearization) else None
     recurrence = read_model(model if lin is None else lin.recurrence, dtype, device)
-    like = like_what(recurrence, (starts,), dtype)
+    like = like_what(recurrence, {"starts": starts}, dtype)
     convert = dtype is not None
     states = None if lin is None else _valid_states(lin).to(like)
     if isinstance(starts, int | np.integer) and not isinstance(starts, bool):
@@ -261,7 +261,11 @@ def _states_of(starts: Any, size: int | None, like: Tensor, convert: bool) -> Te
     if isinstance(starts, xr.DataArray):
         if "unit" not in starts.dims:
             raise ValueError(f"starts has dims {starts.dims}: one of them must be unit")
-        starts = starts.transpose(..., "unit").data
+        if "mask" in starts.coords:  # states of a linearization, of which some are padding
+            valid = starts["mask"]
+            starts = starts.transpose(*valid.dims, ..., "unit").data[valid.values]
+        else:
+            starts = starts.transpose(..., "unit").data
     states = bring(starts, like, "starts", convert)
     if states.ndim == 0 or 0 in states.shape or (size or states.shape[-1]) != states.shape[-1]:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,15 @@ def read_model(
     return recurrence
 
 
-def like_what(recurrence: Recurrence, given: Iterable[Any], dtype: torch.dtype | None) -> Tensor:
+def like_what(
+    recurrence: Recurrence, given: Mapping[str, Any], dtype: torch.dtype | None
+) -> Tensor:
     """An empty tensor of the dtype and on the device of the computation.
 
     They are those of the model's parameters and buffers; a model without any computes in what the
     first floating array that is `given` is in, if there is one.
     """
-    parts = [a[0] if isinstance(a, tuple) else a for a in given if a is not None]
-    arrays = [as_tensor(a.data if isinstance(a, xr.DataArray) else a) for a in parts]
+    arrays = [_first(array, name) for name, array in given.items() if array is not None]
     every = (*recurrence.parameters(), *recurrence.buffers(), *arrays)
     like = next((a for a in every if a.is_floating_point()), torch.empty(0))
     like = torch.empty(0, dtype=dtype or like.dtype, device=like.device)
@@ -44,9 +45,16 @@ def like_what(recurrence: Recurrence, given: Iterable[Any], dtype: torch.dtype |
     return like
 
 
+def _first(array: Any, name: str) -> Tensor:
+    """The array as a tensor; of several, such as the parts of a state or trials, the first one."""
+    if isinstance(array, tuple | list) and len(array):
+        array = array[0]
+    return as_tensor(array.data if isinstance(array, xr.DataArray) else array, name)
+
+
 def bring(array: Any, like: Tensor, name: str, convert: bool) -> Tensor:
     """Private tensor of `array` in the dtype and on the device of `like`, if it is finite."""
-    tensor = as_tensor(array)
+    tensor = as_tensor(array, name)
     if tensor.is_floating_point() and tensor.dtype != like.dtype and not convert:
         raise TypeError(
             f"{name} is {tensor.dtype}, the model {like.dtype}: convert one of them, for example "

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from kpops import snapshot
 from kpops.dynamics.given import check_count, like_what, read_model
@@ -17,6 +16,7 @@ from kpops.engines.base import Trajectory
 from kpops.labels import Coordinate, Space
 from kpops.linearization import Linearization
 from kpops.models.recurrence import Recurrence
+from kpops.read_inputs import read_inputs, read_state, trajectory_space
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class Source:
         """Space (trial, time, unit, mode) of k modes at the states after so many steps."""
         ends = np.asarray(positions)
         some = self.space.take({"time": ends - 1})
-        coords = {**some.coords, "mode": (("mode",), np.arange(1, k + 1))}
+        coords = {**some.coords, "mode": Coordinate(("mode",), np.arange(1, k + 1))}
         if dt is not None:
-            coords["time"] = (("time",), ends * dt)
+            coords["time"] = Coordinate(("time",), ends * dt)
         return Space((*some.dims, "mode"), (*some.shape, k), coords)
 
 
@@ -116,11 +116,6 @@ def read_source(
 
 
 def _of_model(model: Any, inputs: Any, h0: Any, n_steps: Any, dtype: torch.dtype | None) -> Source:
-    if isinstance(inputs, PackedSequence):
-        raise ValueError(
-            "inputs is a PackedSequence: pass kpops.linearize(model, inputs), whose trials have "
-            "the lengths of their own"
-        )
     if (inputs is None) == (n_steps is None):
         raise ValueError(
             f"n_steps={n_steps} with{'out' if inputs is None else ''} inputs: pass inputs, whose "
@@ -129,24 +124,21 @@ def _of_model(model: Any, inputs: Any, h0: Any, n_steps: Any, dtype: torch.dtype
     if n_steps is not None:
         check_count("n_steps", n_steps, 1)
     recurrence = read_model(model, dtype)
-    like = like_what(recurrence, (h0, inputs), dtype)
+    like = like_what(recurrence, {"h0": h0, "inputs": inputs}, dtype)
     coords: dict[str, Coordinate] = {}
     if inputs is None:
         x = like.new_zeros(()).expand(_n_trials(h0), n_steps, recurrence.input_size or 0)
         x = recurrence.prepare_inputs(x)
     else:
-        x, coords = snapshot.read_inputs(inputs, recurrence, like, convert=dtype is not None)
+        read = read_inputs(inputs, None, recurrence, like, convert=dtype is not None)
+        if read.valid is not None:
+            raise ValueError(
+                "inputs has trials of different lengths: pass kpops.linearize(model, inputs)"
+            )
+        x, coords = read.x, read.coords
     n_trials, total = x.shape[:2]
-    start = recurrence.initial_state(snapshot.convert_state(h0, dtype), n_trials, like)
-    n_units = start.shape[1]
-    coords = {
-        "trial": (("trial",), np.arange(n_trials)),
-        "time": (("time",), np.arange(1, total + 1)),
-        "unit": (("unit",), np.arange(n_units)),
-        **{k: (("unit",), v) for k, v in recurrence.unit_coords(n_units).items()},
-        **coords,
-    }
-    space = Space(("trial", "time", "unit"), (n_trials, total, n_units), coords)
+    start = recurrence.initial_state(read_state(h0, dtype, coords), n_trials, like)
+    space = trajectory_space(recurrence, (n_trials, total, start.shape[1]), coords)
     attrs = {
         "model": type(recurrence.module).__name__,
         "dtype": str(like.dtype).removeprefix("torch."),

@@ -101,9 +101,10 @@ def _over_modes(
     function: Callable[[np.ndarray], np.ndarray], exponents: Any, long_name: str, units: str
 ) -> Any:
     if not isinstance(exponents, xr.DataArray):
-        return function(to_numpy(as_tensor(exponents).double()))
+        return function(to_numpy(as_tensor(exponents, "exponents").double()))
     if "mode" not in exponents.dims:
         raise ValueError(f"exponents has dims {exponents.dims}, expected mode among them")
+    as_tensor(exponents.data, "exponents")  # refuses what is not real
     result = xr.apply_ufunc(function, exponents.astype(float), input_core_dims=[["mode"]])
     return result.astype(exponents.dtype).assign_attrs(long_name=long_name, units=units)
 

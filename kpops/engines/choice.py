@@ -9,7 +9,7 @@ from kpops.engines.base import Engine, Trajectory
 from kpops.engines.gated import GATES, GatedEngine
 from kpops.engines.gated_numba import GatedNumbaEngine
 from kpops.engines.jacobian import JacobianEngine
-from kpops.engines.memory import free_bytes, mib
+from kpops.engines.memory import free_bytes, readable
 from kpops.engines.scan import ScanEngine
 from kpops.models.recurrence import Recurrence
 
@@ -91,10 +91,11 @@ def choose_engine(
         last_resort = asked and (name, option) == options[-1]
         if needs[label] <= (free if last_resort else free // 2):
             return name, option, _reason(engine, label, needs, refusals)
-    what = ", ".join(f"{label} needs {mib(n)}" for label, n in needs.items())
+    what = ", ".join(f"{label} needs {readable(n)}" for label, n in needs.items())
     raise MemoryError(
-        f"engine={engine!r}: {what}, {mib(free)} are free on {device}: use engine='autodiff' "
-        "(and gates='auto'), which stores nothing but the trajectory"
+        f"engine={engine!r}: {what}, {readable(free)} are free on {device}: use engine='autodiff' "
+        "(and gates='auto'), which stores nothing but the trajectory; or take fewer trials or "
+        "steps, or dtype=torch.float32"
     )
 
 
@@ -108,7 +109,7 @@ def _options(engine: type[Engine], gates: str) -> tuple[str, ...]:
 def _reason(asked: str, label: str, needs: dict[str, int], refusals: dict[str, str | None]) -> str:
     """Why this one, for the repr."""
     kept = needs[label]
-    skipped = [f"{other} would keep {mib(n)}" for other, n in needs.items() if other != label]
+    skipped = [f"{other} would keep {readable(n)}" for other, n in needs.items() if other != label]
     if asked != "auto":
         why = "asked for"
     elif skipped:
@@ -118,4 +119,4 @@ def _reason(asked: str, label: str, needs: dict[str, int], refusals: dict[str, s
     else:
         why = "no two units are coupled" if refusals["scan"] is None else "not a gated cell"
     gates = label.partition(", ")[2]
-    return f"{why}; keeps {mib(kept) if kept else 'nothing'}" + (f", {gates}" if gates else "")
+    return f"{why}; keeps {readable(kept) if kept else 'nothing'}" + (f", {gates}" if gates else "")

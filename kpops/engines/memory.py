@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import psutil
 import torch
@@ -12,25 +14,92 @@ from torch import Tensor
 
 _HUGE = 2**22  # bytes from which a result is worth huge pages
 
+REMEDY = (
+    "take fewer trials or steps, restrict the operator by select(...), linearise with "
+    "dtype=torch.float32, or with engine='autodiff', which keeps least"
+)
+
+# Where Linux says what the process, or its container or batch job, may take.
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can be allocated on `device` now."""
+    """Bytes that can be allocated on `device` now, by this process."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return psutil.virtual_memory().available
+    return max(0, min(psutil.virtual_memory().available, *_of_cgroups(), *_of_limits()))
 
 
 def check_allocation(what: str, n_bytes: int, device: torch.device) -> None:
     """Raise MemoryError before an allocation that would not fit."""
     free = free_bytes(device)
     if n_bytes > free:
-        raise MemoryError(f"{what} needs {mib(n_bytes)}, {mib(free)} are free on {device}")
+        raise MemoryError(
+            f"{what} needs {readable(n_bytes)}, {readable(free)} are free on {device}: {REMEDY}"
+        )
 
 
-def mib(n_bytes: int) -> str:
+def refused_memory(error: RuntimeError) -> bool:
+    """Whether torch says by `error` that it got no memory."""
+    words = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in words
+
+
+def readable(n_bytes: int) -> str:
     """Bytes for people to read."""
+    if n_bytes >= 2**30:
+        return f"{n_bytes / 2**30:.4g} GiB"
     return f"{n_bytes / 2**20:.4g} MiB"
+
+
+def _of_limits() -> Iterator[int]:
+    """What the limits of the process (``ulimit``) leave."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    taken = psutil.Process().memory_info()
+    for limit, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
+        most = resource.getrlimit(limit)[0]
+        if most != resource.RLIM_INFINITY and hasattr(taken, used):
+            yield most - getattr(taken, used)
+
+
+def _of_cgroups() -> Iterator[int]:
+    """What the control groups of the process leave: a container, a batch job, a service."""
+    try:
+        lines = _MEMBERSHIP.read_text().splitlines()
+    except OSError:  # not on Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = _CGROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = _CGROUPS / "memory"
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        # The limits of all ancestors hold. A container may not see the folders of the host.
+        group = root / path.strip("/")
+        for folder in (group, *group.parents):
+            yield from _left(folder, *names)
+            if folder == root:
+                break
+
+
+def _left(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[int]:
+    try:
+        most = (folder / limit).read_text().strip()
+        if most == "max":
+            return
+        used = int((folder / usage).read_text())
+        statistics = dict(x.split() for x in (folder / "memory.stat").read_text().splitlines())
+    except OSError:
+        return
+    yield int(most) - used + int(statistics.get(reclaimable, 0))
 
 
 def room_for(block: Tensor) -> Tensor:

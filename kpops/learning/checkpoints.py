@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import operator
 import os
 import re
+import secrets
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -15,6 +18,7 @@ from torch import Tensor
 
 PATTERN = "step_*.pt"
 KEYS = ("state_dict", "model_state_dict", "model")
+TEMPORARY = ".tmp"
 CONTENT = {"step", "model", "optimizer", "loss", "seed", "configuration"}
 
 
@@ -105,8 +109,9 @@ def checkpoints(
 
     Notes
     -----
-    Files are read by ``torch.load(..., weights_only=True)``, which runs no code from them. For
-    files that need more, :func:`kpops.over_training` takes any iterable of (step, state_dict).
+    Files are read by ``torch.load(..., weights_only=True)``, which runs no code from them, after
+    the checksums in them were compared: a file with a changed bit is refused. For files that need
+    more, :func:`kpops.over_training` takes any iterable of (step, state_dict).
 
     Examples
     --------
@@ -179,13 +184,26 @@ def _step(path: Path, folder: Path, expression: str | None) -> int:
 
 def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
+        _compare_checksums(data)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises errors of any kind
         raise OSError(
             f"checkpoint '{path}' cannot be read: it is damaged (delete it), or holds more than "
             "tensors and plain Python (save its state_dict alone, or, if you trust the file, allow "
             f"its classes by torch.serialization.add_safe_globals): {error}"
         ) from error
+
+
+def _compare_checksums(data: bytes) -> None:
+    """Compare the checksum of every record, which PyTorch writes and does not read."""
+    if not data.startswith(b"PK"):  # the format before PyTorch 1.6, which has none
+        return
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        # All are zero where torch.serialization.set_crc32_options(False) was called.
+        damaged = archive.testzip() if any(r.CRC for r in archive.infolist()) else None
+    if damaged is not None:
+        raise ValueError(f"the checksum of its record {damaged} is another")
 
 
 def _state_dict(content: Any, key: str | None, path: Path) -> dict[str, Tensor]:
@@ -232,12 +250,21 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a file that is either complete or not there, whenever the process dies."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    # In memory first: Ctrl-C while PyTorch writes to a file comes out as an error of its writer.
+    data = io.BytesIO()
+    torch.save(content, data)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
+        with open(temporary, "xb") as file:
+            file.write(data.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left."""
+    for path in folder.glob(f".step_*{TEMPORARY}"):
+        path.unlink(missing_ok=True)

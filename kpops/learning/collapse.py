@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from kpops.kinds import require_linearization
 from kpops.labels import Space, to_numpy
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
@@ -34,6 +35,7 @@ def collapse(
     num_modes: int = 6,
     num_matvecs: int = 32,
     rng: Any = None,
+    previous: xr.Dataset | None = None,
 ) -> xr.Dataset:
     """Effective ranks of K, P, the flow operator and the trajectories; leading modes of each.
 
@@ -58,6 +60,9 @@ def collapse(
         Products with an operator for an estimate of its rank.
     rng : int, Generator or None
         Source of the random vectors of these estimates.
+    previous : Dataset, optional
+        The result at the checkpoint before, which :func:`kpops.over_training` passes: the search
+        for modes starts from its own, where it is not exact.
 
     Returns
     -------
@@ -69,6 +74,8 @@ def collapse(
 
     Raises
     ------
+    TypeError
+        If `lin` is no linearization.
     ValueError
         If `keep` or a kind is unknown, or a number is out of range.
 
@@ -100,6 +107,7 @@ def collapse(
     ``kpops.over_training(network, folder, task.inputs, kpops.collapse)``, with options by
     ``functools.partial(kpops.collapse, rng=0)``.
     """
+    require_linearization(lin)
     keep, of_reduction, of_whole = map(_names, (keep, of_reduction, of_whole))
     _check(of_reduction, of_whole, num_modes)
     kept = lin.space.keep(keep)
@@ -111,7 +119,7 @@ def collapse(
     }
     operators = (lin.K, lin.P @ lin.P.H, lin.flow)
     num_modes = min(num_modes, kept.size)
-    parts = [_of_operator(op, kept, kinds, num_modes, options) for op in operators]
+    parts = [_of_operator(op, kept, kinds, num_modes, options, previous) for op in operators]
     parts.append(_of_trajectories(lin, kept, kinds, threshold, num_modes))
     settings = {"keep": kept.dims, "threshold": threshold, "num_matvecs": num_matvecs}
     over = f" over {', '.join(kept.dims)}"
@@ -140,6 +148,7 @@ def _of_operator(
     kinds: list[tuple[str, bool]],
     num_modes: int,
     options: dict[str, Any],
+    previous: xr.Dataset | None,
 ) -> xr.Dataset:
     """Ranks of an operator and modes of its reduction."""
     any_reduced = num_modes or any(of_reduced for _, of_reduced in kinds)
@@ -147,7 +156,10 @@ def _of_operator(
     ranks = [effective_rank(reduced if r else op, kind, **options) for kind, r in kinds]
     result = _ranks([float(r.estimate) for r in ranks], [float(r.stderr) for r in ranks], op.dtype)
     if num_modes:
-        modes = eigsh(reduced, num_modes, rng=options["rng"])
+        v0 = None
+        if previous is not None and isinstance(reduced, TrajectoryOperator):
+            v0 = previous.eigenfunction.sel(operator=op.symbol, drop=True)
+        modes = eigsh(reduced, num_modes, v0=v0, rng=options["rng"])
         block = torch.from_numpy(modes.eigenfunction.values).reshape(-1, *kept.shape)
         result["eigenvalue"] = modes.eigenvalue
         result["eigenfunction"] = common.modes_of(block, kept, "eigenfunction")

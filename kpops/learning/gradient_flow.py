@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.labels import Space, as_tensor, by_name, to_numpy
+from kpops.kinds import require_linearization
+from kpops.labels import to_numpy
+from kpops.learning.losses import Loss, objective_of, read_targets, read_weights
 from kpops.linearization import Linearization
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 
-
-def gradient_flow(lin: Linearization, targets: Any, loss: str | Loss = "mse") -> xr.Dataset:
+def gradient_flow(
+    lin: Linearization, targets: Any, loss: Loss = "mse", *, loss_mask: Any = None
+) -> xr.Dataset:
     """Follow the loss gradient through the pipeline ``Err -> P* -> J* -> J -> P``.
 
     A gradient step ``dtheta = -eta dL/dtheta`` moves the trajectory by
@@ -30,11 +30,21 @@ def gradient_flow(lin: Linearization, targets: Any, loss: str | Loss = "mse") ->
         With a readout, the outputs ``y = C(h)`` are compared with the targets; without one, the
         states are.
     targets : Tensor, array_like or DataArray
-        Shape (trial, time, output), or (trial, time, unit) without a readout.
-    loss : "mse" or callable
-        ``"mse"`` is the mean of the squared error over all valid entries. A callable takes
-        outputs and targets as tensors (trial, time, output) and returns a scalar tensor; it sees
-        the steps that are not valid too, as zeros.
+        For ``"mse"`` of shape (trial, time, output), or (trial, time, unit) without a readout; for
+        ``"cross_entropy"`` integer labels (trial, time), where -100 does not count, or
+        probabilities (trial, time, class); for a callable of any shape. A DataArray is understood
+        by the names of its dims. Others have the order of the inputs: (time, trial, ...) where
+        those came time-first, as `loss_mask` has.
+    loss : {"mse", "cross_entropy"} or callable
+        ``"mse"`` is the mean of the squared error over steps and outputs. ``"cross_entropy"`` is
+        the mean over steps, with the outputs as the logits of the classes. The mean is over the
+        valid steps that count. A callable takes outputs (trial, time, output) and targets as
+        tensors and returns a scalar tensor; both are zero at steps that are not valid, which it
+        sees too. If it has a third parameter ``weights``, it gets those of the steps.
+    loss_mask : array_like or DataArray, optional
+        Shape (trial, time), True at the steps that count in the loss, or their weights w >= 0: the
+        mean is then sum(w l) / sum(w). It is another thing than the mask of the linearization, of
+        steps that are there at all.
 
     Returns
     -------
@@ -49,9 +59,11 @@ def gradient_flow(lin: Linearization, targets: Any, loss: str | Loss = "mse") ->
     Raises
     ------
     ValueError
-        If `targets` has the wrong shape, or the loss is not a finite scalar.
+        If `targets` or `loss_mask` has the wrong shape or a value out of range, or no labels where
+        inputs came time-first with as many steps as trials; or if the loss is not a finite scalar.
     TypeError
-        If `targets` has another floating dtype as a tensor, or `loss` is neither.
+        If `lin` is no linearization, `targets` is complex or, as a tensor, of another floating
+        dtype, or `loss` is neither.
 
     Notes
     -----
@@ -65,13 +77,18 @@ def gradient_flow(lin: Linearization, targets: Any, loss: str | Loss = "mse") ->
     >>> lin = kpops.linearize(gru, torch.randn(5, 10, 3), readout=torch.nn.Linear(8, 2))
     >>> kpops.gradient_flow(lin, torch.zeros(5, 10, 2)).state_change.sizes
     Frozen({'trial': 5, 'time': 10, 'unit': 8})
+
+    Decide between two classes, where only the last three steps count:
+
+    >>> labels = torch.ones(5, 10, dtype=torch.int64)
+    >>> last = torch.arange(10).expand(5, 10) >= 7
+    >>> flow = kpops.gradient_flow(lin, labels, "cross_entropy", loss_mask=last)
+    >>> bool(flow.error[:, :7].any()), bool(flow.error[:, 7:].any())
+    (False, True)
     """
-    has_readout = lin.readout is not None
-    outputs_space = lin.output_space if has_readout else lin.space
-    wanted = _targets(lin, targets, outputs_space)
-    value, of_outputs = _loss_and_gradient(lin, wanted, loss)
-    of_outputs = lin.trajectory.restrict(of_outputs[None])
-    error = lin.C.apply_adjoint(of_outputs) if has_readout else of_outputs
+    require_linearization(lin)
+    value, of_outputs = _gradient(lin, targets, loss, loss_mask)
+    error = of_outputs if lin.readout is None else lin.C.apply_adjoint(of_outputs)
     adjoint = lin.P.apply_adjoint(error)
     step = -lin.J.apply_adjoint(adjoint)
     forcing = lin.J.apply(step)
@@ -98,43 +115,21 @@ def gradient_flow(lin: Linearization, targets: Any, loss: str | Loss = "mse") ->
     )
 
 
-def _targets(lin: Linearization, targets: Any, space: Space) -> Tensor:
-    if isinstance(targets, xr.DataArray):
-        # The channels of outputs have no names to compare; trials and times have.
-        steps = lin.space.keep(("trial", "time"))
-        (channel,) = set(targets.dims) - set(steps.dims) or ("output",)
-        named = Space((*steps.dims, str(channel)), space.shape, steps.coords)
-        targets = by_name(targets, named, "targets")
-    if isinstance(targets, Tensor) and targets.is_floating_point() and targets.dtype != lin.dtype:
-        raise TypeError(f"targets is {targets.dtype}, the linearization {lin.dtype}: convert it")
-    wanted = as_tensor(targets)
-    if tuple(wanted.shape) != space.shape:
-        raise ValueError(f"targets has shape {tuple(wanted.shape)}, expected {space.shape}")
-    wanted = wanted.to(dtype=lin.dtype, device=lin.device)
-    wanted = lin.trajectory.restrict(wanted[None])[0]
-    if not wanted.isfinite().all():
-        raise ValueError("targets is not finite at some valid step: drop or mask those steps")
-    return wanted
-
-
-def _loss_and_gradient(
-    lin: Linearization, targets: Tensor, loss: str | Loss
+def _gradient(
+    lin: Linearization, targets: Any, loss: Loss, loss_mask: Any
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient with respect to outputs (states, if there is no readout)."""
-    if callable(loss):
-        function = loss
-    elif loss == "mse":
-        n_entries = lin.trajectory.n_valid * targets.shape[-1]
-
-        def function(y: Tensor, target: Tensor) -> Tensor:
-            return (y - target).square().sum() / n_entries
-    else:
-        raise TypeError(f"loss={loss!r}: pass 'mse' or a callable (outputs, targets) -> scalar")
-    outputs = lin.outputs if lin.readout is not None else lin.states
+    objective = objective_of(loss, loss_mask)
+    space = lin.space if lin.readout is None else lin.output_space
+    steps, trajectory = space.keep(("trial", "time")), lin.trajectory
+    weights = read_weights(loss_mask, steps, trajectory.mask, trajectory.states, lin.reading)
+    wanted = read_targets(targets, steps, weights, lin.reading)
+    wanted = objective.fit(wanted, space.shape, weights)
+    outputs = lin.states if lin.readout is None else lin.outputs
     with torch.enable_grad():
         y = torch.tensor(outputs.values, device=lin.device, requires_grad=True)
-        value = function(y, targets)
-        if not isinstance(value, Tensor) or value.ndim or not np.isfinite(float(value.detach())):
-            raise ValueError(f"loss returned {value!r}, expected a finite scalar tensor")
+        value = objective(y, wanted, weights)
+        if not value.isfinite():
+            raise ValueError(f"loss returned {value.item()}, expected a finite number")
         (gradient,) = torch.autograd.grad(value, y)
-    return value.detach(), gradient
+    return value.detach(), trajectory.restrict(gradient[None])

@@ -13,7 +13,8 @@ import xarray as xr
 from torch import Tensor
 
 from kpops.labels import as_tensor, numpy_dtype, to_numpy
-from kpops.learning.gradient_flow import Loss, gradient_flow
+from kpops.learning.gradient_flow import gradient_flow
+from kpops.learning.losses import Loss
 from kpops.learning.task_alignment import (
     centred_states,
     cosines,
@@ -52,7 +53,8 @@ def interference(
     by: Any = "task",
     *,
     targets: Any = None,
-    loss: str | Loss = "mse",
+    loss: Loss = "mse",
+    loss_mask: Any = None,
     condition: Any = None,
     num_matvecs: int = 16,
     n_permutations: int = 0,
@@ -68,8 +70,10 @@ def interference(
         Coordinate of trials that tells the task, or a label for each trial.
     targets : Tensor, array_like or DataArray, optional
         As of :func:`kpops.gradient_flow`. Without them, all that needs an error is left out.
-    loss : "mse" or callable
+    loss : {"mse", "cross_entropy"} or callable
         As of :func:`kpops.gradient_flow`; a callable should be a sum or mean over trials.
+    loss_mask : array_like or DataArray, optional
+        As of :func:`kpops.gradient_flow`.
     condition : str or array_like, optional
         Coordinate of trials (or a label for each) by which trials of one task correspond to
         trials of another, such as ``"angle"``. Default: the k-th trial of one task to the k-th of
@@ -113,7 +117,10 @@ def interference(
     ------
     ValueError
         If `by` makes fewer than two groups, the conditions of the tasks differ, a number is out
-        of range, or `targets` or `loss` are not what :func:`kpops.gradient_flow` takes.
+        of range, or `targets`, `loss` or `loss_mask` are not what :func:`kpops.gradient_flow`
+        takes.
+    TypeError
+        If `lin` is no linearization.
     MemoryError
         If the gradients of all trials would not fit: take fewer trials.
 
@@ -195,9 +202,9 @@ def interference(
         table.add("state_cka", state_cka(centred_states(lin, groups)), "linear CKA of states")
         statistics |= _of_states(lin)
     if targets is not None:
-        flow = gradient_flow(lin, targets, loss)
+        flow = gradient_flow(lin, targets, loss, loss_mask=loss_mask)
         table.variables["loss"] = flow.loss
-        rows = trial_gradients(lin, as_tensor(flow.adjoint.values).to(lin.device))
+        rows = trial_gradients(lin, as_tensor(flow.adjoint.values, "adjoint").to(lin.device))
         _add_effects(table, lin, groups, rows)
         statistics |= _of_gradients(rows, groups.matched)
     for name, statistic in statistics.items():

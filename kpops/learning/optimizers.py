@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from kpops.learning.fingerprints import attributes
+
 Factory = Callable[[list[nn.Parameter], float], "Optimizer | tuple[Optimizer, LRScheduler]"]
 
 
@@ -78,9 +80,8 @@ class Updates:
             described |= {f"optimizer group {number}: {key}": v for key, v in group.items()}
         if self.scheduler is not None:
             described["scheduler"] = type(self.scheduler).__name__
-            for key, value in self.scheduler.state_dict().items():
-                if isinstance(value, bool | int | float | str):
-                    described[f"scheduler: {key}"] = value
+            options = attributes(self.scheduler)
+            described |= {f"scheduler: {key}": value for key, value in options.items()}
         return described
 
     def _check(self) -> None:

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
+from kpops.kinds import described
+from kpops.labels import refuse_complex
+from kpops.learning.checkpoints import Checkpoints
 from kpops.learning.checkpoints import checkpoints as read_checkpoints
+from kpops.learning.measurements import as_dataset, join, refuse_other_shape
+from kpops.learning.signatures import takes
 from kpops.linearization import Linearization, linearize
 
-Measure = Callable[[Linearization], "xr.Dataset | xr.DataArray | Mapping[str, Any]"]
+Measure = Callable[..., "xr.Dataset | xr.DataArray | Mapping[str, Any]"]
+
+
+class MeasureError(RuntimeError):
+    """A checkpoint could not be read, linearised or measured; the others are not lost.
+
+    Attributes
+    ----------
+    finished : Dataset or None
+        What :func:`kpops.over_training` would have returned of the checkpoints before.
+    """
+
+    def __init__(self, message: str, finished: xr.Dataset | None) -> None:
+        super().__init__(message)
+        self.finished = finished
 
 
 def over_training(
@@ -25,8 +45,9 @@ def over_training(
     measure: Measure,
     *,
     linearizer: Callable[..., Linearization] = linearize,
+    options: Mapping[str, Any] | None = None,
     progress: bool = False,
-    **options: Any,
+    on_interrupt: Literal["raise", "return"] = "raise",
 ) -> xr.Dataset:
     """Linearise a model at each checkpoint and collect what `measure` says of it.
 
@@ -35,30 +56,43 @@ def over_training(
     model : nn.Module
         The architecture; a copy of it takes the weights of each checkpoint.
     checkpoints : path, or iterable of (step, state_dict)
-        A folder written by :func:`kpops.training.train`, or anybody's checkpoints.
+        A folder written by :func:`kpops.training.train`, what :func:`kpops.training.checkpoints`
+        finds, or anybody's checkpoints, in any order. Steps are whole numbers.
     inputs : Tensor, array_like or DataArray
         Passed to the linearizer.
     measure : callable
-        Takes a :class:`kpops.Linearization`, returns a Dataset, a DataArray with a name, or a
-        mapping of names to numbers.
+        ``measure(lin)`` takes a :class:`kpops.Linearization` and returns a Dataset, a DataArray
+        with a name, or a mapping of names to numbers, arrays or DataArrays. The axes of an array
+        become the dims ``name_dim_0``, ``name_dim_1``, and so on. If it has a parameter
+        ``previous``, it gets what it returned of the checkpoint before, as a Dataset, or None.
     linearizer : callable
         ``linearizer(model, inputs, **options)``. Give your own where the model is not what
         :func:`kpops.linearize` takes, for example ``lambda model, inputs:
         kpops.linearize(model.gru, inputs, readout=model.fc)``.
+    options : mapping, optional
+        Options of the linearizer, such as ``{"mask": mask, "measure": "mean"}``.
     progress : bool
         Show a progress bar.
-    **options
-        Passed to the linearizer.
+    on_interrupt : {"raise", "return"}
+        What Ctrl-C does: raise KeyboardInterrupt, whose attribute ``finished`` has what is
+        finished, or return that, if anything is.
 
     Returns
     -------
     Dataset
-        What `measure` returned, with the new leading dim ``step``, the training iteration.
+        What `measure` returned, with the new leading dim ``step``, the training iteration, in
+        increasing order.
 
     Raises
     ------
     ValueError
-        If there are no checkpoints, steps repeat, or a state does not fit the model.
+        If there are no checkpoints, or steps repeat or are no whole numbers.
+    TypeError
+        If `checkpoints`, `measure` or `options` is of another kind.
+    MeasureError
+        If a checkpoint cannot be read, does not fit the model, cannot be linearised or measured, or
+        is measured as something else than those before. It names the step; its attribute
+        ``finished`` has the steps before, its ``__cause__`` is the error itself.
 
     Examples
     --------
@@ -68,40 +102,133 @@ def over_training(
     >>> norm = lambda lin: {"norm": float(abs(lin.states).max())}
     >>> kpops.over_training(gru, checkpoints, torch.zeros(2, 5, 3), norm).step.values
     array([ 0, 10])
+
+    The modes of a checkpoint are near those of the one before, where the search for them starts:
+
+    >>> def modes(lin, previous):
+    ...     v0 = None if previous is None else previous.eigenfunction
+    ...     return kpops.eigsh(lin.flow, 2, v0=v0, rng=0)
+    >>> kpops.over_training(gru, checkpoints, torch.zeros(2, 5, 3), modes).eigenvalue.sizes
+    Frozen({'step': 2, 'mode': 2})
     """
+    options = _checked_options(measure, linearizer, options, on_interrupt)
     if isinstance(checkpoints, str | os.PathLike):
         checkpoints = read_checkpoints(checkpoints)
+    total = _checked_steps(checkpoints)
     mine = copy.deepcopy(model)
-    steps, results = [], []
-    for step, state in tqdm(checkpoints, desc="checkpoints", disable=not progress):
-        try:
-            mine.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"the checkpoint of step {step} does not fit: {error}") from error
-        steps.append(int(step))
-        results.append(_as_dataset(measure(linearizer(mine, inputs, **options))))
-    if not steps:
+    remembers = takes(measure, "previous")
+    results: dict[int, xr.Dataset] = {}
+    where, previous = "at the first checkpoint", None
+    bar = tqdm(total=total, desc="checkpoints", disable=not progress)
+    try:
+        with bar:
+            for step, state in _pairs(checkpoints):
+                where = f"at step {step}"
+                if step in results:
+                    raise ValueError("the step is there twice: number the checkpoints")
+                bar.set_postfix_str(f"step {step}")
+                _load(mine, state)
+                lin = linearizer(mine, inputs, **options)
+                result = measure(lin, previous=previous) if remembers else measure(lin)
+                previous = as_dataset(result)
+                refuse_other_shape(previous, results)
+                results[step] = previous
+                where = f"at the checkpoint after step {step}"
+                bar.update()
+    except KeyboardInterrupt as interrupt:
+        interrupt.finished = join(results)  # type: ignore[attr-defined]
+        if on_interrupt == "raise" or not results:
+            raise
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
+        raise MeasureError(f"{where}: {kind}{error}", join(results)) from error
+    joined = join(results)
+    if joined is None:
         raise ValueError("checkpoints is empty: pass at least one (step, state_dict)")
+    return joined
+
+
+def _checked_options(
+    measure: Any, linearizer: Any, options: Any, on_interrupt: str
+) -> dict[str, Any]:
+    for name, function in (("measure", measure), ("linearizer", linearizer)):
+        if not callable(function):
+            hint = ""
+            if isinstance(function, str):
+                hint = "; the measure of trials and time goes into options={'measure': ...}"
+            raise TypeError(f"{name} is {described(function)}: pass a function{hint}")
+    if not isinstance(options, Mapping | None):
+        raise TypeError(f"options is {described(options)}: pass a dict, such as {{'mask': mask}}")
+    if on_interrupt not in ("raise", "return"):
+        raise ValueError(f"on_interrupt={on_interrupt!r}: pass 'raise' or 'return'")
+    return dict(options or {})
+
+
+def _checked_steps(checkpoints: Any) -> int | None:
+    """Number of checkpoints, None if they come one by one; refuses what can be seen before."""
+    if isinstance(checkpoints, Checkpoints):
+        return len(checkpoints)
+    if isinstance(checkpoints, Mapping):
+        raise TypeError(
+            f"checkpoints is {described(checkpoints)}: pass pairs (step, state_dict), for example "
+            "a dict's .items(), or [(0, model.state_dict())] for a single one"
+        )
+    if not isinstance(checkpoints, Iterable):
+        raise TypeError(f"checkpoints is {described(checkpoints)}: pass a folder, or pairs")
+    if not isinstance(checkpoints, Sequence):
+        return None
+    steps = [step for step, _ in _pairs(checkpoints)]
     if len(set(steps)) < len(steps):
         raise ValueError(f"checkpoints repeat a step: {sorted(steps)}")
-    step_values = xr.DataArray(
-        np.array(steps), dims="step", attrs={"long_name": "training iteration", "units": "1"}
-    )
-    joined = xr.concat(
-        results,
-        dim="step",
-        combine_attrs="drop_conflicts",
-        join="exact",
-        data_vars="all",
-        coords="minimal",
-        compat="override",
-    )
-    return joined.assign_coords(step=step_values)
+    return len(steps)
 
 
-def _as_dataset(result: Any) -> xr.Dataset:
-    if isinstance(result, xr.Dataset):
-        return result
-    if isinstance(result, xr.DataArray):
-        return result.to_dataset(name=result.name or "measure")
-    return xr.Dataset(dict(result))
+def _pairs(checkpoints: Iterable[Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, pair in enumerate(checkpoints):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            raise TypeError(
+                f"checkpoint number {number} is {described(pair)}, expected (step, state_dict)"
+            )
+        yield _whole(pair[0]), pair[1]
+
+
+def _whole(step: Any) -> int:
+    number = step.item() if isinstance(step, torch.Tensor | np.ndarray) and not step.shape else step
+    is_number = isinstance(number, int | float | np.number) and not isinstance(number, bool)
+    if not is_number or number != np.floor(number) or not np.isfinite(number):
+        raise ValueError(
+            f"step {step!r} is no whole number: number the checkpoints by training iterations"
+        )
+    return int(number)
+
+
+def _load(model: nn.Module, state: Any) -> None:
+    """Load weights, none of which may lose precision."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"the checkpoint is {described(state)}, expected a state dict")
+    refuse_complex(state.items(), "the checkpoint")
+    mine = model.state_dict()
+    for name in state.keys() & mine.keys():
+        value, like = state[name], mine[name]
+        if torch.promote_types(value.dtype, like.dtype) != like.dtype:
+            raise ValueError(
+                f"the checkpoint holds {name} in {value.dtype}, the model in {like.dtype}: convert "
+                "the model, for example by model.double(), or the checkpoint"
+            )
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint does not fit: {error}{_prefix(state, mine)}") from error
+
+
+def _prefix(state: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """The remedy where names of a checkpoint only have a prefix too much."""
+    first = next(iter(mine), None)
+    prefixes = {n.removesuffix(first) for n in state if first and n.endswith(f".{first}")}
+    found = [p for p in prefixes if set(mine) <= {n.removeprefix(p) for n in state}]
+    if not found:
+        return ""
+    return (
+        f"\nAll names begin with {found[0]!r}: read the folder by kpops.training.checkpoints("
+        f"folder, prefix={found[0]!r}), or remove it from the names"
+    )

@@ -16,6 +16,7 @@ from kpops.engines.gated_layer import Layer
 from kpops.engines.gram import Gram, learning
 from kpops.engines.places import Place, places_of
 from kpops.engines.unit_blocks import UnitBlocks
+from kpops.kinds import require_linearization
 from kpops.linearization import Linearization
 from kpops.models.gated import GatedRecurrence
 from kpops.operators import TrajectoryOperator
@@ -74,6 +75,8 @@ def rank_bounds(
 
     Raises
     ------
+    TypeError
+        If `lin` is no linearization.
     ValueError
         If `tol` is out of range.
 
@@ -123,6 +126,7 @@ def rank_bounds(
     >>> bool((result["rank"] <= result.bound).all())
     True
     """
+    require_linearization(lin)
     if not 0 <= tol < 1:
         raise ValueError(f"tol={tol}: choose a fraction of the largest eigenvalue, from 0 to 1")
     tol = max(tol, common.noise_floor(lin.dtype))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from kpops.labels import to_numpy
+from kpops.learning.fingerprints import NotPlainError, describe_modules, plain
+from kpops.learning.trials import Trials
 
 
 def choose_seed(rng: int | np.random.Generator | None, newest: dict[str, Any] | None) -> int:
@@ -26,29 +28,35 @@ def choose_seed(rng: int | np.random.Generator | None, newest: dict[str, Any] | 
     return operator.index(rng)
 
 
-def describe_trials(trials: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Shapes and a fingerprint of inputs, targets and mask."""
+def describe_trials(trials: Trials) -> dict[str, Any]:
+    """Shapes and a fingerprint of inputs, targets, mask and, if they are others, weights."""
+    parts = trials._asdict()
+    if torch.equal(trials.weights, trials.mask.to(trials.weights)):
+        del parts["weights"]
     digest = hashlib.sha256()
-    for part in trials.values():
+    for part in parts.values():
         digest.update(to_numpy(part.contiguous()).tobytes())
-    shapes = {f"task {name}": list(part.shape) for name, part in trials.items()}
+    shapes = {f"task {name}": list(part.shape) for name, part in parts.items()}
     return {**shapes, "task fingerprint": digest.hexdigest()[:16]}
 
 
+def describe_loss(loss: Any) -> dict[str, Any]:
+    """Name of a loss, or class, attributes and code of a callable."""
+    try:
+        return {"loss": plain(loss)}
+    except NotPlainError:
+        return {"loss": type(loss).__name__}
+
+
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Names, dtypes and shapes of all weights, which of them learn, and how they were drawn."""
+    """Weights, which of them learn, how they were drawn, and what is done with them."""
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     weights = {
         f"model {name}": f"{value.dtype} {tuple(value.shape)}"
         + (" learns" if name in learning else " fixed")
         for name, value in model.state_dict().items()
     }
-    scales = {
-        f"recurrent_init {name}".rstrip(): dict(module.recurrent_init)
-        for name, module in model.named_modules()
-        if hasattr(module, "recurrent_init")
-    }
-    return {**weights, **scales}
+    return {**weights, **describe_modules(model)}
 
 
 def check_same_training(
@@ -75,7 +83,7 @@ def check_same_training(
 
 
 def check_same_loss(value: float, recorded: float, step: int, folder: Path) -> None:
-    """Tell models apart that have the same parameters, such as a tanh and a relu RNN."""
+    """Tell models apart whose parameters, attributes and code are the same; see `fingerprints`."""
     # Wide, since another device rounds differently; another model is off by much more.
     if not math.isclose(value, recorded, rel_tol=0.1, abs_tol=1e-6):
         raise ValueError(

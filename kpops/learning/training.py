@@ -7,14 +7,14 @@ training that was interrupted ends where an uninterrupted one does.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import operator
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,26 +22,23 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from kpops.labels import as_tensor, numpy_dtype
-from kpops.learning.checkpoints import newest_checkpoint, write_checkpoint
+from kpops.labels import numpy_dtype
+from kpops.learning.checkpoints import newest_checkpoint, remove_unfinished, write_checkpoint
+from kpops.learning.folders import only_trainer
+from kpops.learning.losses import Loss, Objective, objective_of
 from kpops.learning.optimizers import Factory, Updates
 from kpops.learning.resumption import (
     check_same_loss,
     check_same_training,
     choose_seed,
+    describe_loss,
     describe_model,
     describe_trials,
 )
 from kpops.learning.schedules import Keep, Stop, schedule
+from kpops.learning.trial_order import refuse_time_first
+from kpops.learning.trials import read_trials
 from kpops.models.initial import spectral_radius
-
-
-class _Trials(NamedTuple):
-    """A task on the model's device and in its dtype."""
-
-    inputs: Tensor  # (trial, time, input)
-    targets: Tensor  # (trial, time, output)
-    mask: Tensor  # (trial, time)
 
 
 def train(
@@ -49,6 +46,7 @@ def train(
     task: xr.Dataset,
     *,
     folder: str | os.PathLike[str],
+    loss: Loss = "mse",
     max_steps: int = 1000,
     batch_size: int = 500,
     learning_rate: float = 1e-3,
@@ -59,7 +57,7 @@ def train(
     rng: int | np.random.Generator | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Train `model` in place on the mean squared error, and write checkpoints.
+    """Train `model` in place, and write checkpoints.
 
     When `folder` holds checkpoints of the same training, the newest readable one replaces the
     weights of `model` and the training continues from there; calling again with a larger
@@ -72,11 +70,16 @@ def train(
         :class:`kpops.models.Network` does. Its parameters that require grad are changed; its
         training mode, gradients and the global random state are as before afterwards.
     task : Dataset
-        ``inputs`` (trial, time, input), ``targets`` (trial, time, output) and ``mask`` (trial,
-        time), as of :mod:`kpops.tasks`. They are converted to the model's dtype and device. Steps
-        outside the mask do not count in the loss.
+        ``inputs`` (trial, time, input), ``targets`` and ``mask`` (trial, time), as of
+        :mod:`kpops.tasks`, and, if there is one, ``loss_mask`` (trial, time), weights of the steps.
+        They go to the model's device; inputs and floating targets are converted to its dtype.
+        Steps outside the mask do not count in the loss. Targets are (trial, time, output), labels
+        (trial, time), or what the loss takes, trial by trial.
     folder : path
         Where the checkpoints are, one ``step_00000100.pt`` each; made when missing.
+    loss : {"mse", "cross_entropy"} or callable
+        As of :func:`kpops.gradient_flow`, of the trials of a batch; ``loss_mask`` of the task
+        takes the part of its ``loss_mask``.
     max_steps : int
         Number of parameter updates to end at, counted from the untrained model.
     batch_size : int
@@ -102,7 +105,7 @@ def train(
         Seed, or a generator to draw one from. None takes the seed of the checkpoints in `folder`,
         or a fresh one.
     progress : bool
-        Show a progress bar.
+        Show a progress bar, with the loss and the time that is left.
 
     Returns
     -------
@@ -118,20 +121,30 @@ def train(
     Raises
     ------
     ValueError
-        If the task or an argument does not fit, or `folder` holds checkpoints of a training with
-        another seed, batch size, optimizer, task or parameters.
+        If the task or an argument does not fit, the model takes trials for steps, or `folder` holds
+        checkpoints of a training with another seed, batch size, loss, optimizer, task or model.
     TypeError
-        If the model returns no tensor, its dtype is not float32 or float64 throughout, or an
-        argument has the wrong type.
+        If the model returns no tensor, its dtype is not float32 or float64 throughout, the task is
+        complex, or an argument has the wrong type.
+    RuntimeError
+        If another process, or thread, trains in `folder`. One that was killed blocks nobody.
     FloatingPointError
         If the loss is not finite. No checkpoint of that step is written, earlier ones stay.
 
     Notes
     -----
-    The loss is the mean over the valid steps and the output channels of the batch. Resumption is
+    The loss of a batch is the mean over those of its steps that count. Resumption is
     exact to the bit on the same machine, where the model's operations are deterministic: on
     a CPU they are, cuDNN's recurrent kernels may differ in the last bits. The process may be killed
     at any moment: a checkpoint is written under another name, and renamed when it is complete.
+    Whatever is refused before the first update, or interrupted, leaves the model as it was.
+
+    A model is the same if its modules have the same classes, plain attributes (the dropout rate,
+    the nonlinearity, numbers and functions of a cell of your own) and code, and if at the newest
+    checkpoint the loss is what it was within 10 %. Compared is the bytecode of your own methods
+    and of the functions and constants that they name, which changes with the version of Python;
+    code of installed packages is taken to be what its name says. Hooks, and tensors that are
+    neither parameters nor buffers, are not compared.
 
     The scale at which :func:`kpops.models.initialize_recurrent` drew the recurrent weights is part
     of the configuration in the attributes of the result.
@@ -149,7 +162,8 @@ def train(
     >>> checkpoints(folder).steps
     (0, 4)
     """
-    trials = _trials(task, model)
+    objective = objective_of(loss)
+    trials = read_trials(task, model)
     n_trials = len(trials.inputs)
     if not 1 <= batch_size <= n_trials:
         raise ValueError(
@@ -158,58 +172,68 @@ def train(
         )
     if max_steps < 0:
         raise ValueError(f"max_steps={max_steps}: pass the number of updates to end at, 0 or more")
+    refuse_time_first(model, trials.inputs)
     keep = schedule(checkpoint_every)
     updates = Updates(model, optimizer, learning_rate)
-
-    folder = Path(folder)
-    newest = newest_checkpoint(folder)
-    seed = choose_seed(rng, newest)
-    configuration = {
-        "seed": seed,
+    fixed = {
         "batch_size": operator.index(batch_size),
         "learning_rate": float(learning_rate),
+        **describe_loss(loss),
         **updates.describe(),
-        **describe_trials(trials._asdict()),
+        **describe_trials(trials),
         **describe_model(model),
     }
-    step, history = 0, list[float]()
-    initial_radii = _spectral_radius(model).values.tolist()
-    if newest is not None:
-        check_same_training(newest, configuration, max_steps, folder)
-        model.load_state_dict(newest["model"])
-        updates.load_state(newest)
-        step, history = newest["step"], newest["loss"]
-        initial_radii = newest.get("initial_spectral_radius", [math.nan] * len(initial_radii))
-    resumed_at = None if newest is None else step
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-
-    bar = tqdm(total=max_steps, initial=step, disable=not progress, unit="step")
-    with bar, _left_as_it_was(model) as generators:
+    bar = tqdm(total=max_steps, disable=not progress, unit="step")
+    with only_trainer(folder) as busy, bar, _Left(model) as left:
+        newest = newest_checkpoint(folder)
+        seed = choose_seed(rng, newest)
+        configuration = {"seed": seed, **fixed}
+        start, history = 0, list[float]()
+        initial_radii = _spectral_radius(model).values.tolist()
+        if newest is not None:
+            check_same_training(newest, configuration, max_steps, folder)
+            model.load_state_dict(newest["model"])
+            updates.load_state(newest)
+            start, history = newest["step"], newest["loss"]
+            initial_radii = newest.get("initial_spectral_radius", [math.nan] * len(initial_radii))
+        if busy is None:
+            remove_unfinished(folder)
+        bar.initial = bar.n = start
         model.train()
-        while True:
-            batch, torch_seed = _draw(seed, step, n_trials, batch_size)
-            for generator in generators:
+        for step in itertools.count(start):
+            positions, torch_seed = _draw(seed, step, n_trials, batch_size)
+            for generator in left.generators:
                 generator.manual_seed(torch_seed)
             # The forward pass may change buffers (running statistics). That is part of the next
             # update: the checkpoint of this step and the final model have them as they are now.
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            loss = _loss(model, *(part[batch] for part in trials))
-            value = loss.item()
-            if step == resumed_at:
-                check_same_loss(value, history[step], step, folder)
-            elif not math.isfinite(value):
+            batch = trials.of(positions)
+            outputs = batch.outputs(model)
+            if step == start:
+                trials = trials.fit(objective, outputs.shape[-1])
+                batch = trials.of(positions)
+            value = objective(outputs, batch.targets, batch.weights)
+            known = step < len(history)
+            if known:
+                check_same_loss(value.item(), history[step], step, folder)
+            elif not value.isfinite():
                 raise FloatingPointError(
-                    f"the loss is {value} at step {step}: try a learning_rate below "
+                    f"the loss is {value.item()} at step {step}: try a learning_rate below "
                     f"{learning_rate}; the checkpoints of earlier steps are in '{folder}'"
                 )
             else:
-                history.append(value)
+                history.append(value.item())
+            bar.set_postfix_str(f"loss {history[step]:.4g}", refresh=False)
             last = (
                 step == max_steps
                 or (stop_loss is not None and history[step] <= stop_loss)
                 or (stop is not None and bool(stop(step, history)))
             )
-            if (last or step == 0 or keep(step)) and step != resumed_at:
+            if busy is not None and not (known and last):
+                raise RuntimeError(f"folder '{folder}' {busy}: wait for it, or pass another folder")
+            if (last or step == 0 or keep(step)) and not known:
                 content = {
                     "step": step,
                     "model": {k: buffers.get(k, v) for k, v in model.state_dict().items()},
@@ -226,11 +250,11 @@ def train(
                         buffer.copy_(buffers[name])
                 break
             updates.optimizer.zero_grad()
-            loss.backward()
+            value.backward()
+            left.weights = None  # from here on they are the training's
             updates.step()
-            step += 1
             bar.update()
-    return _dataset(model, history, initial_radii, configuration)
+    return _dataset(model, history, objective, initial_radii, configuration)
 
 
 # One step
@@ -243,86 +267,37 @@ def _draw(seed: int, step: int, n_trials: int, batch_size: int) -> tuple[Tensor,
     return torch.from_numpy(batch), int(generator.integers(2**63))
 
 
-def _loss(model: nn.Module, inputs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over the valid steps and the output channels."""
-    outputs = model(inputs)
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"model returns a {type(outputs).__name__}, expected the outputs (trial, time, output) "
-            "alone: kpops.models.Network(recurrent, readout) does so"
-        )
-    if outputs.shape != targets.shape:
-        raise ValueError(
-            f"model returns the shape {tuple(outputs.shape)}, the targets of the batch have "
-            f"{tuple(targets.shape)}: both must be (trial, time, output)"
-        )
-    error = torch.where(mask[..., None], outputs - targets, 0)
-    return error.square().sum() / (mask.sum() * targets.shape[-1])
+class _Left:
+    """What a training puts back: modes, gradients, generators, and weights until an update."""
 
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        # What is refused before an update leaves the model as it was.
+        self.weights: dict[str, Tensor] | None = {
+            name: value.clone() for name, value in model.state_dict().items()
+        }
+        device = next(model.parameters()).device
+        self.generators = [torch.default_generator]
+        if device.type == "cuda":
+            self.generators.append(torch.cuda.default_generators[device.index])
 
-@contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[list[torch.Generator]]:
-    """Restore modes, gradients and the generators that layers draw from, which it yields."""
-    device = next(model.parameters()).device
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index])
-    states = [generator.get_state() for generator in generators]
-    modes = [(module, module.training) for module in model.modules()]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in gradients:
-        parameter.grad = None
-    try:
-        yield generators
-    finally:
-        for generator, state in zip(generators, states, strict=True):
+    def __enter__(self) -> _Left:
+        self._states = [generator.get_state() for generator in self.generators]
+        self._modes = [(module, module.training) for module in self.model.modules()]
+        self._gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        for parameter, _ in self._gradients:
+            parameter.grad = None
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        for generator, state in zip(self.generators, self._states, strict=True):
             generator.set_state(state)
-        for module, mode in modes:
+        for module, mode in self._modes:
             module.training = mode
-        for parameter, gradient in gradients:
+        for parameter, gradient in self._gradients:
             parameter.grad = gradient
-
-
-# Arguments
-
-
-def _trials(task: xr.Dataset, model: nn.Module) -> _Trials:
-    learning = [p for p in model.parameters() if p.requires_grad]
-    if not learning:
-        raise ValueError("model has no parameter that requires grad: unfreeze some")
-    like = learning[0]
-    numpy_dtype(like.dtype)  # raises if it is neither float32 nor float64
-    mixed = sorted({str(p.dtype) for p in model.parameters()})
-    if len(mixed) > 1:
-        raise TypeError(f"model mixes the dtypes {mixed}: use model.to({like.dtype})")
-
-    dims = {"inputs": ("input",), "targets": ("output",), "mask": ()}
-    tensors = {}
-    for name, feature in dims.items():
-        expected = ("trial", "time", *feature)
-        if name not in task or set(task[name].dims) != set(expected):
-            found = task[name].dims if name in task else "missing"
-            raise ValueError(f"task[{name!r}] is {found}, expected the dims {expected}")
-        tensor = as_tensor(task[name].transpose(*expected).data)
-        dtype = torch.bool if name == "mask" else like.dtype
-        tensors[name] = tensor.to(device=like.device, dtype=dtype)
-    trials = _Trials(**tensors)
-
-    empty = (~trials.mask.any(dim=1)).nonzero()
-    if len(empty):
-        raise ValueError(f"mask has no valid step in trial {int(empty[0])}: drop that trial")
-    # Inputs must be finite in the padding too: a state that is not finite spoils every gradient.
-    for name, wrong in [
-        ("inputs", ~trials.inputs.isfinite()),
-        ("targets", ~trials.targets.isfinite() & trials.mask[..., None]),
-    ]:
-        if wrong.any():
-            trial, time, _ = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"{name} are not finite at trial {trial}, time {time} (positions from 0): "
-                "set padded entries to 0"
-            )
-    return trials
+        if error is not None and self.weights is not None:
+            self.model.load_state_dict(self.weights)
 
 
 # Result
@@ -340,6 +315,7 @@ def _spectral_radius(model: nn.Module) -> xr.DataArray:
 def _dataset(
     model: nn.Module,
     history: list[float],
+    objective: Objective,
     initial_radii: list[float],
     configuration: dict[str, Any],
 ) -> xr.Dataset:
@@ -352,7 +328,7 @@ def _dataset(
             "loss": (
                 "step",
                 values,
-                {"long_name": "mean squared error of the minibatch", "units": "1"},
+                {"long_name": f"{objective.long_name} of the minibatch", "units": "1"},
             )
         },
         coords={"step": ("step", steps, {"long_name": "training iteration", "units": "1"})},

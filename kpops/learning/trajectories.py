@@ -12,7 +12,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.labels import Space, as_tensor, by_name, numpy_dtype
+from kpops.kinds import is_array, require_linearization
+from kpops.labels import Coordinate, Space, as_tensor, by_name, coordinates_of, numpy_dtype
 from kpops.linearization import Linearization
 from kpops.spectral import common
 from kpops.spectral.estimators.rank_kinds import Question, of_spectrum
@@ -74,8 +75,8 @@ def trajectory_dimension(
     are found in float64 from the triangular factor of that matrix, not from its square.
 
     The state of an LSTM is h and c. For h alone pass
-    ``states.isel(unit=states["variable"] == "h")`` with ``states = lin.states``, and the mask if
-    there is one.
+    ``states.isel(unit=states["variable"] == "h")`` with ``states = lin.states``, which brings its
+    mask.
 
     States about zero (``over=()``) are what stands in K: the recurrent weights of a linear network
     have ``PR(K) = units * PR(second moments of the previous states)``.
@@ -141,10 +142,13 @@ def read_states(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str
         values, mask = states.trajectory.states, states.trajectory.mask
         space, attrs = states.space, states.attrs
     else:
+        if not is_array(states):
+            require_linearization(states, "states")
         space, attrs = _space_of(states), {}
         if isinstance(states, xr.DataArray):
+            mask = states.coords.get("mask") if mask is None else mask
             states = by_name(states, space, "states")
-        values = as_tensor(states)
+        values = as_tensor(states, "states")
         numpy_dtype(values.dtype)  # refuses what is not computed in
     shape = tuple(values.shape[:2])
     valid = torch.ones(shape, dtype=torch.bool) if mask is None else _valid(mask, space)
@@ -162,17 +166,16 @@ def _space_of(states: Any) -> Space:
         if set(states.dims) != set(_DIMS):
             raise ValueError(f"states has dims {states.dims}, expected {_DIMS}")
         shape = tuple(states.sizes[d] for d in _DIMS)
-        coords = {str(k): (tuple(map(str, c.dims)), c.values) for k, c in states.coords.items()}
-        return Space(_DIMS, shape, coords)
+        return Space(_DIMS, shape, coordinates_of(states, _DIMS))
     if len(shape) != 3:
         raise ValueError(f"states has shape {shape}, expected (trial, time, unit)")
-    return Space(_DIMS, shape, {"unit": (("unit",), np.arange(shape[2]))})
+    return Space(_DIMS, shape, {"unit": Coordinate(("unit",), np.arange(shape[2]))})
 
 
 def _valid(mask: Any, space: Space) -> Tensor:
     if isinstance(mask, xr.DataArray):
         mask = by_name(mask, space.keep(("trial", "time")), "mask")
-    valid = as_tensor(mask)
+    valid = as_tensor(mask, "mask")
     if not ((valid == 0) | (valid == 1)).all():
         raise ValueError("mask has values other than 0 and 1: pass booleans")
     return valid.bool()

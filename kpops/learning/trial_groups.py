@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from kpops.engines.memory import check_allocation
+from kpops.kinds import require_linearization
+from kpops.labels import by_name
 from kpops.linearization import Linearization
 
 
@@ -70,6 +73,7 @@ def group_trials(lin: Linearization, by: Any, condition: Any = None) -> Groups:
     ValueError
         If there are not two groups, or their conditions are not the same.
     """
+    require_linearization(lin)
     labels = _labels(lin, by, "by")
     _, first, codes = np.unique(labels, return_index=True, return_inverse=True)
     if len(first) < 2:
@@ -133,7 +137,7 @@ def _labels(lin: Linearization, given: Any, argument: str) -> np.ndarray:
     """A label for each trial; strings as objects, as files take them."""
     n_trials = lin.space.sizes["trial"]
     if isinstance(given, str):
-        known = sorted(k for k, (dims, _) in lin.space.coords.items() if dims == ("trial",))
+        known = sorted(k for k, c in lin.space.coords.items() if c.dims == ("trial",))
         if given not in known:
             raise ValueError(
                 f"{argument}={given!r} is no coordinate of trials, which are {known}: linearise "
@@ -141,6 +145,8 @@ def _labels(lin: Linearization, given: Any, argument: str) -> np.ndarray:
             )
         values = np.asarray(lin.space.coords[given][1])
     else:
+        if isinstance(given, xr.DataArray):
+            given = by_name(given, lin.space.keep(("trial",)), argument)
         values = np.asarray(given)
         if values.shape != (n_trials,):
             raise ValueError(

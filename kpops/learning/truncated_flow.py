@@ -11,7 +11,8 @@ import xarray as xr
 from torch import Tensor
 
 from kpops.labels import as_tensor, numpy_dtype
-from kpops.learning.gradient_flow import Loss, gradient_flow
+from kpops.learning.gradient_flow import gradient_flow
+from kpops.learning.losses import Loss
 from kpops.linearization import Linearization
 from kpops.spectral import common
 from kpops.spectral.truncation import truncate
@@ -23,7 +24,8 @@ def truncated_flow(
     targets: Any,
     k: int = 20,
     *,
-    loss: str | Loss = "mse",
+    loss: Loss = "mse",
+    loss_mask: Any = None,
     tol: float = 1e-6,
     rng: Any = None,
     modes: xr.Dataset | None = None,
@@ -35,10 +37,12 @@ def truncated_flow(
     lin : Linearization
         As for :func:`kpops.gradient_flow`.
     targets : Tensor, array_like or DataArray
-        Shape (trial, time, output), or (trial, time, unit) without a readout.
+        As for :func:`kpops.gradient_flow`.
     k : int
         Number of leading modes, 1 to the size of the flow operator.
-    loss : "mse" or callable
+    loss : {"mse", "cross_entropy"} or callable
+        As for :func:`kpops.gradient_flow`.
+    loss_mask : array_like or DataArray, optional
         As for :func:`kpops.gradient_flow`.
     tol : float
         Relative residual of the modes to reach.
@@ -100,11 +104,11 @@ def truncated_flow(
     >>> bool(carried.loss_decrease_captured[-1] <= 1)
     True
     """
-    flow = gradient_flow(lin, targets, loss)
+    flow = gradient_flow(lin, targets, loss, loss_mask=loss_mask)
     top = truncate(lin.flow, k, tol=tol, rng=rng, modes=modes)
 
     def flat(field: xr.DataArray) -> Tensor:
-        return as_tensor(field.values).to(lin.device).flatten()
+        return as_tensor(field.values, str(field.name)).to(lin.device).flatten()
 
     error, change = flat(flow.error), flat(flow.state_change)
     # Sums in float64: what the last modes carry may be far below what all of them do.

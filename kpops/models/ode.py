@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence
-from kpops.models.time_grid import TimeStepped, refuse_method
+from kpops.models.recurrence import Recurrence, as_recurrence
+from kpops.models.time_grid import TimeStepped, TimeSteppedRecurrence, refuse_method
 
 # Stage i takes the field where the last stage points after the fraction c_i of the step, and enters
 # the sum with weight b_i: the explicit Runge-Kutta methods whose matrix has one subdiagonal.
@@ -61,7 +61,9 @@ class NeuralODE(TimeStepped):
     *Inputs* have the features [length of the step, if `dt` is None | time at which it starts, if
     the field takes t | x, if it takes x]: :meth:`inputs` puts them together. A field that takes x
     and h only needs no such help, and for one that ignores t any number will do. The start needs
-    ``h0`` in :func:`kpops.linearize`, which also tells the size of the state.
+    ``h0`` in :func:`kpops.linearize`, which also tells the size of the state. Results are labelled
+    with the times at which the steps end, unless the inputs are a DataArray with times of its own;
+    where trials have several grids, these are the coordinate ``trial_time``.
 
     *Forcing.* In dh/dt = f(h) + q(t) the perturbation is a density: it moves the trajectory by the
     integral of q through the propagator of the continuous flow. With ``forcing="rate"`` the
@@ -99,6 +101,8 @@ class NeuralODE(TimeStepped):
     >>> lin = kpops.linearize(ode, inputs, h0=torch.randn(3, 2))
     >>> lin.P
     <0.1 P (trial: 3, time: 20, unit: 2), float32 on cpu>
+    >>> lin.states.time.values[-1].item()
+    2.0
     """
 
     def __init__(
@@ -197,6 +201,6 @@ class NeuralODE(TimeStepped):
 
 @as_recurrence.register
 def _(model: NeuralODE) -> Recurrence:
-    recurrence = ModuleRecurrence(model)
+    recurrence = TimeSteppedRecurrence(model)
     recurrence.forcing_step = model.forcing_step
     return recurrence

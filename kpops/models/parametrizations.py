@@ -47,7 +47,7 @@ class Masked(nn.Module):
 
     def __init__(self, mask: Any) -> None:
         super().__init__()
-        given = as_tensor(mask)
+        given = as_tensor(mask, "mask")
         if not ((given == 0) | (given == 1)).all():
             raise ValueError("mask has values other than 0 and 1: pass booleans")
         self.register_buffer("mask", given.bool().clone())
@@ -110,7 +110,7 @@ class Dale(nn.Module):
 
     def __init__(self, signs: Any, *, size: str = "abs") -> None:
         super().__init__()
-        given = as_tensor(signs)
+        given = as_tensor(signs, "signs")
         if given.ndim != 1 or not ((given == 1) | (given == -1)).all():
             raise ValueError("signs must be a list of 1 and -1, one of each presynaptic unit")
         if size not in ("abs", "relu", "exp"):

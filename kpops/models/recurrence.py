@@ -70,6 +70,10 @@ class Recurrence(nn.Module):
         """Add to the user's inputs what the step reads besides; (trial, time, feature) both."""
         return inputs
 
+    def times(self, inputs: Tensor) -> np.ndarray | None:
+        """Times (trial, time) at which the steps end, if the user's inputs tell; else None."""
+        return None
+
     def output(self, h: Tensor) -> Tensor:
         """Part of the state that a readout sees; (row, unit) -> (row, feature)."""
         return h
@@ -282,7 +286,7 @@ def _refuse_patched(module: nn.Module) -> None:
 
 def matching(array: Any, like: Tensor, name: str) -> Tensor:
     """Tensor of `array` in the dtype and on the device of `like`; floating dtypes must agree."""
-    tensor = as_tensor(array)
+    tensor = as_tensor(array, name)
     if tensor.is_floating_point() and tensor.dtype != like.dtype:
         raise TypeError(
             f"{name} is {tensor.dtype}, the computation {like.dtype}: convert {name}, or pass "

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
-from kpops.models.recurrence import matching
+from kpops.labels import as_tensor, to_numpy
+from kpops.models.recurrence import ModuleRecurrence, as_recurrence, matching
 
 ARGUMENTS = ("th", "xh", "txh")
 
@@ -62,6 +64,21 @@ class TimeStepped(nn.Module):
         dt = columns.pop(0) if self.dt is None else self.dt
         return dt, columns[0] if columns else None, x[..., n_columns:]
 
+    def times(self, inputs: Tensor) -> np.ndarray:
+        """Times (trial, time) at which the steps end, in the precision of `inputs`."""
+        dt, starts, _ = self._split(inputs)
+        dtype = inputs.dtype if inputs.is_floating_point() else torch.float64
+        lengths = torch.as_tensor(dt).double().expand(*inputs.shape[:2], 1)[..., 0]
+        if starts is None or bool((starts == starts[:, :1]).all()):
+            return to_numpy(lengths.cumsum(1).to(dtype))  # the field ignores t, if it takes it
+        starts = starts[..., 0].double()
+        ends = starts + lengths
+        # The next step starts there, to rounding, and its start is what the user has given.
+        bound = 1e-6 * (lengths + starts.abs())[:, :-1]
+        meets = (starts[:, 1:] - ends[:, :-1]).abs() <= bound
+        ends[:, :-1] = torch.where(meets, starts[:, 1:], ends[:, :-1])
+        return to_numpy(ends.to(dtype))
+
     def _rate(self, field: Callable[..., Tensor], t: Tensor | None, x: Tensor, h: Tensor) -> Tensor:
         """What a field says at (t, x, h), of the shape of h."""
         given = {"t": t, "x": x, "h": h}
@@ -76,7 +93,7 @@ class TimeStepped(nn.Module):
 
     def _features(self, times: Any, x: Any, n_trials: int) -> tuple[Tensor, Tensor]:
         """Features of time and external inputs, and the lengths of the steps (trial, time, 1)."""
-        grid = np.atleast_2d(np.asarray(times, dtype=float))
+        grid = np.atleast_2d(to_numpy(as_tensor(times, "times")).astype(float))
         steps = np.diff(grid)
         if grid.ndim != 2 or grid.shape[1] < 2 or not (steps > 0).all():
             raise ValueError(
@@ -93,6 +110,8 @@ class TimeStepped(nn.Module):
             wanted = "needs" if x is None else "takes no"
             raise ValueError(f"arguments={self.arguments!r}: a field of this form {wanted} x")
         like = next(self.parameters(), torch.empty(0)).detach()
+        if isinstance(x, xr.DataArray):
+            x = x.transpose("trial", "time", ...).data
         external = None if x is None else matching(x, like, "x")
         n_trials = max(n_trials, len(grid)) if external is None else len(external)
         shape = (n_trials, steps.shape[1])
@@ -125,3 +144,16 @@ def refuse_method(field: Any, name: str) -> None:
             f"{name} is a method of {type(owner).__name__}, whose parameters would be lost: pass "
             "an nn.Module whose forward is the field"
         )
+
+
+class TimeSteppedRecurrence(ModuleRecurrence):
+    """The step of a differential equation, whose inputs tell the time."""
+
+    module: Any
+
+    def times(self, inputs: Tensor) -> np.ndarray:
+        """Times (trial, time) at which the steps end."""
+        return self.module.times(inputs)
+
+
+as_recurrence.register(TimeStepped, TimeSteppedRecurrence)

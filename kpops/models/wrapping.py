@@ -48,6 +48,10 @@ class Wrapping(Recurrence):
         """Inputs as the inner step reads them."""
         return self.inner.prepare_inputs(inputs)
 
+    def times(self, inputs: Tensor) -> np.ndarray | None:
+        """Times at which the inner steps end."""
+        return self.inner.times(inputs)
+
     def output(self, h: Tensor) -> Tensor:
         """Part of the state that a readout sees."""
         return self.inner.output(h)

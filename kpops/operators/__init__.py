@@ -2,6 +2,7 @@
 
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.flow import FlowOperator
+from kpops.operators.foreign import ForeignOperator
 from kpops.operators.low_rank import LowRank
 from kpops.operators.parameter import ParameterJacobian, ParameterOperator, ThinFactor
 from kpops.operators.partial_trace import DenseOperator, PartialTrace, ProbedGram, ProbedTrace
@@ -13,6 +14,7 @@ __all__ = [
     "Average",
     "DenseOperator",
     "FlowOperator",
+    "ForeignOperator",
     "InversePropagator",
     "LowRank",
     "ParameterJacobian",

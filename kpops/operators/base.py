@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator
+import xarray as xr
 from torch import Tensor
 
 from kpops.engines.base import ONE_AT_A_TIME
-from kpops.labels import Space, enter, is_cupy, numpy_dtype, to_numpy
+from kpops.engines.memory import REMEDY, free_bytes, readable, refused_memory
+from kpops.kinds import described, is_array
+from kpops.labels import Shown, Space, enter, is_cupy, numpy_dtype, to_numpy
+from kpops.operators.arithmetic import Arithmetic
 from kpops.operators.pieces import in_pieces
 
 if TYPE_CHECKING:
     from kpops.engines.unit_blocks import UnitBlocks
 
 
-class TrajectoryOperator(LinearOperator):
+class TrajectoryOperator(Arithmetic, Shown):
     """A linear operator between labelled spaces.
 
     It is a :class:`scipy.sparse.linalg.LinearOperator` and goes into any SciPy solver as it is.
@@ -62,10 +65,6 @@ class TrajectoryOperator(LinearOperator):
     uncoupled : tuple of str
         Dims whose positions are known not to be coupled: the operator is block diagonal over them.
     """
-
-    # NumPy and torch hand ``array @ op`` and ``tensor @ op`` to this class.
-    __array_ufunc__ = None
-    __array_priority__ = 1000
 
     def __init__(
         self,
@@ -139,11 +138,20 @@ class TrajectoryOperator(LinearOperator):
         if block.is_inference():  # torch.func could not save it for a backward pass
             block = block.clone()
         # Autocast would compute in a lower precision than the dtype says.
+        needed = self._numbers_per_vector() * self.dtype.itemsize
+        results = (self.domain.size + self.codomain.size) * self.dtype.itemsize
         with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
             self.count(len(block))
-            needed = self._numbers_per_vector() * self.dtype.itemsize
-            results = (self.domain.size + self.codomain.size) * self.dtype.itemsize
-            return in_pieces(act, block.contiguous(), needed, results)
+            try:
+                return in_pieces(act, block.contiguous(), needed, results)
+            except RuntimeError as error:
+                if not refused_memory(error):
+                    raise
+                raise MemoryError(
+                    f"a product of {self!r} with {len(block)} vectors got no memory, "
+                    f"{readable(free_bytes(self.device))} are free on {self.device}: pass fewer "
+                    f"vectors at a time, {REMEDY}"
+                ) from error
 
     def _numbers_per_vector(self) -> int:
         """Numbers that the action needs at once for each vector, beside argument and result."""
@@ -165,62 +173,14 @@ class TrajectoryOperator(LinearOperator):
 
     # The boundary.
 
-    def __matmul__(self, other: Any) -> Any:
-        if isinstance(other, TrajectoryOperator):
-            from kpops.operators.compose import Product
-
-            return Product(self, other)
-        if isinstance(other, LinearOperator):
-            return super().dot(other)  # SciPy composes with what is not ours
-        if np.isscalar(other):
-            raise ValueError("Scalar operands are not allowed, use '*' instead")
-        return self._act(other)
-
-    def __call__(self, q: Any) -> Any:
-        """Apply to `q`; the same as ``op @ q``."""
-        return self @ q
-
-    def __mul__(self, other: Any) -> Any:
-        if np.isscalar(other):
-            from kpops.operators.compose import Scaled
-
-            return Scaled(self, other)
-        return self @ other
-
-    def __rmul__(self, other: Any) -> Any:
-        return self * other if np.isscalar(other) else other @ self
-
-    def __rmatmul__(self, other: Any) -> Any:
-        if np.isscalar(other):
-            raise ValueError("Scalar operands are not allowed, use '*' instead")
-        if getattr(other, "ndim", 1) == 2 and other.shape[-1] == self.shape[0]:
-            return (self.T @ other.T).T  # rows are the vectors
-        return self.T @ other
-
-    def __truediv__(self, other: Any) -> Any:
-        return self * (1 / other)
-
-    def __neg__(self) -> TrajectoryOperator:
-        return self * -1.0
-
-    def __add__(self, other: Any) -> Any:
-        if isinstance(other, TrajectoryOperator):
-            from kpops.operators.compose import Sum
-
-            return Sum(self, other)
-        return super().__add__(other)
-
-    def __radd__(self, other: Any) -> Any:
-        return self if np.isscalar(other) and other == 0 else NotImplemented  # sum() starts at 0
-
-    def __sub__(self, other: Any) -> Any:
-        return self + (-other) if isinstance(other, LinearOperator) else NotImplemented
-
-    def dot(self, x: Any) -> Any:
-        """Apply, compose or scale, as SciPy's ``LinearOperator.dot`` does."""
-        return self * x
-
     def _act(self, q: Any) -> Any:
+        if not is_array(q) and not is_cupy(q):
+            raise TypeError(
+                f"{self!r} is applied to {described(q)}: pass a vector as an array, tensor or "
+                "DataArray, or an operator"
+            )
+        if isinstance(q, Tensor) and q.is_complex():
+            return torch.complex(self @ q.real, self @ q.imag)
         if not isinstance(q, Tensor) and not is_cupy(q) and np.iscomplexobj(q):
             return self @ np.real(q) + 1j * (self @ np.imag(q))  # real operator, by linearity
         block, restore = enter(q, self.domain, self.torch_dtype, self.device)
@@ -369,6 +329,49 @@ class TrajectoryOperator(LinearOperator):
 
         return to_cupy(self)
 
+    # The functions of kpops.spectral, as methods.
+
+    def eigsh(self, k: int = 6, **options: Any) -> xr.Dataset:
+        """Leading eigenvalues and eigenfunctions: :func:`kpops.eigsh` of this operator.
+
+        Examples
+        --------
+        >>> import torch, kpops
+        >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.randn(5, 6, 3))
+        >>> lin.flow.eigsh(k=2, rng=0).eigenvalue.sizes
+        Frozen({'mode': 2})
+        """
+        return _spectral("eigsh")(self, k, **options)
+
+    def svds(self, k: int = 6, **options: Any) -> xr.Dataset:
+        """Leading singular values and functions: :func:`kpops.svds` of this operator."""
+        return _spectral("svds")(self, k, **options)
+
+    def trace(self, **options: Any) -> xr.Dataset:
+        """Trace, with its standard error: :func:`kpops.trace` of this operator."""
+        return _spectral("trace")(self, **options)
+
+    def norm(self, kind: str = "frobenius", **options: Any) -> xr.Dataset:
+        """Norm of this operator, by its name.
+
+        Parameters
+        ----------
+        kind : {"frobenius", "spectral"}
+            :func:`kpops.frobenius_norm` or :func:`kpops.spectral_norm`;
+            :func:`kpops.schatten_norm` has the others.
+        **options
+            Of that function.
+
+        Returns
+        -------
+        Dataset
+        """
+        if kind not in ("frobenius", "spectral"):
+            raise ValueError(
+                f"kind={kind!r}: choose 'frobenius' or 'spectral'; see also kpops.schatten_norm"
+            )
+        return _spectral(f"{kind}_norm")(self, **options)
+
     def __repr__(self) -> str:
         spaces = repr(self.domain)
         if self.codomain != self.domain:
@@ -376,3 +379,10 @@ class TrajectoryOperator(LinearOperator):
         kind = ", PSD" if self.positive else ", self-adjoint" if self.self_adjoint else ""
         dtype = str(self.torch_dtype).removeprefix("torch.")
         return f"<{self.symbol} {spaces}, {dtype} on {self.device}{kind}>"
+
+
+def _spectral(name: str) -> Callable[..., xr.Dataset]:
+    """A function of the room to the right, of which operators know nothing else."""
+    from kpops import spectral
+
+    return getattr(spectral, name)

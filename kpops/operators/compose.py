@@ -6,10 +6,12 @@ the same backwards, like ``P @ K @ P.H``, is self-adjoint, and positive when its
 
 from __future__ import annotations
 
+import math
 import numbers
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kpops.engines.unit_blocks import UnitBlocks
@@ -82,7 +84,7 @@ class Product(TrajectoryOperator):
         if len(self.factors) % 2 == 0:
             return _product(self.factors[:half])
         middle = self.factors[half].root
-        return middle and _product([*self.factors[:half], middle])
+        return None if middle is None else _product([*self.factors[:half], middle])
 
     def _apply(self, block: Tensor) -> Tensor:
         for factor in reversed(self.factors):
@@ -141,28 +143,43 @@ class Scaled(TrajectoryOperator):
     ------
     TypeError
         If `factor` is not a real number.
+    ValueError
+        If it is not finite, or too large or too small for the dtype of the operator.
+
+    Notes
+    -----
+    A product raises ``OverflowError`` if the factor makes infinity of a finite image.
     """
 
     def __init__(self, operator: TrajectoryOperator, factor: Any) -> None:
         if not isinstance(factor, numbers.Real):
             raise TypeError(f"factor {factor!r}: kpops operators are real, use a real number")
+        value = float(factor)
+        range_ = torch.finfo(operator.torch_dtype)
+        if not math.isfinite(value):
+            raise ValueError(f"factor {value}: use a finite number")
+        if value != 0 and not range_.tiny <= abs(value) <= range_.max:
+            raise ValueError(
+                f"factor {value:.6g} is beyond {operator.torch_dtype}, which reaches from "
+                f"{range_.tiny:.2g} to {range_.max:.2g}: linearise with dtype=torch.float64"
+            )
         super().__init__(
             operator.domain,
             operator.codomain,
             dtype=operator.torch_dtype,
             device=operator.device,
-            symbol=f"{'-' if factor == -1 else f'{factor:.6g} '}{bracketed(operator)}",
+            symbol=f"{'-' if value == -1 else f'{value:.6g} '}{bracketed(operator)}",
             attrs=operator.attrs,
             self_adjoint=operator.self_adjoint,
-            positive=operator.positive and float(factor) >= 0,
+            positive=operator.positive and value >= 0,
         )
         self.operator = operator
-        self.factor = float(factor)
+        self.factor = value
         self.uncoupled = operator.uncoupled
 
     def _make_root(self) -> TrajectoryOperator | None:
         root = self.operator.root
-        return root and Scaled(root, self.factor**0.5)
+        return None if root is None else Scaled(root, self.factor**0.5)
 
     def unit_blocks(self) -> UnitBlocks | None:
         """Return the operator unit by unit, where it is known to couple no two; else None."""
@@ -170,10 +187,19 @@ class Scaled(TrajectoryOperator):
         return blocks and blocks.scaled(self.factor)
 
     def _apply(self, block: Tensor) -> Tensor:
-        return self.factor * self.operator.apply(block)
+        return self._times(self.operator.apply(block))
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self.factor * self.operator.apply_adjoint(block)
+        return self._times(self.operator.apply_adjoint(block))
+
+    def _times(self, image: Tensor) -> Tensor:
+        scaled = self.factor * image
+        if abs(self.factor) > 1 and scaled.isinf().any() and not image.isinf().any():
+            raise OverflowError(
+                f"a product with {self!r} leaves the range of {self.torch_dtype}: use a smaller "
+                "factor, or linearise with dtype=torch.float64"
+            )
+        return scaled
 
 
 def _factors(operator: TrajectoryOperator) -> list[TrajectoryOperator]:

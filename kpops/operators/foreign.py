@@ -1,59 +1,187 @@
-"""Operators that are not ours: SciPy LinearOperators and plain matrices, without labels."""
+"""Operators that are not ours: of SciPy, of other libraries, of the user; and plain matrices."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch import Tensor
 
-from kpops.labels import Space, as_tensor, to_numpy
+from kpops.kinds import is_array, no_operator
+from kpops.labels import Space, to_numpy
 from kpops.operators.base import TrajectoryOperator
 
 
 class ForeignOperator(TrajectoryOperator):
-    """A SciPy LinearOperator, sparse matrix or dense array as an operator of kpops.
+    """A SciPy LinearOperator, a matrix, or what acts like one, as an operator of kpops.
 
-    It computes on the CPU through ``matmat`` and ``rmatmat``. float32 stays float32; everything
-    else that is real becomes float64.
+    It computes on the CPU, in its own precision. Its symbol is the name of its class.
 
     Parameters
     ----------
-    operator : LinearOperator, sparse matrix or array_like
-        Shape (m, n).
+    operator : LinearOperator, sparse matrix, array_like or object
+        Shape (m, n). An object of another library needs ``shape`` and ``matvec``, and ``rmatvec``
+        where adjoints are wanted; ``matmat``, ``rmatmat`` and ``dtype`` are used if it has them.
+    domain, codomain : Space, optional
+        What it maps from and to. If only one is given and it is square, it maps that space to
+        itself; else a side that is not given has the one dim ``index``.
+    dtype : torch.dtype, optional
+        Of its arguments and results. Default: float32 stays float32, everything else that is real
+        becomes float64.
+    device : torch.device, optional
+        Of its arguments and results. Default: the CPU.
+
+    Raises
+    ------
+    TypeError
+        If it is no operator, or not real.
+    ValueError
+        If it is not two-dimensional, has no entries or entries that are not finite, or if its
+        shape is not that of the spaces.
+
+    Examples
+    --------
+    >>> import numpy as np, torch, kpops
+    >>> from kpops.operators import ForeignOperator
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.zeros(5, 6, 3))
+    >>> weights = scipy.sparse.diags(np.arange(120.0))
+    >>> ForeignOperator(weights, lin.space, dtype=lin.dtype) @ lin.K
+    <dia_matrix K (trial: 5, time: 6, unit: 4), float32 on cpu>
     """
 
-    def __init__(self, operator: Any) -> None:
-        if not isinstance(operator, LinearOperator) and not issparse(operator):
-            operator = to_numpy(operator) if isinstance(operator, Tensor) else np.asarray(operator)
-            if operator.ndim != 2:
-                raise ValueError(f"op has shape {operator.shape}, expected a matrix (m, n)")
-        self.linear = aslinearoperator(operator)
-        if np.dtype(self.linear.dtype).kind not in "fiub":
-            raise TypeError(f"op has dtype {self.linear.dtype}: kpops operators are real")
-        single = self.linear.dtype == np.float32
+    def __init__(
+        self,
+        operator: Any,
+        domain: Space | None = None,
+        codomain: Space | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        symbol = type(operator).__name__
+        self.linear = _linear(operator)
         rows, columns = self.linear.shape
+        if rows == columns:
+            domain, codomain = domain or codomain, codomain or domain
+        single = self.linear.dtype == np.float32
         super().__init__(
-            Space(("index",), (columns,)),
-            Space(("index",), (rows,)),
-            dtype=torch.float32 if single else torch.float64,
-            device=torch.device("cpu"),
-            symbol=type(operator).__name__,
+            domain or Space(("index",), (columns,)),
+            codomain or Space(("index",), (rows,)),
+            dtype=dtype or (torch.float32 if single else torch.float64),
+            device=device or torch.device("cpu"),
+            symbol=symbol,
         )
+        if self.shape != (rows, columns):
+            raise ValueError(
+                f"{symbol} has shape {(rows, columns)}, expected {self.shape}, from {self.domain} "
+                f"to {self.codomain}"
+            )
 
     def _apply(self, block: Tensor) -> Tensor:
-        return self._torch(self.linear.matmat(to_numpy(block).T))
+        return self._by(self.linear.matmat, block, self.codomain, "matvec")
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self._torch(self.linear.rmatmat(to_numpy(block).T))
+        return self._by(self.linear.rmatmat, block, self.domain, "rmatvec")
 
-    def _torch(self, columns: np.ndarray) -> Tensor:
-        return as_tensor(np.ascontiguousarray(columns.T)).to(self.torch_dtype)
+    def _by(
+        self, act: Callable[[np.ndarray], Any], block: Tensor, space: Space, method: str
+    ) -> Tensor:
+        # Copies: what a user's function does to its argument, or later to its result, is its own.
+        columns = np.array(to_numpy(block.flatten(1)).T, order="C")
+        try:
+            images = np.array(act(columns))
+        except NotImplementedError:
+            raise TypeError(f"{self.symbol} has no {method}, which is needed here") from None
+        expected = (space.size, len(block))
+        if images.shape != expected or images.dtype.kind not in "fiub":
+            raise ValueError(
+                f"{method} of {self.symbol} returned {images.dtype} of shape {images.shape} for "
+                f"{len(block)} vectors, expected real numbers of shape {expected}"
+            )
+        rows = torch.from_numpy(np.ascontiguousarray(images.T).astype(self.dtype, copy=False))
+        return rows.to(self.device).reshape(-1, *space.shape)
 
 
 def as_operator(op: Any) -> TrajectoryOperator:
-    """Return `op` itself if it is a TrajectoryOperator, else wrap it."""
+    """Return `op` itself if it is a TrajectoryOperator, else as a :class:`ForeignOperator`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is none; see :class:`ForeignOperator`.
+    """
     return op if isinstance(op, TrajectoryOperator) else ForeignOperator(op)
+
+
+def acts(thing: Any) -> bool:
+    """Whether `thing` is an operator by how it acts: not ours, and no dense array."""
+    if isinstance(thing, type):
+        return False
+    duck = hasattr(thing, "shape") and hasattr(thing, "matvec")
+    return isinstance(thing, LinearOperator) or issparse(thing) or duck
+
+
+def is_complex(thing: Any) -> bool:
+    """Whether an operator says that it is complex."""
+    return np.dtype(getattr(thing, "dtype", None) or float).kind == "c"
+
+
+def _linear(operator: Any) -> LinearOperator:
+    """A SciPy LinearOperator that is real, and has finite entries if it has entries."""
+    if isinstance(operator, LinearOperator):
+        linear = operator
+    elif issparse(operator):
+        _check_entries(operator.data, "op is a sparse matrix that")
+        linear = aslinearoperator(operator)
+    elif acts(operator):
+        linear = LinearOperator(
+            operator.shape,
+            matvec=operator.matvec,
+            rmatvec=getattr(operator, "rmatvec", None),
+            matmat=getattr(operator, "matmat", None),
+            rmatmat=getattr(operator, "rmatmat", None),
+            dtype=getattr(operator, "dtype", None) or np.dtype(float),
+        )
+    else:
+        linear = aslinearoperator(_matrix(operator))
+    if np.dtype(linear.dtype or float).kind not in "fiub":
+        raise TypeError(f"op has dtype {linear.dtype}: kpops operators are real")
+    if 0 in linear.shape:
+        raise ValueError(f"op has shape {linear.shape}: it has no entries")
+    return linear
+
+
+def _matrix(given: Any) -> np.ndarray:
+    """A dense matrix that is real and finite."""
+    if not is_array(given) or isinstance(given, xr.DataArray):
+        raise no_operator(given)
+    if isinstance(given, Tensor):
+        if given.layout != torch.strided:
+            raise TypeError(f"op is a tensor of layout {given.layout}: pass op.to_dense()")
+        half = given.dtype in (torch.float16, torch.bfloat16)
+        given = to_numpy(given.float() if half else given)
+    if np.ma.is_masked(given):
+        raise ValueError("op is an array with masked entries: fill them, by op.filled(0)")
+    try:
+        matrix = np.asarray(given)
+    except (ValueError, TypeError):  # rows of different lengths; operators
+        raise no_operator(given) from None
+    if matrix.ndim != 2:
+        raise ValueError(f"op has shape {matrix.shape}, expected a matrix (m, n)")
+    _check_entries(matrix, "op is a matrix that")
+    return matrix
+
+
+def _check_entries(values: np.ndarray, what: str) -> None:
+    if values.dtype.kind not in "fiub":
+        raise TypeError(f"{what} has dtype {values.dtype}: kpops operators are real")
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise ValueError(
+            f"{what} is not finite: {bad} of {values.size} entries are NaN or infinite"
+        )

@@ -109,20 +109,40 @@ def expand_average(op: TrajectoryOperator, keep: tuple[str, ...]) -> TrajectoryO
 def _positions(space: Space, dim: str, wanted: Any) -> np.ndarray:
     """Positions along `dim` as an array of ints, all valid."""
     size = space.sizes[dim]
-    values = wanted
-    if dim == "parameter" and not isinstance(wanted, slice):
-        names = space.coords["parameter_name"][1]
-        if np.asarray(wanted).dtype.kind in "UT" or isinstance(wanted, str):
-            unknown = sorted(set(np.atleast_1d(wanted).tolist()) - set(names))
-            if unknown:
-                raise ValueError(f"no parameter {unknown}: choose from {sorted(set(names))}")
-            values = np.isin(names, np.atleast_1d(wanted))
+    chosen = wanted if isinstance(wanted, slice) else _read(space, dim, wanted)
     try:
-        index = np.atleast_1d(np.arange(size)[values])
-    except IndexError as error:
+        index = np.atleast_1d(np.arange(size)[chosen])
+    except (IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{dim}={wanted!r} does not fit the dim of size {size}: {error}") from None
     if index.size == 0:
         raise ValueError(f"{dim}={wanted!r} selects nothing of the dim of size {size}")
     if len(np.unique(index)) != len(index):
         raise ValueError(f"{dim}={wanted!r} selects a position twice: a restriction cannot")
-    return index
+    return np.ascontiguousarray(index)  # torch takes no negative strides, as of a reversed slice
+
+
+def _read(space: Space, dim: str, wanted: Any) -> np.ndarray:
+    """Ints or a boolean mask, by what was given."""
+    size = space.sizes[dim]
+    values = np.asarray(wanted)
+    if not values.size:
+        return np.empty(0, dtype=int)
+    if values.dtype.kind in "OUT" and "parameter_name" in space.coords and dim == "parameter":
+        names = space.coords["parameter_name"][1]
+        unknown = sorted(set(map(str, values.ravel())) - set(names))
+        if unknown:
+            raise ValueError(f"no parameter {unknown}: choose from {sorted(set(names))}")
+        return np.isin(names, values)
+    if values.dtype.kind not in "iub" or values.ndim > 1:
+        raise TypeError(
+            f"{dim}={wanted!r} is no selection of positions: pass an int, a slice, ints, or a "
+            f"boolean mask of length {size}"
+        )
+    if values.dtype.kind == "b":
+        along = getattr(wanted, "dims", (dim,))
+        if values.shape != (size,) or along != (dim,):
+            raise ValueError(
+                f"{dim}={wanted!r} is a mask of shape {values.shape} along {along}: it does not "
+                f"fit the dim of size {size}"
+            )
+    return values

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from kpops.spectral.solvers.eigenproblem import FEW, EigenProblem, block_lanczos
 from kpops.spectral.solvers.krylov import AT_LEAST, Lanczos, Modes, run
 from kpops.spectral.solvers.search import Progress, Search
 from kpops.spectral.solvers.subspace import iterate, lobpcg
+from kpops.spectral.start_vectors import start_vectors
 
 METHODS: dict[str, Callable[..., Modes]] = {
     "block-krylov": block_lanczos,
@@ -27,6 +30,12 @@ METHODS: dict[str, Callable[..., Modes]] = {
     "arpack": arpack,
 }
 MAX_MATVECS = 20_000
+_CHOICE = "'LM' (largest magnitude), 'LA' or 'SA' (largest or smallest algebraically)"
+_ENDS = {
+    "BE": "'LA' and 'SA', one call for each end",
+    "SM": "'SA' for a positive operator, or take 'LM' of the inverse, such as lin.P_inv's",
+    **dict.fromkeys(("LR", "LI", "SR", "SI"), f"{_CHOICE}: eigenvalues are real"),
+}
 
 
 @common.in_full_precision
@@ -34,6 +43,8 @@ def eigsh(
     op: Any,
     k: int = 6,
     *,
+    which: str = "LM",
+    v0: Any = None,
     method: str = "auto",
     tol: float = 1e-6,
     max_matvecs: int | None = None,
@@ -49,7 +60,15 @@ def eigsh(
     op : TrajectoryOperator, LinearOperator or array_like
         Self-adjoint, n x n.
     k : int
-        Number of modes, 1 to n: those of largest magnitude.
+        Number of modes, 1 to n.
+    which : {"LM", "LA", "SA"}
+        Those of largest magnitude, or at one end of the spectrum: the largest, or the smallest
+        algebraically.
+    v0 : Tensor, array_like or DataArray, optional
+        A vector of the domain of `op`, or a block of them with the leading dim ``mode``, near the
+        modes: for example the ``eigenfunction`` of an earlier result. Iterations start there and
+        take fewer products the nearer it is. No mode is missing all the same: a second search makes
+        sure, which takes about what is saved where k is 1 or 2. Vectors of NaN are left out.
     method : {"auto", "exact", "block-krylov", "lobpcg", "randomized", "arpack"}
         ``"exact"``: from the structure of the operator (K of a gated cell is block diagonal over
         units, P P* over trials) or from its matrix. ``"block-krylov"``: randomised block Lanczos
@@ -78,9 +97,9 @@ def eigsh(
     Returns
     -------
     Dataset
-        ``eigenvalue(mode)``, of falling magnitude; ``eigenfunction(mode, *dims)`` of unit norm,
-        its entry of largest magnitude positive; ``residual(mode)``, relative to the largest
-        eigenvalue; ``converged(mode)``; ``cluster(mode)``, a number that modes share whose
+        ``eigenvalue(mode)``, of falling magnitude, or from the end inwards; ``eigenfunction(mode,
+        *dims)`` of unit norm, its entry of largest magnitude positive; ``residual(mode)``, relative
+        to the eigenvalue of largest magnitude; ``converged(mode)``; ``cluster(mode)``, a number that modes share whose
         eigenvalues are too close for their residuals to tell them apart: their eigenfunctions are
         then any basis of a common space. Modes that were not found are NaN. The attributes say
         which method was used and why (``method``, ``chosen``), how many products it took
@@ -107,11 +126,14 @@ def eigsh(
     For each mode some eigenvalue lies within ``residual * max|eigenvalue|`` of the one given. That
     none of the leading ones is missing cannot be known from products alone. A Krylov space from a
     random block of k vectors or more has, with probability one, a part along every copy that is
-    wanted; after all other methods a second search from a fresh random block, off the modes found,
+    wanted; after all other methods, and from any `v0`, a second search from a fresh random block, off the modes found,
     looks for larger ones, until the largest that is left has converged, or one would have been
     missed with a chance of less than 1e-6 (after Kuczynski and Wozniakowski 1992, Estimating the
     largest eigenvalue by the power and Lanczos algorithms with a random start). Where it finds
     some, or comes to no end, no mode counts as converged.
+
+    For one end of the spectrum, the same is done with ``s + A`` or ``s - A``, where s is a tenth
+    above the largest magnitude, which a search for one mode finds first.
 
     Examples
     --------
@@ -123,22 +145,26 @@ def eigsh(
     common.check_k(k, op.shape[0])
     if method not in ("auto", "exact", *METHODS):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(METHODS)}")
+    if which not in exact.ENDS:
+        raise ValueError(f"which={which!r}: choose {_ENDS.get(which, _CHOICE)}")
     common.require_self_adjoint(op)
+    near = start_vectors(op, v0)
     search = start(op, k, tol, max_matvecs, block_size, rng, callback, progress)
     chosen = "asked for"
     if method == "auto":
-        method, chosen = _choose(op, k)
+        method, chosen = _choose(op, k, which)
     before = op.num_matvecs
     if method == "exact":
-        values, block, how = exact.leading(op, k)
+        values, block, how, largest = exact.leading(op, k, which)
         chosen, sure, used = f"{chosen}: {how}", k, op.num_matvecs - before
     else:
-        problem = EigenProblem(op, k, search.rng, together=method == "arpack")
-        values, block, sure = solve(problem, method, search, block_size)
+        shift, largest = _shift(op, which, search)
+        problem = EigenProblem(op, k, search.rng, together=method == "arpack", **shift)
+        values, block, sure = solve(problem, method, search, block_size, near)
         chosen, used = f"{chosen}: in {problem.where}", search.spent + 1
 
     block = block * common.fix_signs(block).reshape(-1, *[1] * len(op.domain.shape))
-    residual = _residual(op, values, block)
+    residual = _residual(op, values, block, largest)
     used += len(block)
     converged = common.verdict(residual, tol, f"eigsh by {method}", sure)
     return xr.Dataset(
@@ -148,13 +174,13 @@ def eigsh(
                     "eigenvalue": (values, "eigenvalue"),
                     "residual": (residual, "relative residual"),
                     "converged": (converged, "whether the residual meets the tolerance"),
-                    "cluster": (common.clusters(values, residual), "modes not told apart"),
+                    "cluster": (_clusters(values, residual, largest), "modes not told apart"),
                 }
             ),
             "eigenfunction": common.modes_of(block, op.domain, "eigenfunction"),
         },
         attrs={
-            **common.configuration(op, k=int(k), method=method, tol=tol),
+            **common.configuration(op, k=int(k), which=which, method=method, tol=tol),
             "method": method,
             "chosen": chosen,
             "num_matvecs": used,
@@ -193,16 +219,43 @@ def start(
     )
 
 
+def _shift(op: TrajectoryOperator, which: str, search: Search) -> tuple[dict[str, float], float]:
+    """The shift that makes the end that is wanted that of largest magnitude, and this magnitude.
+
+    It is not needed, and zero, for those of largest magnitude.
+    """
+    if which == "LM" or (which == "LA" and op.positive):
+        return {}, 0.0
+    first = replace(search, k=1, tol=max(search.tol, 1e-2), callback=None)
+    problem = EigenProblem(op, 1, search.rng)
+    modes = block_lanczos(problem.act, problem.family, first, FEW)
+    search.spend(first.spent + 1)
+    search.stopped |= modes.sure < 1
+    largest = problem.scale * float(modes.values[0].abs())
+    return {"sign": 1.0 if which == "LA" else -1.0, "shift": 1.1 * largest}, largest
+
+
 def solve(
-    problem: EigenProblem, method: str, search: Search, block_size: int | None
+    problem: EigenProblem,
+    method: str,
+    search: Search,
+    block_size: int | None,
+    near: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int]:
-    """Eigenvalues, eigenfunctions, and how many are known to be the leading ones."""
+    """Eigenvalues, eigenfunctions, and how many are known to be the leading ones.
+
+    `near` holds start vectors (vector, *dims) of the operator's domain.
+    """
+    if near is not None:
+        search.near = problem.bring(near)
+        search.spend(math.ceil(len(near) / 2) if problem.root is not None else 0)
     if method == "block-krylov" and block_size is None:
         modes, sure = _in_blocks(problem, search)
     else:
         size = block_size or search.k + 2
         modes = METHODS[method](problem.act, problem.family, search, size)
-        sees_all = method == "arpack" or (method == "block-krylov" and size >= search.k)
+        random = near is None and method == "block-krylov"
+        sees_all = method == "arpack" or (random and size >= search.k)
         sure = modes.sure if sees_all else _vouched(problem, modes, search)
     search.close()
     values, block = problem.lift(modes)
@@ -220,12 +273,14 @@ def _in_blocks(problem: EigenProblem, search: Search) -> tuple[Modes, int]:
     """
     process = Lanczos(problem.act, problem.family, search, FEW)
     modes = run(process, search, FEW)
-    if search.k <= FEW:
+    if search.k <= FEW and search.near is None:
         return modes, modes.sure
-    sure = _vouched(problem, modes, search, process)
+    # Of what the basis knows beside the modes, one from `near` knows too little to set it aside.
+    sure = _vouched(problem, modes, search, process if search.near is None else None)
     enough = search.budget - search.spent > AT_LEAST * (search.k + 2)
     if sure == search.k or search.stopped or not enough:
         return modes, sure
+    search.near = None
     modes = block_lanczos(problem.act, problem.family, search, search.k + 2)
     return modes, modes.sure
 
@@ -237,9 +292,9 @@ def _vouched(
     return search.k if modes.sure == search.k and problem.vouch(modes, search, process) else 0
 
 
-def _choose(op: TrajectoryOperator, k: int) -> tuple[str, str]:
+def _choose(op: TrajectoryOperator, k: int, which: str) -> tuple[str, str]:
     n = op.shape[0]
-    blocks = op.unit_blocks()
+    blocks = op.unit_blocks() if which != "SA" else None  # whose zeros are not listed
     size = 0 if blocks is None else min(blocks.n_rows, blocks.n_columns)
     if blocks is not None and size <= structure.DENSE_SIZE and k <= size * blocks.n_units:
         return "exact", "K couples no two units"
@@ -253,13 +308,24 @@ def _choose(op: TrajectoryOperator, k: int) -> tuple[str, str]:
     return "block-krylov", "large"
 
 
-def _residual(op: TrajectoryOperator, values: Tensor, block: Tensor) -> Tensor:
-    """||A v - lambda v|| / max |lambda|, mode by mode; NaN for modes that were not found."""
+def _residual(op: TrajectoryOperator, values: Tensor, block: Tensor, largest: float) -> Tensor:
+    """||A v - lambda v|| / max |lambda|, mode by mode; NaN for modes that were not found.
+
+    `largest` is the greatest magnitude of an eigenvalue, as far as it is known.
+    """
     found = values.isfinite()
     residual = torch.full_like(values, torch.nan)
     if found.any():
         vectors = common.columns(block[found])
         image = common.columns(op.apply(block[found]))
         gap = image - values[found, None] * vectors
-        residual[found] = common.relative(values[found], gap)
+        every = torch.cat([values[found], values.new_tensor([largest])])
+        gap = torch.cat([gap, gap.new_zeros(1, gap.shape[1])])
+        residual[found] = common.relative(every, gap)[:-1]
     return residual
+
+
+def _clusters(values: Tensor, residual: Tensor, largest: float) -> Tensor:
+    """Groups of modes that are not told apart; see :func:`kpops.spectral.common.clusters`."""
+    every = torch.cat([values, values.new_tensor([largest])])
+    return common.clusters(every, torch.cat([residual, residual.new_zeros(1)]))[:-1]

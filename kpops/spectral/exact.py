@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,22 +78,31 @@ def eigvalsh(op: Any) -> xr.Dataset:
     return result.assign_coords(unit=("mode", labels[to_numpy(spectrum.unit)]))
 
 
-def leading(op: TrajectoryOperator, k: int) -> tuple[Tensor, Tensor, str]:
-    """The k eigenvalues of largest magnitude, eigenfunctions (mode, *dims), and how."""
+ENDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "LM": torch.abs,
+    "LA": torch.clone,
+    "SA": torch.neg,
+}
+"""Which eigenvalues are the leading ones: those of which this is the largest."""
+
+
+def leading(op: TrajectoryOperator, k: int, which: str = "LM") -> tuple[Tensor, Tensor, str, float]:
+    """The k leading eigenvalues, eigenfunctions (mode, *dims), how, and the largest magnitude."""
     blocks = op.unit_blocks()
-    if blocks is not None and not structure.smaller_dense(op, blocks):
+    if blocks is not None and which != "SA" and not structure.smaller_dense(op, blocks):
         total = blocks.n_units * min(blocks.n_rows, blocks.n_columns)
         if k <= total:
-            return *_of_units(op, blocks, k), f"K couples no two of {blocks.n_units} units"
+            values, block = _of_units(op, blocks, k)
+            return values, block, f"K couples no two of {blocks.n_units} units", float(values[0])
     dense = dense_blocks(op)
     values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
-    chosen = values.flatten().abs().argsort(descending=True)[:k]
+    chosen = ENDS[which](values.flatten()).argsort(descending=True)[:k]
     problem, mode = chosen // values.shape[1], chosen % values.shape[1]
     whole = dense.new_zeros(len(dense), k, dense.shape[1])
     whole[problem, torch.arange(k, device=problem.device)] = vectors[problem, :, mode]
     block = batches(op)[0].join(whole)
     how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
-    return values.flatten()[chosen], block, how
+    return values.flatten()[chosen], block, how, float(values.abs().max())
 
 
 def _of_units(op: TrajectoryOperator, blocks: UnitBlocks, k: int) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kpops.engines.alone import alone
 from kpops.engines.base import Engine
+from kpops.kinds import described
 from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Adjoint, Product, Scaled
@@ -264,10 +265,11 @@ def _kept_finite(gramian: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) -> xr.Dataset:
-    P = getattr(lin, "P", lin)
+    P = lin if isinstance(lin, TrajectoryOperator) else getattr(lin, "P", lin)
     if not isinstance(P, Propagator):
         raise TypeError(
-            f"lin is {lin!r}: pass a Linearization, or its P, of a model that is forced by states"
+            f"lin is {described(lin)}: pass a Linearization, or its P, of a model that is "
+            "forced by states"
         )
     n_trials, n_steps, n_units = P.domain.shape
     chosen = _positions([default] if times is None else times, n_steps)
@@ -295,10 +297,12 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
 
 
 def _labelled(P: Propagator, matrices: Tensor, times: np.ndarray, long_name: str) -> xr.DataArray:
-    coords = {k: c for k, c in P.domain.coords.items() if "time" not in c[0]}
+    every = {k: c.described(k) for k, c in P.domain.coords.items()}
+    coords = {k: c for k, c in every.items() if "time" not in c[0]}
     of_units = {k: c for k, c in coords.items() if c[0] == ("unit",)}
-    inside = {f"{k}_in": (("unit_in",), values) for k, (_, values) in of_units.items()}
-    at = {"at_time": (("at_time",), P.domain.coords["time"][1][times])}
+    inside = {f"{k}_in": (("unit_in",), *c[1:]) for k, c in of_units.items()}
+    _, labels, attrs = every["time"]
+    at = {"at_time": (("at_time",), labels[times], attrs)}
     return xr.DataArray(
         to_numpy(matrices),
         dims=("trial", "at_time", "unit", "unit_in"),

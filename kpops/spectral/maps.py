@@ -13,6 +13,7 @@ from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import Space, to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import batches, dense_blocks, uncoupled
+from kpops.operators.foreign import as_operator
 from kpops.operators.partial_trace import signs
 from kpops.spectral import common, structure
 
@@ -94,6 +95,7 @@ def frobenius_map(
     >>> dict(kpops.frobenius_map(lin.flow, "unit").energy.sizes)
     {'unit': 4, 'unit_in': 4}
     """
+    op = as_operator(op)
     _check(op, dim, method, num_probes)
     lag = _checked_lag(op, dim, beyond)
     blocks = op.unit_blocks()
@@ -119,8 +121,6 @@ def frobenius_map(
 
 
 def _check(op: TrajectoryOperator, dim: str, method: str, num_probes: int) -> None:
-    if not isinstance(op, TrajectoryOperator):
-        raise TypeError(f"op is a {type(op).__name__}: a map needs an operator with named dims")
     shared = [d for d in op.domain.dims if d in op.codomain.dims]
     if dim not in shared:
         raise ValueError(f"dim={dim!r}: choose one of the dims {shared} of both sides of {op!r}")
@@ -303,9 +303,11 @@ def _labelled(
 def _coords(op: TrajectoryOperator, dim: str, *, with_lags: bool) -> dict[str, Any]:
     coords: dict[str, Any] = {}
     for space, suffix in ((op.codomain, ""), (op.domain, "_in")):
-        for name, (dims, values) in space.coords.items():
-            if dims == (dim,):
-                coords[name + suffix] = (dim + suffix, values)
+        for name, coordinate in space.coords.items():
+            dims, values, attrs = coordinate.described(name)
+            if dims in ((), (dim,)):
+                own = suffix if dims else ""
+                coords[name + own] = (tuple(d + suffix for d in dims), values, attrs)
     if with_lags:
         lags = np.arange(op.domain.sizes[dim])
         coords["lag"] = ("lag", lags, {"long_name": "lag in steps", "units": "1"})

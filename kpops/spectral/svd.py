@@ -19,6 +19,7 @@ from kpops.spectral import common, eig, structure
 from kpops.spectral.solvers.eigenproblem import EigenProblem
 from kpops.spectral.solvers.krylov import AT_LEAST, Bidiagonal, Family, Modes, run
 from kpops.spectral.solvers.search import Progress, Search
+from kpops.spectral.start_vectors import start_vectors
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
@@ -28,6 +29,7 @@ def svds(
     op: Any,
     k: int = 6,
     *,
+    v0: Any = None,
     method: str = "auto",
     tol: float = 1e-6,
     max_matvecs: int | None = None,
@@ -44,6 +46,10 @@ def svds(
         m x n.
     k : int
         Number of modes, 1 to min(m, n).
+    v0 : Tensor, array_like or DataArray, optional
+        A vector of the domain of `op`, or a block of them with the leading dim ``mode``, near the
+        right singular functions: for example ``right`` of an earlier result. As for
+        :func:`kpops.eigsh`.
     method : {"auto", "exact", "block-krylov", "lobpcg", "randomized", "arpack"}
         ``"exact"`` decomposes the matrix, or that of each trial where none are coupled.
         ``"block-krylov"`` is that of :func:`kpops.eigsh` on the smaller of ``A* A`` and ``A A*``;
@@ -98,6 +104,7 @@ def svds(
     common.check_k(k, min(op.shape))
     if method not in ("auto", "exact", *eig.METHODS):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(eig.METHODS)}")
+    near = start_vectors(op, v0)
     search = eig.start(op, k, tol, max_matvecs, block_size, rng, callback, progress)
     chosen = "asked for"
     if method == "auto":
@@ -108,7 +115,7 @@ def svds(
         sure = k
     else:
         solver = _by_krylov if method == "block-krylov" else _by_gram
-        (left, values, right), sure = solver(op, method, search, block_size)
+        (left, values, right), sure = solver(op, method, search, block_size, near)
         search.close()
 
     signs = common.fix_signs(right)[:, None]
@@ -178,7 +185,11 @@ def _placed(side: Batches, vectors: Tensor, problem: Tensor) -> Tensor:
 
 
 def _by_krylov(
-    op: TrajectoryOperator, method: str, search: Search, block_size: int | None
+    op: TrajectoryOperator,
+    method: str,
+    search: Search,
+    block_size: int | None,
+    near: Tensor | None,
 ) -> tuple[Triplets, int]:
     """By A*A, with one basis instead of two, as long as it keeps the digits that are asked for.
 
@@ -197,7 +208,7 @@ def _by_krylov(
         return stop or lost(leading, may_be)
 
     first = replace(search, budget=search.budget // 2, callback=watch)
-    triplets, sure = _by_gram(op, method, first, block_size)
+    triplets, sure = _by_gram(op, method, first, block_size, near)
     search.spent = 2 * first.spent
     values = triplets[1]
     enough = search.budget - search.spent > 2 * AT_LEAST * (search.k + 2)
@@ -254,13 +265,18 @@ def _vouch(op: TrajectoryOperator, triplets: Triplets, search: Search) -> bool:
 
 
 def _by_gram(
-    op: TrajectoryOperator, method: str, search: Search, block_size: int | None
+    op: TrajectoryOperator,
+    method: str,
+    search: Search,
+    block_size: int | None,
+    near: Tensor | None,
 ) -> tuple[Triplets, int]:
     wide = op.shape[0] < op.shape[1]
     gram = op @ op.H if wide else op.H @ op
     problem = EigenProblem(gram, search.k, search.rng, together=method == "arpack")
     search.squares = True
-    _, block, sure = eig.solve(problem, method, search, block_size)
+    near = op.apply(near) if wide and near is not None else near
+    _, block, sure = eig.solve(problem, method, search, block_size, near)
     found = block.flatten(1).isfinite().all(1)
     act = op.apply_adjoint if wide else op.apply
     # The decomposition of the images takes away what the Gram matrix has mixed; of long columns it

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.labels import Space, as_tensor, by_name
+from kpops.labels import Space, as_tensor
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import bracketed
 from kpops.operators.foreign import as_operator
 from kpops.operators.low_rank import LowRank
 from kpops.spectral import common
 from kpops.spectral.eig import eigsh
+from kpops.spectral.start_vectors import in_space
 from kpops.spectral.svd import svds
 
 
@@ -124,34 +124,15 @@ def _triplets(
     if found < k:
         raise ValueError(f"k={k}, but modes holds {found} of them: compute as many, or lower k")
     modes = modes.isel(mode=slice(k))
-    values = _tensor(op, modes[names[0]].values)
+    values = as_tensor(modes[names[0]].values, names[0]).to(op.device, op.torch_dtype)
     missing = int((~values.isfinite()).sum())
     if missing:
         raise ValueError(
             f"{missing} of the {k} modes were not found: raise the solver's budget, or lower k"
         )
-    left = _block(op, modes[names[1]], op.codomain)
-    right = None if names[2] is None else _block(op, modes[names[2]], op.domain)
-    return left, values, right
 
+    def block(name: str, space: Space) -> Tensor:
+        return in_space(op, modes[name], space, f"{name} of modes")
 
-def _block(op: TrajectoryOperator, functions: xr.DataArray, space: Space) -> Tensor:
-    """Functions (mode, *dims) that must be of that space, as a block."""
-    # svds gives the dims of right functions this suffix where the left ones have others.
-    renamed = {f"{d}_in": d for d in space.dims if f"{d}_in" in functions.dims}
-    functions = functions.drop_vars("mode").rename(renamed)
-    k = functions.sizes["mode"]
-    block = Space(("mode", *space.dims), (k, *space.shape), space.coords)
-    values = by_name(functions, block, f"{functions.name} of modes")
-    if values.shape != block.shape:
-        raise ValueError(
-            f"{functions.name} of modes has shape {values.shape}, expected {block.shape}: these "
-            f"are not modes of {op!r}"
-        )
-    return _tensor(op, values)
-
-
-def _tensor(op: TrajectoryOperator, values: Any) -> Tensor:
-    return as_tensor(values).to(
-        dtype=op.torch_dtype, device=op.device, memory_format=torch.contiguous_format
-    )
+    left = block(names[1], op.codomain)
+    return left, values, None if names[2] is None else block(names[2], op.domain)

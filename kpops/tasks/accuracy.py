@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from kpops.labels import as_tensor, to_numpy
+from kpops.labels import Space, as_tensor, by_name, coordinates_of, to_numpy
 
 Criterion = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 
@@ -68,7 +68,8 @@ def accuracy(task: xr.Dataset, outputs: Any) -> xr.Dataset:
     array([False, False,  True,  True])
     """
     criterion, tolerance = _criterion(task)
-    targets = np.asarray(task.targets.transpose("trial", "time", "output"), dtype=float)
+    targets = task.targets.transpose("trial", "time", "output").data
+    targets = to_numpy(as_tensor(targets, "task.targets")).astype(float)
     mask = np.asarray(task.mask.transpose("trial", "time"), dtype=bool)
     values = _outputs(task, outputs, mask)
     if task.attrs["criterion"] == "angle":
@@ -105,10 +106,11 @@ def _criterion(task: xr.Dataset) -> tuple[Criterion, float]:
 
 def _outputs(task: xr.Dataset, outputs: Any, mask: np.ndarray) -> np.ndarray:
     dims = ("trial", "time", "output")
-    if isinstance(outputs, xr.DataArray) and set(outputs.dims) == set(dims):
-        outputs = outputs.transpose(*dims)
-    values = to_numpy(as_tensor(outputs.data if isinstance(outputs, xr.DataArray) else outputs))
     expected = tuple(task.sizes[d] for d in dims)
+    if isinstance(outputs, xr.DataArray):
+        steps = coordinates_of(task.targets, ("trial", "time"))
+        outputs = by_name(outputs, Space(dims, expected, steps), "outputs")
+    values = to_numpy(as_tensor(outputs, "outputs"))
     if values.shape != expected:
         raise ValueError(f"outputs has shape {values.shape}, expected {dims} = {expected}")
     lost = ~np.isfinite(values).all(axis=-1) & mask

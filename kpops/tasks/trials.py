@@ -12,6 +12,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from kpops.labels import as_tensor, to_numpy
+
 #: Standard deviation of the training noise on the inputs of the tasks with angles.
 NOISE = 0.1 * math.sqrt(2)
 #: Largest error of a correct response, in radians.
@@ -62,7 +64,7 @@ class Recipe:
             if angles == "even":
                 return 2 * np.pi * (np.arange(n) + offset) / n
             raise ValueError(f"angles={angles!r}: use 'random', 'even' or an array of {n} angles")
-        given = np.array(angles, dtype=float)
+        given = to_numpy(as_tensor(angles, "angles")).astype(float)
         if given.shape != (n,):
             raise ValueError(
                 f"angles has shape {given.shape}, expected (n_trials,) = ({n},): one per trial"

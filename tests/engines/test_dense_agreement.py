@@ -27,7 +27,7 @@ def ids(value):
     return getattr(value, "name", value)
 
 
-def linearize(case, engine, device="cpu", **options):
+def linearize(case, engine, device="cpu", mask=None, **options):
     skip_compiled_elsewhere(engine, device)
     model, (inputs, h0) = case.model(), case.data()
     lin = kpops.linearize(
@@ -36,6 +36,7 @@ def linearize(case, engine, device="cpu", **options):
         h0=h0,
         engine=engine,
         device=device,
+        mask=case.as_module_takes(model, mask),
         **options,
     )
     return lin, model, inputs, h0

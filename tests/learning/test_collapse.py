@@ -22,7 +22,8 @@ def problem(case, mask=None, **options):
     model = case.model()
     inputs, h0 = case.data()
     takes = case.as_module_takes(model, inputs)
-    lin = kpops.linearize(model, takes, h0=h0, mask=mask, **options)
+    given = case.as_module_takes(model, mask)
+    lin = kpops.linearize(model, takes, h0=h0, mask=given, **options)
     return lin, dense(case, model, inputs, h0, list(lin.parameters), mask)
 
 

@@ -116,8 +116,7 @@ def test_the_result_can_be_saved(problem, tmp_path):
         (lambda lin, y: (lin, y[:, :5]), ValueError, r"shape \(4, 5, 2\), expected \(4, 7, 2\)"),
         (lambda lin, y: (lin, y.float()), TypeError, "targets is torch.float32"),
         (lambda lin, y: (lin, y * torch.nan), ValueError, "targets is not finite"),
-        (lambda lin, y: (lin, y, "hinge"), TypeError, "loss='hinge': pass 'mse' or a callable"),
-        (lambda lin, y: (lin, y, lambda a, b: a - b), ValueError, "expected a finite scalar"),
+        (lambda lin, y: (lin.flow, y), TypeError, "lin is the operator .*, no Linearization"),
     ],
 )
 def test_wrong_use_is_refused(problem, act, error, told):

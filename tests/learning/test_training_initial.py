@@ -209,8 +209,8 @@ def test_scale_is_part_of_the_configuration(tmp_path):
     history = train(make(g=1.5), TASK, folder=tmp_path, **SETTINGS)
     configuration = json.loads(history.attrs["configuration"])
     wanted = {"g": 1.5, "distribution": "normal"}
-    assert configuration["recurrent_init recurrent"] == wanted
-    with pytest.raises(ValueError, match=r"recurrent_init recurrent is .*1\.5.* there and .*1\.2"):
+    assert configuration["recurrent: recurrent_init"] == wanted
+    with pytest.raises(ValueError, match=r"recurrent: recurrent_init is .*1\.5.* there and .*1\.2"):
         train(make(g=1.2), TASK, folder=tmp_path, **SETTINGS)
     plain = train(make(g=None), TASK, folder=tmp_path / "plain", **SETTINGS)
     assert "recurrent_init" not in plain.attrs["configuration"]

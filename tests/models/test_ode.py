@@ -8,6 +8,7 @@ import pytest
 import scipy.linalg
 import scipy.optimize
 import torch
+import xarray as xr
 from cell_contract import assert_contract, unrolled
 from dense import relative
 from torch import nn
@@ -404,3 +405,71 @@ def test_no_start_is_refused():
     ode = NeuralODE(TimeField(), 0.1)
     with pytest.raises(ValueError, match=r"pass h0 of shape \(trial, unit\)"):
         kpops.linearize(ode, inputs_of(ode))
+
+
+# Times label the results.
+
+
+def decay(dt=0.1, arguments="th"):
+    field = {"th": lambda t, h: -t * h, "xh": lambda x, h: x - h, "txh": lambda t, x, h: x - t * h}
+    return NeuralODE(field[arguments], dt=dt, arguments=arguments)
+
+
+def labelled_times(model, inputs, **options):
+    dtype = inputs.dtype if isinstance(inputs, torch.Tensor) else torch.float32
+    model.weight = nn.Parameter(torch.zeros(1, dtype=dtype))  # something to learn
+    return kpops.linearize(model, inputs, h0=torch.ones(2, dtype=dtype), **options).states
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_results_have_the_times_at_which_steps_end(dtype):
+    grid = 2 + 0.1 * torch.arange(6, dtype=dtype)
+    states = labelled_times(decay(), decay().inputs(grid, n_trials=3).to(dtype))
+    np.testing.assert_allclose(states.time, grid[1:], rtol=1e-6)
+    assert states.time.attrs == {"long_name": "time", "units": "1"}
+    assert states.sel(time=2.3, method="nearest").time.item() == pytest.approx(2.3)
+    uneven = torch.tensor([0.0, 0.5, 0.75, 4.0], dtype=dtype)
+    states = labelled_times(decay(None), decay(None).inputs(uneven).to(dtype))
+    np.testing.assert_array_equal(states.time, [0.5, 0.75, 4])
+    driven = torch.zeros(2, 4, 2, dtype=dtype)  # no time among the features: it starts at 0
+    states = labelled_times(decay(0.25, "xh"), driven)
+    np.testing.assert_array_equal(states.time, [0.25, 0.5, 0.75, 1])
+    lengths = torch.tensor([[1.0, 2, 3]], dtype=dtype)[..., None].expand(2, -1, 3)
+    states = labelled_times(decay(None, "xh"), lengths)
+    np.testing.assert_array_equal(states.time, [1, 3, 6])
+
+
+def test_a_field_that_ignores_time_may_be_given_any():
+    states = labelled_times(decay(0.5), torch.zeros(2, 3, 1))
+    np.testing.assert_array_equal(states.time, [0.5, 1, 1.5])
+
+
+def test_times_of_the_users_stay():
+    inputs = decay().inputs(0.1 * torch.arange(4))
+    clock = np.array(["2024-01-01", "2024-01-02", "2024-01-03"], "datetime64[ns]")
+    given = xr.DataArray(inputs.numpy(), dims=("trial", "time", "feature"), coords={"time": clock})
+    np.testing.assert_array_equal(labelled_times(decay(), given).time, clock)
+
+
+def test_trials_on_grids_of_their_own_have_a_time_each():
+    grids = torch.tensor([[0.0, 0.5, 1.0], [3.0, 3.5, 4.0]])
+    states = labelled_times(decay(0.5), decay(0.5).inputs(grids))
+    assert states.time.values.tolist() == [1, 2]
+    np.testing.assert_array_equal(states.trial_time, grids[:, 1:])
+
+
+def test_times_of_masked_trials_are_those_of_the_longest():
+    inputs = decay(0.5).inputs(1 + 0.5 * torch.arange(4), n_trials=2)
+    inputs[0, 2:] = 0
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    states = labelled_times(decay(0.5), inputs, mask=mask)
+    np.testing.assert_array_equal(states.time, [1.5, 2, 2.5])
+
+
+def test_models_around_differential_equations_know_the_times():
+    start = kpops.models.LearnedStart(decay(0.5), torch.ones(2))
+    states = kpops.linearize(start, decay(0.5).inputs(0.5 * torch.arange(4))).states
+    np.testing.assert_array_equal(states.time, [0.5, 1, 1.5])
+    sde = kpops.models.NeuralSDE(lambda t, h: -h, lambda t, h: 0 * h, dt=0.5)
+    inputs = sde.inputs(0.5 * torch.arange(4), n_units=2, rng=0)
+    np.testing.assert_array_equal(labelled_times(sde, inputs).time, [0.5, 1, 1.5])

@@ -32,7 +32,7 @@ OPERATORS = {
 def linearized(name, mask=None, dtype=torch.float64, **options):
     case = BY_NAME[name]
     model, (inputs, h0) = case.model(dtype), case.data(dtype)
-    inputs = case.as_module_takes(model, inputs)
+    inputs, mask = (case.as_module_takes(model, array) for array in (inputs, mask))
     return kpops.linearize(model, inputs, h0=h0, mask=mask, **options)
 
 

@@ -76,7 +76,8 @@ def test_a_long_horizon_solves_the_lyapunov_equation():
 def test_gramians_of_every_model_are_those_of_its_dense_propagator(case, engine, mask, device):
     skip_compiled_elsewhere(engine, device)
     model, (inputs, h0) = case.model(), case.data()
-    options = {"h0": h0, "engine": engine, "device": device, "mask": mask}
+    options = {"h0": h0, "engine": engine, "device": device}
+    options["mask"] = case.as_module_takes(model, mask)
     lin = kpops.linearize(model, case.as_module_takes(model, inputs), **options)
     exact = dense(case, model, inputs, h0, mask=mask).P
     assert squared_frobenius(lin.P) == pytest.approx(float(exact.square().sum()), rel=1e-12)

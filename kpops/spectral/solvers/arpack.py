@@ -32,7 +32,9 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
         search.spend(1)
         return to_numpy(act(block.reshape(1, 1, n)).reshape(-1))
 
-    def look(found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def look(
+        found: np.ndarray, k: int, near: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The k leading modes off those found; fewer if the budget does not reach."""
 
         def off_found(x: np.ndarray) -> np.ndarray:
@@ -41,7 +43,8 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
         def matvec(x: np.ndarray) -> np.ndarray:
             return off_found(apply(off_found(x.ravel())))
 
-        start = off_found(search.rng.standard_normal(n).astype(dtype))
+        drawn = search.rng.standard_normal(n if near is None else len(near))
+        start = off_found((drawn if near is None else drawn @ near).astype(dtype))
         if np.linalg.norm(matvec(start)) <= small:
             rest = off_found(search.rng.standard_normal((n, k)))
             return np.zeros(k, dtype), np.linalg.qr(rest)[0].astype(dtype)  # nothing is left
@@ -59,7 +62,8 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
         order = np.argsort(-np.abs(values))
         return values[order], modes[:, order]
 
-    values, vectors = look(np.zeros((n, 0), dtype), k)
+    near = None if search.near is None else to_numpy(search.near[0])
+    values, vectors = look(np.zeros((n, 0), dtype), k, near)
     done = len(values) == k
     while done and vectors.shape[1] < n - 1:
         if not search.can_afford(1):

@@ -91,9 +91,21 @@ class Basis:
         block.baddbmm_(coefficients.mT.to(block.dtype), rows, alpha=-1)
         return coefficients
 
-    def random(self, n: int) -> Tensor:
-        """Random vectors, orthonormal and orthogonal to the basis."""
-        return self.orthonormal(self._draw(n), 0.0)
+    def random(self, n: int, near: Tensor | None = None) -> Tensor:
+        """Random vectors, orthonormal and orthogonal to the basis.
+
+        Some of them, of as large a norm, are taken from `near` (problem, vector, entry) where it is
+        given: random mixtures if they are more than `n`.
+        """
+        block = self._draw(n)
+        if near is not None:
+            if near.shape[1] > n:
+                mixture = torch.from_numpy(self.rng.standard_normal((n, near.shape[1])))
+                near = mixture.to(near) @ near
+            lengths = lengths_of(near).amax(1, keepdim=True)
+            scale = self.room.shape[2] ** 0.5 / torch.where(lengths > 0, lengths, 1)
+            block[:, : near.shape[1]] = near * scale[..., None].to(near.dtype)
+        return self.orthonormal(block, 0.0)
 
     @considerate()
     def orthonormal(self, block: Tensor, scale: float) -> Tensor:

@@ -3,6 +3,8 @@
 - Where the operator couples no two trials, each is a problem of its own.
 - Where ``A = R R*`` is known with fewer columns of R than rows, ``R* R`` has the same eigenvalues
   but for zeros, and ``u = R v / sigma`` leads back.
+- One end of the spectrum is made that of largest magnitude by a shift, ``s + A`` or ``s - A`` with
+  s above ``||A||``. Krylov spaces are the same, and so is all that is known of them.
 
 The operator is scaled to about one, since squares of small numbers would underflow in float32.
 """
@@ -10,7 +12,6 @@ The operator is scaled to about one, since squares of small numbers would underf
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ class EigenProblem:
         Source of the vector that finds the scale.
     together : bool
         Take independent problems as one.
+    sign, shift : float
+        Solve for ``sign * A + shift`` in place of A.
 
     Attributes
     ----------
@@ -55,11 +58,20 @@ class EigenProblem:
     """
 
     def __init__(
-        self, op: TrajectoryOperator, k: int, rng: np.random.Generator, *, together: bool = False
+        self,
+        op: TrajectoryOperator,
+        k: int,
+        rng: np.random.Generator,
+        *,
+        together: bool = False,
+        sign: float = 1.0,
+        shift: float = 0.0,
     ) -> None:
         self.op = op
+        self.sign, self.shift = sign, shift
+        self.positive = op.positive and not shift
         self.sides = Batches(op.domain, () if together else uncoupled(op))
-        root = op.root if self.sides.count == 1 else None
+        root = op.root if self.sides.count == 1 and not shift else None
         # The zeros that R* R lacks are wanted if there are no more others than modes.
         shorter = root is not None and k < root.domain.size < op.domain.size
         self.root = root if shorter else None
@@ -71,6 +83,8 @@ class EigenProblem:
             self.where = f"{self.sides.count} problems of size {self.sides.size}, one per {dims}"
         else:
             self.where = f"the {self.sides.size} dims of the operator"
+        if shift:
+            self.where += f", shifted by {shift:.3g}"
         self.family = Family(self.sides.count, self.sides.size, op.torch_dtype, op.device)
         space = op.domain if self.root is None else self.root.domain
         probe = common.random_block(op, space, 1, rng)
@@ -84,14 +98,18 @@ class EigenProblem:
         block = self.sides.join(x)
         if self.root is None:
             image = self.op.apply(block)
+            if self.shift:
+                image = torch.add(image * self.sign, block, alpha=self.shift)
         else:
             image = self.root.apply_adjoint(self.root.apply(block))
         image = self.sides.split(image).contiguous()
         return image if self.scale in (0, 1) else image.div_(self.scale)
 
-    def solve(self, method: Callable[..., Modes], search: Search, block: int) -> Modes:
-        """Modes by a method that takes (act, family, search, block)."""
-        return method(self.act, self.family, search, block)
+    def bring(self, block: Tensor) -> Tensor:
+        """Vectors of the operator's domain (vector, *dims) in the space of the problem."""
+        if self.root is not None:
+            block = self.root.apply_adjoint(block)
+        return self.sides.split(block).contiguous()
 
     def vouch(self, modes: Modes, search: Search, process: Lanczos | None = None) -> bool:
         """Whether nothing larger is left off these modes, by a fresh random block.
@@ -112,7 +130,7 @@ class EigenProblem:
             return off(self.act(off(x)))
 
         def decided(theta: float, spent: int) -> bool:
-            degree = spent // block - (1 if self.op.positive else 2)
+            degree = spent // block - (1 if self.positive else 2)
             return theta > level or self._chance(theta, aside.level, degree, block) <= _UNSEEN
 
         rest = Search(
@@ -151,7 +169,7 @@ class EigenProblem:
         """
         if theta >= level or degree < 1:
             return 1.0 if theta else 0.0
-        low = 0.0 if self.op.positive else -theta
+        low = 0.0 if self.positive else -theta
         ratio = (level - theta) / max(theta - low, _FLAT * level)
         growth = degree * math.acosh(1 + 2 * ratio) - math.log(2)
         log_miss = 0.5 * math.log(2 * self.family.size / math.pi / ratio) - growth
@@ -159,7 +177,8 @@ class EigenProblem:
 
     def lift(self, modes: Modes) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenfunctions (mode, *dims) of the operator itself."""
-        values = (modes.values * self.scale).to(self.op.torch_dtype)
+        values = self.sign * (modes.values * self.scale - self.shift)
+        values = values.to(self.op.torch_dtype)
         vectors = modes.vectors[0]
         if self.root is not None:
             images = common.columns(self.root.apply(vectors))

@@ -276,7 +276,7 @@ def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
     """Let the bases grow until the modes that the search wants are found, or it must end."""
     basis, pace, blocks = process.basis, _Pace(), 0
     next_look = max(search.k, min(AT_LEAST * block, process.room - block))
-    new = basis.random(min(block, process.size))
+    new = basis.random(min(block, process.size), search.near)
     while True:
         process.expand(new)
         search.spend(process.cost * new.shape[1])

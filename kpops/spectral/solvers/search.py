@@ -59,6 +59,8 @@ class Search:
         Least value that the tolerance is relative to.
     rounding : float
         Relative residual below which rounding decides.
+    near : Tensor, optional
+        Start vectors (problem, vector, entry) in which the modes are guessed to lie.
     ended : callable, optional
         Told the largest magnitude in sight and the products so far, says whether that is enough.
 
@@ -83,6 +85,7 @@ class Search:
     squares: bool = False
     floor: float = 0.0
     rounding: float = 0.0
+    near: Tensor | None = None
     ended: Callable[[float, int], bool] | None = None
 
     def __post_init__(self) -> None:

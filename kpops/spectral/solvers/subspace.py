@@ -19,7 +19,7 @@ def iterate(act: Act, family: Family, search: Search, block: int) -> Modes:
     """
     empty = Basis(family.n_problems, 0, family.size, family.dtype, family.device, search.rng)
     block = min(block, family.size)
-    q = empty.random(block)
+    q = empty.random(block, search.near)
     while True:
         image = act(q)
         search.spend(block)
@@ -45,7 +45,7 @@ def lobpcg(act: Act, family: Family, search: Search, block: int) -> Modes:
     basis = Basis(
         family.n_problems, 3 * block, family.size, family.dtype, family.device, search.rng
     )
-    x = basis.random(block)
+    x = basis.random(block, search.near)
     ax = act(x)
     search.spend(block)
     values, axes = _ritz(x, ax)

@@ -1,0 +1,178 @@
+"""What a notebook shows of linearizations, operators and spaces: a drawing and a small table.
+
+The drawing is the way of the gradient, ``Err -> P* -> J* -> J -> P -> dh`` with ``K = J J*``, and C
+at both ends of an operator on outputs. What the operator at hand consists of is filled. Colours are
+those of the page, so that it is seen on dark pages, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import singledispatch
+from html import escape
+from typing import Any
+
+from kpops.engines.memory import readable
+from kpops.labels import Space
+from kpops.linearization import Linearization
+from kpops.operators import (
+    ParameterJacobian,
+    ParameterOperator,
+    PartialTrace,
+    ProbedGram,
+    Propagator,
+    ReadoutJacobian,
+    TrajectoryOperator,
+)
+from kpops.operators.compose import Adjoint, Product, Scaled, Sum
+
+_STATES = ("P*", "J*", "J", "P")
+_OUTPUTS = ("C*", *_STATES, "C")
+_WIDTH, _GAP, _HEIGHT = 34, 24, 24  # of a box, between two, and of a box
+
+
+@singledispatch
+def table_of(thing: Any) -> str:
+    """Return the HTML that shows a linearization, an operator or a space."""
+    raise TypeError(f"no table is known of a {type(thing).__name__}")
+
+
+@table_of.register
+def _of_space(space: Space) -> str:
+    return _page(repr(space), "", _described(space))
+
+
+@table_of.register
+def _of_operator(op: TrajectoryOperator) -> str:
+    rows, columns = op.shape
+    kind = "positive semi-definite" if op.positive else "self-adjoint" if op.self_adjoint else ""
+    blocks = f"block diagonal over {', '.join(op.uncoupled)}" if op.uncoupled else ""
+    size = op.dtype.itemsize
+    table = {"from": repr(op.domain), "to": repr(op.codomain)}
+    if op.domain == op.codomain:
+        table = {"on": repr(op.domain)}
+    table |= {
+        "size": f"{rows:,} x {columns:,}, {op.dtype} on {op.device}",
+        "known": ", ".join(filter(None, (kind, blocks))),
+        "memory": f"{readable(columns * size)} for a vector, {readable(rows * columns * size)} "
+        "for the matrix, if it were made",
+        "model": ", ".join(
+            f"{name} {op.attrs[name]}".removeprefix("model ")
+            for name in ("model", "measure", "engine")
+            if name in op.attrs
+        ),
+    }
+    return _page(op.symbol, _drawing(factors(op)), table)
+
+
+@table_of.register
+def _of_linearization(lin: Linearization) -> str:
+    n_parameters = lin.parameter_space.size
+    way = frozenset(_STATES if lin.readout is None else _OUTPUTS)
+    table = {
+        "states": repr(lin.space),
+        "outputs": "" if lin.readout is None else repr(lin.output_space),
+        "inputs": str(lin.reading).removeprefix(", "),
+        "learning": f"{n_parameters:,} parameters: {', '.join(lin.parameters)}",
+        "size": f"{lin.space.size:,} states, {lin.attrs['dtype']} on {lin.device}",
+        "measure": ", ".join(filter(None, (lin.measure, lin.attrs.get("forcing")))),
+        "engine": f"{lin.engine.name}: {lin.engine_reason} {lin.engine.remark}",
+        "known": ", ".join(name for name, holds in lin.structure.items() if holds),
+        "memory": f"{readable(lin.space.size * lin.P.dtype.itemsize)} for a vector",
+    }
+    return _page(f"Linearization of {lin.attrs['model']}", _drawing(way), table)
+
+
+def factors(op: TrajectoryOperator) -> frozenset[str]:
+    """Which steps of the way from error to state change an operator consists of."""
+    if isinstance(op, Adjoint):
+        return frozenset(_starred(name) for name in factors(op.parent))
+    if isinstance(op, Product):
+        return frozenset().union(*map(factors, op.factors))
+    if isinstance(op, Sum):
+        return frozenset().union(*map(factors, op.terms))
+    if isinstance(op, Scaled):
+        return factors(op.operator)
+    if isinstance(op, PartialTrace | ProbedGram):
+        return factors(op.parent)
+    if isinstance(op, ParameterOperator):
+        return frozenset({"J", "J*"})
+    known = {Propagator: "P", ParameterJacobian: "J", ReadoutJacobian: "C"}
+    return frozenset({known[type(op)]} if type(op) in known else ())
+
+
+def _starred(name: str) -> str:
+    return name.removesuffix("*") if name.endswith("*") else f"{name}*"
+
+
+def _drawing(filled: frozenset[str]) -> str:
+    """The way from error to state change as SVG; empty if nothing of it is filled."""
+    if not filled:
+        return ""
+    boxes = _OUTPUTS if filled & {"C", "C*"} else _STATES
+    step = _WIDTH + _GAP
+    top, left = 24, 62  # room for the bracket over J J*, and for Err
+    middle = top + _HEIGHT / 2
+    parts = [_text(left - _GAP - 4, middle, "Err", "end")]
+    for i, name in enumerate(boxes):
+        x = left + i * step
+        opacity = 0.3 if name in filled else 0
+        weight = 2 if name in filled else 1
+        parts += [
+            _arrow(x - _GAP, x, middle),
+            f'<rect x="{x}" y="{top}" width="{_WIDTH}" height="{_HEIGHT}" rx="4" fill="#4c78a8" '
+            f'fill-opacity="{opacity}" stroke="currentColor" stroke-width="{weight}"/>',
+            _text(x + _WIDTH / 2, middle, name),
+        ]
+    end = left + len(boxes) * step
+    result = "dy" if "C" in boxes else "dh"
+    parts += [_arrow(end - _GAP, end, middle), _text(end + 4, middle, result, "start")]
+    start = left + boxes.index("J*") * step
+    stop = start + step + _WIDTH
+    parts += [
+        f'<path d="M {start} {top - 3} v -4 H {stop} v 4" fill="none" stroke="currentColor"/>',
+        _text((start + stop) / 2, top - 15, "K"),
+    ]
+    width, height = end + 30, top + _HEIGHT + 4
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(" ".join(n for n in boxes if n in filled))}">{"".join(parts)}</svg>'
+    )
+
+
+def _arrow(start: float, stop: float, y: float) -> str:
+    return (
+        f'<path d="M {start + 2} {y} H {stop - 3} m -4 -3 l 4 3 l -4 3" fill="none" '
+        'stroke="currentColor"/>'
+    )
+
+
+def _text(x: float, y: float, words: str, anchor: str = "middle") -> str:
+    return (
+        f'<text x="{x}" y="{y}" text-anchor="{anchor}" dominant-baseline="central" '
+        f'font-family="sans-serif" font-size="13" fill="currentColor">{escape(words)}</text>'
+    )
+
+
+def _described(space: Space) -> dict[str, str]:
+    """Each dim with its size and its coordinates."""
+    table = {}
+    for dim, size in space.sizes.items():
+        names = [name for name, c in space.coords.items() if dim in c.dims]
+        table[dim] = ", ".join([f"{size:,}", *names])
+    return table | {"size": f"{space.size:,}"}
+
+
+def _page(title: str, drawing: str, table: Mapping[str, str]) -> str:
+    left = "text-align:left"
+    rows = "".join(
+        f'<tr><th style="{left};font-weight:normal;opacity:0.7;padding-right:1em">{escape(name)}'
+        f'</th><td style="{left}">{escape(value.strip())}</td></tr>'
+        for name, value in table.items()
+        if value.strip()
+    )
+    return (
+        f'<div style="font-size:90%"><strong>{escape(title)}</strong>'
+        f"<div>{drawing}</div><table>{rows}</table></div>"
+    )

@@ -1,0 +1,129 @@
+"""What users bring where something else is wanted, in words: the remedy differs from kind to kind.
+
+Nothing is imported at the top: every room refuses by the words that are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import nn
+
+if TYPE_CHECKING:
+    from kpops.linearization import Linearization
+
+
+def described(thing: Any) -> str:
+    """Return what `thing` is, as a noun.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from kpops.kinds import described
+    >>> described(torch.nn.GRU), described(torch.nn.GRU(2, 3)), described("flow")
+    ('the class GRU', 'a model (GRU)', "the string 'flow'")
+    """
+    from kpops.linearization import Linearization
+    from kpops.operators.base import TrajectoryOperator
+
+    if thing is None:
+        return "None"
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    if isinstance(thing, str):
+        return f"the string {thing!r}"
+    if isinstance(thing, Linearization):
+        return "a Linearization"
+    if isinstance(thing, TrajectoryOperator):
+        return f"the operator {thing!r}"
+    if isinstance(thing, nn.Module):
+        return f"a model ({type(thing).__name__})"
+    if isinstance(thing, xr.Dataset):
+        return f"a Dataset of {', '.join(map(str, thing.data_vars)) or 'nothing'}"
+    if isinstance(thing, xr.DataArray):
+        return f"a DataArray with dims {thing.dims}"
+    if isinstance(thing, Mapping | list | tuple):
+        return f"a {type(thing).__name__} of {len(thing)}"
+    if callable(thing):
+        return f"the function {getattr(thing, '__name__', type(thing).__name__)}"
+    if isinstance(thing, int | float | complex):
+        return f"the number {thing!r}"
+    if isinstance(thing, torch.Tensor):
+        return f"a tensor of shape {tuple(thing.shape)}"
+    if isinstance(thing, np.ndarray):
+        return f"an array of shape {thing.shape}"
+    return f"{_article(type(thing).__name__)} {type(thing).__name__}"
+
+
+def is_array(thing: Any) -> bool:
+    """Whether `thing` is an array, a tensor, a DataArray, or a list that may become one."""
+    if isinstance(thing, list | tuple | torch.Tensor):
+        return True
+    from kpops.operators.base import TrajectoryOperator
+
+    other = isinstance(thing, type | xr.Dataset | TrajectoryOperator)
+    return hasattr(thing, "__array__") and not other
+
+
+def no_operator(thing: Any, argument: str = "op") -> TypeError:
+    """Return the error for what is passed where an operator is wanted."""
+    return TypeError(f"{argument} is {described(thing)}, no operator: {_operator_remedy(thing)}")
+
+
+def require_linearization(lin: Any, argument: str = "lin") -> Linearization:
+    """Return `lin`, or refuse what is not a :class:`kpops.Linearization`.
+
+    Raises
+    ------
+    TypeError
+        Naming what it is, and how to come to a linearization.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> kpops.collapse(torch.nn.GRU(2, 3))
+    Traceback (most recent call last):
+    TypeError: lin is a model (GRU), no Linearization: pass kpops.linearize(model, inputs)
+    """
+    from kpops.linearization import Linearization
+    from kpops.operators.base import TrajectoryOperator
+
+    if isinstance(lin, Linearization):
+        return lin
+    remedy = "pass what kpops.linearize(model, inputs) returns"
+    if isinstance(lin, TrajectoryOperator):
+        remedy += ", and not one of its operators"
+    elif isinstance(lin, nn.Module):
+        remedy = "pass kpops.linearize(model, inputs)"
+    elif isinstance(lin, xr.Dataset):
+        remedy = "pass kpops.linearize(model, task.inputs)"
+    raise TypeError(f"{argument} is {described(lin)}, no Linearization: {remedy}")
+
+
+def _operator_remedy(thing: Any) -> str:
+    from kpops.linearization import Linearization
+
+    if isinstance(thing, Linearization):
+        return "pass one of those that it hands out, such as lin.flow, lin.K or lin.P"
+    if isinstance(thing, nn.Module):
+        return "linearise it and pass, for example, kpops.linearize(model, inputs).flow"
+    if isinstance(thing, xr.Dataset):
+        return "linearise a model, and pass, for example, kpops.linearize(model, task.inputs).flow"
+    if isinstance(thing, xr.DataArray):
+        return "for a matrix pass its .values"
+    if isinstance(thing, Mapping | list | tuple):
+        return "pass one operator, or their sum; a matrix as an array"
+    if callable(thing) and not isinstance(thing, type):
+        return "wrap it, scipy.sparse.linalg.LinearOperator((m, n), matvec=f, rmatvec=f_adjoint)"
+    return (
+        "pass an operator of a Linearization such as lin.flow, a SciPy LinearOperator, a matrix, "
+        "or an object with shape, matvec and rmatvec"
+    )
+
+
+def _article(name: str) -> str:
+    return "an" if name[0].lower() in "aeiou" else "a"

@@ -1,0 +1,180 @@
+"""What modules, functions and schedules do, as plain Python that is equal where they are.
+
+Compared are classes, their plain attributes, and the bytecode of code that is the user's own. Code
+of installed packages and of kpops is taken to be what its name says. Not compared are tensors that
+are neither parameters nor buffers, hooks, and what code reaches through attributes of other
+objects, such as ``my_module.function``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import dis
+import enum
+import functools
+import hashlib
+import inspect
+import platform
+import sysconfig
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+_OF_EVERY_MODULE = set(vars(nn.Module()))
+_NOT_OF_THE_STEP = {"__init__", "__repr__", "extra_repr"}
+_INSTALLED = ("site-packages", "dist-packages", sysconfig.get_paths()["stdlib"])
+
+
+class NotPlainError(Exception):
+    """There is no plain Python for an object."""
+
+
+def describe_modules(model: nn.Module) -> dict[str, Any]:
+    """Class, plain attributes and code of a module and of all those in it."""
+    described: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        kind, where = type(module), name or "model"
+        described[f"class of {where}"] = _name(kind)
+        described |= {f"{where}: {key}": v for key, v in attributes(module).items()}
+        if _is_own(kind):
+            described[f"code of {kind.__qualname__}"] = _fingerprint(kind)
+    return described
+
+
+def attributes(thing: Any) -> dict[str, Any]:
+    """Attributes that are plain Python or functions; of the user's own classes private ones too."""
+    found = {}
+    hidden = () if _is_own(type(thing)) else ("_",)
+    for key, value in vars(thing).items():
+        if value is not None and key not in _OF_EVERY_MODULE and not key.startswith(hidden):
+            try:
+                found[key] = plain(value)
+            except NotPlainError:
+                continue
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Numbers, strings, lists and dicts in the place of `value`."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value if value == value else "nan"  # which equals itself
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, set | frozenset):
+        return sorted(str(plain(entry)) for entry in value)
+    if isinstance(value, torch.dtype | torch.device | enum.Enum):
+        return str(value)
+    if isinstance(value, functools.partial):
+        return [plain(value.func), plain(value.args), plain(value.keywords)]
+    if isinstance(value, types.MethodType):
+        return plain(value.__func__)
+    if isinstance(value, types.FunctionType | type) and _is_own(value):
+        return f"{value.__qualname__} {_fingerprint(value)}"
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
+        return _name(value)
+    if isinstance(value, nn.Module):
+        return describe_modules(value)
+    if isinstance(value, LRScheduler):
+        return {"class": _name(type(value)), **attributes(value)}
+    is_settings = isinstance(value, types.SimpleNamespace | argparse.Namespace)
+    if is_settings or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+        return attributes(value)
+    raise NotPlainError
+
+
+def _name(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _is_own(thing: Any) -> bool:
+    """Whether a function or class is the user's own."""
+    if (thing.__module__ or "").partition(".")[0] == "kpops":
+        return False
+    try:
+        file = inspect.getfile(thing)
+    except (TypeError, OSError):  # of a session or built in
+        return any(isinstance(v, types.FunctionType) for v in vars(thing).values())
+    return not any(part in file for part in _INSTALLED)
+
+
+def _fingerprint(thing: types.FunctionType | type) -> str:
+    digest = hashlib.sha256()
+    for text in _of(thing, set()):
+        digest.update(text.encode())
+    # Another version compiles to another bytecode.
+    version = ".".join(platform.python_version_tuple()[:2])
+    return f"{digest.hexdigest()[:16]} ({platform.python_implementation()} {version})"
+
+
+def _of(thing: Any, seen: set[Any]) -> Iterator[str]:
+    """What decides what a function or the methods of a class do."""
+    if isinstance(thing, property | staticmethod | classmethod):
+        thing = thing.fget if isinstance(thing, property) else thing.__func__
+    if hasattr(thing, "__wrapped__"):  # by a decorator, such as torch.no_grad()
+        yield from _of(thing.__wrapped__, seen)
+    if isinstance(thing, types.FunctionType | type):
+        if not _is_own(thing) or thing in seen:
+            yield _name(thing)
+        elif isinstance(thing, type):
+            seen.add(thing)
+            yield from _of_class(thing, seen)
+        else:
+            seen.add(thing)
+            yield from _of_function(thing, seen)
+        return
+    try:
+        yield repr(plain(thing))
+    except NotPlainError:
+        yield type(thing).__name__
+
+
+def _of_class(kind: type, seen: set[Any]) -> Iterator[str]:
+    for base in filter(_is_own, kind.__mro__):
+        for name, value in vars(base).items():
+            is_method = isinstance(value, types.FunctionType)
+            if (is_method or not name.startswith("__")) and name not in _NOT_OF_THE_STEP:
+                yield name
+                yield from _of(value, seen)
+
+
+def _of_function(function: types.FunctionType, seen: set[Any]) -> Iterator[str]:
+    yield from _of_code(function.__code__, function.__doc__)
+    for value in (function.__defaults__, function.__kwdefaults__):
+        yield from _of(value, seen)
+    for cell in function.__closure__ or ():
+        try:
+            yield from _of(cell.cell_contents, seen)
+        except ValueError:  # still empty
+            continue
+    for name in sorted(_globals_of(function.__code__)):
+        if name in function.__globals__:
+            yield name
+            yield from _of(function.__globals__[name], seen)
+
+
+def _of_code(code: types.CodeType, documentation: str | None) -> Iterator[str]:
+    yield code.co_code.hex()
+    yield repr((code.co_names, code.co_varnames, code.co_freevars))
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _of_code(constant, None)
+        elif isinstance(constant, frozenset):
+            yield repr(sorted(map(repr, constant)))
+        elif constant != documentation or constant is None:
+            yield repr(constant)
+
+
+def _globals_of(code: types.CodeType) -> set[str]:
+    names = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return names.union(*map(_globals_of, inner))

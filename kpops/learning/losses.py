@@ -1,0 +1,258 @@
+"""Losses: how outputs are compared with targets, and how much every step counts.
+
+Whatever takes a loss reads it, its targets and its weights here. Outputs are (trial, time, output),
+weights (trial, time), zero at the steps that do not count.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from kpops.labels import Space, as_tensor, by_name
+from kpops.learning.signatures import takes
+from kpops.read_inputs import BY_TRIAL, Reading
+
+Loss = str | Callable[..., Tensor]
+
+IGNORED = -100
+"""The label of a step that does not count, as in PyTorch."""
+
+
+class Objective(ABC):
+    """A loss of outputs, targets and weights, which is a scalar tensor."""
+
+    name: ClassVar[str]
+    long_name: ClassVar[str]
+
+    @abstractmethod
+    def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
+        """Targets as they are compared with outputs of that shape; raise if they cannot be."""
+
+    def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
+        """Weights, zero where the targets say that the step does not count."""
+        return weights
+
+    @abstractmethod
+    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Return the loss as a scalar tensor."""
+
+
+class _Mean(Objective):
+    """A mean over steps by their weights: sum_bt w_bt l_bt / sum_bt w_bt."""
+
+    @abstractmethod
+    def of_steps(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of every step, (trial, time)."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        weights = self.counted(targets, weights)
+        # Not zero times what may be infinite.
+        steps = self.of_steps(outputs, targets).masked_fill(weights == 0, 0)
+        return (steps * weights).sum() / weights.sum()
+
+
+class _SquaredError(_Mean):
+    """The squared error of a step is the mean over its outputs."""
+
+    name = "mse"
+    long_name = "mean squared error"
+
+    def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
+        if tuple(targets.shape) != shape:
+            labels = tuple(targets.shape) == shape[:2] and not targets.is_floating_point()
+            remedy = ": pass loss='cross_entropy' for labels" if labels else ""
+            raise ValueError(
+                f"targets has shape {tuple(targets.shape)}, expected {shape}, that of the outputs "
+                f"(trial, time, output){remedy}"
+            )
+        return targets.to(weights.dtype)
+
+    def of_steps(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean(-1)
+
+
+class _CrossEntropy(_Mean):
+    """Of logits (trial, time, class) with labels (trial, time) or with probabilities."""
+
+    name = "cross_entropy"
+    long_name = "cross entropy"
+
+    def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
+        if tuple(targets.shape) == shape and targets.is_floating_point():
+            return self._probabilities(targets, weights)
+        if tuple(targets.shape) != shape[:2] or targets.is_floating_point():
+            raise ValueError(
+                f"targets is {_kind(targets)} of shape {tuple(targets.shape)}, expected integer "
+                f"labels (trial, time) = {shape[:2]} or probabilities (trial, time, class) = "
+                f"{shape} for the cross entropy: convert labels to integers (missing ones to "
+                f"{IGNORED}), one-hot targets to floats"
+            )
+        if targets.dtype == torch.bool:
+            raise ValueError("targets is bool: convert labels to integers, the number of the class")
+        labels = targets.long()
+        wrong = (labels != IGNORED) & ((labels < 0) | (labels >= shape[2]))
+        _refuse_at(wrong, labels, f"expected a class from 0 to {shape[2] - 1}, or {IGNORED}")
+        if not self.counted(labels, weights).any():
+            raise ValueError(f"targets is {IGNORED} at every step that counts: label some")
+        return labels
+
+    def _probabilities(self, targets: Tensor, weights: Tensor) -> Tensor:
+        counts = weights > 0
+        wrong = counts & (targets < 0).any(-1)
+        _refuse_at(wrong, targets, "expected probabilities of the classes, none negative")
+        rounding = targets.shape[-1] * torch.finfo(targets.dtype).eps ** 0.5
+        wrong = counts & ((targets.sum(-1) - 1).abs() > rounding)
+        _refuse_at(wrong, targets, "expected probabilities of the classes, whose sum is 1")
+        return targets
+
+    def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
+        return weights if targets.is_floating_point() else weights * (targets != IGNORED)
+
+    def of_steps(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        logits = outputs.movedim(-1, 1)  # where PyTorch has the classes
+        wanted = targets.movedim(-1, 1) if targets.is_floating_point() else targets
+        return nn.functional.cross_entropy(logits, wanted, reduction="none", ignore_index=IGNORED)
+
+
+class _Given(Objective):
+    """A callable of the user's, which gets the weights if it has a parameter of this name."""
+
+    name = "callable"
+    long_name = "loss"
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+        self.weighted = takes(function, "weights")
+
+    def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
+        return targets.to(weights.dtype) if targets.is_floating_point() else targets
+
+    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        options = {"weights": weights} if self.weighted else {}
+        value = self.function(outputs, targets, **options)
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"loss returned a {type(value).__name__}, expected a scalar tensor: compute it by "
+                "torch, and without .item()"
+            )
+        if value.ndim:
+            raise ValueError(
+                f"loss returned the shape {tuple(value.shape)}, expected a scalar: reduce it, for "
+                "example by .mean()"
+            )
+        if not value.requires_grad and outputs.requires_grad:
+            raise ValueError(
+                f"loss returned {value.item():.6g}, which has no gradient: compute it from the "
+                "outputs by torch, without detach, NumPy or argmax"
+            )
+        return value
+
+
+_LOSSES = {kind.name: kind for kind in (_SquaredError, _CrossEntropy)}
+
+
+def objective_of(loss: Loss, loss_mask: Any = None) -> Objective:
+    """The objective that a user has named or given, which can weight steps if it has to."""
+    if isinstance(loss, str) and loss in _LOSSES:
+        return _LOSSES[loss]()
+    if isinstance(loss, str) or not callable(loss):
+        known = ", ".join(map(repr, _LOSSES))
+        raise (ValueError if isinstance(loss, str) else TypeError)(
+            f"loss={loss!r}: pass {known}, or a callable (outputs, targets) -> scalar tensor"
+        )
+    if isinstance(loss, type):
+        raise TypeError(f"loss is the class {loss.__name__}: pass an instance, {loss.__name__}()")
+    given = _Given(loss)
+    if loss_mask is not None and not given.weighted:
+        raise ValueError(
+            "loss_mask is given, but loss does not take it: give the callable a third parameter "
+            "weights, the tensor (trial, time) to weight the steps by"
+        )
+    return given
+
+
+def read_weights(
+    loss_mask: Any,
+    steps: Space,
+    valid: Tensor | None,
+    like: Tensor,
+    reading: Reading = BY_TRIAL,
+    name: str = "loss_mask",
+) -> Tensor:
+    """Weights (trial, time) in the dtype and on the device of `like`, zero where not `valid`."""
+    weights = like.new_ones(steps.shape)
+    if loss_mask is not None:
+        if isinstance(loss_mask, xr.DataArray):
+            given = as_tensor(by_name(loss_mask, steps, name), name)
+        else:
+            given = reading.trial_first(as_tensor(loss_mask, name), name, *steps.shape)
+        if tuple(given.shape) != steps.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)}, expected (trial, time) = {steps.shape}"
+            )
+        weights = given.to(weights)
+        wrong = ~((weights >= 0) & weights.isfinite())
+        if valid is not None:
+            wrong &= valid
+        _refuse_at(wrong, weights, "expected weights of 0 or more, or booleans", name)
+    if valid is not None:
+        weights = weights.masked_fill(~valid, 0)
+    if not weights.any():
+        raise ValueError(f"{name} is zero at every valid step: let some steps count")
+    return weights
+
+
+def read_targets(
+    targets: Any, steps: Space, weights: Tensor, reading: Reading = BY_TRIAL
+) -> Tensor:
+    """Targets on the device of `weights`; those of steps are first trial, then time.
+
+    Those without labels come in the order that `reading` tells.
+
+    Those of steps that do not count are zero. Floating ones come in the dtype of `weights`,
+    integers stay what they are.
+    """
+    values = targets
+    if isinstance(targets, xr.DataArray):
+        first = [d for d in steps.dims if d in targets.dims]
+        dims = (*first, *(str(d) for d in targets.dims if d not in first))
+        sizes = tuple(targets.sizes[d] for d in dims)
+        coords = {d: steps.coords[d] for d in first if d in steps.coords}
+        values = by_name(targets, Space(dims, sizes, coords), "targets")
+    dtype = weights.dtype
+    wanted = as_tensor(values, "targets")
+    if not isinstance(targets, xr.DataArray):
+        wanted = reading.trial_first(wanted, "targets", *steps.shape)
+    if isinstance(targets, Tensor) and wanted.is_floating_point() and wanted.dtype != dtype:
+        raise TypeError(f"targets is {wanted.dtype}, the outputs are {dtype}: convert it")
+    wanted = wanted.to(device=weights.device, dtype=dtype if wanted.is_floating_point() else None)
+    counts = weights > 0
+    if tuple(wanted.shape[:2]) == steps.shape:
+        wanted = wanted.masked_fill(~counts.reshape(*steps.shape, *(1,) * (wanted.ndim - 2)), 0)
+    if not wanted.isfinite().all():
+        raise ValueError(
+            f"targets is not finite at {_where(~wanted.isfinite())}: drop or mask those steps"
+        )
+    return wanted
+
+
+def _kind(targets: Tensor) -> str:
+    return str(targets.dtype).removeprefix("torch.")
+
+
+def _where(wrong: Tensor) -> str:
+    position = wrong.nonzero()[0].tolist()
+    names = ("trial", "time", *(f"dim {axis}" for axis in range(2, wrong.ndim)))
+    return ", ".join(f"{name} {place}" for name, place in zip(names, position, strict=False))
+
+
+def _refuse_at(wrong: Tensor, values: Tensor, expected: str, name: str = "targets") -> None:
+    if wrong.any():
+        value = values[tuple(wrong.nonzero()[0])].tolist()
+        raise ValueError(f"{name} is {value} at {_where(wrong)} (from 0): {expected}")

@@ -1,0 +1,110 @@
+"""The trials of a task as tensors to train on, checked."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from kpops.labels import Space, as_tensor, numpy_dtype
+from kpops.learning.losses import Objective, read_targets, read_weights
+
+
+class Trials(NamedTuple):
+    """A task on the model's device and in its dtype; integer targets stay integers."""
+
+    inputs: Tensor  # (trial, time, input)
+    targets: Tensor  # first trial
+    mask: Tensor  # (trial, time)
+    weights: Tensor  # (trial, time), zero outside the mask
+
+    def of(self, batch: Tensor) -> Trials:
+        """Return those at the positions `batch`."""
+        return Trials(*(part[batch] for part in self))
+
+    def outputs(self, model: nn.Module) -> Tensor:
+        """What the model answers, (trial, time, output), zero outside the mask."""
+        outputs = model(self.inputs)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"model returns a {type(outputs).__name__}, expected the outputs (trial, time, "
+                "output) alone: kpops.models.Network(recurrent, readout) does so"
+            )
+        expected = tuple(self.mask.shape)
+        if outputs.ndim != 3 or tuple(outputs.shape[:2]) != expected:
+            raise ValueError(
+                f"model returns the shape {tuple(outputs.shape)}, expected (trial, time, output) "
+                f"with (trial, time) = {expected}"
+            )
+        return outputs.masked_fill(~self.mask[..., None], 0)
+
+    def fit(self, objective: Objective, n_outputs: int) -> Trials:
+        """Trials whose targets are as the loss compares them with so many outputs."""
+        shape = (*self.mask.shape, n_outputs)
+        targets = objective.fit(self.targets, shape, self.weights)
+        _refuse_empty(objective.counted(targets, self.weights))
+        return self._replace(targets=targets)
+
+
+def read_trials(task: Any, model: nn.Module) -> Trials:
+    """Tensors of a task, which are refused if they are not what a model can be trained on."""
+    like = _parameter_of(model).detach()
+    if not isinstance(task, xr.Dataset):
+        raise TypeError(
+            f"task is a {type(task).__name__}, expected a Dataset with inputs, targets and mask, "
+            "as of kpops.tasks"
+        )
+    inputs = _variable(task, "inputs", ("trial", "time", "input")).to(like)
+    given = _variable(task, "mask", ("trial", "time"))
+    if not ((given == 0) | (given == 1)).all():
+        raise ValueError(
+            "task['mask'] has values other than 0 and 1: pass booleans, and weights of the loss as "
+            "task['loss_mask']"
+        )
+    mask = given.to(device=like.device, dtype=torch.bool)
+    steps = Space(("trial", "time"), tuple(mask.shape))
+    weights = read_weights(task.get("loss_mask"), steps, mask, like, name="task['loss_mask']")
+    _refuse_empty(weights)
+    if "targets" not in task or "trial" not in task["targets"].dims:
+        found = task["targets"].dims if "targets" in task else "missing"
+        raise ValueError(f"task['targets'] is {found}, expected the dims ('trial', 'time', ...)")
+    # Inputs must be finite in the padding too: a state that is not finite spoils every gradient.
+    wrong = (~inputs.isfinite()).nonzero()
+    if len(wrong):
+        trial, time, _ = wrong[0].tolist()
+        raise ValueError(
+            f"inputs are not finite at trial {trial}, time {time} (positions from 0): set padded "
+            "entries to 0"
+        )
+    return Trials(inputs, read_targets(task["targets"], steps, weights), mask, weights)
+
+
+def _refuse_empty(weights: Tensor) -> None:
+    empty = (~(weights > 0).any(1)).nonzero()
+    if len(empty):
+        raise ValueError(
+            f"no step of trial {int(empty[0])} counts in the loss: drop that trial, or mend its "
+            "mask, loss_mask or labels"
+        )
+
+
+def _parameter_of(model: nn.Module) -> Tensor:
+    """A parameter that learns, in the dtype of all."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    if not learning:
+        raise ValueError("model has no parameter that requires grad: unfreeze some")
+    like = learning[0]
+    numpy_dtype(like.dtype)  # raises if it is neither float32 nor float64
+    mixed = sorted({str(p.dtype) for p in model.parameters()})
+    if len(mixed) > 1:
+        raise TypeError(f"model mixes the dtypes {mixed}: use model.to({like.dtype})")
+    return like
+
+
+def _variable(task: xr.Dataset, name: str, dims: tuple[str, ...]) -> Tensor:
+    if name not in task or set(task[name].dims) != set(dims):
+        found = task[name].dims if name in task else "missing"
+        raise ValueError(f"task[{name!r}] is {found}, expected the dims {dims}")
+    return as_tensor(task[name].transpose(*dims).data, name)
