@@ -158,8 +158,8 @@ def _described(space: Space) -> dict[str, str]:
     """Each dim with its size and its coordinates."""
     table = {}
     for dim, size in space.sizes.items():
-        names = [name for name, (dims, _) in space.coords.items() if dim in dims]
-        table[dim] = ", ".join([f"{size:,}", *names])
+        names = [n for n, (dims, _) in space.coords.items() if dim in dims and n != dim]
+        table[dim] = f"{size:,}" + (f", with {', '.join(names)}" if names else "")
     return table | {"size": f"{space.size:,}"}
 
 

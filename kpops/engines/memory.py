@@ -29,7 +29,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return max(0, min(psutil.virtual_memory().available, *_of_cgroups(), *_of_limits()))
+    return max(0, min([psutil.virtual_memory().available, *_of_cgroups(), *_of_limits()]))
 
 
 def check_allocation(what: str, n_bytes: int, device: torch.device) -> None:

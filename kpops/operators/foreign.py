@@ -95,8 +95,10 @@ class ForeignOperator(TrajectoryOperator):
         columns = np.array(to_numpy(block.flatten(1)).T, order="C")
         try:
             images = np.array(act(columns))
-        except NotImplementedError:
-            raise TypeError(f"{self.symbol} has no {method}, which is needed here") from None
+        except (NotImplementedError, TypeError) as error:  # by SciPy, in turn with its version
+            if not self._lacks(method):
+                raise
+            raise TypeError(f"{self.symbol} has no {method}, which is needed here") from error
         expected = (space.size, len(block))
         if images.shape != expected or images.dtype.kind not in "fiub":
             raise ValueError(
@@ -105,6 +107,16 @@ class ForeignOperator(TrajectoryOperator):
             )
         rows = torch.from_numpy(np.ascontiguousarray(images.T).astype(self.dtype, copy=False))
         return rows.to(self.device).reshape(-1, *space.shape)
+
+    def _lacks(self, method: str) -> bool:
+        size = self.shape[method == "matvec"]
+        try:
+            getattr(self.linear, method)(np.zeros(size, self.dtype))
+        except NotImplementedError:
+            return True
+        except TypeError:
+            pass
+        return False
 
 
 def as_operator(op: Any) -> TrajectoryOperator:
