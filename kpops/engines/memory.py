@@ -60,11 +60,12 @@ def _of_limits() -> Iterator[int]:
         import resource
     except ImportError:  # not on Windows
         return
-    taken = psutil.Process().memory_info()
     for limit, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
         most = resource.getrlimit(limit)[0]
-        if most != resource.RLIM_INFINITY and hasattr(taken, used):
-            yield most - getattr(taken, used)
+        if most != resource.RLIM_INFINITY:
+            # Not every system counts its data; then all of it is taken to be some.
+            taken = psutil.Process().memory_info()
+            yield most - getattr(taken, used, taken.vms)
 
 
 def _of_cgroups() -> Iterator[int]:

@@ -44,14 +44,20 @@ class ForeignOperator(TrajectoryOperator):
         If it is not two-dimensional, has no entries or entries that are not finite, or if its
         shape is not that of the spaces.
 
+    Notes
+    -----
+    ``A @ B`` and ``A + B`` with A one of ours make this of B, in the space of A. With A of SciPy
+    or PyLops, it is they who compose: the product works, and has no labels. A sparse matrix of
+    SciPy refuses operators on its right: wrap it in this class.
+
     Examples
     --------
-    >>> import numpy as np, torch, kpops
+    >>> import numpy as np, scipy.sparse, torch, kpops
     >>> from kpops.operators import ForeignOperator
     >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.zeros(5, 6, 3))
-    >>> weights = scipy.sparse.diags(np.arange(120.0))
+    >>> weights = scipy.sparse.diags_array(np.arange(120.0))
     >>> ForeignOperator(weights, lin.space, dtype=lin.dtype) @ lin.K
-    <dia_matrix K (trial: 5, time: 6, unit: 4), float32 on cpu>
+    <dia_array K (trial: 5, time: 6, unit: 4), float32 on cpu>
     """
 
     def __init__(

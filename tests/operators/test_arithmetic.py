@@ -66,6 +66,7 @@ NONSENSE = {
     "times 1j": (lambda op: op * 1j, "factor 1j: .* real"),
     "times a Decimal": (lambda op: op * Decimal("0.5"), "real number"),
     "times NaN": (lambda op: op * float("nan"), "factor nan: use a finite number"),
+    "times a long int": (lambda op: op * 10**400, "factor inf: use a finite number"),
     "times infinity": (lambda op: op * np.inf, "factor inf: use a finite number"),
     "a 0-d DataArray times": (lambda op: xr.DataArray(2.0) * op, "is matrix-free, no array"),
     "plus one": (lambda op: op + 1, "and the number 1 do not add up"),

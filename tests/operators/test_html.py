@@ -49,7 +49,7 @@ def test_a_linearization_shows_the_whole_way_and_what_learns(lin):
     assert tree.find("strong").text == "Linearization of GRU"
     assert rows["states"] == "(trial: 20, time: 90, unit: 64)"
     assert rows["outputs"] == "(trial: 20, time: 90, output: 3)"
-    assert rows["learning"].startswith("13,056 parameters: weight_ih_l0, weight_hh_l0, bias_ih_l0")
+    assert rows["learning"].startswith("13,056 numbers in weight_ih_l0, weight_hh_l0, bias_ih_l0")
     assert rows["engine"].startswith("gated_numba: a gated cell; keeps 2.711 MiB")
     assert rows["known"] == "P in blocks of trials, K in blocks of units, gated"
     assert rows["memory"] == "0.4395 MiB for a vector"
