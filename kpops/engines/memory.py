@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from torch import Tensor
 _HUGE = 2**22  # bytes from which a result is worth huge pages
 
 REMEDY = (
-    "take fewer trials or steps, restrict the operator by select(...), linearise with "
-    "dtype=torch.float32, or with engine='autodiff', which keeps least"
+    "take fewer trials, steps or vectors at a time, restrict the operator by select(...), "
+    "linearise with dtype=torch.float32, or with engine='autodiff', which keeps least"
 )
 
 # Where Linux says what the process, or its container or batch job, may take.
@@ -41,10 +42,22 @@ def check_allocation(what: str, n_bytes: int, device: torch.device) -> None:
         )
 
 
-def refused_memory(error: RuntimeError) -> bool:
-    """Whether torch says by `error` that it got no memory."""
-    words = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in words
+@contextmanager
+def named_allocations(what: Callable[[], str]) -> Iterator[None]:
+    """Turn the RuntimeError by which torch says that it got no memory into a MemoryError.
+
+    It names what was computed, what is free, and the remedy. Also a decorator.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        on_cuda = isinstance(error, torch.OutOfMemoryError)
+        if not on_cuda and "can't allocate memory" not in str(error):
+            raise
+        device = torch.device("cuda" if on_cuda else "cpu")
+        raise MemoryError(
+            f"{what()} got no memory, {readable(free_bytes(device))} are free on {device}: {REMEDY}"
+        ) from error
 
 
 def readable(n_bytes: int) -> str:

@@ -348,7 +348,7 @@ def test_methods_are_the_functions(lin):
         xr.testing.assert_identical(method, function)
     with pytest.raises(ValueError, match="kind='nuclear': choose 'frobenius' or 'spectral'"):
         lin.P.norm("nuclear")
-    with pytest.raises(ValueError, match="is not self-adjoint: use kpops.svds"):
+    with pytest.raises(ValueError, match=r"is not self-adjoint: use kpops\.svds"):
         lin.P.eigsh(k=1)
 
 
