@@ -1,6 +1,6 @@
 """What users bring where something else is wanted, in words: the remedy differs from kind to kind.
 
-Nothing is imported at the top: every room refuses by the words that are here.
+Nothing of kpops is imported at the top, since every room refuses by the words that are here.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kpops.engines.base import Trajectory
+from kpops.engines.memory import named_allocations
 from kpops.labels import numpy_dtype, refuse_complex
 from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence, as_recurrence
@@ -177,6 +178,7 @@ def run(recurrence: Recurrence, x: Tensor, h0: Any, valid: Tensor | None) -> Tra
     return run_from(recurrence, x, recurrence.initial_state(h0, len(x), x[:, 0]), valid)
 
 
+@named_allocations(lambda: "a run of the model")
 def run_from(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -> Trajectory:
     """Run the recurrence on `x` from states h (trial, unit), and check what it does.
 
@@ -206,6 +208,7 @@ def run_from(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None)
     return trajectory
 
 
+@named_allocations(lambda: "a run of the model")
 def run_on(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -> Trajectory:
     """Run a recurrence that has been checked; at steps that are not valid the state stays.
 
