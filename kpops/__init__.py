@@ -40,11 +40,13 @@ from kpops.spectral import (
     truncate,
 )
 from kpops.spectral.common import ConvergenceWarning
+from kpops.work import InterruptWarning
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConvergenceWarning",
+    "InterruptWarning",
     "Linearization",
     "Network",
     "TrajectoryOperator",

@@ -11,6 +11,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from kpops import work
 from kpops.engines.base import ONE_AT_A_TIME
 from kpops.labels import Space, enter, is_cupy, numpy_dtype, to_numpy
 from kpops.operators.pieces import in_pieces
@@ -143,7 +144,8 @@ class TrajectoryOperator(LinearOperator):
             self.count(len(block))
             needed = self._numbers_per_vector() * self.dtype.itemsize
             results = (self.domain.size + self.codomain.size) * self.dtype.itemsize
-            return in_pieces(act, block.contiguous(), needed, results)
+            block = block.contiguous()
+            return work.product(lambda: in_pieces(act, block, needed, results), len(block))
 
     def _numbers_per_vector(self) -> int:
         """Numbers that the action needs at once for each vector, beside argument and result."""
