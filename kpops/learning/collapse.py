@@ -149,7 +149,7 @@ def _of_operator(
     if num_modes:
         modes = eigsh(reduced, num_modes, rng=options["rng"])
         block = torch.from_numpy(modes.eigenfunction.values).reshape(-1, *kept.shape)
-        result["eigenvalue"] = modes.eigenvalue
+        result["eigenvalue"] = modes.eigenvalue.drop_vars("operator")
         result["eigenfunction"] = common.modes_of(block, kept, "eigenfunction")
     return result
 

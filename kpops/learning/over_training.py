@@ -104,4 +104,12 @@ def _as_dataset(result: Any) -> xr.Dataset:
         return result
     if isinstance(result, xr.DataArray):
         return result.to_dataset(name=result.name or "measure")
-    return xr.Dataset(dict(result))
+    # What a number is of, as its scalar coordinates tell it, is in its name here.
+    return xr.Dataset(
+        {
+            name: value.drop_vars([c for c in value.coords if not value[c].dims])
+            if isinstance(value, xr.DataArray)
+            else value
+            for name, value in result.items()
+        }
+    )

@@ -112,11 +112,10 @@ def alignment(
             "estimate": ((), scalar(estimate), {"long_name": "alignment", "units": "1"}),
             "stderr": ((), scalar(stderr), {"long_name": "standard error", "units": "1"}),
         },
+        coords=common.identity(operator=a.symbol, operator2=b.symbol),
         attrs={
             **{k: v for k, v in a.attrs.items() if b.attrs.get(k) == v},
             **common.configuration(Sum(a, b), num_matvecs=num_matvecs, method=method),
-            "operator": a.symbol,
-            "with": b.symbol,
             "method": method,
             "chosen": how,
             "num_matvecs": used,

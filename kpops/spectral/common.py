@@ -165,11 +165,19 @@ def verdict(residual: Tensor, tol: float, what: str, sure: int) -> Tensor:
     return converged
 
 
+def identity(**names: str) -> dict[str, tuple[Any, ...]]:
+    """What a result is of, as scalar coordinates: concatenation keeps these, and no attributes."""
+    # Object strings, since Zarr has no specified type for NumPy's fixed-length ones.
+    return {
+        name: ((), np.array(text, dtype=object), {"long_name": name})
+        for name, text in names.items()
+    }
+
+
 def configuration(op: TrajectoryOperator, **settings: Any) -> dict[str, Any]:
-    """Flat attributes of a result: the operator, its dtype, and the settings as JSON."""
+    """Flat attributes of a result: where the operator is from, its dtype, the settings as JSON."""
     return {
         **op.attrs,
-        "operator": op.symbol,
         "dtype": str(op.torch_dtype).removeprefix("torch."),
         "configuration": json.dumps(settings, sort_keys=True),
     }

@@ -135,9 +135,9 @@ def eigsh(
     random block of k vectors or more has, with probability one, a part along every copy that is
     wanted; after all other methods, and from any `v0`, a second search from a fresh random block,
     off the modes found, looks for larger ones, until the largest that is left has converged, or one
-    would have been missed with a chance of less than 1e-6 (after Kuczynski and Wozniakowski 1992, Estimating the
-    largest eigenvalue by the power and Lanczos algorithms with a random start). Where it finds
-    some, or comes to no end, no mode counts as converged.
+    would have been missed with a chance of less than 1e-6 (after Kuczynski and Wozniakowski 1992,
+    Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start).
+    Where it finds some, or comes to no end, no mode counts as converged.
 
     For one end of the spectrum, the same is done with ``s + A`` or ``s - A``, where s is a tenth
     above the largest magnitude, which a search for one mode finds first.
@@ -189,6 +189,7 @@ def eigsh(
             ),
             "eigenfunction": common.modes_of(block, op.domain, "eigenfunction"),
         },
+        coords=common.identity(operator=op.symbol),
         attrs={
             **common.configuration(op, k=int(k), which=which, method=method, tol=tol),
             "method": method,

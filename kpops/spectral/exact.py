@@ -64,6 +64,7 @@ def eigvalsh(op: Any) -> xr.Dataset:
     spectrum = structure.eigenvalues(op)
     result = xr.Dataset(
         common.mode_variables({"eigenvalue": (spectrum.values, "eigenvalue")}),
+        coords=common.identity(operator=op.symbol),
         attrs={
             **common.configuration(op, method="exact"),
             "method": "exact",

@@ -301,7 +301,7 @@ def _labelled(
 
 
 def _coords(op: TrajectoryOperator, dim: str, *, with_lags: bool) -> dict[str, Any]:
-    coords: dict[str, Any] = {}
+    coords: dict[str, Any] = common.identity(operator=op.symbol)
     for space, suffix in ((op.codomain, ""), (op.domain, "_in")):
         for name, (dims, values) in space.coords.items():
             if dims == (dim,):

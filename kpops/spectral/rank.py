@@ -97,8 +97,9 @@ def effective_rank(
     Returns
     -------
     Dataset
-        ``estimate`` and its standard error ``stderr`` (zero if exact). The attributes tell the
-        ``kind``, the ``method`` and in words what was ``chosen``, the products it took, and for
+        ``estimate`` and its standard error ``stderr`` (zero if exact), with ``operator`` and
+        ``kind`` as scalar coordinates, which :func:`xarray.concat` keeps. The attributes tell the
+        ``method`` and in words what was ``chosen``, the products it took, and for
         participation which ``gram`` is G: ``"A"`` or ``"A A*"``.
 
     Raises
@@ -316,7 +317,6 @@ def _dataset(
     settings = {"threshold": question.threshold, "tol": question.tol, "reduction": reduction}
     attrs = {
         **common.configuration(op, kind=kind, method=answer.method, **settings),
-        "kind": kind,
         "method": answer.method,
         "chosen": answer.chosen,
         "reduction": reduction,
@@ -332,5 +332,6 @@ def _dataset(
             "estimate": ((), scalar(answer.estimate), {"long_name": long_name, "units": "1"}),
             "stderr": ((), scalar(answer.stderr), {"long_name": "standard error", "units": "1"}),
         },
+        coords=common.identity(operator=op.symbol, kind=kind),
         attrs=attrs,
     )

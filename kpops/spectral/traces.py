@@ -230,7 +230,8 @@ def diagonal(
     attrs = provenance(op, "diagonal", answer, settings)
     del attrs["a_priori"]
     estimate, stderr = field(answer.estimate, "diagonal"), field(answer.stderr, "standard error")
-    return xr.Dataset({"estimate": estimate, "stderr": stderr}, attrs=attrs)
+    coords = common.identity(operator=op.symbol)
+    return xr.Dataset({"estimate": estimate, "stderr": stderr}, coords, attrs)
 
 
 def square(op: Any) -> TrajectoryOperator:
