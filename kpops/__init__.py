@@ -40,7 +40,7 @@ from kpops.spectral import (
     truncate,
 )
 from kpops.spectral.common import ConvergenceWarning
-from kpops.work import InterruptWarning
+from kpops.work import InterruptWarning, LongWorkWarning
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "ConvergenceWarning",
     "InterruptWarning",
     "Linearization",
+    "LongWorkWarning",
     "Network",
     "TrajectoryOperator",
     "accumulate_interference",

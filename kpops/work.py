@@ -17,6 +17,15 @@ from tqdm.auto import tqdm
 Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., Any])
 ON_INTERRUPT = ("raise", "return")
+RATE = 1e10
+"""Operations per second of a dense decomposition, about what two cores do: what a call is said to
+take follows from its sizes alone, and never from how busy a machine is."""
+WORTH_A_WORD, LONG = 10.0, 600.0
+"""Seconds from which an estimate is written, and from which a function wants to be asked twice."""
+
+
+class LongWorkWarning(UserWarning):
+    """What was asked for will take long."""
 
 
 class InterruptWarning(UserWarning):
@@ -109,11 +118,35 @@ def shown(function: Function) -> Function:
     return wrapped  # type: ignore[return-value]
 
 
-def expect(n_vectors: float) -> None:
-    """Say how many more vectors there will be, if the bar does not know it yet."""
+def expect(count: float, unit: str = "matvecs") -> None:
+    """Say how many more there will be of what the bar counts, if it does not know it yet."""
     mine = _current.get()
-    if mine is not None and mine.bar.total is None:
-        mine.bar.total = mine.bar.n + n_vectors
+    if mine is not None and not mine.bar.disable and mine.bar.total is None:
+        mine.bar.total, mine.bar.unit = mine.bar.n + count, f" {unit}"
+
+
+def advance(count: float) -> None:
+    """Count what is not the product of an operator."""
+    mine = _current.get()
+    if mine is not None:
+        mine.bar.update(count)
+
+
+def estimate(flops: float, what: str) -> float:
+    """Seconds that so many operations take, about; from ten on, written above the bar."""
+    seconds = flops / RATE
+    mine = _current.get()
+    if seconds >= WORTH_A_WORD and mine is not None and not mine.bar.disable:
+        mine.bar.write(f"{mine.bar.desc.rstrip(': ')}: {what}, {duration(seconds)}", sys.stderr)
+    return seconds
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people to read."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {seconds:.0f} seconds"
 
 
 def product(act: Callable[[], Result], n_vectors: int) -> Result:

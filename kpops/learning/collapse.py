@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from kpops import work
 from kpops.labels import Space, to_numpy
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
@@ -24,6 +25,7 @@ _NUMERICAL = 1e-6
 
 
 @common.in_full_precision
+@work.shown
 def collapse(
     lin: Linearization,
     *,
@@ -34,6 +36,7 @@ def collapse(
     num_modes: int = 6,
     num_matvecs: int = 32,
     rng: Any = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Effective ranks of K, P, the flow operator and the trajectories; leading modes of each.
 
@@ -58,6 +61,8 @@ def collapse(
         Products with an operator for an estimate of its rank.
     rng : int, Generator or None
         Source of the random vectors of these estimates.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------

@@ -115,7 +115,8 @@ def eigsh(
     Raises
     ------
     ValueError
-        If `op` is not self-adjoint or not finite, or an argument is out of range.
+        If `op` is not self-adjoint or not finite, or an argument is out of range; if most modes are
+        wanted, which ``"auto"`` finds by a decomposition that will take more than ten minutes.
     MemoryError
         If the matrix of ``method="exact"`` would not fit.
 
@@ -158,12 +159,12 @@ def eigsh(
     work.check_on_interrupt(on_interrupt)
     near = start_vectors(op, v0)
     search = start(op, k, tol, max_matvecs, block_size, rng, callback)
-    chosen = "asked for"
+    chosen, insist = "asked for", "method='exact'" if method == "auto" else ""
     if method == "auto":
         method, chosen = _choose(op, k, which)
     before = op.num_matvecs
     if method == "exact":
-        values, block, how, largest = exact.leading(op, k, which)
+        values, block, how, largest = exact.leading(op, k, which, insist)
         chosen, sure, used = f"{chosen}: {how}", k, op.num_matvecs - before
         residual = _residual(op, values, block, largest)
     else:

@@ -82,7 +82,8 @@ def svds(
     Raises
     ------
     ValueError
-        If an argument is out of range, or the operator is not finite.
+        If an argument is out of range, or the operator is not finite; if most modes are wanted,
+        which ``"auto"`` finds by a decomposition that will take more than ten minutes.
     MemoryError
         If the matrix of ``method="exact"`` would not fit.
 
@@ -110,12 +111,12 @@ def svds(
     work.check_on_interrupt(on_interrupt)
     near = start_vectors(op, v0)
     search = eig.start(op, k, tol, max_matvecs, block_size, rng, callback)
-    chosen = "asked for"
+    chosen, insist = "asked for", "method='exact'" if method == "auto" else ""
     if method == "auto":
         method, chosen = _choose(op, k)
     before = op.num_matvecs
     if method == "exact":
-        left, values, right = _exact(op, k)
+        left, values, right = _exact(op, k, insist)
         residual, sure = _residual(op, left, values, right), k
     else:
         solver = _by_krylov if method == "block-krylov" else _by_gram
@@ -171,14 +172,16 @@ def _choose(op: TrajectoryOperator, k: int) -> tuple[str, str]:
     return "block-krylov", "large"
 
 
-def _exact(op: TrajectoryOperator, k: int) -> Triplets:
+def _exact(op: TrajectoryOperator, k: int, insist: str) -> Triplets:
+    inside, outside = batches(op)
+    structure.check_cost(op, inside.count, (outside.size, inside.size), 20, insist)
+    work.expect(min(outside.size, inside.size) + 2 * k)
     dense = dense_blocks(op)
     u, values, vh = torch.linalg.svd(dense, full_matrices=False)
     chosen = values.flatten().argsort(descending=True)[:k]
     problem, mode = chosen // values.shape[1], chosen % values.shape[1]
-    sides = batches(op)
-    right = _placed(sides[0], vh[problem, mode], problem)
-    return _placed(sides[1], u[problem, :, mode], problem), values.flatten()[chosen], right
+    right = _placed(inside, vh[problem, mode], problem)
+    return _placed(outside, u[problem, :, mode], problem), values.flatten()[chosen], right
 
 
 def _placed(side: Batches, vectors: Tensor, problem: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ def moments(
     rng = np.random.default_rng(rng)
     problem = problem_of(op, symmetric)
     m = max(2, num_matvecs // problem.cost)
+    work.expect(m * (1 if problem.apply == op.apply else 2))
     n_pilot = m // 4
     z, y = _images(op, problem, n_pilot, rng)
     decays = n_pilot >= 4 and _participation(z, y) < n_pilot / 2

@@ -266,6 +266,7 @@ def gauss_rule(
     # Modes mix the blocks, and so does a projection off them.
     batches = Batches(problem.space, () if modes is not None else problem.dims)
     rng = np.random.default_rng(rng)
+    work.expect(num_probes * min(steps, batches.size) * (1 if problem.apply == op.apply else 2))
     recursions: list[Tridiagonal] = []
     room = free_bytes(op.device) // 4
     size = max(1, room // (2 * min(steps, batches.size) * problem.space.size * op.dtype.itemsize))
