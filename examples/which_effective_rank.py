@@ -82,7 +82,10 @@ def all_ranks(lin):
         traced = op.partial_trace(("time",), num_probes=128, rng=0)
         table.append(
             [
-                [kpops.effective_rank(each, kind, rng=0).drop_attrs() for kind in KINDS]
+                [
+                    kpops.effective_rank(each, kind, rng=0).drop_attrs().reset_coords(drop=True)
+                    for kind in KINDS
+                ]
                 for each in (op, averaged, traced)
             ]
         )
@@ -172,4 +175,5 @@ for reduction, size in (("none", lins["untrained"].space.size), ("expand_average
 #
 # Whichever it is, write down both choices. A result of kpops has them in its attributes.
 
-print({key: rank.attrs[key] for key in ("operator", "kind", "reduction", "method", "gram")})
+print(rank.operator.item(), rank.kind.item())
+print({key: rank.attrs[key] for key in ("reduction", "method", "gram")})

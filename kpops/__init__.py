@@ -40,12 +40,15 @@ from kpops.spectral import (
     truncate,
 )
 from kpops.spectral.common import ConvergenceWarning
+from kpops.work import InterruptWarning, LongWorkWarning
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConvergenceWarning",
+    "InterruptWarning",
     "Linearization",
+    "LongWorkWarning",
     "MeasureError",
     "Network",
     "TrajectoryOperator",

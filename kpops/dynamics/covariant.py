@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.dynamics.given import check_count
 from kpops.dynamics.lyapunov import check_dt, dataset, number_of_modes
 from kpops.dynamics.lyapunov_source import Source, read_source
@@ -19,6 +20,7 @@ from kpops.engines.memory import check_allocation
 from kpops.labels import Coordinate, Space
 
 
+@work.shown
 def covariant_lyapunov_vectors(
     lin_or_model: Any,
     k: int | None = None,
@@ -34,6 +36,7 @@ def covariant_lyapunov_vectors(
     dt: float | None = None,
     dtype: torch.dtype | None = None,
     rng: int | np.random.Generator | None = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Covariant Lyapunov vectors along the trajectories of a recurrent model.
 
@@ -50,6 +53,8 @@ def covariant_lyapunov_vectors(
         Steps between two times at which the vectors are kept.
     angles : bool
         Whether to return the angles between the vectors, too.
+    progress : bool
+        Show a bar of the steps.
 
     Returns
     -------

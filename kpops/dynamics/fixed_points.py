@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops import snapshot
+from kpops import snapshot, work
 from kpops.dynamics import search_points
 from kpops.dynamics.given import (
     bring,
@@ -38,6 +38,7 @@ _MATRICES = 16  # of the size of a Jacobian, that a point takes with its eigenve
 @in_full_precision
 @torch.inference_mode(False)
 @torch.no_grad()
+@work.shown
 def fixed_points(
     model: Any,
     starts: Any,
@@ -50,6 +51,7 @@ def fixed_points(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     rng: Rng = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Fixed points and slow points of a model at a constant input, and their stability.
 
@@ -82,6 +84,8 @@ def fixed_points(
         Where to compute. Default: where the model is.
     rng : int, Generator or None
         Source of the choice of starts and of the jitter.
+    progress : bool
+        Show a bar of the starts.
 
     Returns
     -------

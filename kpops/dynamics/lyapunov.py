@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.dynamics import lyapunov_statistics as statistics
 from kpops.dynamics.given import check_count
 from kpops.dynamics.lyapunov_source import Source, read_source
@@ -24,6 +25,7 @@ _WINDOWS = 100
 """About as many finite-time exponents of a trial, where no window is given."""
 
 
+@work.shown
 def lyapunov_spectrum(
     lin_or_model: Any,
     k: int | None = None,
@@ -38,6 +40,7 @@ def lyapunov_spectrum(
     dt: float | None = None,
     dtype: torch.dtype | None = None,
     rng: int | np.random.Generator | None = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Lyapunov exponents along the trajectories of a recurrent model.
 
@@ -72,6 +75,8 @@ def lyapunov_spectrum(
         float32 or float64 to convert a model, its inputs and h0 to.
     rng : int, Generator or None
         Source of the tangent vectors at the start.
+    progress : bool
+        Show a bar of the steps.
 
     Returns
     -------

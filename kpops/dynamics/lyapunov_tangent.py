@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpops import work
 from kpops.dynamics.lyapunov_source import Source
 from kpops.engines.base import Trajectory
 from kpops.engines.gated import GatedEngine
@@ -94,6 +95,7 @@ def take_along(
     per_unit = n_units if kind is _JacobianSteps else TEMPORARIES
     size = _CHUNK_BYTES // (source.start.nbytes * per_unit)
     position, ahead = stops[0], list(stops[:0:-1])
+    work.expect(stops[-1] - position, "steps")
     for first, trajectory in source.chunks(max(1, size)):
         last = first + trajectory.states.shape[1]
         if last <= position:
@@ -105,6 +107,7 @@ def take_along(
             n, triangle, growth = frames.advance(steps, begin, min(last, ahead[-1]) - position)
             log_det = None if log_dets is None else log_dets[:, begin : begin + n].sum(1)
             position += n
+            work.advance(n)
             yield Piece(position, frames.matrices, triangle, growth, log_det)
             if position == ahead[-1]:
                 ahead.pop()

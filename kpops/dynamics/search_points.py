@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
+from kpops import work
 from kpops.engines.rowwise import Rowwise
 from kpops.models.recurrence import Recurrence
 
@@ -123,6 +124,7 @@ def search(f: Map, starts: Tensor, tol: float, near: float, max_iterations: int)
     """
     per_start = _MATRICES * starts.shape[1] ** 2 * starts.element_size()
     parts = starts.split(max(1, _BYTES // per_start))
+    work.expect(len(starts), "starts")
     found = [_search_together(f, part, tol, near, max_iterations) for part in parts]
     return Found(*(torch.cat(columns) for columns in zip(*found, strict=True)))
 
@@ -141,6 +143,7 @@ def _descend(f: Map, rows: Rows, tol: float, near: float, max_iterations: int) -
     """Follow damped steps from every start until each has ended."""
     damping = torch.full_like(rows.F[:, 0], _FIRST_DAMPING)
     going = (rows.F.norm(dim=1) > tol).nonzero()[:, 0]
+    work.advance(len(damping) - len(going))
     for _ in range(max_iterations):
         if not len(going):
             break
@@ -159,7 +162,10 @@ def _descend(f: Map, rows: Rows, tol: float, near: float, max_iterations: int) -
         # Rounding alone ends no search: at an eigenvalue near 1, the last digits of the speed are
         # the first ones of the state.
         ended = (move.norm(dim=1) <= _SHORT * near) & (new_speed > speed / 2)
-        going = going[~(ended | (new_speed <= tol))]
+        left = going[~(ended | (new_speed <= tol))]
+        work.advance(len(going) - len(left))
+        going = left
+        work.tell(f"{len(going)} going, slowest at {float(new_speed.max()):.1e} of {tol:.1e}")
     return rows
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from kpops import work
 from kpops.kinds import require_linearization
 from kpops.labels import Space, to_numpy
 from kpops.learning.trajectories import trajectory_dimension
@@ -25,6 +26,7 @@ _NUMERICAL = 1e-6
 
 
 @common.in_full_precision
+@work.shown
 def collapse(
     lin: Linearization,
     *,
@@ -36,6 +38,7 @@ def collapse(
     num_matvecs: int = 32,
     rng: Any = None,
     previous: xr.Dataset | None = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Effective ranks of K, P, the flow operator and the trajectories; leading modes of each.
 
@@ -63,6 +66,8 @@ def collapse(
     previous : Dataset, optional
         The result at the checkpoint before, which :func:`kpops.over_training` passes: the search
         for modes starts from its own, where it is not exact.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------
@@ -161,7 +166,7 @@ def _of_operator(
             v0 = previous.eigenfunction.sel(operator=op.symbol, drop=True)
         modes = eigsh(reduced, num_modes, v0=v0, rng=options["rng"])
         block = torch.from_numpy(modes.eigenfunction.values).reshape(-1, *kept.shape)
-        result["eigenvalue"] = modes.eigenvalue
+        result["eigenvalue"] = modes.eigenvalue.drop_vars("operator")
         result["eigenfunction"] = common.modes_of(block, kept, "eigenfunction")
     return result
 

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.labels import as_tensor, numpy_dtype, to_numpy
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.losses import Loss
@@ -48,6 +49,7 @@ _TEXTS = {
 @in_full_precision
 @torch.inference_mode(False)
 @torch.no_grad()
+@work.shown
 def interference(
     lin: Linearization,
     by: Any = "task",
@@ -59,6 +61,7 @@ def interference(
     num_matvecs: int = 16,
     n_permutations: int = 0,
     rng: int | np.random.Generator | None = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Compare tasks: their states, their operators and what their gradients do to each other.
 
@@ -86,6 +89,8 @@ def interference(
         How often to exchange trials between tasks at random, for the null distributions.
     rng : int, Generator or None
         Source of the random vectors and of the permutations, in this order.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------

@@ -24,7 +24,8 @@ def as_dataset(result: Any) -> xr.Dataset:
         if not isinstance(result, Mapping):
             forgotten = ", is there a return missing?" if result is None else ""
             raise TypeError(f"measure returned {described(result)}, {_EXPECTED}{forgotten}")
-        result = xr.Dataset({_name(name): _variable(name, v) for name, v in result.items()})
+        values = {_name(name): _variable(name, value) for name, value in result.items()}
+        result = xr.Dataset(_side_by_side(values))
     if not result.data_vars:
         raise ValueError("measure returned no variable: name at least one")
     if "step" in {*result.variables, *result.dims}:
@@ -100,6 +101,18 @@ def _variable(name: str, value: Any) -> Any:
     if array.dtype.kind not in "biufcOMm" or any(not isinstance(x, str) for x in _objects(array)):
         raise TypeError(f"measure returned {name}, {described(value)}: return numbers or arrays")
     return tuple(f"{name}_dim_{axis}" for axis in range(array.ndim)), array
+
+
+def _side_by_side(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the scalar coordinates, such as the operator, that are not those of all."""
+    arrays = [value for value in values.values() if isinstance(value, xr.DataArray)]
+    scalars = [{n: c.values for n, c in array.coords.items() if not c.dims} for array in arrays]
+    every = {name: value for found in scalars for name, value in found.items()}
+    apart = [n for n, v in every.items() if any(found.get(n, v) != v for found in scalars)]
+    return {
+        name: value.drop_vars(apart, errors="ignore") if isinstance(value, xr.DataArray) else value
+        for name, value in values.items()
+    }
 
 
 def _is_xarrays_own(value: Any) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from kpops import work
 from kpops.engines.base import ONE_AT_A_TIME
 from kpops.engines.features import numerical_rank
 from kpops.engines.gated import GatedEngine
@@ -42,8 +43,14 @@ _UNKNOWN = "unknown"
 
 
 @common.in_full_precision
+@work.shown
 def rank_bounds(
-    lin: Linearization, *, tol: float = 1e-6, num_matvecs: int = 64, rng: Any = None
+    lin: Linearization,
+    *,
+    tol: float = 1e-6,
+    num_matvecs: int = 64,
+    rng: Any = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Ranks of K_j, parameter by parameter, and the bounds that the features behind them set.
 
@@ -58,6 +65,8 @@ def rank_bounds(
         Products for an estimate, where a number is not exact by structure.
     rng : int, Generator or None
         Source of the random vectors of the estimates.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------

@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.labels import as_tensor, numpy_dtype
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.losses import Loss
@@ -19,6 +20,7 @@ from kpops.spectral.truncation import truncate
 
 
 @common.in_full_precision
+@work.shown
 def truncated_flow(
     lin: Linearization,
     targets: Any,
@@ -29,6 +31,7 @@ def truncated_flow(
     tol: float = 1e-6,
     rng: Any = None,
     modes: xr.Dataset | None = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """How much of a gradient step the leading modes of the flow operator carry.
 
@@ -51,6 +54,8 @@ def truncated_flow(
     modes : Dataset, optional
         What :func:`kpops.eigsh` has found of ``lin.flow`` before, at least k modes; no products
         are needed for modes then.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------

@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.engines.base import ONE_AT_A_TIME
 from kpops.engines.memory import named_allocations
 from kpops.kinds import described, is_array
@@ -143,7 +144,8 @@ class TrajectoryOperator(Arithmetic, Shown):
         what = named_allocations(lambda: f"a product of {self!r} with {len(block)} vectors")
         with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False), what:
             self.count(len(block))
-            return in_pieces(act, block.contiguous(), needed, results)
+            block = block.contiguous()
+            return work.product(lambda: in_pieces(act, block, needed, results), len(block))
 
     def _numbers_per_vector(self) -> int:
         """Numbers that the action needs at once for each vector, beside argument and result."""

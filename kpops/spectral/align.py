@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Sum
 from kpops.operators.dense import Batches, uncoupled
@@ -24,8 +25,15 @@ _BLOCK = 64
 
 
 @common.in_full_precision
+@work.shown
 def alignment(
-    a: Any, b: Any, *, method: str = "auto", num_matvecs: int = 64, rng: Any = None
+    a: Any,
+    b: Any,
+    *,
+    method: str = "auto",
+    num_matvecs: int = 64,
+    rng: Any = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Frobenius cosine of two operators between the same spaces.
 
@@ -42,6 +50,8 @@ def alignment(
         Random vectors, at least 2; products with each of the operators.
     rng : int, Generator or None
         Source of the random vectors.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------
@@ -88,12 +98,13 @@ def alignment(
         raise ValueError(f"num_matvecs={num_matvecs}: a standard error needs at least 2")
     if method not in ("auto", "exact", "hutchinson"):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'hutchinson'")
-    products = _of_unit_blocks(a, b) if method != "hutchinson" else None
-    used, how = 0, "K is block diagonal over units"
-    if products is None and (method == "exact" or _few(a, b)):
-        products, used = _of_basis(a, b)
-        how = f"a basis of {used // 2} vectors"
-    if method == "hutchinson" or products is None:
+    products, used, how = None, 0, "K is block diagonal over units"
+    if method != "hutchinson":
+        products = _of_unit_blocks(a, b)
+        if products is None and (method == "exact" or _few(a, b)):
+            products, used = _of_basis(a, b)
+            how = f"a basis of {used // 2} vectors"
+    if products is None:
         method = "hutchinson"
         samples, used = _of_probes(a, b, num_matvecs, rng)
         how = f"{num_matvecs} shared random vectors"
@@ -112,11 +123,10 @@ def alignment(
             "estimate": ((), scalar(estimate), {"long_name": "alignment", "units": "1"}),
             "stderr": ((), scalar(stderr), {"long_name": "standard error", "units": "1"}),
         },
+        coords=common.identity(operator=a.symbol, operator2=b.symbol),
         attrs={
             **{k: v for k, v in a.attrs.items() if b.attrs.get(k) == v},
             **common.configuration(Sum(a, b), num_matvecs=num_matvecs, method=method),
-            "operator": a.symbol,
-            "with": b.symbol,
             "method": method,
             "chosen": how,
             "num_matvecs": used,
@@ -167,6 +177,7 @@ def _few(a: TrajectoryOperator, b: TrajectoryOperator) -> bool:
 def _of_basis(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[Tensor, int]:
     """The three inner products from a basis, and the products with both."""
     batches, wide = _shared(a, b)
+    work.expect(2 * batches.size)
 
     def blocks() -> Iterator[Tensor]:
         for start in range(0, batches.size, _BLOCK):
@@ -184,6 +195,7 @@ def _of_probes(
     a: TrajectoryOperator, b: TrajectoryOperator, m: int, rng: Any
 ) -> tuple[Tensor, int]:
     """The three inner products as every random vector sees them, and the products with both."""
+    work.expect(2 * m)
     wide = a.shape[0] < a.shape[1]
     space = a.codomain if wide else a.domain
     rng = np.random.default_rng(rng)

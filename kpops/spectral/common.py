@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -15,6 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.labels import Space, to_numpy
 from kpops.operators.base import TrajectoryOperator
 
@@ -26,11 +25,8 @@ class ConvergenceWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Warn that something did not converge, at the line outside this package that asked for it."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("kpops", "torch"):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, ConvergenceWarning, stacklevel=level)
+    """Warn that something did not converge."""
+    work.warn(message, ConvergenceWarning)
 
 
 def noise_floor(dtype: torch.dtype) -> float:
@@ -162,18 +158,26 @@ def verdict(residual: Tensor, tol: float, what: str, sure: int) -> Tensor:
     converged[sure:] = False
     if not converged.all():
         warn(
-            f"{what}: {int((~converged).sum())} of {len(converged)} modes did not reach the "
-            f"relative residual {tol:g}, or larger modes may be missing; the variable 'converged' "
-            "marks them"
+            f"{what}{' was interrupted' * work.interrupted()}: {int((~converged).sum())} of "
+            f"{len(converged)} modes did not reach the relative residual {tol:g}, or larger modes "
+            "may be missing; the variable 'converged' marks them"
         )
     return converged
 
 
+def identity(**names: str) -> dict[str, tuple[Any, ...]]:
+    """What a result is of, as scalar coordinates: concatenation keeps these, and no attributes."""
+    # Object strings, since Zarr has no specified type for NumPy's fixed-length ones.
+    return {
+        name: ((), np.array(text, dtype=object), {"long_name": name})
+        for name, text in names.items()
+    }
+
+
 def configuration(op: TrajectoryOperator, **settings: Any) -> dict[str, Any]:
-    """Flat attributes of a result: the operator, its dtype, and the settings as JSON."""
+    """Flat attributes of a result: where the operator is from, its dtype, the settings as JSON."""
     return {
         **op.attrs,
-        "operator": op.symbol,
         "dtype": str(op.torch_dtype).removeprefix("torch."),
         "configuration": json.dumps(settings, sort_keys=True),
     }

@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
@@ -86,6 +87,7 @@ def quadrature(
 
 
 @common.in_full_precision
+@work.shown
 def spectral_density(
     op: Any,
     *,
@@ -97,6 +99,7 @@ def spectral_density(
     width: float | None = None,
     method: str = "auto",
     rng: Any = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Density of the eigenvalues of a self-adjoint operator, of the singular values of another.
 
@@ -128,6 +131,8 @@ def spectral_density(
         small operators, and K of gated cells.
     rng : int, Generator or None
         Source of the random vectors.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------
@@ -208,6 +213,7 @@ def spectral_density(
     kind = "eigenvalue" if symmetric else "singular value"
     return xr.Dataset(
         _variables(op, bulk, modes, grid, zero, kind),
+        coords=common.identity(operator=op.symbol),
         attrs={
             **common.configuration(
                 op,

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
@@ -39,6 +40,7 @@ _ENDS = {
 
 
 @common.in_full_precision
+@work.shown
 def eigsh(
     op: Any,
     k: int = 6,
@@ -52,6 +54,7 @@ def eigsh(
     rng: Any = None,
     callback: Callable[[Progress], Any] | None = None,
     progress: bool = False,
+    on_interrupt: str = "raise",
 ) -> xr.Dataset:
     """Leading eigenvalues and eigenfunctions of a self-adjoint operator.
 
@@ -92,23 +95,28 @@ def eigsh(
         Called now and then with a named tuple of ``num_matvecs``, ``values`` and ``residuals``; if
         it returns True, the best so far is returned.
     progress : bool
-        Show the number of products so far.
+        Show the matvecs so far, the modes found and the residual of the others.
+    on_interrupt : {"raise", "return"}
+        What Ctrl-C does while it iterates: with ``"return"`` the first one ends it after the matvec
+        under way, with the best so far, a warning, and what is not certain marked as not converged;
+        the second one raises. An exact method has no best so far: there, Ctrl-C raises.
 
     Returns
     -------
     Dataset
         ``eigenvalue(mode)``, of falling magnitude, or from the end inwards; ``eigenfunction(mode,
         *dims)`` of unit norm, its entry of largest magnitude positive; ``residual(mode)``, relative
-        to the eigenvalue of largest magnitude; ``converged(mode)``; ``cluster(mode)``, a number that modes share whose
-        eigenvalues are too close for their residuals to tell them apart: their eigenfunctions are
-        then any basis of a common space. Modes that were not found are NaN. The attributes say
-        which method was used and why (``method``, ``chosen``), how many products it took
-        (``num_matvecs``) and the ``noise_floor`` of the dtype.
+        to the eigenvalue of largest magnitude; ``converged(mode)``; ``cluster(mode)``, a number
+        that modes share whose eigenvalues are too close for their residuals to tell them apart:
+        their eigenfunctions are then any basis of a common space. Modes that were not found are
+        NaN. The attributes say which method was used and why (``method``, ``chosen``), how many
+        products it took (``num_matvecs``) and the ``noise_floor`` of the dtype.
 
     Raises
     ------
     ValueError
-        If `op` is not self-adjoint or not finite, or an argument is out of range.
+        If `op` is not self-adjoint or not finite, or an argument is out of range; if most modes are
+        wanted, which ``"auto"`` finds by a decomposition that will take more than ten minutes.
     MemoryError
         If the matrix of ``method="exact"`` would not fit.
 
@@ -126,11 +134,11 @@ def eigsh(
     For each mode some eigenvalue lies within ``residual * max|eigenvalue|`` of the one given. That
     none of the leading ones is missing cannot be known from products alone. A Krylov space from a
     random block of k vectors or more has, with probability one, a part along every copy that is
-    wanted; after all other methods, and from any `v0`, a second search from a fresh random block, off the modes found,
-    looks for larger ones, until the largest that is left has converged, or one would have been
-    missed with a chance of less than 1e-6 (after Kuczynski and Wozniakowski 1992, Estimating the
-    largest eigenvalue by the power and Lanczos algorithms with a random start). Where it finds
-    some, or comes to no end, no mode counts as converged.
+    wanted; after all other methods, and from any `v0`, a second search from a fresh random block,
+    off the modes found, looks for larger ones, until the largest that is left has converged, or one
+    would have been missed with a chance of less than 1e-6 (after Kuczynski and Wozniakowski 1992,
+    Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start).
+    Where it finds some, or comes to no end, no mode counts as converged.
 
     For one end of the spectrum, the same is done with ``s + A`` or ``s - A``, where s is a tenth
     above the largest magnitude, which a search for one mode finds first.
@@ -148,23 +156,26 @@ def eigsh(
     if which not in exact.ENDS:
         raise ValueError(f"which={which!r}: choose {_ENDS.get(which, _CHOICE)}")
     common.require_self_adjoint(op)
+    work.check_on_interrupt(on_interrupt)
     near = start_vectors(op, v0)
-    search = start(op, k, tol, max_matvecs, block_size, rng, callback, progress)
-    chosen = "asked for"
+    search = start(op, k, tol, max_matvecs, block_size, rng, callback)
+    chosen, insist = "asked for", "method='exact'" if method == "auto" else ""
     if method == "auto":
         method, chosen = _choose(op, k, which)
     before = op.num_matvecs
     if method == "exact":
-        values, block, how, largest = exact.leading(op, k, which)
+        values, block, how, largest = exact.leading(op, k, which, insist)
         chosen, sure, used = f"{chosen}: {how}", k, op.num_matvecs - before
+        residual = _residual(op, values, block, largest)
     else:
-        shift, largest = _shift(op, which, search)
-        problem = EigenProblem(op, k, search.rng, together=method == "arpack", **shift)
-        values, block, sure = solve(problem, method, search, block_size, near)
+        with work.held(on_interrupt):
+            shift, largest = _shift(op, which, search)
+            problem = EigenProblem(op, k, search.rng, together=method == "arpack", **shift)
+            values, block, sure = solve(problem, method, search, block_size, near)
+            residual = _residual(op, values, block, largest)
         chosen, used = f"{chosen}: in {problem.where}", search.spent + 1
 
     block = block * common.fix_signs(block).reshape(-1, *[1] * len(op.domain.shape))
-    residual = _residual(op, values, block, largest)
     used += len(block)
     converged = common.verdict(residual, tol, f"eigsh by {method}", sure)
     return xr.Dataset(
@@ -179,6 +190,7 @@ def eigsh(
             ),
             "eigenfunction": common.modes_of(block, op.domain, "eigenfunction"),
         },
+        coords=common.identity(operator=op.symbol),
         attrs={
             **common.configuration(op, k=int(k), which=which, method=method, tol=tol),
             "method": method,
@@ -197,7 +209,6 @@ def start(
     block_size: int | None,
     rng: Any,
     callback: Callable[[Progress], Any] | None,
-    progress: bool,
 ) -> Search:
     """Check what a search is told."""
     if not tol > 0:
@@ -214,7 +225,6 @@ def start(
         budget,
         np.random.default_rng(rng),
         callback,
-        progress,
         rounding=noise / 4,
     )
 
@@ -230,7 +240,7 @@ def _shift(op: TrajectoryOperator, which: str, search: Search) -> tuple[dict[str
     problem = EigenProblem(op, 1, search.rng)
     modes = block_lanczos(problem.act, problem.family, first, FEW)
     search.spend(first.spent + 1)
-    search.stopped |= modes.sure < 1
+    search.over |= modes.sure < 1
     largest = problem.scale * float(modes.values[0].abs())
     return {"sign": 1.0 if which == "LA" else -1.0, "shift": 1.1 * largest}, largest
 
@@ -257,7 +267,6 @@ def solve(
         random = near is None and method == "block-krylov"
         sees_all = method == "arpack" or (random and size >= search.k)
         sure = modes.sure if sees_all else _vouched(problem, modes, search)
-    search.close()
     values, block = problem.lift(modes)
     missing = search.k - len(values)
     if missing:

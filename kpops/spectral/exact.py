@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
@@ -19,7 +20,8 @@ from kpops.spectral import common, structure
 
 
 @common.in_full_precision
-def eigvalsh(op: Any) -> xr.Dataset:
+@work.shown
+def eigvalsh(op: Any, *, anyway: bool = False, progress: bool = False) -> xr.Dataset:
     """All eigenvalues of a self-adjoint operator, exactly.
 
     K of a single gated layer (RNN, GRU, LSTM, leaky cells) couples no two units, so that its whole
@@ -31,6 +33,11 @@ def eigvalsh(op: Any) -> xr.Dataset:
     ----------
     op : TrajectoryOperator, LinearOperator or array_like
         Self-adjoint, n x n.
+    anyway : bool
+        Do it also where the decomposition will take more than ten minutes, reckoned from its sizes
+        at 1e10 operations a second: of one matrix, from n = 16,500 on.
+    progress : bool
+        Show a bar of the matvecs, and before it how long the decomposition will take.
 
     Returns
     -------
@@ -43,7 +50,7 @@ def eigvalsh(op: Any) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If `op` is not self-adjoint.
+        If `op` is not self-adjoint, or the decomposition will take more than ten minutes.
     MemoryError
         If the matrices would not fit.
 
@@ -61,9 +68,10 @@ def eigvalsh(op: Any) -> xr.Dataset:
     """
     op = as_operator(op)
     common.require_self_adjoint(op)
-    spectrum = structure.eigenvalues(op)
+    spectrum = structure.eigenvalues(op, "" if anyway else "anyway=True")
     result = xr.Dataset(
         common.mode_variables({"eigenvalue": (spectrum.values, "eigenvalue")}),
+        coords=common.identity(operator=op.symbol),
         attrs={
             **common.configuration(op, method="exact"),
             "method": "exact",
@@ -86,21 +94,29 @@ ENDS: dict[str, Callable[[Tensor], Tensor]] = {
 """Which eigenvalues are the leading ones: those of which this is the largest."""
 
 
-def leading(op: TrajectoryOperator, k: int, which: str = "LM") -> tuple[Tensor, Tensor, str, float]:
-    """The k leading eigenvalues, eigenfunctions (mode, *dims), how, and the largest magnitude."""
+def leading(
+    op: TrajectoryOperator, k: int, which: str = "LM", insist: str = ""
+) -> tuple[Tensor, Tensor, str, float]:
+    """The k leading eigenvalues, eigenfunctions (mode, *dims), how, and the largest magnitude.
+
+    See :func:`kpops.spectral.structure.check_cost` for `insist`.
+    """
     blocks = op.unit_blocks()
     if blocks is not None and which != "SA" and not structure.smaller_dense(op, blocks):
         total = blocks.n_units * min(blocks.n_rows, blocks.n_columns)
         if k <= total:
             values, block = _of_units(op, blocks, k)
             return values, block, f"K couples no two of {blocks.n_units} units", float(values[0])
+    inside = batches(op)[0]
+    structure.check_cost(op, inside.count, (inside.size,) * 2, 9, insist)
+    work.expect(inside.size + k)
     dense = dense_blocks(op)
     values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
     chosen = ENDS[which](values.flatten()).argsort(descending=True)[:k]
     problem, mode = chosen // values.shape[1], chosen % values.shape[1]
     whole = dense.new_zeros(len(dense), k, dense.shape[1])
     whole[problem, torch.arange(k, device=problem.device)] = vectors[problem, :, mode]
-    block = batches(op)[0].join(whole)
+    block = inside.join(whole)
     how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
     return values.flatten()[chosen], block, how, float(values.abs().max())
 

@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.engines.alone import alone
 from kpops.engines.base import Engine
 from kpops.kinds import described
@@ -28,7 +29,10 @@ from kpops.spectral import common
 
 
 @common.in_full_precision
-def observability_gramian(lin: Any, times: Sequence[int] | None = None) -> xr.Dataset:
+@work.shown
+def observability_gramian(
+    lin: Any, times: Sequence[int] | None = None, *, progress: bool = False
+) -> xr.Dataset:
     """Finite-horizon observability Gramians: how strongly the future shows a perturbation.
 
     Parameters
@@ -38,6 +42,8 @@ def observability_gramian(lin: Any, times: Sequence[int] | None = None) -> xr.Da
     times : sequence of int, optional
         Positions along time at which the matrices are returned, each of ``trial * unit^2``
         numbers. Default: the first.
+    progress : bool
+        Show a bar of the steps.
 
     Returns
     -------
@@ -79,7 +85,10 @@ def observability_gramian(lin: Any, times: Sequence[int] | None = None) -> xr.Da
 
 
 @common.in_full_precision
-def controllability_gramian(lin: Any, times: Sequence[int] | None = None) -> xr.Dataset:
+@work.shown
+def controllability_gramian(
+    lin: Any, times: Sequence[int] | None = None, *, progress: bool = False
+) -> xr.Dataset:
     """Finite-horizon controllability Gramians: how strongly past perturbations reach a state.
 
     Parameters
@@ -89,6 +98,8 @@ def controllability_gramian(lin: Any, times: Sequence[int] | None = None) -> xr.
     times : sequence of int, optional
         Positions along time at which the matrices are returned, each of ``trial * unit^2``
         numbers. Default: the last.
+    progress : bool
+        Show a bar of the steps.
 
     Returns
     -------
@@ -158,7 +169,9 @@ def squared_frobenius(op: TrajectoryOperator) -> float | None:
         window = _window(op)
         if window is None:
             return None
+        work.expect(window.rows.shape[1], "steps")
         for t, gramian, scale in _observability(window.P.engine, window.rows):
+            work.advance(1)
             seen = gramian.diagonal(dim1=1, dim2=2).double() * window.columns[:, t]
             total += float(scale @ seen.sum(1))
     return window.factor**2 * total
@@ -279,7 +292,9 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
         assert window is not None
         kept = torch.empty(n_trials, len(chosen), n_units, n_units, dtype=P.torch_dtype)
         traces = torch.empty(n_trials, n_steps, dtype=torch.float64)
+        work.expect(n_steps, "steps")
         for t, gramian, scale in recursion(P.engine, window.rows):
+            work.advance(1)
             traces[:, t] = scale * gramian.diagonal(dim1=1, dim2=2).double().sum(1)
             for i in np.flatnonzero(chosen == t):
                 symmetric = (gramian + gramian.mT) / 2
@@ -292,6 +307,7 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
                 to_numpy(traces.to(P.torch_dtype)), long_name=f"trace of the {kind} Gramian"
             ),
         },
+        coords=common.identity(operator=P.symbol),
         attrs=common.configuration(P, **settings),
     )
 

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import Space, to_numpy
 from kpops.operators.base import TrajectoryOperator
@@ -22,6 +23,7 @@ _BLOCK = 64
 
 
 @common.in_full_precision
+@work.shown
 def frobenius_map(
     op: TrajectoryOperator,
     dim: str,
@@ -30,6 +32,7 @@ def frobenius_map(
     num_probes: int = 16,
     beyond: int | None = None,
     rng: Any = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Squared Frobenius norms of the blocks that lead from each position of a dim to each other.
 
@@ -53,6 +56,8 @@ def frobenius_map(
         The lag beyond which energy counts as long-range; default a quarter of the steps.
     rng : int, Generator or None
         Source of the random vectors.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------
@@ -149,6 +154,7 @@ def _checked_lag(op: TrajectoryOperator, dim: str, beyond: int | None) -> int | 
 
 
 def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: Any) -> Tensor:
+    work.expect(num_probes * (1 if dim in uncoupled(op) else op.domain.sizes[dim]))
     shape = (num_probes, *op.domain.shape)
     z = signs(shape, op, np.random.default_rng(rng))
     if dim in uncoupled(op):
@@ -301,7 +307,7 @@ def _labelled(
 
 
 def _coords(op: TrajectoryOperator, dim: str, *, with_lags: bool) -> dict[str, Any]:
-    coords: dict[str, Any] = {}
+    coords: dict[str, Any] = common.identity(operator=op.symbol)
     for space, suffix in ((op.codomain, ""), (op.domain, "_in")):
         for name, coordinate in space.coords.items():
             dims, values, attrs = coordinate.described(name)

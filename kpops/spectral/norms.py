@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import dense_blocks
 from kpops.operators.foreign import as_operator
@@ -39,6 +40,7 @@ _PROBES = 8
 
 
 @common.in_full_precision
+@work.shown
 def frobenius_norm(
     op: Any,
     *,
@@ -46,6 +48,7 @@ def frobenius_norm(
     num_matvecs: int | None = None,
     tol: float | None = None,
     rng: Any = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Frobenius norm of any operator: the root of the sum of its squared singular values.
 
@@ -63,6 +66,8 @@ def frobenius_norm(
         Add products until the standard error is at most this fraction of the estimate.
     rng : int, Generator or None
         Source of the random vectors.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------
@@ -112,6 +117,7 @@ def frobenius_norm(
 
 
 @common.in_full_precision
+@work.shown
 def schatten_norm(
     op: Any,
     p: float,
@@ -120,6 +126,7 @@ def schatten_norm(
     num_matvecs: int | None = None,
     tol: float | None = None,
     rng: Any = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Schatten norm of any operator: the p-norm of its singular values.
 
@@ -140,6 +147,8 @@ def schatten_norm(
         Add products until the standard error is at most this fraction of the estimate.
     rng : int, Generator or None
         Source of the random vectors.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------
@@ -204,7 +213,10 @@ def schatten_norm(
 
 
 @common.in_full_precision
-def spectral_norm(op: Any, *, tol: float = 1e-6, rng: Any = None) -> xr.Dataset:
+@work.shown
+def spectral_norm(
+    op: Any, *, tol: float = 1e-6, rng: Any = None, progress: bool = False
+) -> xr.Dataset:
     """Spectral norm of any operator: its largest singular value.
 
     Parameters
@@ -215,6 +227,8 @@ def spectral_norm(op: Any, *, tol: float = 1e-6, rng: Any = None) -> xr.Dataset:
         Relative residual to reach, where it is not exact.
     rng : int, Generator or None
         Source of the start vectors.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------

@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
@@ -30,6 +31,7 @@ _MOST_MATVECS = 2**16
 
 
 @common.in_full_precision
+@work.shown
 def effective_rank(
     op: Any,
     kind: str = "participation",
@@ -42,6 +44,8 @@ def effective_rank(
     num_matvecs: int = 64,
     rtol: float | None = None,
     rng: Any = None,
+    progress: bool = False,
+    on_interrupt: str = "raise",
 ) -> xr.Dataset:
     """Effective rank of an operator, in one of five definitions that differ greatly.
 
@@ -83,12 +87,19 @@ def effective_rank(
         Double `num_matvecs` until the standard error is at most this fraction of the estimate.
     rng : int, Generator or None
         Source of the random vectors.
+    progress : bool
+        Show the matvecs so far.
+    on_interrupt : {"raise", "return"}
+        What Ctrl-C does while products are taken for an estimate: with ``"return"`` the first one
+        ends it after the matvec under way, with the estimate of those so far, or NaN, a warning,
+        and the attribute ``converged`` as 0; the second one raises.
 
     Returns
     -------
     Dataset
-        ``estimate`` and its standard error ``stderr`` (zero if exact). The attributes tell the
-        ``kind``, the ``method`` and in words what was ``chosen``, the products it took, and for
+        ``estimate`` and its standard error ``stderr`` (zero if exact), with ``operator`` and
+        ``kind`` as scalar coordinates, which :func:`xarray.concat` keeps. The attributes tell the
+        ``method`` and in words what was ``chosen``, the products it took, and for
         participation which ``gram`` is G: ``"A"`` or ``"A A*"``.
 
     Raises
@@ -147,11 +158,12 @@ def effective_rank(
     op = whole = as_operator(op)
     question = Question(kind, threshold, tol)
     _check(question, reduction, method, num_matvecs, rtol)
+    work.check_on_interrupt(on_interrupt)
     rng = np.random.default_rng(rng)
     if keep is not None:
         op = _reduced(op, keep, reduction, method, num_matvecs, rng)
     symmetric = common.is_self_adjoint(op)
-    answer = None
+    answer, best = None, Answer(math.nan, math.nan, method, "interrupted before there was any", 0)
     if method in ("auto", "exact") and not isinstance(op, ProbedGram | ProbedTrace):
         answer = _exact(op, question, symmetric, force=method == "exact")
     asked = num_matvecs
@@ -160,7 +172,15 @@ def effective_rank(
             answer = _of_probes(op, question, symmetric)
             asked = max(asked, answer.used)  # the least number of probes may have cost more
         else:
-            answer = estimated(op, question, symmetric, method, asked, rng)
+            try:
+                with work.held(on_interrupt):
+                    answer = estimated(op, question, symmetric, method, asked, rng)
+            except work.NothingYetError:
+                answer = best
+        if work.interrupted():
+            work.warn(f"effective_rank was interrupted after {answer.used} products")
+            break
+        best = answer
         if rtol is not None and answer.stderr > rtol * answer.estimate:
             if 2 * asked > _MOST_MATVECS or not _may_double(op, whole):
                 common.warn(
@@ -297,13 +317,14 @@ def _dataset(
     settings = {"threshold": question.threshold, "tol": question.tol, "reduction": reduction}
     attrs = {
         **common.configuration(op, kind=kind, method=answer.method, **settings),
-        "kind": kind,
         "method": answer.method,
         "chosen": answer.chosen,
         "reduction": reduction,
         "gram": "A" if symmetric or kind != "participation" else "A A*",
         "num_matvecs": answer.used,
     }
+    if work.interrupted():
+        attrs["converged"] = 0
     if kind == "numerical":
         attrs |= {"tol": question.tol, "noise_floor": common.noise_floor(op.torch_dtype)}
     return xr.Dataset(
@@ -311,5 +332,6 @@ def _dataset(
             "estimate": ((), scalar(answer.estimate), {"long_name": long_name, "units": "1"}),
             "stderr": ((), scalar(answer.stderr), {"long_name": "standard error", "units": "1"}),
         },
+        coords=common.identity(operator=op.symbol, kind=kind),
         attrs=attrs,
     )

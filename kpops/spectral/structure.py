@@ -7,11 +7,13 @@ whole spectrum is that of small matrices (:mod:`kpops.engines.unit_blocks`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kpops import work
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import batches, dense_blocks
@@ -56,10 +58,47 @@ def is_exact(op: TrajectoryOperator) -> bool:
     return is_small(op) or op.unit_blocks() is not None
 
 
-def eigenvalues(op: TrajectoryOperator) -> Spectrum:
-    """All eigenvalues of a self-adjoint operator, from its structure or its dense blocks."""
+def check_cost(
+    op: TrajectoryOperator, count: int, shape: tuple[int, int], flops: float, insist: str
+) -> None:
+    """Refuse, or warn of, dense decompositions that would take more than ten minutes.
+
+    Parameters
+    ----------
+    op : TrajectoryOperator
+        What is decomposed.
+    count, shape
+        Number of matrices, and shape of each.
+    flops : float
+        Operations for each, as multiples of ``rows * columns * min(rows, columns)``.
+    insist : str
+        What the user does to have it all the same; nothing if that was done already.
+    """
+    flops *= count * math.prod(shape) * min(shape)
+    what = f"{count} matri{'x' if count == 1 else 'ces'} of shape {shape}, {flops:.1e} operations"
+    seconds = work.estimate(flops, what)
+    if seconds <= work.LONG:
+        return
+    remedy = (
+        "take the leading modes (eigsh, svds), the distribution (spectral_density), or a part "
+        "(op.select, op.expand_average)"
+    )
+    message = f"{op!r} takes the decomposition of {what}, {work.duration(seconds)}: {remedy}"
+    if insist:
+        raise ValueError(f"{message}, or pass {insist}")
+    work.warn(message, work.LongWorkWarning)
+
+
+def eigenvalues(op: TrajectoryOperator, insist: str = "") -> Spectrum:
+    """All eigenvalues of a self-adjoint operator, from its structure or its dense blocks.
+
+    See :func:`check_cost` for `insist`.
+    """
     blocks = op.unit_blocks()
     if blocks is not None and not smaller_dense(op, blocks):
+        shape = blocks.n_rows, blocks.n_columns
+        # Gram matrices, which are five times as fast as decompositions, and these.
+        check_cost(op, blocks.n_units, shape, 0.4 + 4 / 3 * min(shape) / max(shape), insist)
         each = blocks.eigenvalues()
         values = each.flatten()
         order = values.argsort(descending=True)
@@ -68,9 +107,14 @@ def eigenvalues(op: TrajectoryOperator) -> Spectrum:
         return Spectrum(values[order], op.shape[0] - values.numel(), how, unit)
     root = op.root
     if root is not None and root.domain.size < batches(op)[0].size:  # as of J with few parameters
+        check_cost(op, 1, (root.domain.size,) * 2, 4 / 3, insist)
+        work.expect(2 * root.domain.size)
         values = torch.linalg.eigvalsh(dense_blocks(root.H @ root)[0])
         how = f"the Gram matrix of {root.symbol}, of size {root.domain.size}"
         return Spectrum(_falling(values), op.shape[0] - values.numel(), how)
+    inside = batches(op)[0]
+    check_cost(op, inside.count, (inside.size,) * 2, 4 / 3, insist)
+    work.expect(inside.size)
     dense = dense_blocks(op)
     skew, most = float((dense - dense.mT).abs().max()), float(dense.abs().max())
     if not skew <= 1e3 * torch.finfo(dense.dtype).eps * most:
@@ -85,6 +129,9 @@ def singular_values(op: TrajectoryOperator) -> Spectrum:
     if op.self_adjoint:
         spectrum = eigenvalues(op)
         return Spectrum(spectrum.values.abs(), spectrum.n_zeros, spectrum.how)
+    inside, outside = batches(op)
+    check_cost(op, inside.count, (outside.size, inside.size), 4, "")
+    work.expect(min(outside.size, inside.size))
     dense = dense_blocks(op)
     values = torch.linalg.svdvals(dense).flatten()
     how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}"

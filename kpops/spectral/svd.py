@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches, batches, dense_blocks
@@ -25,6 +26,7 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 
 
 @common.in_full_precision
+@work.shown
 def svds(
     op: Any,
     k: int = 6,
@@ -37,6 +39,7 @@ def svds(
     rng: Any = None,
     callback: Callable[[Progress], Any] | None = None,
     progress: bool = False,
+    on_interrupt: str = "raise",
 ) -> xr.Dataset:
     """Leading singular values and functions of an operator.
 
@@ -65,7 +68,7 @@ def svds(
     max_matvecs : int, optional
         Products with A and with A* at most, 20,000 by default; when they are spent, the best so
         far is returned.
-    block_size, rng, callback, progress
+    block_size, rng, callback, progress, on_interrupt
         As for :func:`kpops.eigsh`.
 
     Returns
@@ -79,7 +82,8 @@ def svds(
     Raises
     ------
     ValueError
-        If an argument is out of range, or the operator is not finite.
+        If an argument is out of range, or the operator is not finite; if most modes are wanted,
+        which ``"auto"`` finds by a decomposition that will take more than ten minutes.
     MemoryError
         If the matrix of ``method="exact"`` would not fit.
 
@@ -104,24 +108,24 @@ def svds(
     common.check_k(k, min(op.shape))
     if method not in ("auto", "exact", *eig.METHODS):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(eig.METHODS)}")
+    work.check_on_interrupt(on_interrupt)
     near = start_vectors(op, v0)
-    search = eig.start(op, k, tol, max_matvecs, block_size, rng, callback, progress)
-    chosen = "asked for"
+    search = eig.start(op, k, tol, max_matvecs, block_size, rng, callback)
+    chosen, insist = "asked for", "method='exact'" if method == "auto" else ""
     if method == "auto":
         method, chosen = _choose(op, k)
     before = op.num_matvecs
     if method == "exact":
-        left, values, right = _exact(op, k)
-        sure = k
+        left, values, right = _exact(op, k, insist)
+        residual, sure = _residual(op, left, values, right), k
     else:
         solver = _by_krylov if method == "block-krylov" else _by_gram
-        (left, values, right), sure = solver(op, method, search, block_size, near)
-        search.close()
-
+        with work.held(on_interrupt):
+            (left, values, right), sure = solver(op, method, search, block_size, near)
+            residual = _residual(op, left, values, right)
     signs = common.fix_signs(right)[:, None]
     lefts = (signs * left).reshape(-1, *op.codomain.shape)
     rights = (signs * right).reshape(-1, *op.domain.shape)
-    residual = _residual(op, lefts, values, rights)
     converged = common.verdict(residual, tol, f"svds by {method}", sure)
     return xr.Dataset(
         {
@@ -136,6 +140,7 @@ def svds(
             "left": common.modes_of(lefts, op.codomain, "left singular function"),
             "right": _right_modes(op, rights),
         },
+        coords=common.identity(operator=op.symbol),
         attrs={
             **common.configuration(op, k=int(k), method=method, tol=tol),
             "method": method,
@@ -167,14 +172,16 @@ def _choose(op: TrajectoryOperator, k: int) -> tuple[str, str]:
     return "block-krylov", "large"
 
 
-def _exact(op: TrajectoryOperator, k: int) -> Triplets:
+def _exact(op: TrajectoryOperator, k: int, insist: str) -> Triplets:
+    inside, outside = batches(op)
+    structure.check_cost(op, inside.count, (outside.size, inside.size), 20, insist)
+    work.expect(min(outside.size, inside.size) + 2 * k)
     dense = dense_blocks(op)
     u, values, vh = torch.linalg.svd(dense, full_matrices=False)
     chosen = values.flatten().argsort(descending=True)[:k]
     problem, mode = chosen // values.shape[1], chosen % values.shape[1]
-    sides = batches(op)
-    right = _placed(sides[0], vh[problem, mode], problem)
-    return _placed(sides[1], u[problem, :, mode], problem), values.flatten()[chosen], right
+    right = _placed(inside, vh[problem, mode], problem)
+    return _placed(outside, u[problem, :, mode], problem), values.flatten()[chosen], right
 
 
 def _placed(side: Batches, vectors: Tensor, problem: Tensor) -> Tensor:
@@ -201,7 +208,7 @@ def _by_krylov(
 
     def watch(told: Progress) -> bool:
         stop = search.callback is not None and bool(search.callback(told))
-        search.stopped |= stop
+        search.over |= stop
         leading, least = told.values[0], told.values[-1]
         # Values grow as they are found: by so much at most, as their squares have residuals.
         may_be = math.hypot(least, leading * math.sqrt(told.residuals[-1]))
@@ -319,7 +326,8 @@ def _residual(op: TrajectoryOperator, left: Tensor, values: Tensor, right: Tenso
     residual = torch.full_like(values, torch.nan)
     if found.any():
         left, right, scale = left[found], right[found], values[found, None]
-        forth = common.columns(op.apply(right)) - scale * common.columns(left)
-        back = common.columns(op.apply_adjoint(left)) - scale * common.columns(right)
+        forth = common.columns(op.apply(right.reshape(-1, *op.domain.shape))) - scale * left
+        back = common.columns(op.apply_adjoint(left.reshape(-1, *op.codomain.shape)))
+        back = back - scale * right
         residual[found] = common.relative(values[found], forth, back)
     return residual

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Adjoint, Scaled
@@ -35,6 +36,7 @@ _DIAGONAL = {"auto": 2, "exact": 2, "hutchinson": 2, "xdiag": 4}
 
 
 @common.in_full_precision
+@work.shown
 def trace(
     op: Any,
     *,
@@ -42,6 +44,7 @@ def trace(
     num_matvecs: int | None = None,
     tol: float | None = None,
     rng: Any = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Trace of a square operator.
 
@@ -61,6 +64,8 @@ def trace(
         Add products until the standard error is at most this fraction of the estimate.
     rng : int, Generator or None
         Source of the random vectors.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------
@@ -128,6 +133,8 @@ def trace(
     else:
         generator = np.random.default_rng(rng)
         run: TraceRun
+        if tol is None:
+            work.expect(budget * (2 if root is not None and method != "hutch++" else 1))
         if root is not None and method != "hutch++":
             run = gram_trace(root, 0.5, method, generator)
         else:
@@ -139,6 +146,7 @@ def trace(
 
 
 @common.in_full_precision
+@work.shown
 def diagonal(
     op: Any,
     *,
@@ -146,6 +154,7 @@ def diagonal(
     num_matvecs: int | None = None,
     tol: float | None = None,
     rng: Any = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Diagonal of a square operator, as a field over its dims.
 
@@ -164,6 +173,8 @@ def diagonal(
         the estimate.
     rng : int, Generator or None
         Source of the random vectors.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------
@@ -230,7 +241,8 @@ def diagonal(
     attrs = provenance(op, "diagonal", answer, settings)
     del attrs["a_priori"]
     estimate, stderr = field(answer.estimate, "diagonal"), field(answer.stderr, "standard error")
-    return xr.Dataset({"estimate": estimate, "stderr": stderr}, attrs=attrs)
+    coords = common.identity(operator=op.symbol)
+    return xr.Dataset({"estimate": estimate, "stderr": stderr}, coords, attrs)
 
 
 def square(op: Any) -> TrajectoryOperator:

@@ -7,6 +7,7 @@ from typing import Any
 import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.labels import Space, as_tensor
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import bracketed
@@ -19,6 +20,7 @@ from kpops.spectral.svd import svds
 
 
 @common.in_full_precision
+@work.shown
 def truncate(
     op: Any,
     k: int,
@@ -27,6 +29,7 @@ def truncate(
     method: str = "auto",
     rng: Any = None,
     modes: xr.Dataset | None = None,
+    progress: bool = False,
 ) -> LowRank:
     """Keep the k leading modes of an operator: its best approximation of rank k, as an operator.
 
@@ -46,6 +49,8 @@ def truncate(
     modes : Dataset, optional
         What eigsh or svds has found of this operator before, at least k modes; nothing is computed
         then.
+    progress : bool
+        Show a bar of the matvecs.
 
     Returns
     -------

@@ -178,7 +178,7 @@ def test_result_carries_what_both_operators_share(tmp_path, pair):
     mean = linearize(0, measure="mean")
     result = alignment(pair[0].flow, mean.flow)
     assert "measure" not in result.attrs
-    assert (result.model, result.operator, result.attrs["with"]) == ("GRU", "P K P*", "P K P*")
+    assert (result.model, result.operator, result.operator2) == ("GRU", "P K P*", "P K P*")
     assert float(result.estimate) == pytest.approx(1, abs=1e-12)
     result.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
     assert xr.load_dataset(tmp_path / "a.nc", engine="h5netcdf").attrs == result.attrs

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpops import work
 from kpops.operators.base import TrajectoryOperator
 from kpops.spectral import common
 from kpops.spectral.estimators.quadrature_rules import Problem, problem_of
 from kpops.spectral.estimators.stochastic import dots, sphere
 
-_BLOCK = 64
-"""Vectors that are taken through the operator together."""
+_BLOCK, _LEAST = 64, 8
+"""Vectors that go through the operator together; of which an interrupted estimate has some."""
 
 
 class Moments(NamedTuple):
@@ -105,6 +106,7 @@ def moments(
     rng = np.random.default_rng(rng)
     problem = problem_of(op, symmetric)
     m = max(2, num_matvecs // problem.cost)
+    work.expect(m * (1 if problem.apply == op.apply else 2))
     n_pilot = m // 4
     z, y = _images(op, problem, n_pilot, rng)
     decays = n_pilot >= 4 and _participation(z, y) < n_pilot / 2
@@ -112,6 +114,9 @@ def moments(
     spent = n_pilot if basis is None else n_pilot + len(basis)
     plain, rest = _quotients(z, y), []
     for first in range(spent, m, _BLOCK):
+        if work.interrupted() and plain.shape[1] >= _LEAST:
+            m = first
+            break
         z, y = _images(op, problem, min(_BLOCK, m - first), rng)
         plain = torch.cat([plain, _quotients(z, y)], 1)
         if basis is not None and mapped is not None:

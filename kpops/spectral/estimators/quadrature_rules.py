@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
@@ -180,6 +181,9 @@ def lanczos(apply: Act, starts: Tensor, steps: int) -> Tridiagonal:
         largest = torch.maximum(largest, before)
         going = length > common.noise_floor(starts.dtype) * largest
         beside[:, step] = torch.where(going, length, 0)
+        if work.interrupted():
+            diagonal, beside = diagonal[:, : step + 1], beside[:, : step + 1]
+            break
         if step + 1 == steps or not going.any():
             break
         basis[:, step + 1] = torch.where(going, 1 / length, 0)[:, None] * image
@@ -262,18 +266,23 @@ def gauss_rule(
     # Modes mix the blocks, and so does a projection off them.
     batches = Batches(problem.space, () if modes is not None else problem.dims)
     rng = np.random.default_rng(rng)
+    work.expect(num_probes * min(steps, batches.size) * (1 if problem.apply == op.apply else 2))
     recursions: list[Tridiagonal] = []
     room = free_bytes(op.device) // 4
     size = max(1, room // (2 * min(steps, batches.size) * problem.space.size * op.dtype.itemsize))
     for first in range(0, num_probes, size):
         some = min(size, num_probes - first)
+        if work.interrupted() and first > 1:
+            num_probes = first
+            break
         start = common.random_block(op, problem.space, some, rng)
         rows = _off(batches.split(start), modes).flatten(0, 1)
         recursions.append(lanczos(partial(_act, problem, batches, modes), rows, steps))
     n_rest = batches.size - (0 if modes is None else len(modes))
 
     def rule(steps: int, coarse: Rule | None = None) -> Rule:
-        # Recursions run (block, probe) in each group of probes.
+        # Recursions run (block, probe) in each group of probes; an interrupted one is shorter.
+        steps = min([steps, *(r.diagonal.shape[1] for r in recursions)])
         parts = [r.gauss(steps) for r in recursions]
         nodes, weights, residuals = (
             torch.cat([p[i].unflatten(0, (batches.count, -1)) for p in parts], dim=1)
@@ -285,7 +294,8 @@ def gauss_rule(
         used = problem.cost * num_probes * recursions[0].diagonal.shape[1]
         return Rule(values, n_rest * weights, low, high, problem.n_zeros, used, coarse)
 
-    return rule(steps, rule(max(1, 3 * min(steps, batches.size) // 4)))
+    steps = min(steps, recursions[-1].diagonal.shape[1])
+    return rule(steps, rule(max(1, 3 * steps // 4)))
 
 
 def _act(problem: Problem, batches: Batches, modes: Tensor | None, rows: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpops import work
 from kpops.operators.base import TrajectoryOperator
 from kpops.spectral import common
 from kpops.spectral.eig import eigsh
@@ -137,9 +138,9 @@ def _stable(
     else:
         # The leading mode, which may hold nearly all of the norm, would be all of the scatter.
         rest = _squares_off(op, left, largest, num_matvecs, rng)
-        used += num_matvecs
-        rank, error = 1 + float(rest.mean()), float(rest.std()) / num_matvecs**0.5
-        by = f"the leading mode and {num_matvecs} random vectors off it"
+        used += len(rest)
+        rank, error = 1 + float(rest.mean()), float(rest.std()) / len(rest) ** 0.5
+        by = f"the leading mode and {len(rest)} random vectors off it"
     rank = min(max(rank, 1.0), min(op.shape))
     how = f"squared Frobenius norm by {by}, over the square of the leading mode"
     return Answer(rank, math.hypot(error, 2 * residual * rank), "hutchinson", how, used)
@@ -164,6 +165,8 @@ def _squares_off(
         z = z * (dim**0.5 / z.norm(dim=1, keepdim=True))
         images = op.apply_adjoint(z.reshape(-1, *op.codomain.shape)).flatten(1) / scale
         squares[first : first + len(z)] = dots(images, images)
+        if work.interrupted():
+            return squares[: first + len(z)]
     return squares
 
 
@@ -185,7 +188,10 @@ def _variance(
     if method == "lanczos" or rough.estimate > _MOST_MODES / 2:
         return rough
     start = int(1.2 * rough.estimate) + 4
-    answer = _by_modes(op, question, symmetric, num_matvecs, rng, start)
+    try:
+        answer = _by_modes(op, question, symmetric, num_matvecs, rng, start)
+    except work.NothingYetError:
+        return rough
     if math.isnan(answer.stderr):
         return rough._replace(used=rough.used + answer.used)
     return answer._replace(used=rough.used + answer.used)
@@ -211,8 +217,8 @@ def _by_modes(
             # Drawn anew for each k: to keep all images might take more memory than there is.
             largest = float(values[0]) or 1.0
             rest = largest**2 * _squares_off(op, left, largest, m, rng)
-            used += m
-            total, error = float(squares.sum() + rest.mean()), float(rest.std()) / m**0.5
+            used += len(rest)
+            total, error = float(squares.sum() + rest.mean()), float(rest.std()) / len(rest) ** 0.5
         else:
             total, error = exact, 0.0
         if total == 0:
@@ -236,6 +242,7 @@ def _leading(
     op: TrajectoryOperator, symmetric: bool, k: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, float, int]:
     """The k leading left vectors as rows, values, relative residual, products that they took."""
+    work.check()
     if symmetric:
         modes = eigsh(op, k, rng=rng)
         _refuse_indefinite_modes(op, modes.eigenvalue.values)
@@ -243,6 +250,7 @@ def _leading(
     else:
         modes = svds(op, k, rng=rng)
         pair = (modes.left, modes.singular_value)
+    work.check()
     left, values = (torch.from_numpy(part.values).to(op.device) for part in pair)
     used = int(modes.attrs["num_matvecs"])
     return common.columns(left), values, float(modes.residual.max()), used
@@ -269,6 +277,8 @@ def _by_rules(
     steps = max(_LEAST_STEPS, (num_matvecs - used) // (PROBES * (1 if symmetric else 2)))
     rule = gauss_rule(op, num_probes=PROBES, steps=steps, rng=rng, symmetric=symmetric, off=off)
     used += rule.num_matvecs
+    if rule.num_matvecs < PROBES * _LEAST_STEPS:
+        work.check()
     values = torch.cat([leading, rule.nodes.flatten()])
     largest = float(values.abs().max())
     if largest == 0:

@@ -28,6 +28,9 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
     small = np.finfo(dtype).eps * 64 * n**0.5
 
     def apply(x: np.ndarray) -> np.ndarray:
+        if search.stopped:  # by Ctrl-C: the only way out of ARPACK
+            nothing = np.zeros(0, dtype), np.zeros((n, 0), dtype)
+            raise scipy.sparse.linalg.ArpackNoConvergence("interrupted", *nothing)
         block = torch.from_numpy(np.ascontiguousarray(x, dtype=dtype)).to(family.device)
         search.spend(1)
         return to_numpy(act(block.reshape(1, 1, n)).reshape(-1))
@@ -45,13 +48,13 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
 
         drawn = search.rng.standard_normal(n if near is None else len(near))
         start = off_found((drawn if near is None else drawn @ near).astype(dtype))
-        if np.linalg.norm(matvec(start)) <= small:
-            rest = off_found(search.rng.standard_normal((n, k)))
-            return np.zeros(k, dtype), np.linalg.qr(rest)[0].astype(dtype)  # nothing is left
         vectors = min(n, max(2 * k + 1, 20))
         left = search.budget - search.spent - vectors
         linear = scipy.sparse.linalg.LinearOperator((n, n), matvec=matvec, dtype=dtype)
         try:
+            if np.linalg.norm(matvec(start)) <= small:
+                rest = off_found(search.rng.standard_normal((n, k)))
+                return np.zeros(k, dtype), np.linalg.qr(rest)[0].astype(dtype)  # nothing is left
             # A quarter of the tolerance: ARPACK stops by a bound of its own, near the residual.
             values, modes = scipy.sparse.linalg.eigsh(
                 linear, k, which="LM", tol=search.tol / 4, v0=start, ncv=vectors,

@@ -288,11 +288,12 @@ def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
             chosen, sure = search.look(values, residuals * (not complete))
             early = blocks < AT_LEAST and not complete
             ended = (sure == search.k and not early) or complete
-            if process.rough and (ended or full or search.stopped):
+            stopped = search.stopped  # read once: Ctrl-C may come at any time
+            if process.rough and (ended or full or stopped):
                 values, residuals = process.solve()
                 chosen, sure = search.look(values, residuals * (not complete))
                 ended = (sure == search.k and not early) or complete
-            if ended or search.stopped:
+            if ended or stopped:
                 problem, mode = chosen // basis.n, chosen % basis.n
                 vectors = process.vectors(problem, mode)
                 sure = sure if process.sound and not early else 0

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+
+from kpops import work
 
 # A residual says that there is an eigenvalue so near, not that it is the one looked for: in nearly
 # flat spectra the one looked for may be several times further away.
@@ -51,8 +52,6 @@ class Search:
         Source of start vectors.
     callback : callable, optional
         Called with a :class:`Progress` after each look; if it returns True, the search ends.
-    progress : bool
-        Show a bar.
     squares : bool
         Whether the values are squares of the singular values that are wanted.
     floor : float
@@ -70,8 +69,6 @@ class Search:
         Relative residual at which a mode counts as found.
     spent : int
         Products so far.
-    stopped : bool
-        Whether the budget or the callback ended the search.
     distance : float
         Decades by which the largest residual of a leading mode was too large at the last look.
     """
@@ -81,7 +78,6 @@ class Search:
     budget: int
     rng: np.random.Generator
     callback: Callable[[Progress], Any] | None = None
-    progress: bool = False
     squares: bool = False
     floor: float = 0.0
     rounding: float = 0.0
@@ -91,22 +87,21 @@ class Search:
     def __post_init__(self) -> None:
         self.aim = _MARGIN * self.tol
         self.spent = 0
-        self.stopped = False
+        self.over = False
         self.distance = math.inf
-        self.bar = tqdm(disable=not self.progress, desc="modes", unit=" products")
 
     def spend(self, n: int) -> None:
         """Count products."""
         self.spent += n
-        self.bar.update(n)
 
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        self.bar.close()
+    @property
+    def stopped(self) -> bool:
+        """Whether the budget, the callback or Ctrl-C ended the search."""
+        return self.over or work.interrupted()
 
     def can_afford(self, n: int) -> bool:
         """Whether so many more products are within the budget."""
-        self.stopped |= self.spent + n > self.budget
+        self.over |= self.spent + n > self.budget
         return not self.stopped
 
     def look(self, values: Tensor, residuals: Tensor) -> tuple[Tensor, int]:
@@ -128,7 +123,6 @@ class Search:
         chosen = size.argsort(descending=True)[: self.k]
         leading, gaps = size[chosen], residuals.flatten()[chosen]
         scale = size.max().clamp_min(self.floor)
-        self._tell(values.flatten()[chosen], gaps, scale)
         unconverged = residuals.flatten() > self._slack(size, scale)
         tiny = torch.finfo(scale.dtype).tiny
         far = (gaps / self._slack(leading, scale).clamp_min(tiny)).max()
@@ -138,6 +132,7 @@ class Search:
         else:  # of several each has its own pace
             reach = torch.where(unconverged, size + residuals.flatten(), 0).max()
             found = ~unconverged[chosen] & (leading + self._slack(leading, scale) >= reach)
+        self._tell(values.flatten()[chosen], gaps, scale, int(found.sum()))
         if self.ended is not None and self.ended(float(size.max()), self.spent):
             return chosen, len(chosen)
         return chosen, int(found.long().cumprod(0).sum())
@@ -148,12 +143,16 @@ class Search:
         wanted = scale.expand_as(size) if not self.squares else (size * scale).sqrt()
         return (self.aim * wanted).clamp_min(float(self.rounding * scale))
 
-    def _tell(self, values: Tensor, residuals: Tensor, scale: Tensor) -> None:
+    def _tell(self, values: Tensor, residuals: Tensor, scale: Tensor, found: int) -> None:
+        tiny = torch.finfo(scale.dtype).tiny
+        worst = float(residuals.max() / scale.clamp_min(tiny))
+        left = f"{found} of {self.k} modes" if self.ended is None else "certifying"
+        work.tell(f"{left}, residual {worst:.1e} of {self.aim:.1e}")
         if self.callback is None:
             return
-        left = values.new_full((self.k - len(values),), torch.nan)
-        relative = residuals / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+        absent = values.new_full((self.k - len(values),), torch.nan)
+        relative = residuals / scale.clamp_min(tiny)
         if self.squares:
             values = values.clamp_min(0).sqrt()
-        told = (torch.cat([part, left]).cpu().numpy() for part in (values, relative))
-        self.stopped |= bool(self.callback(Progress(self.spent, *told)))
+        told = (torch.cat([part, absent]).cpu().numpy() for part in (values, relative))
+        self.over |= bool(self.callback(Progress(self.spent, *told)))
