@@ -30,7 +30,8 @@ class Differential:
     """
 
     def __init__(self, function: Callable[[Any], Tensor], point: Any) -> None:
-        self.value, self._pullback = vjp(function, point)
+        made: Any = vjp(function, point)
+        self.value, self._pullback = made
 
     def pull(self, cotangent: Tensor) -> Any:
         """c^T df, of the form of the point."""
@@ -39,5 +40,5 @@ class Differential:
     @cached_property
     def push(self) -> Callable[[Any], Tensor]:
         """The map of a tangent u of the form of the point to df u; ask for it outside of vmap."""
-        transpose = vjp(self.pull, torch.zeros_like(self.value))[1]
+        transpose: Any = vjp(self.pull, torch.zeros_like(self.value))[1]
         return lambda tangent: transpose(tangent)[0]

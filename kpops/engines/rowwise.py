@@ -195,4 +195,3 @@ class Rowwise:
         return vmap(action, chunk_size=max(1, _BLOCK_BYTES[self.h.device.type] // per_vector))(
             block
         )
-

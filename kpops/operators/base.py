@@ -369,6 +369,9 @@ class TrajectoryOperator(LinearOperator):
 
         return to_cupy(self)
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__}  # at once: other threads may add to it while it is pickled
+
     def __repr__(self) -> str:
         spaces = repr(self.domain)
         if self.codomain != self.domain:
