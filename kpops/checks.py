@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def refuse_unfit(model: Any, what: str) -> None:
         )
     functions: dict[str, Any] = {}
     if not isinstance(model, nn.Module):
-        functions[what] = lambda: model  # a function that holds it
+        functions[what] = partial(model)
     else:
         _refuse_dropout(model)
         for name, parameter in model.named_parameters():
@@ -53,14 +54,14 @@ def refuse_unfit(model: Any, what: str) -> None:
                 )
         for name, part in model.named_modules():
             prefix = f"{name}." if name else ""
-            functions[f"{prefix}forward"] = type(part).forward
+            functions[f"{prefix}forward of {what}"] = type(part).forward
             own = {k: v for k, v in vars(part).items() if not hasattr(type(part), k)}
-            functions |= {f"{prefix}{k}": v for k, v in own.items() if callable(v)}
+            functions |= {f"{prefix}{k} of {what}": v for k, v in own.items() if callable(v)}
     for name, function in functions.items():
         found = brought_along(function)
         if found is not None:
             raise ValueError(
-                f"{name} of {what} refers to {found}, whose later training it would follow and "
+                f"{name} refers to {found}, whose later training it would follow and "
                 "whose parameters it hides: make it part of an nn.Module"
             )
 
@@ -108,12 +109,10 @@ def refuse_step(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
             f"{name} returned {once.dtype} for a state of {h.dtype}: a buffer or constant of "
             "another dtype? Pass dtype= to kpops.linearize, or convert it"
         )
-    changed = [a for a, now, was in zip("xh", given, (x, h), strict=True) if not _equal(now, was)]
-    if changed or once is given[1]:
-        raise ValueError(
-            f"{name} changes {' and '.join(changed) or 'h'} in place or returns it as it is: "
-            "return a new tensor, for example by h = h * a instead of h *= a"
-        )
+    if once is given[1] or not torch.equal(given[1], h):
+        raise_changed(name, "h")
+    if not torch.equal(given[0], x):
+        raise_changed(name, "x")
     if not all(map(torch.equal, recurrence.buffers(), buffers)):
         raise ValueError(
             f"a step of {name} changes its buffers (spectral or batch normalisation in training "
@@ -137,6 +136,14 @@ def refuse_step(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
             f"{name} mixes trials: the first trial alone gives another state than among the "
             "others (batch normalisation in training mode?); call model.eval()"
         )
+
+
+def raise_changed(name: str, what: str) -> NoReturn:
+    """Refuse a step that changes what it is given."""
+    raise ValueError(
+        f"{name} changes {what} in place or returns it as it is: return a new tensor, for example "
+        "by h = h * a instead of h *= a"
+    )
 
 
 def refuse_trajectory(
@@ -239,10 +246,6 @@ def _same_random_state(like: Tensor) -> Iterator[None]:
     devices = [like.device] if like.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def _differ(a: Tensor, b: Tensor, scale: Tensor | None = None) -> bool:

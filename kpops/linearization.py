@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from kpops import snapshot
+from kpops.derivatives import is_declared
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
 from kpops.engines.choice import ENGINES, choose_engine, memory_estimate
 from kpops.engines.classification import classify
@@ -387,6 +388,8 @@ class Linearization:
         readout = "" if self.readout is None else f", readout {self.output_space.shape[-1]}"
         remark = f"\n {self.engine.remark}" if self.engine.remark else ""
         known = ", ".join(name for name, holds in self.structure.items() if holds)
+        declared = is_declared(self.recurrence) or is_declared(self.readout)
+        known += ", derivatives those of a declared surrogate gradient" if declared else ""
         forcing = f", forcing {self.attrs['forcing']}" if "forcing" in self.attrs else ""
         return (
             f"<Linearization of {type(self.recurrence.module).__name__} {self.space}, "

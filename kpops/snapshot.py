@@ -14,7 +14,14 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from kpops.checks import is_known, refuse_readout, refuse_step, refuse_trajectory, refuse_unfit
+from kpops.checks import (
+    is_known,
+    raise_changed,
+    refuse_readout,
+    refuse_step,
+    refuse_trajectory,
+    refuse_unfit,
+)
 from kpops.engines.base import Trajectory
 from kpops.labels import Coordinate, Space, as_tensor, by_name, numpy_dtype
 from kpops.models.network import Network
@@ -138,6 +145,8 @@ def learning_parameters(
         raise ValueError(f"no parameter {unknown} in the model: choose from {list(every)}")
     if not chosen:
         raise ValueError(f"{reason}: name those that learn by parameters=, from {list(every)}")
+    if not any(every[name].numel() for name in chosen):
+        raise ValueError(f"the parameters {sorted(chosen)} have no entries: choose others")
     first = next(iter(every.values()))
     numpy_dtype(first.dtype)
     return {n: p.detach() for n, p in every.items() if n in chosen}
@@ -272,7 +281,11 @@ def run_on(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -
         states: list[Tensor] = []
         step = recurrence.along(x)
         for t in range(x.shape[1]):
+            versions = x._version, h._version
             new = step(t, h)
+            if versions != (x._version, h._version):
+                name = type(recurrence.module).__name__
+                raise_changed(name, "x" if versions[1] == h._version else "h")
             if t > 0 and valid is not None:
                 ended = ~valid[:, t, None]
                 h = torch.where(ended, previous[-1], h)
