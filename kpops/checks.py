@@ -81,11 +81,16 @@ def is_known(recurrence: Recurrence) -> bool:
     inner = recurrence
     while isinstance(inner, Wrapping):
         inner = inner.inner
-    return not isinstance(inner, ModuleRecurrence) and not any(
+    return not isinstance(inner, ModuleRecurrence) and all(map(_is_plain, (recurrence, inner)))
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether a module has parts of this library and of torch only, and nothing changes these."""
+    return isinstance(module, nn.Module) and not any(
         type(part).__module__.partition(".")[0] not in ("torch", "kpops")
         or parametrize.is_parametrized(part)
         or is_hooked(part)
-        for part in (*inner.modules(), *recurrence.modules())
+        for part in module.modules()
     )
 
 
@@ -235,7 +240,8 @@ def refuse_readout(
             "it counts dims from the left, as nn.Softmax(dim=1) and nn.PReLU(n) do; let it act on "
             "the last dim, for example by dim=-1"
         )
-    refuse_unlike_training("the readout", readout, never_run, parameters, h, h)
+    if not _is_plain(readout.module):
+        refuse_unlike_training("the readout", readout, never_run, parameters, h, h)
 
 
 # What is equal.

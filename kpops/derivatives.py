@@ -106,20 +106,23 @@ def refuse_unlike_training(
     some = torch.linspace(0, len(h) - 1, min(_ROWS, len(h)), device=h.device).long()
     rows = Rows(parameters, x[some], h[some])
     trained, ours = _gradients(name, subject, never_run, rows)
-    for what, (gradient, of_large) in ours.items():
+    for what, gradient in ours.gradients.items():
         reference = trained[what]
-        reference = torch.zeros_like(gradient) if reference is None else reference
-        if _far(gradient, reference):
+        if _far(gradient, torch.zeros_like(gradient) if reference is None else reference):
             raise ValueError(
                 f"the gradient of {name} by {what} is not the one that training gets: "
                 f"{_why_not_trained(subject.module, never_run.module)}"
             )
-        if _far(of_large, gradient):
+        if not ours.linear[what]:
             raise ValueError(
                 f"the backward pass of {name} to {what} is not linear, so that it has no adjoint: "
                 "leave hooks that clip gradients out"
             )
-    _refuse_unless_adjoint(name, subject, rows)
+    if not ours.adjoint:  # possible only where the push is by forward mode
+        raise ValueError(
+            f"forward and reverse mode of {name} disagree, and it has no second derivative: leave "
+            "torch.no_grad and hooks out, or functions such as hardsigmoid, which lack it"
+        )
     _refuse_kept(name, never_run, rows, [what for what, g in trained.items() if g is None])
     if is_declared(subject.module):
         return
@@ -139,14 +142,22 @@ def refuse_unlike_training(
 # Reverse mode: training's, and the operators'.
 
 
+class _ByOperators(NamedTuple):
+    """Gradients by name; whether each is linear in the cotangent; whether push and pull agree."""
+
+    gradients: dict[str, Tensor]
+    linear: dict[str, bool]
+    adjoint: bool
+
+
 def _gradients(
     name: str, subject: Subject, never_run: Subject, rows: Rows
-) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
+) -> tuple[dict[str, Tensor | None], _ByOperators]:
     shape = subject.step({}, rows.x, rows.h).shape
     cotangent = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(rows.h)
     try:
         trained = _by_training(never_run, rows, cotangent)
-        return trained, _by_operators(subject, rows, torch.stack([cotangent, _LARGE * cotangent]))
+        return trained, _by_operators(subject, rows, cotangent)
     except _ERRORS as error:
         remedies = (remedy for text, remedy in _REMEDIES.items() if text in str(error))
         raise ValueError(
@@ -169,47 +180,30 @@ def _by_training(subject: Subject, rows: Rows, cotangent: Tensor) -> dict[str, T
     return dict(zip(every, gradients, strict=True))
 
 
-def _by_operators(subject: Subject, rows: Rows, block: Tensor) -> dict[str, Tensor]:
-    """Gradients (2, ...) as operators take them; the second of `_LARGE` cotangents, per unit."""
-    d, names = Rowwise(subject.step, *rows), list(rows.parameters)
-    result = {STATE: d.state_vjp(block)}
-    d.state_jvp(result[STATE])  # which may fail where the other does not
+def _by_operators(subject: Subject, rows: Rows, cotangent: Tensor) -> _ByOperators:
+    """Derivatives as operators take them, of two vectors: in another way than those of one."""
+    d = Rowwise(subject.step, *rows, keep=True)
+    generator = torch.Generator().manual_seed(1)
+    block = torch.stack([cotangent, _LARGE * cotangent])
+    pulled, gaps = {STATE: d.state_vjp(block)}, []
+
+    def compare(pulled: Tensor, push: Callable[[Tensor], Tensor]) -> None:
+        u = torch.randn(pulled[0].shape, generator=generator).to(pulled)
+        pushed, pulled = push(torch.stack([u, u]))[0], pulled[0]
+        size = cotangent.norm() * pushed.norm() + u.norm() * pulled.norm()
+        gaps.append(((cotangent * pushed).sum() - (u * pulled).sum()).abs() / size)
+
+    compare(pulled[STATE], d.state_jvp)
+    names = list(rows.parameters)
     if names:
         flat = d.parameter_vjp(block, names)
-        d.parameter_jvp(flat, names)
+        compare(flat, lambda u: d.parameter_jvp(u, names))
         parts = flat.split(d.sizes(names), dim=1)
-        result |= {
-            n: part.unflatten(1, rows.parameters[n].shape or (1,))
-            for n, part in zip(names, parts, strict=True)
-        }
-    for gradient in result.values():
-        gradient[1] /= _LARGE
-    return result
-
-
-def _refuse_unless_adjoint(name: str, subject: Subject, rows: Rows) -> None:
-    """Refuse where push and pull differ, as they may where the push is by forward mode."""
-    generator = torch.Generator().manual_seed(1)
-    d, names = Rowwise(subject.step, *rows), list(rows.parameters)
-
-    def normal(shape: torch.Size) -> Tensor:
-        return torch.randn(shape, generator=generator).to(rows.h)
-
-    u = normal(rows.h[None].shape)
-    pairs: list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]
-    pairs = [(u, d.state_jvp(u), d.state_vjp)]
-    if names:
-        u = normal(torch.Size([1, sum(d.sizes(names))]))
-        pairs.append((u, d.parameter_jvp(u, names), lambda c: d.parameter_vjp(c, names)))
-    for u, pushed, pull in pairs:
-        c = normal(pushed.shape)
-        pulled = pull(c)
-        gap = ((c * pushed).sum() - (u * pulled).sum()).abs()
-        if gap > _tolerance(u) * (c.norm() * pushed.norm() + u.norm() * pulled.norm()):
-            raise ValueError(
-                f"forward and reverse mode of {name} disagree, and it has no second derivative: "
-                "leave torch.no_grad and hooks out, or functions such as hardsigmoid, which lack it"
-            )
+        shapes = (rows.parameters[n].shape for n in names)
+        pulled |= {n: p.reshape(2, *s) for n, p, s in zip(names, parts, shapes, strict=True)}
+    linear = {n: not _far(two[1] / _LARGE, two[0]) for n, two in pulled.items()}
+    adjoint = not any(bool(gap > _tolerance(gap)) for gap in gaps)
+    return _ByOperators({n: two[0] for n, two in pulled.items()}, linear, adjoint)
 
 
 def _far(a: Tensor, b: Tensor) -> bool:

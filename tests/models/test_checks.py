@@ -17,7 +17,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 import kpops
-from kpops.derivatives import refuse_unlike_training
 
 HIDDEN = 4
 
@@ -261,6 +260,8 @@ def test_no_model_of_ours_is_refused(case, dtype, zero):
             for parameter in model.parameters():
                 parameter.mul_(parameter.ndim > 1)
         x = torch.zeros_like(x)
+    from kpops.derivatives import refuse_unlike_training
+
     recurrence = kpops.models.as_recurrence(model)
     rows, h = x.flatten(0, 1), h0.repeat_interleave(x.shape[1], 0)
     parameters = {n: p.detach() for n, p in model.named_parameters()}
