@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from kpops import snapshot
+from kpops.derivatives import is_declared
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
 from kpops.engines.choice import ENGINES, choose_engine, memory_estimate
 from kpops.engines.classification import classify
-from kpops.engines.rowwise import Rowwise
+from kpops.engines.rowwise import RowFunction, Rowwise
 from kpops.labels import Shown, Space, parameter_space, to_numpy
 from kpops.models.network import Network
+from kpops.models.readout import RowReadout
 from kpops.models.recurrence import Recurrence
 from kpops.operators import (
     FlowOperator,
@@ -127,6 +128,7 @@ def linearize(
     if measure not in ("sum", "mean"):
         raise ValueError(f"measure={measure!r}: choose 'sum' or 'mean'")
     is_network = isinstance(model, Network)
+    of_sequences = is_network and readout is None
     if is_network:
         snapshot.refuse_changed_network(model)
         readout = model.readout if readout is None else readout
@@ -142,11 +144,16 @@ def linearize(
     h0 = read_state(h0, dtype, coords)
     recurrence.requires_grad_(False)  # the snapshot's: no autograd graph is ever wanted
     with ONE_AT_A_TIME, torch.autocast(like.device.type, enabled=False):
-        trajectory = snapshot.run(recurrence, x, h0, valid)
-    own: dict[str, Tensor] = {}
-    if readout is not None:
-        hidden = recurrence.output(trajectory.states.flatten(0, 1))
-        readout, own = snapshot.of_readout(readout, hidden, convert=dtype is not None)
+        trajectory = snapshot.run(recurrence, x, h0, valid, learning)
+        own: dict[str, Tensor] = {}
+        if readout is not None:
+            readout, own = snapshot.of_readout(
+                readout,
+                recurrence,
+                trajectory.states,
+                convert=dtype is not None,
+                of_sequences=of_sequences,
+            )
     return Linearization(
         recurrence=recurrence,
         parameters=learning,
@@ -338,9 +345,9 @@ class Linearization(Shown):
 
     # The readout as a function of rows.
 
-    def _readout_map(self) -> Callable[..., Tensor]:
+    def _readout_map(self) -> RowFunction:
         # Not a method of self: operators must not keep the linearization alive in a cycle.
-        return partial(_read_out, self.recurrence, self._require_readout())
+        return RowReadout(self.recurrence, self._require_readout()).step
 
     def _require_readout(self) -> Callable[[Tensor], Tensor]:
         if self.readout is None:
@@ -381,11 +388,16 @@ class Linearization(Shown):
         with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
             return memory_estimate(self.recurrence, names, self.trajectory, self.engine.gates)
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__}  # at once: other threads may add operators while it is pickled
+
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.parameters.values())
         readout = "" if self.readout is None else f", readout {self.output_space.shape[-1]}"
         remark = f"\n {self.engine.remark}" if self.engine.remark else ""
         known = ", ".join(name for name, holds in self.structure.items() if holds)
+        declared = is_declared(self.recurrence) or is_declared(self.readout)
+        known += ", derivatives those of a declared surrogate gradient" if declared else ""
         forcing = f", forcing {self.attrs['forcing']}" if "forcing" in self.attrs else ""
         dtype = self.attrs["dtype"]
         return (
@@ -395,16 +407,3 @@ class Linearization(Shown):
             f"engine {self.engine.name}: {self.engine_reason}{remark}\n"
             f" structure: {known}>"
         )
-
-
-def _read_out(
-    recurrence: Recurrence,
-    readout: Callable[[Tensor], Tensor],
-    parameters: dict[str, Tensor],
-    x: Tensor,
-    h: Tensor,
-) -> Tensor:
-    hidden = recurrence.output(h)
-    if isinstance(readout, nn.Module):
-        return functional_call(readout, parameters, (hidden,))
-    return readout(hidden)

@@ -13,24 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kpops.checks import (
+    is_known,
+    raise_changed,
+    refuse_readout,
+    refuse_step,
+    refuse_trajectory,
+    refuse_unfit,
+)
 from kpops.engines.base import Trajectory
 from kpops.engines.memory import named_allocations
-from kpops.labels import numpy_dtype, refuse_complex
+from kpops.labels import numpy_dtype
 from kpops.models.network import Network
+from kpops.models.readout import RowReadout
 from kpops.models.recurrence import Recurrence, as_recurrence
-
-_ROWS_TOGETHER = 4096
-"""Steps that are taken at once to see whether they are those taken one by one."""
 
 
 def of_model(
     model: Any, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> Recurrence:
     """Private copy of `model` as a recurrence, in `dtype` and on `device` where given."""
-    # The copy first: to read a parametrised weight of the user's may already change its buffers.
-    recurrence = as_recurrence(_copy(model) if isinstance(model, nn.Module) else model)
-    _refuse_unreal(recurrence.module)
-    _refuse_dropout(recurrence.module)
+    if isinstance(model, nn.Module):
+        refuse_unfit(model, "the model")
+        # A copy first: to read a parametrised weight of the user's may already change its buffers.
+        model = _copy(model)
+    recurrence = as_recurrence(model)
     if dtype is not None:
         numpy_dtype(dtype)  # refuses what is not float32 or float64
         recurrence = recurrence.to(dtype)
@@ -42,31 +49,16 @@ def of_model(
     return recurrence
 
 
-def of_readout(readout: Any, hidden: Tensor, *, convert: bool) -> tuple[Any, dict[str, Tensor]]:
-    """Private copy of a readout that takes `hidden`, and those of its parameters that learn.
+def of_readout(
+    readout: Any, recurrence: Recurrence, states: Tensor, *, convert: bool, of_sequences: bool
+) -> tuple[Any, dict[str, Tensor]]:
+    """Private copy of a readout of `states`, and those of its parameters that learn.
 
-    With `convert`, a readout of another dtype is converted; else it is refused.
+    With `convert`, a readout of another dtype is converted; else it is refused. `of_sequences`
+    says whether it is used on (trial, time, hidden), which must be the same.
     """
-    mine, learning = _copy_readout(readout, hidden, convert)
-    devices = [hidden.device] if hidden.device.type == "cuda" else []
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            outputs, again, first = mine(hidden), mine(hidden), mine(hidden[:1])
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            "readout cannot take hidden states of shape (row, hidden) = "
-            f"{tuple(hidden.shape)}: {error}"
-        ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(hidden):
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(f"readout returned {got}, expected (row, output) = ({len(hidden)}, ...)")
-    if outputs.dtype != hidden.dtype:
-        raise TypeError(f"readout returned {outputs.dtype} for {hidden.dtype}: keep the dtype")
-    if _differ(again, outputs) or _differ(first, outputs[:1]):
-        raise ValueError(
-            "readout is random or mixes rows: it must map each hidden state alone; call "
-            "readout.eval(), or leave batch statistics out"
-        )
+    mine, learning = _copy_readout(readout, states, convert)
+    refuse_readout(RowReadout(recurrence, mine), states, learning, of_sequences=of_sequences)
     return mine, learning
 
 
@@ -83,9 +75,9 @@ def refuse_tied(model: Any, readout: Any) -> None:
 
 
 def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[str, Tensor]]:
+    if callable(readout):
+        refuse_unfit(readout, "the readout")
     if isinstance(readout, nn.Module):
-        _refuse_dropout(readout)
-        _refuse_unreal(readout)
         dtypes = {p.dtype for p in readout.parameters()} - {like.dtype}
         if dtypes and not convert:
             raise TypeError(
@@ -125,28 +117,6 @@ def refuse_changed_network(network: Network) -> None:
         )
 
 
-def _refuse_dropout(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-        if random and module.training:
-            raise ValueError(
-                f"{name or type(module).__name__} is a {module} in training mode, so each run of "
-                "the model is another: call model.eval() first"
-            )
-
-
-def _refuse_unreal(module: nn.Module) -> None:
-    """Refuse complex tensors, and those without numbers."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    refuse_complex(tensors, type(module).__name__)
-    for name, tensor in tensors:
-        if tensor.is_meta:
-            raise ValueError(
-                f"{name} of {type(module).__name__} is on the device meta, where there are no "
-                "numbers: make the module on another device, and load its weights"
-            )
-
-
 def learning_parameters(
     recurrence: Recurrence, wanted: Iterable[str] | Callable[[str], bool] | None
 ) -> dict[str, Tensor]:
@@ -173,16 +143,27 @@ def learning_parameters(
     return {n: p.detach() for n, p in every.items() if n in chosen}
 
 
-def run(recurrence: Recurrence, x: Tensor, h0: Any, valid: Tensor | None) -> Trajectory:
+def run(
+    recurrence: Recurrence, x: Tensor, h0: Any, valid: Tensor | None, learning: dict[str, Tensor]
+) -> Trajectory:
     """Run the recurrence on `x` from the user's `h0`, and check what it does."""
-    return run_from(recurrence, x, recurrence.initial_state(h0, len(x), x[:, 0]), valid)
+    h = recurrence.initial_state(h0, len(x), x[:, 0])
+    return run_from(recurrence, x, h, valid, learning)
 
 
+@torch.no_grad()
 @named_allocations(lambda: "a run of the model")
-def run_from(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -> Trajectory:
+def run_from(
+    recurrence: Recurrence,
+    x: Tensor,
+    h: Tensor,
+    valid: Tensor | None = None,
+    learning: dict[str, Tensor] | None = None,
+) -> Trajectory:
     """Run the recurrence on `x` from states h (trial, unit), and check what it does.
 
-    At steps that are not valid, input and state repeat the trial's last valid step.
+    At steps that are not valid, input and state repeat the trial's last valid step. Derivatives are
+    checked by the state and by the parameters that are `learning`.
     """
     if valid is not None:
         last = valid.sum(1) - 1
@@ -190,21 +171,12 @@ def run_from(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None)
         x = x.gather(1, steps[..., None].expand_as(x))
     _refuse_nonfinite(x, "inputs")
     _refuse_nonfinite(h[:, None], "h0")
-    with torch.no_grad():
-        _refuse_random_or_mixing(recurrence, x[:, 0], h)
+    never_run = None if is_known(recurrence) else recurrence.renewed()
+    refuse_step(recurrence, x[:, 0], h)
     trajectory = run_on(recurrence, x, h, valid)
-    rows = (x, trajectory.previous, trajectory.states)
-    with torch.no_grad():
-        # Again where h is not zero, and once for all steps together, as they are differentiated.
-        _refuse_random_or_mixing(recurrence, x[:, -1], trajectory.previous[:, -1])
-        pieces = zip(*(r.flatten(0, 1).split(_ROWS_TOGETHER) for r in rows), strict=True)
-        alike = all(not _differ(recurrence(x, h), new) for x, h, new in pieces)
-    if not alike:
-        raise ValueError(
-            f"{type(recurrence.module).__name__} gives another state when all steps are taken at "
-            "once: it mixes trials, counts its calls or remembers something beside h; keep all "
-            "memory in h"
-        )
+    # Again where h is not zero, and once for all steps together, as they are differentiated.
+    refuse_step(recurrence, x[:, -1], trajectory.previous[:, -1])
+    refuse_trajectory(recurrence, never_run, trajectory, learning or {})
     return trajectory
 
 
@@ -220,7 +192,11 @@ def run_on(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -
         states: list[Tensor] = []
         step = recurrence.along(x)
         for t in range(x.shape[1]):
+            versions = x._version, h._version
             new = step(t, h)
+            if versions != (x._version, h._version):
+                name = type(recurrence.module).__name__
+                raise_changed(name, "x" if versions[1] == h._version else "h")
             if t > 0 and valid is not None:
                 ended = ~valid[:, t, None]
                 h = torch.where(ended, previous[-1], h)
@@ -242,49 +218,4 @@ def _refuse_nonfinite(values: Tensor, what: str) -> None:
         raise ValueError(
             f"{what} is not finite, first in {where} (steps count from 1): mask padded steps, "
             "scale the inputs, or check the weights"
-        )
-
-
-def _differ(a: Tensor, b: Tensor) -> bool:
-    # Not to the bit: BLAS may sum in another order when memory lies otherwise.
-    bound = 1e3 * torch.finfo(a.dtype).eps * (b.abs().max() + 1)
-    return bool((a - b).abs().max() > bound)
-
-
-def _refuse_random_or_mixing(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
-    name = type(recurrence.module).__name__
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            given, buffers = h.clone(), [buffer.clone() for buffer in recurrence.buffers()]
-            once, twice = recurrence(x, given), recurrence(x, h.clone())
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{name} cannot take a step with x_t of shape {tuple(x.shape)} and h of shape "
-                f"{tuple(h.shape)}: {error}"
-            ) from error
-    if once.dtype != h.dtype:
-        raise TypeError(
-            f"{name} returned {once.dtype} for a state of {h.dtype}: a buffer or constant of "
-            "another dtype? Pass dtype= to kpops.linearize, or convert it"
-        )
-    if once is given or not torch.equal(given, h):
-        raise ValueError(
-            f"{name} changes h in place or returns it as it is: return a new tensor, for example "
-            "by h = h * a instead of h *= a"
-        )
-    if not all(map(torch.equal, recurrence.buffers(), buffers)):
-        raise ValueError(
-            f"a step of {name} changes its buffers (spectral or batch normalisation in training "
-            "mode?): call model.eval()"
-        )
-    if _differ(twice, once):
-        raise ValueError(
-            f"two steps of {name} from the same state differ: it is random, or keeps a state of "
-            "its own; call model.eval(), or pass noise as an input"
-        )
-    if len(x) > 1 and _differ(recurrence(x[:1], h[:1]), once[:1]):
-        raise ValueError(
-            f"{name} mixes trials: the first trial alone gives another state than among the "
-            "others (batch normalisation in training mode?); call model.eval()"
         )

@@ -472,7 +472,7 @@ REFUSED = {
         ValueError,
         "MyNetwork has a forward or hooks of its own",
     ),
-    "hooks": (lambda: kpops.linearize(hooked(), inputs()), ValueError, "GRU has forward hooks"),
+    "hooks": (lambda: kpops.linearize(hooked(), inputs()), ValueError, "GRU has hooks"),
     "weight tied to the readout": (
         lambda: kpops.linearize(tied(), inputs()),
         ValueError,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
+from torch.func import vmap
 
 from kpops.engines.base import Engine, Trajectory
-from kpops.engines.forward import push_forward
+from kpops.engines.differential import Differential
 from kpops.engines.load import considerate
 from kpops.models.recurrence import Recurrence
 
@@ -40,9 +40,7 @@ class AutodiffEngine(Engine):
         v = torch.empty_like(q)
         v[:, :, 0] = q[:, :, 0]
         for t in range(1, q.shape[2]):
-            step, h = self._step(t)
-            push = lambda u, step=step, h=h: push_forward(step, h, u)  # noqa: E731
-            v[:, :, t] = q[:, :, t] + _each(push, v[:, :, t - 1])
+            v[:, :, t] = q[:, :, t] + _each(self._step(t).push, v[:, :, t - 1])
         return v
 
     @considerate()
@@ -50,12 +48,7 @@ class AutodiffEngine(Engine):
         v = torch.empty_like(a)
         v[:, :, -1] = a[:, :, -1]
         for t in range(a.shape[2] - 1, 0, -1):
-            pull = vjp(*self._step(t))[1]
-
-            def pulled(u: Tensor, pull: Callable = pull) -> Tensor:
-                return pull(u)[0]
-
-            v[:, :, t - 1] = a[:, :, t - 1] + _each(pulled, v[:, :, t])
+            v[:, :, t - 1] = a[:, :, t - 1] + _each(self._step(t).pull, v[:, :, t])
         return v
 
     def _advance(self, v: Tensor) -> Tensor:
@@ -64,10 +57,10 @@ class AutodiffEngine(Engine):
     def _pull_back(self, a: Tensor) -> Tensor:
         return self._unflatten(self.rows.state_vjp(a.flatten(1, 2)))
 
-    def _step(self, t: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """Step number t (from 0) as a function of the state, and the state it started from."""
+    def _step(self, t: int) -> Differential:
+        """A[t] of step number t, from 0."""
         x, h = self.trajectory.inputs[:, t], self.trajectory.previous[:, t]
-        return lambda state: self.recurrence.step(self.parameters, x, state), h
+        return Differential(lambda state: self.recurrence.step(self.parameters, x, state), h)
 
 
 def _each(action: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:

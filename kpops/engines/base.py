@@ -187,6 +187,9 @@ class Engine(ABC):
         """P J J* P* q, for the parameters `names`."""
         return self.propagate(self.parameter_gram(self.backpropagate(q), names))
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__}  # at once: other threads may add to it while it is pickled
+
     def factor_size(self, names: Sequence[str]) -> int | None:
         """Number of columns of a factor F with K = F F* that is thinner than J; None without."""
         return None

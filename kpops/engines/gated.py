@@ -373,7 +373,7 @@ class GatedEngine(Engine):
         return self._grams[key]
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_grams": {}}
+        return {**super().__getstate__(), "_grams": {}}
 
     def _check_elementwise(self) -> None:
         """Compare with automatic differentiation at one trial's first steps.

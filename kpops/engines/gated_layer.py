@@ -160,7 +160,8 @@ class Layer:
         )
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "_stored"}  # cheap to recompute
+        state = {**self.__dict__}  # at once, for the sake of other threads
+        return {k: v for k, v in state.items() if k != "_stored"}  # cheap to recompute
 
     # The actions on states.
 

@@ -47,7 +47,7 @@ class JacobianEngine(Engine):
 
     def __getstate__(self) -> dict:
         # Recomputing is cheaper than shipping S x S numbers per trial and step.
-        return {k: v for k, v in self.__dict__.items() if k != "_stored"}
+        return {**super().__getstate__(), "_stored": None}
 
     def _propagate(self, q: Tensor) -> Tensor:
         if q.device.type == "cpu":

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
+from torch.func import vmap
 
-from kpops.engines.forward import push_forward
+from kpops.engines.differential import Differential
 from kpops.engines.load import considerate
 
 RowFunction = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
@@ -31,12 +30,11 @@ TEMPORARIES = 24
 
 
 class _Maps(NamedTuple):
-    """D and D^T on a chunk of rows, for one vector."""
+    """D and D^T on a chunk of rows."""
 
     where: slice
     rows: Rowwise
-    push: Callable[[dict[str, Tensor]], Tensor]
-    pull: Callable[[Tensor], dict[str, Tensor]]
+    D: Differential
 
 
 class Rowwise:
@@ -93,7 +91,7 @@ class Rowwise:
         """Apply A to every vector of the block."""
 
         def on_chunk(part: Rowwise, v: Tensor) -> Tensor:
-            return part._each(lambda u: push_forward(part._of_state, part.h, u), v)
+            return part._each(part._state_differential().push, v)
 
         return torch.cat([on_chunk(part, v[:, s]) for s, part in self._chunks()], dim=1)
 
@@ -102,8 +100,7 @@ class Rowwise:
         """Apply A^T to every vector of the block."""
 
         def on_chunk(part: Rowwise, a: Tensor) -> Tensor:
-            pull = vjp(part._of_state, part.h)[1]
-            return part._each(lambda u: pull(u)[0], a)
+            return part._each(part._state_differential().pull, a)
 
         return torch.cat([on_chunk(part, a[:, s]) for s, part in self._chunks()], dim=1)
 
@@ -112,7 +109,8 @@ class Rowwise:
         """Apply D, restricted to the parameters `names` in this order."""
 
         def on_chunk(maps: _Maps) -> Tensor:
-            return maps.rows._each(lambda u: maps.push(self._split(u, names)), dtheta)
+            push = maps.D.push
+            return maps.rows._each(lambda u: push(self._split(u, names)), dtheta)
 
         return torch.cat([on_chunk(maps) for maps in self._parameter_maps(names)], dim=1)
 
@@ -122,7 +120,7 @@ class Rowwise:
 
         def on_chunk(maps: _Maps) -> Tensor:
             def flat(u: Tensor) -> Tensor:
-                gradients = maps.pull(u)
+                gradients = maps.D.pull(u)
                 return torch.cat([gradients[name].reshape(-1) for name in names])
 
             return maps.rows._each(flat, q[:, maps.where])
@@ -142,10 +140,10 @@ class Rowwise:
         # Each row is differentiated n_outputs times. These many small products share one forward
         # pass, which pays for temporaries somewhat larger than the cache.
         for s, part in self._chunks(copies=max(1, n_outputs // 16)):
-            pull = vjp(part._of_state, part.h)[1]
+            A = part._state_differential()
             cotangents = basis[:, None].expand(-1, len(part.h), -1)
             # With out_dims=1, vmap fails where the function does not depend on h.
-            jacobians[s] = vmap(lambda u, pull=pull: pull(u)[0])(cotangents).transpose(0, 1)
+            jacobians[s] = vmap(A.pull)(cotangents).transpose(0, 1)
         return jacobians
 
     def sizes(self, names: Sequence[str]) -> list[int]:
@@ -154,6 +152,9 @@ class Rowwise:
 
     def _n_outputs(self) -> int:
         return Rowwise(self.function, {}, self.x[:1], self.h[:1])._of_state(self.h[:1]).shape[1]
+
+    def _state_differential(self) -> Differential:
+        return Differential(self._of_state, self.h)
 
     def _of_state(self, h: Tensor) -> Tensor:
         return self.function(self.parameters, self.x, h)
@@ -172,16 +173,7 @@ class Rowwise:
     def _make_parameter_maps(self, names: Sequence[str]) -> Iterator[_Maps]:
         point = {name: self.parameters[name] for name in names}
         for where, part in self._chunks():
-            if self.keep:
-                pull = vjp(part._of_parameters, point)[1]
-                zero = part.h.new_zeros(len(part.h), self._n_outputs())
-                # The pullback is linear, so that its own pullback pushes forward, and neither
-                # evaluates the function again.
-                push = vjp(_first(pull), zero)[1]
-                yield _Maps(where, part, _first(push), _first(pull))
-            else:
-                push_here = partial(push_forward, part._of_parameters, point)
-                yield _Maps(where, part, push_here, partial(_pull_back, part._of_parameters, point))
+            yield _Maps(where, part, Differential(part._of_parameters, point))
 
     def _split(self, dtheta: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         parts = dtheta.split(self.sizes(names))
@@ -203,11 +195,3 @@ class Rowwise:
         return vmap(action, chunk_size=max(1, _BLOCK_BYTES[self.h.device.type] // per_vector))(
             block
         )
-
-
-def _pull_back(function: Callable[[Any], Tensor], point: Any, cotangent: Tensor) -> Any:
-    return vjp(function, point)[1](cotangent)[0]
-
-
-def _first(pullback: Callable[[Any], tuple]) -> Callable[[Any], Any]:
-    return lambda cotangent: pullback(cotangent)[0]

@@ -114,7 +114,8 @@ class ScanEngine(Engine):
 
     def __getstate__(self) -> dict:
         # Cheap to recompute.
-        return {k: v for k, v in self.__dict__.items() if k not in ("blocks", "rounds")}
+        state = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in ("blocks", "rounds")}
 
     def _split(self, v: Tensor) -> Tensor:
         """(..., unit) as (..., variable, unit)."""

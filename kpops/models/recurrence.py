@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable
 from functools import singledispatch
 from types import FunctionType
@@ -117,13 +119,46 @@ class Recurrence(nn.Module):
 
     def step(self, parameters: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
         """Next state under `parameters` (user's names); those not named keep their value."""
-        if parametrize._cache_enabled and any(map(parametrize.is_parametrized, self.modules())):
-            raise RuntimeError(
-                "within torch.nn.utils.parametrize.cached() weights do not follow what they are "
-                "made of, so that derivatives would be lost: leave it before using kpops"
-            )
+        refuse_cached(self)
+        if self._swapped is None:
+            self._swapped = (stand_in(self),)
         prefixed = {f"module.{name}": value for name, value in parameters.items()}
-        return functional_call(self, prefixed, (x, h))
+        return functional_call(self._swapped[0], prefixed, (x, h))
+
+    _swapped: tuple[Recurrence] | None = None
+
+    def renewed(self) -> Recurrence:
+        """A recurrence of the same tensors that has not seen any call from here on."""
+        return stand_in(self)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Recurrence:
+        self._swapped = None  # it shares the tensors of before
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_swapped": None}
+
+
+def refuse_cached(module: nn.Module) -> None:
+    """Refuse to differentiate where torch keeps the weights that parametrizations make."""
+    if parametrize._cache_enabled and any(map(parametrize.is_parametrized, module.modules())):
+        raise RuntimeError(
+            "within torch.nn.utils.parametrize.cached() weights do not follow what they are "
+            "made of, so that derivatives would be lost: leave it before using kpops"
+        )
+
+
+def stand_in(module: Any) -> Any:
+    """A module of the same structure and the same tensors, in whose place weights are swapped.
+
+    ``functional_call`` swaps weights within the module that it is given: another thread that copies
+    or pickles that module at the same time would get those of a product.
+    """
+    shared = [*module.parameters(), *module.buffers()]
+    for part in module.modules():
+        shared += [value for value in vars(part).values() if isinstance(value, Tensor)]
+        shared += [w for w in getattr(part, "_flat_weights", ()) if isinstance(w, Tensor)]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 
 class ModuleRecurrence(Recurrence):
@@ -148,6 +183,7 @@ class ModuleRecurrence(Recurrence):
             input_size=int(input_size) if is_whole(input_size) else None,
         )
         _refuse_patched(module)
+        _refuse_exchanged(module)
         self.sizes: tuple[int, ...] | None = sizes
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
@@ -269,19 +305,42 @@ def changed(model: nn.Module, cell: type[nn.Module]) -> bool:
     kinds = FunctionType, property
     methods = {n for c in parents for n, m in vars(c).items() if isinstance(m, kinds)}
     methods -= {"__init__", "extra_repr"}
-    replaced = any(getattr(type(model), n) is not getattr(cell, n) for n in methods)
-    hooked = model._forward_hooks or model._forward_pre_hooks
-    return bool(replaced or hooked or "forward" in vars(model))
+    replaced = any(getattr(type(model), n) is not getattr(cell, n) for n in methods | {"__call__"})
+    return replaced or is_hooked(model) or not methods.isdisjoint(vars(model))
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of the module itself, or its backward pass, meets hooks."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in hooks)
 
 
 def _refuse_patched(module: nn.Module) -> None:
-    """Refuse a function put in the place of a forward: it stays with the weights it has seen."""
+    """Refuse a function put in the place of a method: it stays with the weights it has seen."""
     for name, part in module.named_modules():
-        if isinstance(vars(part).get("forward"), FunctionType):
-            raise ValueError(
-                f"{name or 'the model'} ({type(part).__name__}) has a function in the place of its "
-                "forward, which would not follow copies of its weights: write a subclass"
-            )
+        for key, value in vars(part).items():
+            if isinstance(value, FunctionType) and hasattr(type(part), key):
+                raise ValueError(
+                    f"{name or 'the model'} ({type(part).__name__}) has a function in the place of "
+                    f"its {key}, which would not follow copies of its weights: write a subclass"
+                )
+
+
+def _refuse_exchanged(module: nn.Module) -> None:
+    """Refuse a forward whose argument names say that the state comes first."""
+    try:
+        names = list(inspect.signature(module.forward).parameters)[:2]
+    except (TypeError, ValueError):  # not a Python function
+        return
+    is_state = [not _STATE_WORDS.isdisjoint(name.lower().split("_")) for name in names]
+    if is_state == [True, False]:
+        raise ValueError(
+            f"{type(module).__name__}.forward({', '.join(names)}) takes the state first, by its "
+            "names, but is called as forward(x_t, h): exchange its arguments, or rename them"
+        )
+
+
+_STATE_WORDS = {"h", "hx", "ht", "hid", "hidden", "state"}
 
 
 def matching(array: Any, like: Tensor, name: str) -> Tensor:

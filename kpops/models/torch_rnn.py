@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kpops.models.gated import Affine, GatedRecurrence
-from kpops.models.recurrence import Recurrence, as_recurrence, matching
+from kpops.models.recurrence import Recurrence, as_recurrence, is_hooked, matching
 
 Tensors = tuple[Tensor, ...]
 Gates = Callable[[Tensors, Tensors, Tensors], Tensors]
@@ -101,18 +101,20 @@ class TorchRecurrence(GatedRecurrence):
                 f"{name} has dropout={module.dropout} and is in training mode, so its step is "
                 "random: call model.eval() first"
             )
-        if module._forward_hooks or module._forward_pre_hooks:
+        if is_hooked(module):
             raise ValueError(
-                f"{name} has forward hooks, which may change its step: remove them (pruning: "
-                "prune.remove), or reparametrise by torch.nn.utils.parametrize"
+                f"{name} has hooks, which may change its step or its gradient: remove them "
+                "(pruning: prune.remove), or reparametrise by torch.nn.utils.parametrize"
             )
         plain = (nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell)
         own = "forward" in vars(module)  # of this one object
-        if own or type(module).forward not in [cls.forward for cls in plain]:
+        called = type(module).__call__ is not nn.Module.__call__
+        if own or called or type(module).forward not in [cls.forward for cls in plain]:
             parent = type(module).__mro__[0 if own else 1].__name__
+            method = "__call__" if called else "forward"
             raise ValueError(
-                f"{name} overrides the forward of {parent}, so its step "
-                "is unknown: register a Recurrence for it with kpops.models.as_recurrence"
+                f"{name} overrides the {method} of {parent}, so its step is unknown: register a "
+                "Recurrence for it with kpops.models.as_recurrence"
             )
 
     def gates(self, from_x: Tensors, from_h: Tensors, state: Tensors) -> Tensors:

@@ -366,6 +366,9 @@ class TrajectoryOperator(Arithmetic, Shown):
             )
         return _spectral(f"{kind}_norm")(self, **options)
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__}  # at once: other threads may add to it while it is pickled
+
     def __repr__(self) -> str:
         spaces = repr(self.domain)
         if self.codomain != self.domain:

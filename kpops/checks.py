@@ -1,0 +1,299 @@
+"""What a step and a readout must be: rows on their own, without chance, memory or side effects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from kpops.derivatives import refuse_unlike_training
+from kpops.engines.base import Trajectory
+from kpops.labels import refuse_complex
+from kpops.models.foreign import brought_along
+from kpops.models.readout import RowReadout
+from kpops.models.recurrence import ModuleRecurrence, Recurrence, is_hooked
+from kpops.models.wrapping import Wrapping
+
+_ROWS_TOGETHER = 4096
+"""Steps that are taken at once to see whether they are those taken one by one."""
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+# The module, before it is run.
+
+
+def refuse_unfit(model: Any, what: str) -> None:
+    """Refuse a model or readout whose copy would be something else, or that is not ready."""
+    hooks = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    if any(getattr(torch_module, f"_global_{kind}") for kind in hooks):
+        raise ValueError(
+            "there are hooks on all modules (torch.nn.modules.module.register_module_...), which "
+            "may change any step: remove them first, by the handles that registering returned"
+        )
+    functions: dict[str, Any] = {}
+    if not isinstance(model, nn.Module):
+        functions[what] = partial(model)
+    else:
+        _refuse_dropout(model)
+        _refuse_unreal(model)
+        for name, parameter in model.named_parameters():
+            if is_lazy(parameter):
+                raise ValueError(
+                    f"{name} of {what} has no shape yet: run the lazy module once on its inputs"
+                )
+            if parameter._backward_hooks:
+                raise ValueError(
+                    f"{name} of {what} has a hook, which may change its gradient: remove it, or "
+                    "pass copy.deepcopy of the module, which leaves such hooks behind"
+                )
+        for name, part in model.named_modules():
+            prefix = f"{name}." if name else ""
+            functions[f"{prefix}forward of {what}"] = type(part).forward
+            own = {k: v for k, v in vars(part).items() if not hasattr(type(part), k)}
+            functions |= {f"{prefix}{k} of {what}": v for k, v in own.items() if callable(v)}
+    for name, function in functions.items():
+        found = brought_along(function)
+        if found is not None:
+            raise ValueError(
+                f"{name} refers to {found}, whose later training it would follow and "
+                "whose parameters it hides: make it part of an nn.Module"
+            )
+
+
+def _refuse_dropout(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        if random and module.training:
+            raise ValueError(
+                f"{name or type(module).__name__} is a {module} in training mode, so each run of "
+                "the model is another: call model.eval() first"
+            )
+
+
+def _refuse_unreal(module: nn.Module) -> None:
+    """Refuse complex tensors, and those without numbers."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    refuse_complex(tensors, type(module).__name__)
+    for name, tensor in tensors:
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} of {type(module).__name__} is on the device meta, where there are no "
+                "numbers: make the module on another device, and load its weights"
+            )
+
+
+def is_known(recurrence: Recurrence) -> bool:
+    """Whether a step is made of this library's and torch's own code alone, as that has it."""
+    inner = recurrence
+    while isinstance(inner, Wrapping):
+        inner = inner.inner
+    return not isinstance(inner, ModuleRecurrence) and all(map(_is_plain, (recurrence, inner)))
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether a module has parts of this library and of torch only, and nothing changes these."""
+    return isinstance(module, nn.Module) and not any(
+        type(part).__module__.partition(".")[0] not in ("torch", "kpops")
+        or parametrize.is_parametrized(part)
+        or is_hooked(part)
+        for part in module.modules()
+    )
+
+
+# A step.
+
+
+def refuse_step(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
+    """Refuse a step that is random, mixes trials, or changes what it is given."""
+    name = type(recurrence.module).__name__
+    with _same_random_state(x):
+        try:
+            given, buffers = (x.clone(), h.clone()), [b.clone() for b in recurrence.buffers()]
+            once, twice = recurrence(*given), recurrence(x.clone(), h.clone())
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{name} cannot take a step with x_t of shape {tuple(x.shape)} and h of shape "
+                f"{tuple(h.shape)}: {error}"
+            ) from error
+    if once.dtype != h.dtype:
+        raise TypeError(
+            f"{name} returned {once.dtype} for a state of {h.dtype}: a buffer or constant of "
+            "another dtype? Pass dtype= to kpops.linearize, or convert it"
+        )
+    if once is given[1] or not torch.equal(given[1], h):
+        raise_changed(name, "h")
+    if not torch.equal(given[0], x):
+        raise_changed(name, "x")
+    if not all(map(torch.equal, recurrence.buffers(), buffers)):
+        raise ValueError(
+            f"a step of {name} changes its buffers (spectral or batch normalisation in training "
+            "mode?): call model.eval()"
+        )
+
+    def again(step: Step, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return step(x, h), step(x, h)
+
+    def alone(step: Step, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return step(x[:1], h[:1]), step(x, h)[:1]
+
+    if _differ(twice, once) and _differ_in_double(recurrence, x, h, again):
+        raise ValueError(
+            f"two steps of {name} from the same state differ: it is random, or keeps a state of "
+            "its own; call model.eval(), or pass noise as an input"
+        )
+    mixed = len(x) > 1 and _differ(*alone(recurrence, x, h))
+    if mixed and _differ_in_double(recurrence, x, h, alone):
+        raise ValueError(
+            f"{name} mixes trials: the first trial alone gives another state than among the "
+            "others (batch normalisation in training mode?); call model.eval()"
+        )
+
+
+def raise_changed(name: str, what: str) -> NoReturn:
+    """Refuse a step that changes what it is given."""
+    raise ValueError(
+        f"{name} changes {what} in place or returns it as it is: return a new tensor, for example "
+        "by h = h * a instead of h *= a"
+    )
+
+
+def refuse_trajectory(
+    recurrence: Recurrence,
+    never_run: Recurrence | None,
+    trajectory: Trajectory,
+    parameters: dict[str, Tensor],
+) -> None:
+    """Refuse a step that has another value when all are taken at once, or a wrong derivative.
+
+    Parameters
+    ----------
+    recurrence : Recurrence
+        The model.
+    never_run : Recurrence or None
+        A copy from before its first step; None for a model that :func:`is_known`.
+    trajectory : Trajectory
+        Where it has been.
+    parameters : dict of str to Tensor
+        Those that learn.
+    """
+    name = type(recurrence.module).__name__
+    rows = (trajectory.inputs, trajectory.previous, trajectory.states)
+    scale = trajectory.states.abs().max()
+    pieces = zip(*(r.flatten(0, 1).split(_ROWS_TOGETHER) for r in rows), strict=True)
+    if any(_differ(recurrence(x, h), new, scale) for x, h, new in pieces):
+        raise ValueError(
+            f"{name} gives another state when all steps are taken at once: it mixes trials, "
+            "counts its calls or remembers something beside h; keep all memory in h"
+        )
+    if never_run is not None:
+        x, h, _ = (r.flatten(0, 1) for r in rows)
+        refuse_unlike_training(f"a step of {name}", recurrence, never_run, parameters, x, h)
+
+
+# A readout.
+
+
+def refuse_readout(
+    readout: RowReadout, states: Tensor, parameters: dict[str, Tensor], *, of_sequences: bool
+) -> None:
+    """Refuse a readout that is random, mixes rows, counts dims or has a wrong derivative.
+
+    Parameters
+    ----------
+    readout : RowReadout
+        The readout.
+    states : Tensor, shape (trial, time, unit)
+        What it reads.
+    parameters : dict of str to Tensor
+        Its parameters that learn.
+    of_sequences : bool
+        Whether it is used on (trial, time, hidden), as in a Network; else it may also be for rows
+        only.
+    """
+    never_run = readout.renewed()
+    h = states.flatten(0, 1)
+    hidden = readout.recurrence.output(h)
+    try:
+        with _same_random_state(h):
+            outputs, again = readout.step({}, h, h), readout.step({}, h, h)
+            some = torch.tensor([0, len(h) // 2, len(h) - 1], device=h.device)
+            alone = torch.cat([readout.step({}, row, row) for row in h[some].split(1)])
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            "readout cannot take hidden states of shape (row, hidden) = "
+            f"{tuple(hidden.shape)}: {error}"
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(hidden):
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"readout returned {got}, expected (row, output) = ({len(hidden)}, ...)")
+    if outputs.dtype != hidden.dtype:
+        raise TypeError(f"readout returned {outputs.dtype} for {hidden.dtype}: keep the dtype")
+    scale = outputs.abs().max()
+    if _differ(again, outputs, scale) or _differ(alone, outputs[some], scale):
+        raise ValueError(
+            "readout is random or mixes rows: it must map each hidden state alone; call "
+            "readout.eval(), or leave batch statistics out"
+        )
+    try:
+        whole = readout.module(hidden.unflatten(0, states.shape[:2]).clone())
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        whole = None
+    expected = outputs.unflatten(0, states.shape[:2])
+    fits = whole is not None and whole.shape == expected.shape
+    if (of_sequences or fits) and (whole is None or not fits or _differ(whole, expected, scale)):
+        raise ValueError(
+            "readout gives other outputs for (trial, time, hidden) than for rows (row, hidden): "
+            "it counts dims from the left, as nn.Softmax(dim=1) and nn.PReLU(n) do; let it act on "
+            "the last dim, for example by dim=-1"
+        )
+    if not _is_plain(readout.module):
+        refuse_unlike_training("the readout", readout, never_run, parameters, h, h)
+
+
+# What is equal.
+
+
+@contextmanager
+def _same_random_state(like: Tensor) -> Iterator[None]:
+    devices = [like.device] if like.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _differ(a: Tensor, b: Tensor, scale: Tensor | None = None) -> bool:
+    """Whether a is not b but for rounding, in units of `scale`, or of the largest entry of b."""
+    # Not to the bit: BLAS may sum in another order when memory lies otherwise.
+    bound = 1e3 * torch.finfo(a.dtype).eps * (b.abs().max() if scale is None else scale)
+    return not bool((a - b).abs().max() <= bound)
+
+
+def _differ_in_double(
+    recurrence: Recurrence,
+    x: Tensor,
+    h: Tensor,
+    pair: Callable[[Step, Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> bool:
+    """Whether two ways to a state differ in float64, too, by more than cancellation explains.
+
+    A state may be the small difference of large numbers, whose last digits are rounding.
+    """
+    module = recurrence.module
+    every = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    theta = {n: t.double() for n, t in every.items() if t.is_floating_point()}
+    try:
+        a, b = pair(lambda x, h: recurrence.step(theta, x, h), x.double(), h.double())
+    except (RuntimeError, TypeError, ValueError):  # it computes in its own dtype only
+        return True
+    if a.dtype != torch.float64:
+        return True
+    largest = max(float(t.abs().max()) for t in (x, h, *theta.values()) if t.numel())
+    bound = 1e-6 * b.abs().max() + 1e3 * torch.finfo(a.dtype).eps * largest
+    return not bool((a - b).abs().max() <= bound)

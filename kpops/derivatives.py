@@ -1,0 +1,334 @@
+"""Whether the derivatives that operators are made of are those that training uses, and true.
+
+Operators take the derivatives of a step, and of a readout, by reverse mode under ``torch.func``.
+Three things can be otherwise. Training, which is plain autograd, may get another gradient: by
+hooks, or by what a module has made of its weights in an earlier call and kept. A backward pass may
+be no linear map, so that it has no adjoint. And it may be the derivative of something else than the
+values: of a surrogate, or of what is left where a part is detached or runs under ``torch.no_grad``.
+All of them are compared here on a few rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kpops.engines.differential import Differential
+from kpops.engines.rowwise import Rowwise
+
+STATE = "its state"
+
+_ROWS = 4
+_LARGE = 2.0**10
+_TRIES = 3
+_NEARBY = 1e-2
+# Relative steps of differences of fourth order: the first is for what computes in float32 inside,
+# the last ones are for functions of many kinks.
+_STEPS = (3e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}
+
+_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
+_REMEDIES = {
+    "saved tensor hooks": "leave torch.utils.checkpoint out",
+    "setup_context": "give the autograd.Function a setup_context and generate_vmap_rule = True, "
+    "and leave backward hooks of modules out",
+    "vmap": "write it without branches on values, .item() and changes in place; an "
+    "autograd.Function needs generate_vmap_rule = True",
+    "scaled_dot_product": "call attention within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)",
+    "storage": "leave NumPy and memory addresses out",
+    "once_differentiable": "leave once_differentiable out",
+    "nference": "leave torch.inference_mode out",
+    "in-place": "change nothing in place",
+    "inplace": "change nothing in place",
+}
+
+
+class Subject(Protocol):
+    """What is checked: a recurrence, or a readout of rows."""
+
+    module: Any
+
+    def step(self, parameters: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
+        """Next states or outputs, row by row."""
+        ...
+
+    def renewed(self) -> Subject:
+        """The same from before its next call."""
+        ...
+
+
+class Rows(NamedTuple):
+    """Where it is checked: some rows, and the parameters that learn."""
+
+    parameters: dict[str, Tensor]
+    x: Tensor
+    h: Tensor
+
+
+def is_declared(module: Any) -> bool:
+    """Whether a model or a readout says that its gradient is a surrogate."""
+    parts = module.modules() if isinstance(module, nn.Module) else [module]
+    return any(getattr(part, "surrogate_gradient", False) for part in parts)
+
+
+@torch.no_grad()
+def refuse_unlike_training(
+    name: str,
+    subject: Subject,
+    never_run: Subject,
+    parameters: dict[str, Tensor],
+    x: Tensor,
+    h: Tensor,
+) -> None:
+    """Refuse what has other derivatives than training gets, or than its values have.
+
+    Parameters
+    ----------
+    name : str
+        What it is called in messages.
+    subject : Subject
+        A recurrence or a readout.
+    never_run : Subject
+        The same from before its first run, by ``renewed``.
+    parameters : dict of str to Tensor
+        Those that learn.
+    x, h : Tensor, shapes (row, feature) and (row, unit)
+        Where it was run.
+
+    Raises
+    ------
+    ValueError
+        With the name of what disagrees, and the remedy.
+    """
+    some = torch.linspace(0, len(h) - 1, min(_ROWS, len(h)), device=h.device).long()
+    rows = Rows(parameters, x[some], h[some])
+    trained, ours = _gradients(name, subject, never_run, rows)
+    for what, gradient in ours.gradients.items():
+        reference = trained[what]
+        if _far(gradient, torch.zeros_like(gradient) if reference is None else reference):
+            raise ValueError(
+                f"the gradient of {name} by {what} is not the one that training gets: "
+                f"{_why_not_trained(subject.module, never_run.module)}"
+            )
+        if not ours.linear[what]:
+            raise ValueError(
+                f"the backward pass of {name} to {what} is not linear, so that it has no adjoint: "
+                "leave hooks that clip gradients out"
+            )
+    if not ours.adjoint:  # possible only where the push is by forward mode
+        raise ValueError(
+            f"forward and reverse mode of {name} disagree, and it has no second derivative: leave "
+            "torch.no_grad and hooks out, or functions such as hardsigmoid, which lack it"
+        )
+    _refuse_kept(name, never_run, rows, [what for what, g in trained.items() if g is None])
+    if is_declared(subject.module):
+        return
+    untrue = [STATE] if _is_untrue(subject, rows, []) else []
+    if parameters and _is_untrue(subject, rows, list(parameters)):
+        untrue += [n for n in parameters if _is_untrue(subject, rows, [n])] or list(parameters)
+    if untrue:
+        raise ValueError(
+            f"the gradient of {name} by {', '.join(untrue)} is not the derivative of its values: "
+            "reverse mode and finite differences disagree. Is a part under torch.no_grad, "
+            "detached, rounded, behind a hook, or of a backward pass of its own? Mend it; or, if "
+            "it is trained that way, declare it by an attribute surrogate_gradient = True of the "
+            "module"
+        )
+
+
+# Reverse mode: training's, and the operators'.
+
+
+class _ByOperators(NamedTuple):
+    """Gradients by name; whether each is linear in the cotangent; whether push and pull agree."""
+
+    gradients: dict[str, Tensor]
+    linear: dict[str, bool]
+    adjoint: bool
+
+
+def _gradients(
+    name: str, subject: Subject, never_run: Subject, rows: Rows
+) -> tuple[dict[str, Tensor | None], _ByOperators]:
+    shape = subject.step({}, rows.x, rows.h).shape
+    cotangent = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(rows.h)
+    try:
+        trained = _by_training(never_run, rows, cotangent)
+        return trained, _by_operators(subject, rows, cotangent)
+    except _ERRORS as error:
+        remedies = (remedy for text, remedy in _REMEDIES.items() if text in str(error))
+        raise ValueError(
+            f"the derivatives of {name} cannot be taken "
+            f"({str(error).strip().partition(chr(10))[0] or type(error).__name__}): "
+            f"{next(remedies, 'write it in plain operations of torch')}"
+        ) from error
+
+
+def _by_training(subject: Subject, rows: Rows, cotangent: Tensor) -> dict[str, Tensor | None]:
+    """Gradients by plain autograd; None where nothing depends."""
+    with torch.enable_grad():
+        leaves = {n: p.clone().requires_grad_() for n, p in rows.parameters.items()}
+        h = rows.h.clone().requires_grad_()
+        value = subject.step(leaves, rows.x, h)
+        every: dict[str, Tensor] = {STATE: h, **leaves}
+        if not value.requires_grad:
+            return dict.fromkeys(every)
+        gradients = torch.autograd.grad(value, [*every.values()], cotangent, allow_unused=True)
+    return dict(zip(every, gradients, strict=True))
+
+
+def _by_operators(subject: Subject, rows: Rows, cotangent: Tensor) -> _ByOperators:
+    """Derivatives as operators take them, of two vectors: in another way than those of one."""
+    d = Rowwise(subject.step, *rows, keep=True)
+    generator = torch.Generator().manual_seed(1)
+    block = torch.stack([cotangent, _LARGE * cotangent])
+    pulled, gaps = {STATE: d.state_vjp(block)}, []
+
+    def compare(pulled: Tensor, push: Callable[[Tensor], Tensor]) -> None:
+        u = torch.randn(pulled[0].shape, generator=generator).to(pulled)
+        pushed, pulled = push(torch.stack([u, u]))[0], pulled[0]
+        size = cotangent.norm() * pushed.norm() + u.norm() * pulled.norm()
+        gaps.append(((cotangent * pushed).sum() - (u * pulled).sum()).abs() / size)
+
+    compare(pulled[STATE], d.state_jvp)
+    names = list(rows.parameters)
+    if names:
+        flat = d.parameter_vjp(block, names)
+        compare(flat, lambda u: d.parameter_jvp(u, names))
+        parts = flat.split(d.sizes(names), dim=1)
+        shapes = (rows.parameters[n].shape for n in names)
+        pulled |= {n: p.reshape(2, *s) for n, p, s in zip(names, parts, shapes, strict=True)}
+    linear = {n: not _far(two[1] / _LARGE, two[0]) for n, two in pulled.items()}
+    adjoint = not any(bool(gap > _tolerance(gap)) for gap in gaps)
+    return _ByOperators({n: two[0] for n, two in pulled.items()}, linear, adjoint)
+
+
+def _far(a: Tensor, b: Tensor) -> bool:
+    """Whether gradients differ by more than rounding, where both are finite."""
+    finite = a.isfinite() & b.isfinite()
+    return bool((a - b)[finite].norm() > _tolerance(a) * b[finite].norm())
+
+
+def _tolerance(like: Tensor) -> float:
+    return max(1e-5, 1e3 * torch.finfo(like.dtype).eps)  # a part may compute in float32
+
+
+# What a module keeps of its weights.
+
+
+def _kept_by(module: Any) -> dict[tuple[str, str], Tensor]:
+    """Tensors that are plain attributes, by the name of the part and their own."""
+    parts = module.named_modules() if isinstance(module, nn.Module) else ()
+    return {
+        (name, key): value
+        for name, part in parts
+        for key, value in vars(part).items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+
+
+def _why_not_trained(module: Any, never_run: Any) -> str:
+    made = sorted(_kept_by(module).keys() - _kept_by(never_run).keys())
+    if not made:
+        return "leave hooks on gradients out, and whatever a call keeps for later ones"
+    kept = ", ".join(".".join(filter(None, key)) for key in made)
+    return (
+        f"a step makes {kept} and keeps it, so that the weights behind it drop out of later "
+        "steps; make it in each step, or by torch.nn.utils.parametrize"
+    )
+
+
+def _refuse_kept(name: str, never_run: Subject, rows: Rows, without: list[str]) -> None:
+    """Refuse weights without effect that get one once a kept tensor is forgotten."""
+    for part, key in _kept_by(never_run.module) if set(without) - {STATE} else ():
+        again = never_run.renewed()
+        setattr(again.module.get_submodule(part), key, None)
+        try:
+            cotangent = torch.ones_like(again.step({}, rows.x, rows.h))
+            trained = _by_training(again.renewed(), rows, cotangent)
+        except _ERRORS:  # it is needed, so it is no memory of an earlier call
+            continue
+        of = [what for what in without if trained[what] is not None]
+        if of:
+            raise ValueError(
+                f"{name} keeps {'.'.join(filter(None, (part, key)))}, made in an earlier call of "
+                f"{', '.join(of)}, which therefore has no effect: set it to None, and make it in "
+                "each step"
+            )
+
+
+# Finite differences.
+
+
+def _is_untrue(subject: Subject, rows: Rows, names: list[str]) -> bool:
+    """Whether the derivative by these parameters, or by the state if there are none, is not true.
+
+    It is not where a value has another slope along every random direction, near every point: kinks
+    spoil some of them.
+    """
+    for dtype in dict.fromkeys((torch.float64, rows.h.dtype)):
+        agreed: Tensor | bool = False
+        try:
+            for seed in range(_TRIES):
+                curve, zero = _curve(subject, rows, names, dtype, seed)
+                d = Differential(curve, zero)
+                slope = d.push(torch.ones_like(zero))
+                if slope.dtype != dtype:
+                    break
+                for step in _STEPS:
+                    agreed = agreed | _agrees(curve, zero + step, d.value, slope)
+                    if bool(agreed.all()):
+                        return False
+            else:
+                return True
+        except _ERRORS:  # it computes in its own dtype only, or at its own weights
+            continue
+    return False
+
+
+def _curve(
+    subject: Subject, rows: Rows, names: list[str], dtype: torch.dtype, seed: int
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Values along a random direction, as a function of a number, and the number 0.
+
+    The line passes near the rows and the weights, not through them: there a derivative may be a
+    matter of taste, as that of relu is at the state 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(like: Tensor) -> Tensor:
+        drawn = torch.randn(like.shape, generator=generator, dtype=dtype).to(like)
+        return drawn * (float(like.square().mean().sqrt()) if like.any() else 1.0)
+
+    module, every = subject.module, {}
+    if isinstance(module, nn.Module):
+        every = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    theta = {n: t.detach().to(dtype) for n, t in every.items() if t.is_floating_point()}
+    theta |= {n: p.to(dtype) for n, p in rows.parameters.items()}
+    theta |= {n: theta[n] + _NEARBY * normal(theta[n]) for n in rows.parameters}
+    x, h = rows.x.to(dtype), rows.h.to(dtype)
+    h = h + _NEARBY * normal(h)
+    along = {n: normal(theta[n]) for n in names}
+    dh = 0 if names else normal(h)
+
+    def curve(s: Tensor) -> Tensor:
+        moved = {n: theta[n] + s * direction for n, direction in along.items()}
+        return subject.step({**theta, **moved}, x, h + s * dh)
+
+    return curve, h.new_zeros(())
+
+
+def _agrees(
+    curve: Callable[[Tensor], Tensor], step: Tensor, value: Tensor, slope: Tensor
+) -> Tensor:
+    """Which values have the slope of the curve at 0, or none, (row, output)."""
+    change = (8 * (curve(step) - curve(-step)) - (curve(2 * step) - curve(-2 * step))) / 12
+    expected = step * slope
+    gap = (change - expected).abs()
+    told = gap.isfinite()
+    size = [v.where(told, 0).norm(dim=1, keepdim=True) for v in (change, expected, value)]
+    rounding = 100 * torch.finfo(step.dtype).eps * size[2]
+    return ~told | (gap <= _TOLERANCE[step.dtype] * (size[0] + size[1]) + rounding)

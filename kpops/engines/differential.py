@@ -1,0 +1,64 @@
+"""The derivative of any function of tensors, and its transpose, by reverse mode.
+
+Forward mode passes through ``torch.no_grad``, hooks on gradients and ``torch.autograd.Function`` in
+other ways than the backward pass that training uses, and then J and J* would belong to different
+maps. But the pullback ``c -> c^T df`` is linear in c, so that its own pullback is ``u -> df u``.
+The two are adjoint by construction, and neither evaluates the function again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+
+
+class Differential:
+    """df of a function at a point.
+
+    Parameters
+    ----------
+    function : callable
+        Of one argument, a tensor or a dict of tensors; returns a tensor.
+    point : Tensor or dict of str to Tensor
+        Where the derivative is taken.
+    """
+
+    def __init__(self, function: Callable[[Any], Tensor], point: Any) -> None:
+        made: Any = vjp(function, point)
+        self.value, self._pullback = made
+        self._function, self._point = function, point
+
+    def pull(self, cotangent: Tensor) -> Any:
+        """c^T df, of the form of the point."""
+        return self._pullback(cotangent)[0]
+
+    @cached_property
+    def push(self) -> Callable[[Any], Tensor]:
+        """The map of a tangent u of the form of the point to df u; ask for it outside of vmap."""
+        transpose: Any = vjp(self.pull, torch.zeros_like(self.value))[1]
+
+        def pushed(tangent: Any) -> Tensor:
+            try:
+                return transpose(tangent)[0]
+            except RuntimeError as error:
+                if "is not implemented" not in str(error):
+                    raise
+                # A few backward passes have none of their own, such as that of hardsigmoid.
+                _load_forward_mode()
+                return jvp(self._function, (self._point,), (tangent,))[1]
+
+        return pushed
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Make torch load its forward mode, which warns of a deprecation of torch's own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))

@@ -1,0 +1,48 @@
+"""A readout as a function of rows, as a step of a recurrence is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kpops.models.recurrence import Recurrence, refuse_cached, stand_in
+
+
+class RowReadout:
+    """``y = C(h)`` on rows of states.
+
+    Parameters
+    ----------
+    recurrence : Recurrence
+        Says which part of the state is read.
+    readout : nn.Module or callable
+        Of hidden states (row, hidden).
+    """
+
+    def __init__(self, recurrence: Recurrence, readout: Callable[[Tensor], Tensor]) -> None:
+        self.recurrence = recurrence
+        self.module = readout
+        self._stand_in: nn.Module | None = None
+
+    def step(self, parameters: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
+        """Outputs (row, output) under `parameters`; those not named keep their value."""
+        # A copy, which the readout may change in place, as nn.ReLU(inplace=True) does.
+        hidden = self.recurrence.output(h).clone()
+        if not (parameters and isinstance(self.module, nn.Module)):
+            return self.module(hidden)
+        refuse_cached(self.module)
+        if self._stand_in is None:
+            self._stand_in = stand_in(self.module)
+        return functional_call(self._stand_in, parameters, (hidden,))
+
+    def renewed(self) -> RowReadout:
+        """A readout of the same tensors that has not seen any call from here on."""
+        module = self.module
+        return RowReadout(
+            self.recurrence, stand_in(module) if isinstance(module, nn.Module) else module
+        )
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_stand_in": None}
