@@ -19,7 +19,6 @@ from kpops.engines.choice import ENGINES, choose_engine, memory_estimate
 from kpops.engines.classification import classify
 from kpops.engines.rowwise import Rowwise
 from kpops.labels import Space, parameter_space, to_numpy
-from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence
 from kpops.operators import (
     FlowOperator,
@@ -114,15 +113,13 @@ def linearize(
     """
     if measure not in ("sum", "mean"):
         raise ValueError(f"measure={measure!r}: choose 'sum' or 'mean'")
-    is_network = isinstance(model, Network)
-    if is_network:
-        snapshot.refuse_changed_network(model)
-        readout = model.readout if readout is None else readout
-        model = model.recurrent
-    snapshot.refuse_tied(model, readout)
-    recurrence = snapshot.of_model(model, dtype, device)
-    recurrence.time_major &= not is_network  # a Network takes (trial, time, feature)
-    learning = snapshot.learning_parameters(recurrence, parameters)
+    if isinstance(model, Linearization):
+        raise TypeError("model is a Linearization, which is of a model already: use it as it is")
+    parts = snapshot.take_apart(model, inputs, readout=readout, h0=h0)
+    readout = parts.readout
+    snapshot.refuse_tied(parts.recurrent, readout)
+    recurrence = snapshot.of_model(parts, dtype, device)
+    learning = snapshot.learning_parameters(recurrence, parts.own_names(parameters))
     like = next(iter(learning.values()))
     inputs, mask = snapshot.unpack(inputs, mask, recurrence)
     x, coords = snapshot.read_inputs(inputs, recurrence, like, convert=dtype is not None)
@@ -152,6 +149,7 @@ def linearize(
         measure=measure,
         engine_asked=engine,
         gates_asked=gates,
+        remark=parts.remark,
     )
 
 
@@ -177,6 +175,8 @@ class Linearization:
         The measure of trials and time in K.
     engine_asked, gates_asked : str
         The engine and the treatment of gates asked for.
+    remark : str
+        How a model over whole sequences was understood.
     """
 
     recurrence: Recurrence
@@ -188,6 +188,7 @@ class Linearization:
     measure: str
     engine_asked: str
     gates_asked: str
+    remark: str = ""
 
     def __post_init__(self) -> None:
         with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
@@ -375,12 +376,13 @@ class Linearization:
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.parameters.values())
         readout = "" if self.readout is None else f", readout {self.output_space.shape[-1]}"
+        parts = f"\n {self.remark}" if self.remark else ""
         remark = f"\n {self.engine.remark}" if self.engine.remark else ""
         known = ", ".join(name for name, holds in self.structure.items() if holds)
         forcing = f", forcing {self.attrs['forcing']}" if "forcing" in self.attrs else ""
         return (
             f"<Linearization of {type(self.recurrence.module).__name__} {self.space}, "
-            f"{n_parameters} learning parameters{readout}\n"
+            f"{n_parameters} learning parameters{readout}{parts}\n"
             f" measure {self.measure}{forcing}, {self.attrs['dtype']} on {self.device}, "
             f"engine {self.engine.name}: {self.engine_reason}{remark}\n"
             f" structure: {known}>"

@@ -16,20 +16,32 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from kpops.engines.base import Trajectory
 from kpops.labels import Coordinate, Space, as_tensor, by_name, numpy_dtype
-from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence, as_recurrence
+from kpops.models.structure import recurrent_class
+from kpops.models.whole import Parts
+from kpops.models.whole import take_apart as _take_apart
 
 _ROWS_TOGETHER = 4096
 """Steps that are taken at once to see whether they are those taken one by one."""
 
 
+def take_apart(model: Any, inputs: Any = None, *, readout: Any = None, h0: Any = None) -> Parts:
+    """What is linearised of `model`: the one door through which every function takes models."""
+    if isinstance(model, nn.Module):
+        _refuse_dropout(model)
+    return _take_apart(model, _copy, inputs=inputs, readout=readout, h0=h0)
+
+
 def of_model(
-    model: Any, dtype: torch.dtype | None, device: torch.device | str | None
+    parts: Parts, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> Recurrence:
-    """Private copy of `model` as a recurrence, in `dtype` and on `device` where given."""
+    """Private copy of the recurrent part, in `dtype` and on `device` where given."""
     # The copy first: to read a parametrised weight of the user's may already change its buffers.
+    model = parts.recurrent
     recurrence = as_recurrence(_copy(model) if isinstance(model, nn.Module) else model)
     _refuse_dropout(recurrence.module)
+    if parts.time_major is not None:
+        recurrence.time_major = parts.time_major
     if dtype is not None:
         numpy_dtype(dtype)  # refuses what is not float32 or float64
         recurrence = recurrence.to(dtype)
@@ -92,6 +104,11 @@ def convert_state(h0: Any, dtype: torch.dtype | None) -> Any:
 
 def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[str, Tensor]]:
     if isinstance(readout, nn.Module):
+        if recurrent := recurrent_class(readout):
+            raise ValueError(
+                f"readout has a {recurrent} in it, which has a state of its own: make it a layer "
+                "of the model, or linearise it by itself"
+            )
         _refuse_dropout(readout)
         dtypes = {p.dtype for p in readout.parameters()} - {like.dtype}
         if dtypes and not convert:
@@ -102,9 +119,10 @@ def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[
         mine = _copy(readout).to(like)
         learning = {n: p.detach() for n, p in mine.named_parameters() if p.requires_grad}
         return mine.requires_grad_(False), learning
-    if callable(readout):
+    if callable(readout) and not isinstance(readout, type):
         return readout, {}
-    raise TypeError(f"readout is a {type(readout).__name__}, expected an nn.Module or a callable")
+    what = f"the class {readout.__name__}" if isinstance(readout, type) else type(readout).__name__
+    raise TypeError(f"readout is {what}, expected an nn.Module or a callable")
 
 
 def _copy(module: Any) -> Any:
@@ -119,17 +137,6 @@ def _copy(module: Any) -> Any:
             f"{type(module).__name__} cannot be copied ({error}): keep only parameters and "
             "buffers as its tensors, for example with torch.nn.utils.parametrizations"
         ) from error
-
-
-def refuse_changed_network(network: Network) -> None:
-    """Refuse a Network that does something else than its recurrent module and its readout."""
-    if type(network).forward is not Network.forward or (
-        network._forward_hooks or network._forward_pre_hooks
-    ):
-        raise ValueError(
-            f"{type(network).__name__} has a forward or hooks of its own: linearise its recurrent "
-            "module and pass readout="
-        )
 
 
 def _refuse_dropout(model: nn.Module) -> None:
@@ -154,7 +161,7 @@ def learning_parameters(
         chosen = {n for n in every if wanted(n)}
         reason = "the predicate parameters= accepts no name"
     else:
-        chosen = {wanted} if isinstance(wanted, str) else set(wanted)
+        chosen = {wanted} if isinstance(wanted, str) else _names_of(wanted, every)
         reason = "parameters= is empty"
     unknown = sorted(chosen - set(every))
     if unknown:
@@ -164,6 +171,17 @@ def learning_parameters(
     first = next(iter(every.values()))
     numpy_dtype(first.dtype)
     return {n: p.detach() for n, p in every.items() if n in chosen}
+
+
+def _names_of(wanted: Any, every: Iterable[str]) -> set[str]:
+    names = list(wanted) if isinstance(wanted, Iterable) else [wanted]
+    other = next((type(name).__name__ for name in names if not isinstance(name, str)), None)
+    if other is not None:
+        raise TypeError(
+            f"parameters= holds a {other}, expected names: choose from {list(every)}, or give a "
+            "predicate on names"
+        )
+    return set(names)
 
 
 def unpack(inputs: Any, mask: Any, recurrence: Recurrence) -> tuple[Any, Any]:
@@ -185,6 +203,11 @@ def read_inputs(
     """
     coords: dict[str, Coordinate] = {}
     time_major = recurrence.time_major
+    if isinstance(inputs, xr.Dataset):
+        raise TypeError(
+            f"inputs is a Dataset of {list(map(str, inputs))}: pass one of them, for example "
+            "task.inputs"
+        )
     if isinstance(inputs, xr.DataArray):
         if inputs.ndim != 3 or not {"trial", "time"} <= set(inputs.dims):
             raise ValueError(
