@@ -160,6 +160,11 @@ def as_tensor(array: Any) -> Tensor:
         return array.detach()
     if is_cupy(array):
         return torch.from_dlpack(array)
+    if isinstance(array, xr.Dataset):
+        raise TypeError(
+            f"a Dataset of {list(map(str, array))} is given for an array: pass one of its "
+            "variables, as task.inputs is of a task"
+        )
     array = np.asarray(array)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"dtype {array.dtype} is not a real number type: pass real numbers")

@@ -115,7 +115,7 @@ def linearize(
         raise ValueError(f"measure={measure!r}: choose 'sum' or 'mean'")
     if isinstance(model, Linearization):
         raise TypeError("model is a Linearization, which is of a model already: use it as it is")
-    parts = snapshot.take_apart(model, inputs, readout=readout, h0=h0)
+    parts = snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
     readout = parts.readout
     snapshot.refuse_tied(parts.recurrent, readout)
     recurrence = snapshot.of_model(parts, dtype, device)

@@ -25,11 +25,24 @@ _ROWS_TOGETHER = 4096
 """Steps that are taken at once to see whether they are those taken one by one."""
 
 
-def take_apart(model: Any, inputs: Any = None, *, readout: Any = None, h0: Any = None) -> Parts:
+def take_apart(
+    model: Any,
+    inputs: Any = None,
+    dtype: torch.dtype | None = None,
+    *,
+    readout: Any = None,
+    h0: Any = None,
+) -> Parts:
     """What is linearised of `model`: the one door through which every function takes models."""
+
+    def private_copy(model: nn.Module) -> nn.Module:
+        mine = _copy(model) if dtype is None else _copy(model).to(dtype)
+        _refuse_mixed(mine)
+        return mine
+
     if isinstance(model, nn.Module):
         _refuse_dropout(model)
-    return _take_apart(model, _copy, inputs=inputs, readout=readout, h0=h0)
+    return _take_apart(model, private_copy, inputs=inputs, readout=readout, h0=h0)
 
 
 def of_model(
@@ -47,9 +60,7 @@ def of_model(
         recurrence = recurrence.to(dtype)
     if device is not None:
         recurrence = recurrence.to(device)
-    dtypes = {n: p.dtype for n, p in recurrence.module.named_parameters()}
-    if len(set(dtypes.values())) > 1:
-        raise TypeError(f"the parameters mix dtypes, {dtypes}: pass dtype= to choose one")
+    _refuse_mixed(recurrence.module)
     return recurrence
 
 
@@ -121,7 +132,8 @@ def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[
         return mine.requires_grad_(False), learning
     if callable(readout) and not isinstance(readout, type):
         return readout, {}
-    what = f"the class {readout.__name__}" if isinstance(readout, type) else type(readout).__name__
+    is_class = isinstance(readout, type)
+    what = f"the class {readout.__name__}" if is_class else f"a {type(readout).__name__}"
     raise TypeError(f"readout is {what}, expected an nn.Module or a callable")
 
 
@@ -137,6 +149,12 @@ def _copy(module: Any) -> Any:
             f"{type(module).__name__} cannot be copied ({error}): keep only parameters and "
             "buffers as its tensors, for example with torch.nn.utils.parametrizations"
         ) from error
+
+
+def _refuse_mixed(model: nn.Module) -> None:
+    dtypes = {n: p.dtype for n, p in model.named_parameters()}
+    if len(set(dtypes.values())) > 1:
+        raise TypeError(f"the parameters mix dtypes, {dtypes}: pass dtype= to choose one")
 
 
 def _refuse_dropout(model: nn.Module) -> None:
@@ -203,11 +221,6 @@ def read_inputs(
     """
     coords: dict[str, Coordinate] = {}
     time_major = recurrence.time_major
-    if isinstance(inputs, xr.Dataset):
-        raise TypeError(
-            f"inputs is a Dataset of {list(map(str, inputs))}: pass one of them, for example "
-            "task.inputs"
-        )
     if isinstance(inputs, xr.DataArray):
         if inputs.ndim != 3 or not {"trial", "time"} <= set(inputs.dims):
             raise ValueError(

@@ -22,7 +22,7 @@ def read_model(
     inputs: Any = None,
 ) -> Recurrence:
     """Private copy of a model, or of its recurrent part, in which nothing learns."""
-    parts = snapshot.take_apart(model, inputs)
+    parts = snapshot.take_apart(model, inputs, dtype)
     return snapshot.of_model(parts, dtype, device).requires_grad_(False)
 
 

@@ -287,16 +287,17 @@ class Run:
                 raise self._refusal(f"runs {self.path} without gradients")
             mine = view(self._rows(chain, hidden)).reshape(-1)
             outputs = mine if leaf is None else tensors(returned)[leaf].reshape(-1)
-            states = [tensors(c.result)[0] for c in calls if c.path == self.path]
+            own = [c.result for c in calls if c.path == self.path]
+            states = [tensors(result)[0] for result in own]
             names, parameters = zip(*self.copy.named_parameters(), strict=True)
             generator = torch.Generator().manual_seed(0)
             weights = torch.randn(len(mine), generator=generator).to(mine)
-            theirs = gradients(outputs, weights, [*parameters, *states])
-            ours = gradients(mine, weights, [*parameters, *states])
+            wanted = [*parameters, *states]
+            theirs, ours = (self._gradients(y, weights, wanted, own[-1]) for y in (outputs, mine))
         parts = [self.copy.get_submodule(path) for path in (self.path, *chain)]
         inside = {id(t) for t in (*states, *(p for m in parts for p in m.parameters()))}
         names = (*names, *[f"what {self.path} returns"] * len(states))
-        for name, t, a, b in zip(names, [*parameters, *states], theirs, ours, strict=True):
+        for name, t, a, b in zip(names, wanted, theirs, ours, strict=True):
             if id(t) not in inside and largest(a) > 0:
                 raise self._refusal(
                     f"makes its outputs with {name} too, which is in neither part (a start that "
@@ -308,6 +309,17 @@ class Run:
                     "or changes gradients",
                     readout=chain[-1] if chain else None,
                 )
+
+    def _gradients(
+        self, y: Tensor, weights: Tensor, wanted: list[Tensor], result: Any
+    ) -> list[Tensor]:
+        """Gradients by parameters and states; a layer returns its last state twice, as h_n too."""
+        if not isinstance(self.recurrence.module, nn.RNNBase) or wanted[-1].ndim < 3:
+            return gradients(y, weights, wanted)
+        *found, of_end = gradients(y, weights, [*wanted, tensors(result)[1]])
+        found[-1] = self._by_trial(found[-1]).clone()
+        found[-1][:, -1] += of_end[-1]
+        return found
 
     # Refusals.
 
