@@ -54,9 +54,11 @@ def linearize(
 
     Parameters
     ----------
-    model : nn.RNN, nn.GRU, nn.LSTM, their Cell classes, kpops.models.Network, or nn.Module
-        Any other module must have ``forward(x_t, h)`` that returns the next state, trial by trial.
-        A :class:`kpops.models.Network` brings its readout.
+    model : nn.RNN, nn.GRU, nn.LSTM, their Cell classes, or any nn.Module
+        A cell has ``forward(x_t, h)``, which returns the next state, trial by trial. A module over
+        whole sequences is run once: where one part of it is recurrent and others map its states to
+        what the module returns, these are linearised; else it is refused, with the call for its
+        parts. Wrappers (DataParallel, torch.compile) are taken off.
     inputs : Tensor, array_like, DataArray or PackedSequence
         Shape (trial, time, feature); for a module with ``batch_first=False`` (time, trial,
         feature), as the module itself takes it. A DataArray with dims ``trial`` and ``time`` is
@@ -64,9 +66,10 @@ def linearize(
     h0 : array_like, optional
         Initial state (trial, unit) or (unit,), or what the module itself takes. Default: zero.
     parameters : iterable of str or callable, optional
-        Names of the parameters that learn, or a predicate on names. Default: all that require
-        grad.
+        Names of the parameters that learn, or a predicate on names; those of the recurrent part,
+        as it names them itself, or with its path in `model`. Default: all that require grad.
     readout : nn.Linear or callable, optional
+        In the place of the model's own, if it has one.
         ``y = C(h)``, on rows (row, hidden) of what the module outputs (for an LSTM: h without c).
         A module is copied; a bare callable is used as it is, and has no parameters that learn.
     mask : array_like of bool, optional
@@ -94,10 +97,11 @@ def linearize(
     Raises
     ------
     TypeError
-        If dtypes are mixed, or `model` is not a module.
+        If dtypes are mixed, or an argument is of a wrong kind.
     ValueError
         If a shape, a name or an option is wrong; if the model is random in its present mode,
-        mixes trials or has no learning parameter; if inputs or states are not finite.
+        mixes trials, has no learning parameter, or is more than a recurrent part and a readout;
+        if inputs or states are not finite.
     MemoryError
         If the engine asked for would not fit.
 

@@ -196,7 +196,7 @@ def _names_of(wanted: Any, every: Iterable[str]) -> set[str]:
     other = next((type(name).__name__ for name in names if not isinstance(name, str)), None)
     if other is not None:
         raise TypeError(
-            f"parameters= holds a {other}, expected names: choose from {list(every)}, or give a "
+            f"parameters= holds {other} objects, expected names: choose from {list(every)}, or give a "
             "predicate on names"
         )
     return set(names)

@@ -626,17 +626,17 @@ REFUSED = {
     "parameters instead of names": (
         lambda: kpops.linearize(gru(), inputs(), parameters=gru().parameters()),
         TypeError,
-        r"parameters= holds a Parameter, expected names: choose from \['weight_ih_l0', ",
+        r"parameters= holds Parameter objects, expected names: choose from \['weight_ih_l0', ",
     ),
     "named parameters instead of names": (
         lambda: kpops.linearize(gru(), inputs(), parameters=gru().named_parameters()),
         TypeError,
-        "parameters= holds a tuple, expected names: choose from",
+        "parameters= holds tuple objects, expected names: choose from",
     ),
     "a number instead of names": (
         lambda: kpops.linearize(gru(), inputs(), parameters=3),
         TypeError,
-        "parameters= holds a int, expected names",
+        "parameters= holds int objects, expected names",
     ),
     "task instead of inputs": (
         lambda: kpops.linearize(nn.GRU(3, 4), kpops.tasks.memory_pro(2)),
