@@ -132,7 +132,8 @@ def _wrapped(model: Any) -> str | None:
     if original(model) is not model:
         return "_orig_mod"
     # A LightningModule often has no forward, but one network beside losses and metrics.
-    if getattr(model.forward, "__name__", "") == "_forward_unimplemented":
+    owner = next(c for c in type(model).__mro__ if "forward" in vars(c))
+    if owner is nn.Module or owner.__name__ == "LightningModule":
         networks = [
             n for n, child in model.named_children() if any(True for _ in child.parameters())
         ]
