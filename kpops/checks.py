@@ -42,8 +42,7 @@ def refuse_unfit(model: Any, what: str) -> None:
     if not isinstance(model, nn.Module):
         functions[what] = partial(model)
     else:
-        _refuse_dropout(model)
-        _refuse_unreal(model)
+        refuse_unready(model)
         for name, parameter in model.named_parameters():
             if is_lazy(parameter):
                 raise ValueError(
@@ -68,7 +67,8 @@ def refuse_unfit(model: Any, what: str) -> None:
             )
 
 
-def _refuse_dropout(model: nn.Module) -> None:
+def refuse_unready(model: nn.Module) -> None:
+    """Refuse dropout in training mode, complex tensors, and those without numbers."""
     for name, module in model.named_modules():
         random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
         if random and module.training:
@@ -76,16 +76,12 @@ def _refuse_dropout(model: nn.Module) -> None:
                 f"{name or type(module).__name__} is a {module} in training mode, so each run of "
                 "the model is another: call model.eval() first"
             )
-
-
-def _refuse_unreal(module: nn.Module) -> None:
-    """Refuse complex tensors, and those without numbers."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    refuse_complex(tensors, type(module).__name__)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    refuse_complex(tensors, type(model).__name__)
     for name, tensor in tensors:
         if tensor.is_meta:
             raise ValueError(
-                f"{name} of {type(module).__name__} is on the device meta, where there are no "
+                f"{name} of {type(model).__name__} is on the device meta, where there are no "
                 "numbers: make the module on another device, and load its weights"
             )
 
