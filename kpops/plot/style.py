@@ -273,8 +273,11 @@ def with_dims(
     left = [d for d in dims if d not in (*needed, *optional)]
     if not missing and len(left) <= others:
         return values.transpose(..., *needed)
-    expected = ", ".join((*needed, *(f"perhaps {d}" for d in optional)))
-    expected += f" and at most {others} other" * bool(others)
+    expected = ", ".join(needed)
+    if optional:
+        expected += f", with or without {' and '.join(optional)}"
+    if others:
+        expected += f"{' and ' * bool(needed)}at most {others} others"
     text = f"{values.name or 'values'} has dims {dims}, expected {expected}"
     if missing:
         raise ValueError(f"{text}: {', '.join(missing)} is missing")
