@@ -151,10 +151,11 @@ def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
             marker = _MARKERS[group[0]] if each else "o"
             label = f"point {shown['point'].values[group[0]]}: {name}" if each else name
             style = {"color": colour, "marker": marker, "linestyle": "none"}
-            ax.plot([], [], label=label, markersize=4, **style)
-            for part, looks in ((~unstable, _INSIDE), (unstable, _OUTSIDE)):
-                here = part[group]
-                ax.plot(real[group][here], imaginary[group][here], **style, **looks)
+            for part, looks in ((unstable, _OUTSIDE), (~unstable, _INSIDE)):
+                x, y = real[group][part[group]], imaginary[group][part[group]]
+                if x.size:
+                    ax.plot(x, y, label=label, **style, **looks)
+                    label = None
     for text, looks in ((r"$|\lambda| > 1$", _OUTSIDE), (r"$|\lambda| \leq 1$", _INSIDE)):
         grey = {"color": look.GREY, "marker": "o", "linestyle": "none"}
         ax.plot([], [], label=look.once(ax, text), **grey, **looks)

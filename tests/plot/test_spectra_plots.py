@@ -140,7 +140,7 @@ def test_without_axes_there_is_a_new_figure_as_wide_as_a_column(ax):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (xr.DataArray(np.zeros(3), dims="time"), r"expected \('mode',\)"),
+        (xr.DataArray(np.zeros(3), dims="time"), "expected mode, with or without step: mode is missing"),
         (xr.Dataset({"estimate": 1.0}), r"\['estimate'\], expected eigenvalue or singular_value"),
     ],
 )
