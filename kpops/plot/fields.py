@@ -272,9 +272,8 @@ def _draw_lines(field: xr.DataArray, figure: Any, result: Any) -> np.ndarray:
             _say_not_found(ax)
         size = look.small(ax)
         ax.set_title(_title(entry, "", result), loc="left", fontsize=size, pad=2)
-        ax.set_xlabel("")
         _mark_epochs(ax, entry, x)
         look.plain(ax)
-    axes[-1, 0].set_xlabel(look.coordinate_label(field, across))
+        ax.label_outer()
     axes[0, 0].figure.supylabel(look.label_of(field), fontsize=axes[0, 0].yaxis.label.get_size())
     return axes

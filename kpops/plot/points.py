@@ -37,7 +37,8 @@ def fixed_points(
         Where to draw; default: in a new figure.
     states : Linearization, or Tensor, array_like or DataArray (trial, time, unit), optional
         Trajectories, which are drawn in grey behind the points, and whose principal components
-        these are. Default: the components of the points that are shown.
+        these are. They end where a linearization's mask, or the coordinate ``mask`` of a DataArray,
+        ends them. Default: the components of the points that are shown.
     components : two ints
         The components to the right and upwards; the first is 1.
 
@@ -202,7 +203,8 @@ def _plane(
     states: Any, n_units: int, components: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean, two principal axes, their parts of the variance, and paths, NaN where masked."""
-    pca = trajectory_dimension(states)
+    mask = states.coords.get("mask") if isinstance(states, xr.DataArray) else None
+    pca = trajectory_dimension(states, mask=mask)
     if pca.sizes["unit"] != n_units:
         raise ValueError(
             f"the states have {pca.sizes['unit']} units, the points {n_units}: pass the "
@@ -213,7 +215,7 @@ def _plane(
     if len(wanted) != 2 or not all(c in range(1, n_axes + 1) for c in wanted):
         raise ValueError(f"components={components!r}: choose two from 1 to {n_axes}")
     chosen = pca.sel(mode=wanted)
-    values, valid, *_ = read_states(states, None)
+    values, valid, *_ = read_states(states, mask)
     paths = to_numpy(values.double().masked_fill(~valid[..., None], torch.nan))
     mean = np.nanmean(paths, (0, 1))
     return mean, chosen["axis"].values.astype(float), chosen["explained"].values, paths

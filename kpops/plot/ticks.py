@@ -26,7 +26,8 @@ class WholeNumbers(MaxNLocator):
         super().__init__(nbins, steps=[1, 2, 5, 10], integer=True)
 
     def __call__(self) -> Any:
-        return _only_place(self.axis) or super().__call__()
+        place = _only_place(self.axis)
+        return place if place.size else super().__call__()
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
         """Whole numbers among the round ones of an interval."""
@@ -40,16 +41,17 @@ class WholeDecades(LogLocator):
         super().__init__(subs=(1, 2, 5))
 
     def __call__(self) -> Any:
-        return _only_place(self.axis) or super().__call__()
+        place = _only_place(self.axis)
+        return place if place.size else super().__call__()
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
         """Whole numbers among the round ones of an interval."""
         return _whole(super().tick_values(vmin, vmax))
 
 
-def _only_place(axis: Any) -> list[float]:
+def _only_place(axis: Any) -> np.ndarray:
     low, high = axis.get_data_interval()
-    return [low] if low == high else []
+    return np.array([low] if low == high else [])
 
 
 def _whole(ticks: Any) -> np.ndarray:
@@ -76,7 +78,7 @@ def places(
     elif even and coordinate.size == 1:
         name_ticks(axis, numbers, look.names(coordinate))
     elif coordinate.dtype.kind == "M":
-        locator = AutoDateLocator(minticks=2, maxticks=6)
+        locator = AutoDateLocator(minticks=3, maxticks=6)
         axis.set_major_locator(locator)
         axis.set_major_formatter(ConciseDateFormatter(locator))
     else:

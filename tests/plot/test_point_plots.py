@@ -105,12 +105,18 @@ def test_other_components_and_the_points_alone_can_be_seen(ax, bistable):
     np.testing.assert_allclose(np.cov(spread.T)[0, 1], 0, atol=1e-9)
 
 
-def test_trajectories_of_a_linearization_end_with_their_mask(ax):
+@pytest.mark.parametrize("labelled_mask", [False, True])
+def test_trajectories_of_a_linearization_end_with_their_mask(ax, labelled_mask):
     rnn = torch.nn.RNN(2, 3, batch_first=True, dtype=torch.float64)
     x = torch.randn(4, 10, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mask = torch.arange(10) < torch.tensor([10, 7, 10, 4])[:, None]
     lin = kpops.linearize(rnn, x, mask=mask)
-    kpops.plot.fixed_points(kpops.fixed_points(lin, 10, rng=0), ax, states=lin)
+    points = kpops.fixed_points(lin, 10, rng=0)
+    if labelled_mask:
+        lin_or_states = lin.states.assign_coords(mask=(("trial", "time"), mask.numpy()))
+    else:
+        lin_or_states = lin
+    kpops.plot.fixed_points(points, ax, states=lin_or_states)
     grey = [line.get_xdata() for line in ax.lines if line.get_zorder() == 0]
     assert [np.isfinite(path).sum() for path in grey] == [10, 7, 10, 4]
     valid = lin.states.values[mask.numpy()]
