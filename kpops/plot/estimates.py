@@ -16,7 +16,7 @@ _VARIABLES = ("estimate", "effective_rank")
 _RANKS = "kpops.effective_rank, kpops.collapse or kpops.over_training with one of them"
 _ALIGNMENTS = "kpops.alignment"
 _OVER = "kpops.over_training"
-_DASHES = ("-", "--", ":", "-.")
+_DASHES = (("-", "."), ("--", "x"), (":", "+"), ("-.", "1"))
 
 
 def over_training(values: Result, ax: Any = None, *, log: bool | None = None, **style: Any) -> Any:
@@ -288,18 +288,19 @@ def _lines(
         _line(ax, steps, estimate, stderr, mine)
         return
     coloured, *dashed = map(str, estimate.dims[:-1])
-    dashes = _dashes(estimate, dashed[0]) if dashed else ["-"]
+    dashes = _dashes(estimate, dashed[0]) if dashed else [_DASHES[0]]
     names = _labels(estimate, coloured)
     few = len(names) <= len(look.COLOURS)
     colours = look.colours(ax, estimate, coloured)
     for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
-        for j, dash in enumerate(dashes):
+        for j, (dash, marker) in enumerate(dashes):
             at = {coloured: i} | {d: j for d in dashed}
             label = name if few and j == 0 else None
-            mine = {"color": colour, "linestyle": dash, "marker": ".", "label": label, **style}
+            mine = {"color": colour, "linestyle": dash, "marker": marker, "label": label, **style}
             _line(ax, steps, estimate.isel(at), None if stderr is None else stderr.isel(at), mine)
-    for name, dash in zip(_labels(estimate, dashed[0]) if dashed else [], dashes, strict=False):
-        ax.plot([], [], color=look.GREY, linestyle=dash, label=look.once(ax, name))
+    for name, both in zip(_labels(estimate, dashed[0]) if dashed else [], dashes, strict=False):
+        looks = dict(zip(("linestyle", "marker"), both, strict=True))
+        ax.plot([], [], color=look.GREY, label=look.once(ax, name), **looks)
 
 
 def _line(ax: Any, x: Any, y: xr.DataArray, error: xr.DataArray | None, style: Any) -> None:
@@ -308,7 +309,8 @@ def _line(ax: Any, x: Any, y: xr.DataArray, error: xr.DataArray | None, style: A
         look.band(ax, x, y.values, error.values, line.get_color())
 
 
-def _dashes(estimate: xr.DataArray, dim: str) -> list[str]:
+def _dashes(estimate: xr.DataArray, dim: str) -> list[tuple[str, str]]:
+    """Dashes and markers of the entries of a dim."""
     n = estimate.sizes[dim]
     if n > len(_DASHES):
         raise ValueError(

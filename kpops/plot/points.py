@@ -150,7 +150,7 @@ def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
     for name, colour, chosen in _classes(shown):
         for group in np.split(chosen, len(chosen)) if each else [chosen]:
             marker = _MARKERS[group[0]] if each else "o"
-            label = f"point {shown['point'].values[group[0]]}: {name}" if each else name
+            label: str | None = f"point {shown['point'].values[group[0]]}: {name}" if each else name
             style = {"color": colour, "marker": marker, "linestyle": "none"}
             for part, looks in ((unstable, _OUTSIDE), (~unstable, _INSIDE)):
                 x, y = real[group][part[group]], imaginary[group][part[group]]
@@ -246,8 +246,7 @@ def _draw_directions(
     from matplotlib.collections import LineCollection
 
     real, imaginary = (
-        _of_points(points, name, "mode", "unit").values
-        for name in ("right_real", "right_imag")
+        _of_points(points, name, "mode", "unit").values for name in ("right_real", "right_imag")
     )
     segments: list[np.ndarray] = []
     for i, n in enumerate(points["n_unstable"].values):

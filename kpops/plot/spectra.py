@@ -11,7 +11,7 @@ import xarray as xr
 from kpops.plot import style as look
 
 _SPECTRA = "kpops.eigsh, kpops.eigvalsh or kpops.svds"
-_DECADES_ABOVE_FLOOR = 3
+_DECADES_ABOVE_FLOOR = 2
 _FLOOR = "noise floor"
 
 
@@ -54,7 +54,7 @@ def spectrum(result: xr.Dataset | xr.DataArray, ax: Any = None, **style: Any) ->
     Values below the noise floor are rounding and not drawn: their modes are ticks on the floor, a
     dashed line. It is the attribute ``noise_floor``, of a Dataset without it 64 rounding units, of
     the largest magnitude. A DataArray without it has none, but there, too, has no sign what is
-    below. The floor is drawn where values come within three decades of it. Modes that were not
+    below. The floor is drawn where values come within two decades of it. Modes that were not
     found (NaN) are counted in the legend.
 
     Examples
@@ -222,7 +222,7 @@ def _scale(ax: Any, spectra: list[_Spectrum]) -> None:
     from kpops.plot.ticks import WholeDecades
 
     ax.set_xscale("log")
-    if max(each.modes.max(initial=0) for each in spectra) <= 200:
+    if ax.xaxis.get_data_interval()[1] <= 200:
         ax.xaxis.set_major_locator(WholeDecades())
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())

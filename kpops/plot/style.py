@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 # Okabe and Ito (2008): told apart under every common colour blindness, and in grey by lightness.
@@ -78,7 +77,12 @@ def names(coordinate: xr.DataArray) -> list[str]:
     """Texts of the entries of a coordinate, as short as they are unambiguous."""
     values = np.asarray(coordinate.values)
     if values.dtype.kind == "M":
-        return pd.DatetimeIndex(values).astype(str).tolist()
+        known = values[~np.isnat(values)]
+        exact = (
+            u for u in ("D", "m", "s", "ms", "us") if (known.astype(f"M8[{u}]") == known).all()
+        )
+        texts = np.datetime_as_string(values, next(exact, "ns"))
+        return [text.replace("T", " ") for text in texts.tolist()]
     if values.dtype.kind == "m":
         units = fitting(values)
         return [f"{number(value, 6)} {units}" for value in durations(values, units)]
@@ -133,7 +137,7 @@ def scale_colours(ax: Any, values: xr.DataArray, dim: str) -> list[Any]:
     bar = colour_bar(image, ax, "")
     at = places(bar.ax.yaxis, values, dim)
     image.set_clim(at.min(), at.max())
-    return list(image.to_rgba(at))
+    return [mpl.colors.to_hex(colour) for colour in image.to_rgba(at)]
 
 
 def long_names(style: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +188,11 @@ def spans_decades(values: Any, decades: float = 1.5) -> bool:
 def log_values(ax: Any) -> None:
     """Make the axis of values logarithmic."""
     ax.set_yscale("log")  # also renews the ticks of what was drawn before
-    plain_numbers(ax.yaxis, ax.dataLim.minposy, ax.dataLim.ymax)
+    low, high = ax.dataLim.minposy, ax.dataLim.ymax
+    if low < high < 1.01 * low or low == high:  # ticks would differ in digits that are not written
+        low, high = low / 1.1, 1.1 * high
+        ax.set_ylim(low, high, auto=True)
+    plain_numbers(ax.yaxis, low, high)
 
 
 def plain_numbers(axis: Any, low: float, high: float) -> None:

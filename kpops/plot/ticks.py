@@ -5,7 +5,7 @@ Imports matplotlib, so it is imported by the functions that draw, not at the hea
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -22,10 +22,11 @@ _LONG = 20
 class WholeNumbers(MaxNLocator):
     """Ticks at whole numbers only; a single one where all data stand at one place."""
 
-    def __init__(self, nbins: int | str = "auto") -> None:
+    def __init__(self, nbins: int | Literal["auto"] = "auto") -> None:
         super().__init__(nbins, steps=[1, 2, 5, 10], integer=True)
 
     def __call__(self) -> Any:
+        """Ticks of the axis as it is now."""
         place = _only_place(self.axis)
         return place if place.size else super().__call__()
 
@@ -41,6 +42,7 @@ class WholeDecades(LogLocator):
         super().__init__(subs=(1, 2, 5))
 
     def __call__(self) -> Any:
+        """Ticks of the axis as it is now."""
         place = _only_place(self.axis)
         return place if place.size else super().__call__()
 
@@ -59,7 +61,12 @@ def _whole(ticks: Any) -> np.ndarray:
 
 
 def places(
-    axis: Any, values: xr.DataArray, dim: str, *, even: bool = False, nbins: int | str = "auto"
+    axis: Any,
+    values: xr.DataArray,
+    dim: str,
+    *,
+    even: bool = False,
+    nbins: int | Literal["auto"] = "auto",
 ) -> np.ndarray:
     """Label an axis for a dim, set its ticks, and return where on it the entries stand.
 
@@ -80,7 +87,7 @@ def places(
     elif coordinate.dtype.kind == "M":
         locator = AutoDateLocator(minticks=3, maxticks=6)
         axis.set_major_locator(locator)
-        axis.set_major_formatter(ConciseDateFormatter(locator))
+        axis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
     else:
         whole = coordinate.dtype.kind in "iu"
         ticks = WholeNumbers(nbins) if whole else AutoLocator()
@@ -92,11 +99,13 @@ def places(
 
 
 def _numbers(axis: Any, coordinate: xr.DataArray) -> tuple[np.ndarray | None, str | None]:
-    """Numbers that stand for the entries, None for names; and the unit of durations."""
+    """Numbers that stand for the entries, None for names; and the unit of times without one."""
     values = np.asarray(coordinate.values)
     units = None
     if values.dtype.kind == "M":
         numbers = np.asarray(date2num(values), float)
+        # The ticks leave out what all of them share, such as the year.
+        units = None if np.isnat(values).any() else f"from {values.min().astype('M8[D]')}"
     elif values.dtype.kind == "m":
         units = axis.get_units() if axis.get_units() in look.DURATIONS else look.fitting(values)
         axis.set_units(units)  # a later call, on the same axis, draws in the same unit

@@ -85,7 +85,11 @@ def test_names_choose_and_tasks_that_do_not_correspond_have_their_own():
     [
         (result(other=COSINES), None, "expected state_tuning_cosine or trace_alignment"),
         (result(other=COSINES), ["gradient_cosine"], "expected gradient_cosine"),
-        (result(other=COSINES).isel(task=0), ["other"], "expected task, task_in, with or without step and seed: task is"),
+        (
+            result(other=COSINES).isel(task=0),
+            ["other"],
+            "expected task, task_in, with or without step and seed: task is",
+        ),
         (xr.DataArray(COSINES), None, "cannot plot a DataArray"),
     ],
 )

@@ -14,7 +14,7 @@ DATES = np.datetime64("2026-01-05T09:00", "ns") + np.arange(N) * np.timedelta64(
 SPANS = np.arange(1, N + 1) * np.timedelta64(20, "ms").astype("timedelta64[ns]")
 STEPS = {"long_name": "time", "units": "step"}
 TIMES = {
-    "date": (DATES, {"long_name": "time"}, date2num(DATES), "time"),
+    "date": (DATES, {"long_name": "time"}, date2num(DATES), "time (from 2026-01-05)"),
     "duration": (SPANS, {"long_name": "time"}, 20.0 * np.arange(1, N + 1), "time (ms)"),
     "step": (np.arange(1, N + 1), STEPS, np.arange(1, N + 1), "time (step)"),
     "second": (0.02 * np.arange(N), {"units": "s"}, 0.02 * np.arange(N), "time (s)"),
@@ -72,7 +72,7 @@ def test_modes_of_time_histories_and_maps_stand_at_their_times(time, attrs, at, 
 
 
 def test_dates_are_written_as_dates():
-    (heat, courses), _ = kpops.plot.eigenfunctions(field(DATES, {}), unit=0)
+    (_, courses), _ = kpops.plot.eigenfunctions(field(DATES, {}), unit=0)
     assert isinstance(courses.xaxis.get_major_formatter(), ConciseDateFormatter)
     assert "09:05" in texts(courses.xaxis)
 
