@@ -78,11 +78,10 @@ def names(coordinate: xr.DataArray) -> list[str]:
     values = np.asarray(coordinate.values)
     if values.dtype.kind == "M":
         known = values[~np.isnat(values)]
-        exact = (
-            u for u in ("D", "m", "s", "ms", "us") if (known.astype(f"M8[{u}]") == known).all()
-        )
-        texts = np.datetime_as_string(values, next(exact, "ns"))
-        return [text.replace("T", " ") for text in texts.tolist()]
+        lengths = ("D", "m", "s", "ms", "us", "ns")
+        exact = next(u for u in lengths if (known.astype(f"M8[{u}]") == known).all())
+        texts = values.astype(f"M8[{exact}]").astype(str)
+        return ["NaT" if text == "NaT" else text.replace("T", " ") for text in texts]
     if values.dtype.kind == "m":
         units = fitting(values)
         return [f"{number(value, 6)} {units}" for value in durations(values, units)]
@@ -136,7 +135,9 @@ def scale_colours(ax: Any, values: xr.DataArray, dim: str) -> list[Any]:
     image = mpl.cm.ScalarMappable(cmap=mpl.colors.ListedColormap(dark))
     bar = colour_bar(image, ax, "")
     at = places(bar.ax.yaxis, values, dim)
-    image.set_clim(at.min(), at.max())
+    alone = 0.5 * (at.min() == at.max())
+    image.set_clim(at.min() - alone, at.max() + alone)
+    places(bar.ax.yaxis, values, dim)  # again, since a new range brings its own ticks
     return [mpl.colors.to_hex(colour) for colour in image.to_rgba(at)]
 
 

@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.dates import ConciseDateFormatter, date2num
 
 import kpops
+from kpops.plot.style import names
 
 RNG = np.random.default_rng(0)
 N = 20
@@ -195,3 +196,24 @@ def test_a_padded_mode_that_was_not_found_says_so():
     axes = kpops.plot.eigenfunctions(values, unit=0)
     assert [text.get_text() for text in axes[1, 1].texts] == ["not found"]
     plt.gcf().canvas.draw()
+
+
+@pytest.mark.parametrize(
+    ("entries", "written"),
+    [
+        (np.array(["2026-01-05", "2026-01-06"], "M8[ns]"), ["2026-01-05", "2026-01-06"]),
+        (np.array(["2026-01-05T09:00", "NaT"], "M8[ns]"), ["2026-01-05 09:00", "NaT"]),
+        (np.array([1, 1500], "m8[ms]"), ["1 ms", "1500 ms"]),
+        (np.array([5, 240], "m8[m]"), ["0.0833333 h", "4 h"]),
+        (np.array([0.1 + 0.2, 2.0]), ["0.3", "2"]),
+        (np.array([3, 40]), ["3", "40"]),
+        (np.array(["a", "b"], object), ["a", "b"]),
+    ],
+)
+def test_names_are_short(entries, written):
+    assert names(xr.DataArray(entries, dims="x")) == written
+
+
+def test_entries_of_a_multi_index_are_named():
+    values = xr.DataArray([[1, 2]], {"task": ["Pro"], "angle": [0, 1]}, ("task", "angle"))
+    assert names(values.stack(trial=("task", "angle"))["trial"]) == ["Pro, 0", "Pro, 1"]
