@@ -16,6 +16,7 @@ _VARIABLES = ("estimate", "effective_rank")
 _RANKS = "kpops.effective_rank, kpops.collapse or kpops.over_training with one of them"
 _ALIGNMENTS = "kpops.alignment"
 _OVER = "kpops.over_training"
+_MARKER = 4
 _DASHES = (("-", "."), ("--", "x"), (":", "+"), ("-.", "1"))
 
 
@@ -32,8 +33,8 @@ def over_training(values: Result, ax: Any = None, *, log: bool | None = None, **
     ax : matplotlib Axes, optional
         Where to draw; default: in a new figure.
     log : bool, optional
-        Whether the values have a logarithmic axis; default: if the positive ones span 1.5 decades,
-        and none is negative.
+        Whether the values have a logarithmic axis; default: if they are effective ranks that span
+        1.5 decades or more.
     **style
         Passed to ``Axes.plot``.
 
@@ -62,9 +63,12 @@ def over_training(values: Result, ax: Any = None, *, log: bool | None = None, **
     estimate = look.with_dims(estimate, ("step",), others=2)
     ax = look.get_axes(ax)
     _lines(ax, estimate, None if stderr is None else stderr.transpose(*estimate.dims), style)
-    ax.set_ylabel(_name(estimate))
+    name = _name(estimate)
+    ax.set_ylabel(name)
     look.legend_outside(ax)
-    if look.spans_decades(estimate.values) if log is None else log:
+    if log is None:
+        log = name.startswith("effective rank") and look.spans_decades(estimate.values)
+    if log:
         look.log_values(ax)
     return look.plain(ax)
 
@@ -113,6 +117,8 @@ def effective_rank(
     ('effective rank (participation)', 'log')
     """
     estimate, stderr = _with_error(result, _RANKS)
+    if log is None:
+        log = look.spans_decades(estimate.values)
     return _points_or_lines(ax, estimate, stderr, log, style)
 
 
@@ -218,7 +224,7 @@ def _points_or_lines(
     ax: Any,
     estimate: xr.DataArray,
     stderr: xr.DataArray | None,
-    log: bool | None,
+    log: bool,
     style: dict[str, Any],
 ) -> Any:
     if "step" in estimate.dims:
@@ -229,7 +235,7 @@ def _points_or_lines(
     estimate = look.with_dims(estimate, (), others=2)
     ax = look.get_axes(ax)
     _points(ax, estimate, stderr, style)
-    if look.spans_decades(estimate.values) if log is None else log:
+    if log:
         look.log_values(ax)
     return look.plain(ax)
 
@@ -296,11 +302,12 @@ def _lines(
         for j, (dash, marker) in enumerate(dashes):
             at = {coloured: i} | {d: j for d in dashed}
             label = name if few and j == 0 else None
-            mine = {"color": colour, "linestyle": dash, "marker": marker, "label": label, **style}
+            mine = {"color": colour, "linestyle": dash, "marker": marker, "label": label}
+            mine |= {"markersize": _MARKER, **style}
             _line(ax, steps, estimate.isel(at), None if stderr is None else stderr.isel(at), mine)
     for name, both in zip(_labels(estimate, dashed[0]) if dashed else [], dashes, strict=False):
         looks = dict(zip(("linestyle", "marker"), both, strict=True))
-        ax.plot([], [], color=look.GREY, label=look.once(ax, name), **looks)
+        ax.plot([], [], color=look.GREY, label=look.once(ax, name), markersize=_MARKER, **looks)
 
 
 def _line(ax: Any, x: Any, y: xr.DataArray, error: xr.DataArray | None, style: Any) -> None:

@@ -123,5 +123,5 @@ def _draw_lines(ax: Any, panel: xr.Dataset) -> None:
     }
     lines = panel.drop_vars(["task", "task_in"]).isel(where)
     lines = lines.assign_coords(pair=[f"{tasks[i]}, {tasks[j]}" for i, j in pairs])
-    estimates.over_training(lines.transpose("step", "pair"), ax, log=False)
+    estimates.over_training(lines.transpose("step", "pair"), ax)
     ax.set_ylabel("")

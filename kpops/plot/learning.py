@@ -17,8 +17,8 @@ _CAPTURED = {
 _FRACTIONS = "kpops.truncated_flow or kpops.trajectory_dimension"
 _FEW_MODES = 30
 _BARS = {  # variable: width and lightness of its bar; what is allowed lies behind what is there
-    "bound": (0.8, "0.88", "bound by the features"),
-    "bound_at_tol": (0.8, "0.72", "bound above the tolerance"),
+    "bound": (0.8, "0.88", "bound by\nthe features"),
+    "bound_at_tol": (0.8, "0.72", "bound above\nthe tolerance"),
     "rank": (0.4, look.COLOURS[0], "numerical rank"),
 }
 
@@ -152,7 +152,7 @@ def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
     participation = _with_sum(result, "participation")
     error = _with_sum(result, "participation_stderr")
     dots = {"fmt": "o", "color": look.COLOURS[1], "markersize": 4, "capsize": 2}
-    ax.errorbar(participation, y, xerr=error, label="participation ratio", **dots)
+    ax.errorbar(participation, y, xerr=error, label="participation\nratio", **dots)
     ax.set_xscale("log")
     ax.set_xlim(left=0.8)
     texts = [f"{name}  ({u})" for name, u in zip(names, result["features"].values, strict=False)]

@@ -162,9 +162,12 @@ def test_ranks_over_training_are_logarithmic_from_one_decade_and_a_half_on(ax, h
     assert kpops.plot.alignment(ranks.estimate / 100).get_yscale() == "linear"
 
 
-def test_values_that_change_their_sign_stay_linear(ax):
-    values = xr.DataArray([-1.0, 0.01, 100.0], STEPS, ("step",))
-    assert kpops.plot.over_training(values, ax).get_yscale() == "linear"
+def test_what_is_no_rank_or_not_positive_stays_linear(ax):
+    loss = xr.DataArray([1.0, 0.01, 100.0], STEPS, ("step",), attrs={"long_name": "loss"})
+    assert kpops.plot.over_training(loss, ax).get_yscale() == "linear"
+    assert kpops.plot.over_training(loss, plt.subplots()[1], log=True).get_yscale() == "log"
+    assert kpops.plot.effective_rank(loss).get_yscale() == "log"
+    assert kpops.plot.effective_rank(-loss).get_yscale() == "linear"
 
 
 @pytest.mark.parametrize("as_coordinate", [True, False])

@@ -95,7 +95,7 @@ def test_bars_are_bounds_and_ranks_of_every_parameter_and_of_K(ax, legend):
     assert labels == ["U  (x[t])", "W  (h[t-1])", "K"]
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first parameter on top
     assert ax.get_xscale() == "log"
-    assert legend(ax)[:2] == ["bound by the features", "bound above the tolerance"]
+    assert legend(ax)[:2] == ["bound by\nthe features", "bound above\nthe tolerance"]
 
 
 def test_participation_has_error_bars(ax):
