@@ -15,7 +15,7 @@ Result = xr.Dataset | xr.DataArray
 _VARIABLES = ("estimate", "effective_rank")
 _RANKS = "kpops.effective_rank, kpops.collapse or kpops.over_training with one of them"
 _ALIGNMENTS = "kpops.alignment"
-_OVER = "kpops.over_training"
+_OVER = "kpops.over_training with kpops.effective_rank or kpops.collapse"
 _MARKER = 4
 _DASHES = (("-", "."), ("--", "x"), (":", "+"), ("-.", "1"))
 
@@ -178,7 +178,7 @@ def _with_error(
     if isinstance(result, xr.DataArray):
         return look.real(result), None
     if isinstance(result, xr.Dataset) or not isinstance(result, Mapping):
-        return look.variable(result, _VARIABLES, source), result.get("stderr")
+        return look.variable(result, _VARIABLES, source, arrays=True), result.get("stderr")
     if not result:
         raise ValueError(f"the mapping is empty: pass labels and what {source} returns")
     pairs = [_with_error(_wrapped(entry), source) for entry in result.values()]

@@ -98,7 +98,7 @@ def _field(result: Any, name: str | None) -> xr.DataArray:
         field = look.real(result)
     else:
         names = (name,) if name else _VARIABLES
-        field = look.variable(result, names, "kpops.eigsh or kpops.svds")
+        field = look.variable(result, names, "kpops.eigsh or kpops.svds", arrays=True)
     field = look.with_dims(field, ("mode",), others=field.ndim)
     if field.ndim < 2:
         raise ValueError(f"{field.name or 'the field'} has no dim beside mode: there is no field")

@@ -117,6 +117,8 @@ def _draw_matrix(
 def _draw_lines(ax: Any, panel: xr.Dataset) -> None:
     tasks = look.names(panel["task"])
     pairs = list(combinations(range(len(tasks)), 2))
+    if not pairs:
+        raise ValueError(f"over training there is a line for two tasks, and {tasks} is one")
     where = {
         "task": xr.DataArray([i for i, _ in pairs], dims="pair"),
         "task_in": xr.DataArray([j for _, j in pairs], dims="pair"),

@@ -211,6 +211,11 @@ def _plane(
             "trajectories of the model of which these are the points"
         )
     n_axes = pca.sizes["mode"]
+    if n_axes < 2:
+        raise ValueError(
+            "the states have one principal component, and no plane: draw the variable 'state', or "
+            "their eigenvalues by kpops.plot.fixed_point_eigenvalues"
+        )
     wanted = list(components)
     if len(wanted) != 2 or not all(c in range(1, n_axes + 1) for c in wanted):
         raise ValueError(f"components={components!r}: choose two from 1 to {n_axes}")

@@ -67,7 +67,7 @@ def spectrum(result: xr.Dataset | xr.DataArray, ax: Any = None, **style: Any) ->
     if isinstance(result, xr.DataArray):
         values = look.real(result)
     else:
-        values = look.variable(result, ("eigenvalue", "singular_value"), _SPECTRA)
+        values = look.variable(result, ("eigenvalue", "singular_value"), _SPECTRA, arrays=True)
     values = look.with_dims(values, ("mode",), ("step",))
     ax = look.get_axes(ax)
     if values.ndim == 1:
@@ -315,10 +315,11 @@ def _height_axis(
     ax: Any, height: np.ndarray, extent: float, cumulative: bool, log: bool | None
 ) -> None:
     """Logarithmic from half a value on, or one in all the grid: less is a tail of the smoothing."""
-    highest = float(np.nanmax(height, initial=0))
+    height = height[np.isfinite(height)]
+    highest = float(height.max(initial=0))
     bottom = 0.5 if cumulative else 1 / extent
     if log is None:
-        log = cumulative or highest > 20 * float(np.nanmean(height))
+        log = cumulative or highest > 20 * float(height.sum()) / max(height.size, 1)
     if log and highest > bottom:
         ax.set_yscale("log")
         ax.set_ylim(bottom=bottom)

@@ -247,16 +247,23 @@ def band(ax: Any, x: Any, y: Any, error: Any, colour: Any) -> None:
 # What figures take.
 
 
-def variable(result: Any, names: Sequence[str], source: str) -> xr.DataArray:
-    """First of the named variables that a Dataset has; `source` makes such Datasets."""
+def variable(
+    result: Any, names: Sequence[str], source: str, *, arrays: bool = False
+) -> xr.DataArray:
+    """First of the named variables that a Dataset has; `source` makes such Datasets.
+
+    With `arrays`, the figure takes any variable of a Dataset, too.
+    """
     if not isinstance(result, xr.Dataset):
         raise ValueError(f"cannot plot a {type(result).__name__}: pass what {source} returns")
     for name in names:
         if name in result:
             return real(result[name])
+    there = sorted(map(str, result.data_vars))
+    other = f", or one variable, as result[{there[0]!r}]" if arrays and there else ""
     raise ValueError(
-        f"the Dataset has the variables {sorted(map(str, result.data_vars))}, expected "
-        f"{' or '.join(names)}: pass what {source} returns"
+        f"the Dataset has the variables {there}, expected {' or '.join(names)}: pass what "
+        f"{source} returns{other}"
     )
 
 

@@ -283,7 +283,11 @@ def test_alignments_of_pairs_are_points_between_zero_and_one(ax, bars):
         ("effective_rank", {}, "the mapping is empty"),
         ("effective_rank", xr.DataArray([1j]), "values is complex: draw its parts, values.real"),
         ("effective_rank", xr.Dataset({"loss": 1.0}), "pass what kpops.effective_rank, kpops.coll"),
-        ("over_training", xr.Dataset({"loss": 1.0}), "pass what kpops.over_training returns"),
+        (
+            "over_training",
+            xr.Dataset({"loss": 1.0}),
+            r"returns, or one variable, as result\['loss'\]",
+        ),
         ("alignment", xr.Dataset({"loss": 1.0}), "pass what kpops.alignment returns"),
         ("over_training", collapsed(kinds="abcde"[:2]).effective_rank.expand_dims("seed"), "seed"),
         ("effective_rank", [1.0], "cannot plot a list"),

@@ -208,6 +208,9 @@ def test_planes_that_do_not_exist_are_refused(bistable):
             kpops.plot.fixed_points(points, components=wrong)
     with pytest.raises(ValueError, match="3 units, the points 2"):
         kpops.plot.fixed_points(points, states=np.random.default_rng(0).standard_normal((2, 9, 3)))
+    of_one_unit = np.random.default_rng(0).standard_normal((2, 9, 1))
+    with pytest.raises(ValueError, match="one principal component, and no plane"):
+        kpops.plot.fixed_points(points.isel(unit=[0]), states=of_one_unit)
     with pytest.raises(ValueError, match="pass states"):
         kpops.plot.fixed_points(points.isel(point=[0]))
     with pytest.raises(ValueError, match="of 9 points each is an outlier"):

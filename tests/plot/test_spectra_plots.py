@@ -326,5 +326,15 @@ def test_the_cumulative_density_counts_from_half_a_value_on(ax):
 def test_what_is_no_density_is_refused(ax):
     with pytest.raises(ValueError, match="expected density"):
         kpops.plot.density(result(), ax)
-    with pytest.raises(ValueError, match="cannot plot a DataArray"):
+    with pytest.raises(ValueError, match=r"a DataArray: pass what kpops\.spectral_density"):
         kpops.plot.density(density("log").density, ax)
+    with pytest.raises(ValueError, match=r"expected value: choose .*\.isel\(step=0\)"):
+        kpops.plot.density(density("log").expand_dims(step=2), ax)
+
+
+def test_a_density_that_is_not_known_is_empty(ax):
+    data = density("linear")
+    kpops.plot.density(data.assign(density=data.density * np.nan), ax)
+    assert np.isnan(ax.lines[0].get_ydata()).all()
+    assert (ax.get_yscale(), ax.get_ylim()[0]) == ("linear", 0)
+    ax.figure.canvas.draw()
