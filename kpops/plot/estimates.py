@@ -329,7 +329,7 @@ def _dashes(estimate: xr.DataArray, dim: str) -> list[tuple[str, str]]:
 
 def _labels(values: xr.DataArray, dim: str) -> list[str]:
     """Names of the entries of a dim; of one without labels, operators and kinds if it has any."""
-    beside = [values[c] for c in ("operator", "kind") if c in values.coords]
+    beside = [values[c] for c in (*look.OPERATORS, "kind") if c in values.coords]
     beside = [c for c in beside if c.dims == (dim,)]
     if dim in values.coords or not beside:
         return look.names(values[dim])

@@ -16,6 +16,9 @@ SIGNED, UNSIGNED = "RdBu_r", "viridis"
 PADDING = "0.85"
 """Colour of steps that a mask leaves out: white is a value of both colour maps, or near one."""
 
+OPERATORS = ("operator", "operator2")
+"""Coordinates that say of which operator a result is; an alignment is of two."""
+
 DURATIONS = {"d": 864e11, "h": 36e11, "min": 6e10, "s": 1e9, "ms": 1e6, "µs": 1e3, "ns": 1.0}
 """Nanoseconds of a unit."""
 
@@ -103,9 +106,10 @@ def durations(values: np.ndarray, units: str) -> np.ndarray:
 
 
 def operator_of(values: xr.Dataset | xr.DataArray) -> str | None:
-    """Symbol of the one operator that a result is of: its coordinate ``operator``."""
-    symbol = values.coords.get("operator", xr.DataArray(values.attrs.get("operator")))
-    return None if symbol.ndim or symbol.item() is None else str(symbol.item())
+    """Symbol of the operator, or the two, that a result is of, if it is of one alone."""
+    there = [values.coords[name] for name in OPERATORS if name in values.coords]
+    symbols = [str(symbol.item()) for symbol in there if not symbol.ndim]
+    return ", ".join(symbols) if symbols and len(symbols) == len(there) else None
 
 
 def free_colour(ax: Any) -> str:

@@ -170,16 +170,13 @@ def test_what_is_no_rank_or_not_positive_stays_linear(ax):
     assert kpops.plot.effective_rank(-loss).get_yscale() == "linear"
 
 
-@pytest.mark.parametrize("as_coordinate", [True, False])
-def test_a_result_without_a_label_is_named_by_its_operator(ax, legend, as_coordinate):
-    one = rank(7.0, 1.0)
-    one = one.assign_coords(operator="P P*") if as_coordinate else one.assign_attrs(operator="P P*")
+def test_a_result_without_a_label_is_named_by_its_operator(ax, legend):
+    one = rank(7.0, 1.0).assign_coords(operator="P P*")
     kpops.plot.effective_rank(one, ax)
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["P P*" if as_coordinate else ""]
-    over = one.expand_dims(step=[0, 1])
-    drawn = kpops.plot.over_training(over)
-    if as_coordinate:
-        assert legend(drawn) == ["P P*"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["P P*"]
+    assert legend(kpops.plot.over_training(one.expand_dims(step=[0, 1]))) == ["P P*"]
+    of_two = kpops.plot.alignment(rank(0.7, 0.1).assign_coords(operator="P P*", operator2="K"))
+    assert [tick.get_text() for tick in of_two.get_xticklabels()] == ["P P*, K"]
 
 
 def test_joined_results_are_named_by_what_differs(ax, legend):
