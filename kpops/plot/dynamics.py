@@ -95,8 +95,11 @@ def _entries(
             if not isinstance(entry, xr.Dataset):
                 raise ValueError(f"there is no Dataset at {label!r}: pass what {_SOURCE} returns")
             look.with_dims(look.variable(entry, ("exponent",), _SOURCE), ("mode",))
-        labels = np.array([str(label) for label in result])
-        return list(result.values()), xr.DataArray(labels, {_GIVEN: labels}, (_GIVEN,))
+        labels = np.array(list(result))  # numbers stay numbers, with others they become texts
+        labels = labels if labels.ndim == 1 else np.array([str(label) for label in result])
+        over = xr.DataArray(labels, {_GIVEN: labels}, (_GIVEN,))
+        over[_GIVEN].attrs["long_name"] = ""  # the labels speak for themselves
+        return list(result.values()), over
     values = look.variable(result, ("exponent",), _SOURCE)
     values = look.with_dims(values, ("mode",), others=1)
     if values.ndim == 1:

@@ -88,6 +88,18 @@ def test_a_mapping_has_a_colour_and_a_triangle_for_each_label(ax, legend):
     np.testing.assert_array_equal(mark.get_xdata(), [1.5])
 
 
+def test_a_mapping_of_many_numbers_has_a_scale():
+    several = {g: exponents([-g, -2 * g], 0.0) for g in np.linspace(0.5, 5, 10)}
+    ax = kpops.plot.lyapunov_spectrum(several)
+    assert ax.get_legend() is None
+    bar = ax.figure.axes[1]
+    assert (bar.get_ylabel(), bar.get_ylim()) == ("", (0.5, 5))
+    named = kpops.plot.lyapunov_spectrum({f"g{i}": e for i, e in enumerate(several.values())})
+    named.figure.canvas.draw()
+    texts = [text.get_text() for text in named.figure.axes[1].get_yticklabels()]
+    assert texts == [f"g{i}" for i in range(10)]
+
+
 def test_a_further_dim_stands_in_the_legend_and_if_long_beside_a_colour_bar(ax, legend):
     spectra = [exponents([-g, -2 * g]) for g in range(1, 11)]
     over = xr.concat(spectra, xr.Variable("g", np.arange(10.0)))
