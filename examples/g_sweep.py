@@ -108,7 +108,7 @@ kpops.plot.over_training(loss.transpose("step", "g"), axes[0], lw=1.2, marker=""
 axes[0].set(title="loss", ylabel="mean of 20 iterations", ylim=(0, 0.4))
 for ax, name in zip(axes[1:], ("K", "P P*", "P K P*"), strict=True):
     ranks = followed.effective_rank.sel(operator=name, kind="participation")
-    kpops.plot.effective_rank(ranks.transpose("step", "g"), ax, lw=1.2)
+    kpops.plot.effective_rank(ranks.transpose("step", "g"), ax, log=True, lw=1.2)
     decades = np.log10([ranks.min(), ranks.max()])
     ax.set_ylim(10 ** np.floor(decades[0]), 10 ** np.ceil(decades[1]))
     ax.set(title=f"${name.replace('*', '^*')}$", ylabel="")

@@ -47,7 +47,7 @@ fig, axes = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained", sharey=T
 for ax, (name, spectrum) in zip(axes, spectra.items(), strict=True):
     values = spectrum.eigenvalue / spectrum.eigenvalue[0]
     values = values[values > 1e-6].assign_attrs(long_name="eigenvalue / largest")
-    kpops.plot.spectrum(values, ax, color="black", marker="")
+    kpops.plot.spectrum(values, ax, color="black", marker="", label=None)
     for kind, colour in zip(KINDS, COLOURS, strict=True):
         rank = float(kpops.effective_rank(lins[name].K, kind).estimate)
         ax.axvline(rank, color=colour, label=f"{kind}: {rank:.0f}")

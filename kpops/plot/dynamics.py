@@ -12,6 +12,9 @@ import xarray as xr
 
 from kpops.plot import style as look
 
+_SOURCE = "kpops.lyapunov_spectrum"
+_ALONE, _GIVEN = "alone", "label"
+"""Dims of labels: of one result, which has none, and of a mapping."""
 _VIOLIN = "#9ECAE1"
 _MOST_BINS = 60
 
@@ -59,57 +62,59 @@ def lyapunov_spectrum(
     >>> kpops.plot.lyapunov_spectrum(kpops.lyapunov_spectrum(lin)).get_ylabel()
     'Lyapunov exponent (1/step)'
     """
-    entries, labels, name = _entries(result)
+    entries, over = _entries(result)
     ax = look.get_axes(ax)
     _zero_line(ax)
-    colours = _colours(ax, labels, name)
-    texts = labels if len(labels) <= len(look.COLOURS) else [None] * len(labels)
+    dim = str(over.dims[0])
+    colours = look.colours(ax, over, dim)
+    texts: list[Any] = look.names(over[dim])
+    if dim == _ALONE or len(texts) > len(look.COLOURS):
+        texts = [None] * len(texts)
     style = look.long_names(style)
     for entry, label, colour in zip(entries, texts, colours, strict=True):
         _draw_spectrum(ax, entry, {"color": colour, "label": label, **style}, len(entries) == 1)
     if len(entries) > 1 and any(_dimension(entry) for entry in entries):
         mark = {"marker": "v", "color": look.GREY, "markersize": 4, "linestyle": "none"}
         ax.plot([], [], **mark, label=look.once(ax, "Kaplan-Yorke\ndimension"))
-    values = entries[0]["exponent"]
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set_xlabel(look.coordinate_label(values, "mode"))
-    ax.set_ylabel(look.label_of(values))
+    ax.set_ylabel(look.label_of(entries[0]["exponent"]))
     look.legend_outside(ax)
-    if name and ax.get_legend():
-        ax.get_legend().set_title(name, {"size": look.small(ax)})
+    if dim not in (_ALONE, _GIVEN) and ax.get_legend():
+        title = look.coordinate_label(over, dim)
+        ax.get_legend().set_title(title, {"size": look.small(ax)})
     return look.plain(ax)
 
 
 def _entries(
     result: xr.Dataset | Mapping[Any, xr.Dataset],
-) -> tuple[list[xr.Dataset], list[Any], str | None]:
-    """Spectra (mode), their labels, and what the labels are of."""
-    source = "pass what kpops.lyapunov_spectrum returns, or a mapping of labels to such"
-    if not isinstance(result, Mapping):
-        raise ValueError(f"cannot plot a {type(result).__name__}: {source}")
-    if not isinstance(result, xr.Dataset):
+) -> tuple[list[xr.Dataset], xr.DataArray]:
+    """Spectra (mode), and an array of one dim that labels them."""
+    if isinstance(result, Mapping) and not isinstance(result, xr.Dataset):
         if not result:
-            raise ValueError(f"the mapping is empty: {source}")
+            raise ValueError(f"the mapping is empty: pass labels and what {_SOURCE} returns")
         for label, entry in result.items():
             if not isinstance(entry, xr.Dataset):
-                raise ValueError(f"there is no Dataset at {label!r}: {source}")
-            _values(entry, "exponent", ("mode",))
-        return list(result.values()), list(result), None
-    values = look.variable(result, ("exponent",))
-    others = [str(d) for d in values.dims if d != "mode"]
-    if "mode" not in values.dims or len(others) > 1:
-        look.refuse_dims(values, "mode and at most one other")
-    if not others:
-        return [result], [None], None
-    (dim,) = others
+                raise ValueError(f"there is no Dataset at {label!r}: pass what {_SOURCE} returns")
+            look.with_dims(look.variable(entry, ("exponent",), _SOURCE), ("mode",))
+        labels = np.array(list(result))  # numbers stay numbers, with others they become texts
+        labels = labels if labels.ndim == 1 else np.array([str(label) for label in result])
+        over = xr.DataArray(labels, {_GIVEN: labels}, (_GIVEN,))
+        over[_GIVEN].attrs["long_name"] = ""  # the labels speak for themselves
+        return list(result.values()), over
+    values = look.variable(result, ("exponent",), _SOURCE)
+    values = look.with_dims(values, ("mode",), others=1)
+    if values.ndim == 1:
+        return [result], xr.DataArray([0], dims=(_ALONE,))
+    dim = values.dims[0]
     entries = [result.isel({dim: i}) for i in range(result.sizes[dim])]
-    return entries, values[dim].values.tolist(), look.coordinate_label(values, dim)
+    return entries, values.isel(mode=0, drop=True)
 
 
 def _draw_spectrum(ax: Any, entry: xr.Dataset, style: dict[str, Any], alone: bool) -> None:
+    from kpops.plot.ticks import places
+
     values = entry["exponent"].values
     ends = np.isneginf(values)
-    modes, values = entry["mode"].values[~ends], values[~ends]
+    modes, values = places(ax.xaxis, entry["exponent"], "mode")[~ends], values[~ends]
     size = 4 if len(values) <= 12 else 3 if len(values) <= 60 else 2
     (line,) = ax.plot(modes, values, **{"marker": "o", "markersize": size, "linewidth": 1, **style})
     colour = line.get_color()
@@ -166,21 +171,21 @@ def lyapunov_history(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     >>> kpops.plot.lyapunov_history(kpops.lyapunov_spectrum(lin, k=2)).get_xlabel()
     'time (step)'
     """
-    history = _values(result, "history", ("time", "mode"))
+    from kpops.plot.ticks import places
+
+    history = look.with_dims(look.variable(result, ("history",), _SOURCE), ("time", "mode"))
     ax = look.get_axes(ax)
     _zero_line(ax)
-    modes = history["mode"].values.tolist()
-    time = history["time"].values
+    modes = look.names(history["mode"])
+    time = places(ax.xaxis, history, "time")
     style = look.long_names(style)
-    for i, colour in enumerate(_colours(ax, modes, "mode")):
+    for i, colour in enumerate(look.colours(ax, history, "mode")):
         label = f"mode {modes[i]}" if len(modes) <= len(look.COLOURS) else None
         default = {"color": colour, "linewidth": 1, "label": label}
         (line,) = ax.plot(time, history.isel(mode=i).values, **{**default, **style})
         if {"exponent", "stderr"} <= set(result):
             final, error = (float(result[name][i]) for name in ("exponent", "stderr"))
             look.band(ax, time[[0, -1]], final, error, line.get_color())
-    units = history["time"].attrs.get("units", "step")
-    ax.set_xlabel(look.coordinate_label(history, "time") + f" ({units})" * (units != "time"))
     ax.set_ylabel(look.label_of(history))
     look.legend_outside(ax)
     return look.plain(ax)
@@ -219,11 +224,15 @@ def finite_time_exponents(result: xr.Dataset, ax: Any = None) -> Any:
     >>> kpops.plot.finite_time_exponents(kpops.lyapunov_spectrum(lin, k=2)).get_ylabel()
     'finite-time exponent (1/step)'
     """
-    values = _values(result, "finite_time_exponent", ("trial", "time", "mode"))
-    trials = _values(result, "trial_exponent", ("trial", "mode"))
+    from kpops.plot.ticks import places
+
+    values = look.variable(result, ("finite_time_exponent",), _SOURCE)
+    values = look.with_dims(values, ("trial", "time", "mode"))
+    trials = look.variable(result, ("trial_exponent",), _SOURCE)
+    trials = look.with_dims(trials, ("trial", "mode"))
     ax = look.get_axes(ax)
     _zero_line(ax)
-    modes = values["mode"].values
+    modes = places(ax.xaxis, values, "mode")
     samples = [column[np.isfinite(column)] for column in values.values.reshape(-1, len(modes)).T]
     there = [i for i, sample in enumerate(samples) if sample.size]
     if there:
@@ -244,8 +253,6 @@ def finite_time_exponents(result: xr.Dataset, ax: Any = None) -> Any:
         markeredgewidth=0,
         label="trials",
     )
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set_xlabel(look.coordinate_label(values, "mode"))
     ax.set_ylabel(look.label_of(values.assign_attrs(long_name="finite-time exponent")))
     look.legend_outside(ax)
     return look.plain(ax)
@@ -285,20 +292,21 @@ def covariant_angles(result: xr.Dataset, ax: Any = None) -> Any:
     >>> [text.get_text() for text in kpops.plot.covariant_angles(vectors).get_legend().get_texts()]
     ['1 and 2', '1 and 3', '2 and 3']
     """
-    dims = ("trial", "time", "mode", "mode_in")
-    if isinstance(result, xr.Dataset) and "covariant_vector" in result and "angle" not in result:
-        raise ValueError("there are no angles: compute the vectors with angles=True")
-    angle = _values(result, "angle", dims)
+    source = "kpops.covariant_lyapunov_vectors(..., angles=True)"
+    angle = look.variable(result, ("angle",), source)
+    angle = look.with_dims(angle, ("trial", "time", "mode", "mode_in"))
     pairs = list(combinations(range(angle.sizes["mode"]), 2))
     if not pairs:
         raise ValueError("there is one vector, and no angle: compute two vectors or more, by k=2")
     ax = look.get_axes(ax)
     if len(pairs) > len(look.COLOURS):
         return _draw_smallest(ax, angle)
-    modes = angle["mode"].values
+    modes = look.names(angle["mode"])
     n_bins = int(np.clip(math.sqrt(angle[..., 0, 0].size), 10, _MOST_BINS))
     for (i, j), colour in zip(pairs, look.COLOURS, strict=False):
-        heights, edges = np.histogram(angle[..., i, j], n_bins, (0, np.pi / 2), density=True)
+        known = angle.values[..., i, j]
+        heights, edges = np.histogram(known[np.isfinite(known)], n_bins, (0, np.pi / 2))
+        heights = heights / max(heights.sum(), 1) / np.diff(edges)
         ax.stairs(heights, edges, color=colour, label=f"{modes[i]} and {modes[j]}")
     ax.set_xlim(0, np.pi / 2)
     ax.set_ylim(bottom=0)
@@ -321,37 +329,5 @@ def _draw_smallest(ax: Any, angle: xr.DataArray) -> Any:
     return ax
 
 
-# What these figures share.
-
-
-def _values(result: Any, name: str, dims: tuple[str, ...]) -> xr.DataArray:
-    """Variable of a Dataset with just these dims, in this order."""
-    if not isinstance(result, xr.Dataset):
-        source = "covariant_lyapunov_vectors" if name == "angle" else "lyapunov_spectrum"
-        raise ValueError(f"cannot plot a {type(result).__name__}: pass what kpops.{source} returns")
-    values = look.variable(result, (name,))
-    if set(values.dims) != set(dims):
-        look.refuse_dims(values, str(dims))
-    return values.transpose(*dims)
-
-
 def _zero_line(ax: Any) -> None:
     ax.axhline(0, color=look.GREY, linewidth=0.6, zorder=0)
-
-
-def _colours(ax: Any, labels: list[Any], name: str | None) -> list[Any]:
-    """A colour for each label: of the palette, else of a scale, whose bar is drawn for numbers."""
-    import matplotlib as mpl
-
-    if len(labels) == 1:
-        return [look.free_colour(ax)]
-    if len(labels) <= len(look.COLOURS):
-        return list(look.COLOURS[: len(labels)])
-    scale = mpl.colormaps[look.UNSIGNED]
-    try:
-        numbers = np.array(labels, float)
-    except ValueError:
-        return list(scale(np.linspace(0, 0.95, len(labels))))
-    image = mpl.cm.ScalarMappable(mpl.colors.Normalize(numbers.min(), numbers.max()), scale)
-    look.colour_bar(image, ax, name or "")
-    return list(image.to_rgba(numbers))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,9 @@ def eigenfunctions(
     twelve entries of `over`, the strongest. Where time has the coordinate ``epoch``, its
     changes are lines. A mode that the solver did not find (NaN) says so.
 
+    Steps that the coordinate ``mask(trial, time)`` leaves out are grey, their courses end, and no
+    root mean square counts them. Times that are not evenly spaced are counted and named.
+
     Examples
     --------
     >>> import matplotlib; matplotlib.use("agg")
@@ -91,14 +94,14 @@ def eigenfunctions(
 
 
 def _field(result: Any, name: str | None) -> xr.DataArray:
-    if isinstance(result, xr.Dataset):
-        field = look.variable(result, (name,) if name else _VARIABLES)
-    elif isinstance(result, xr.DataArray):
-        field = result
+    if isinstance(result, xr.DataArray):
+        field = look.real(result)
     else:
-        raise ValueError(f"cannot plot a {type(result).__name__}: pass a Dataset or a DataArray")
-    if "mode" not in field.dims or field.ndim < 2:
-        look.refuse_dims(field, "mode and at least one other")
+        names = (name,) if name else _VARIABLES
+        field = look.variable(result, names, "kpops.eigsh or kpops.svds", arrays=True)
+    field = look.with_dims(field, ("mode",), others=field.ndim)
+    if field.ndim < 2:
+        raise ValueError(f"{field.name or 'the field'} has no dim beside mode: there is no field")
     if "mode" not in field.coords:
         field = field.assign_coords(mode=np.arange(1, field.sizes["mode"] + 1))
     return field
@@ -110,8 +113,7 @@ def _chosen(field: xr.DataArray, modes: int | Sequence[int]) -> xr.DataArray:
             raise ValueError(f"modes={modes}: choose a positive number, or labels of modes")
         return field.isel(mode=slice(int(modes)))
     there = field["mode"].values
-    unknown = sorted(set(modes) - set(there.tolist()))
-    if unknown or not len(modes):
+    if not len(modes) or not set(modes) <= set(there.tolist()):
         raise ValueError(f"modes={modes!r}: choose among {there.min()} to {there.max()}")
     return field.sel(mode=list(modes))
 
@@ -149,25 +151,25 @@ def _across(field: xr.DataArray) -> str:
 def _reduced(
     entry: xr.DataArray, vertical: str, across: str, hidden: list[str], positions: dict[str, Any]
 ) -> tuple[xr.DataArray, str]:
-    """One mode on (vertical, across), and what stands for the dims that are hidden."""
+    """One mode on (vertical, across), NaN where masked, and what stands for the hidden dims."""
     notes = []
     averaged = [d for d in hidden if positions.get(d) == "rms"]
     shown = [d for d in hidden if d not in averaged]
+    valid = entry.coords.get("mask", xr.DataArray(True)).astype(bool)
     if shown:
-        energy = (entry.fillna(0) ** 2).sum([d for d in entry.dims if d not in shown])
+        energy = (entry.where(valid).fillna(0) ** 2).sum([d for d in entry.dims if d not in shown])
         strongest = energy.argmax(shown)
         for dim in shown:
             at = int(strongest[dim])
-            notes.append(f"{dim} {_label(entry, dim, at)}")
+            notes.append(f"{dim} {look.names(entry[dim])[at]}")
             entry = entry.isel({dim: at})
+            valid = valid.isel({dim: at}, missing_dims="ignore")
     if averaged:
-        entry = (entry**2).mean(averaged, skipna=False) ** 0.5
+        n_valid = xr.ones_like(entry).where(valid, 0).sum(averaged)
+        squares = (entry.where(valid, 0) ** 2).sum(averaged, skipna=False)
+        entry, valid = (squares / n_valid.clip(1)) ** 0.5, n_valid > 0
         notes.append(f"rms over {', '.join(averaged)}")
-    return entry.transpose(vertical, across), ", ".join(notes)
-
-
-def _label(values: xr.DataArray, dim: Hashable, at: int) -> str:
-    return str(values[dim].values[at])
+    return entry.where(valid).transpose(vertical, across), ", ".join(notes)
 
 
 def _draw_panels(
@@ -187,6 +189,7 @@ def _draw_panels(
         upper, lower = grid[2 * row : 2 * row + 2, column]
         axes[i] = upper, lower
         image = look.heat_map(upper, panel, **colours)
+        upper.set_facecolor(look.PADDING)
         _draw_courses(lower, panel, largest, signed)
         upper.set_title(_title(panel, note, result), fontsize=upper.xaxis.label.get_size())
         _tidy(upper, lower, first=column == 0, last=i + columns >= len(panels))
@@ -211,27 +214,31 @@ def _title(panel: xr.DataArray, note: str, result: Any) -> str:
 def _draw_courses(ax: Any, panel: xr.DataArray, largest: float, signed: bool) -> None:
     import matplotlib
 
-    across = panel.dims[1]
-    if not np.isfinite(panel.values).all():
-        ax.text(0.5, 0.5, "not found", ha="center", va="center", transform=ax.transAxes)
-    energy = (panel.fillna(0) ** 2).sum(str(across)).values
+    from kpops.plot.ticks import places
+
+    across = str(panel.dims[1])
+    if panel.isnull().all():
+        _say_not_found(ax)
+    energy = (panel.fillna(0) ** 2).sum(across).values
     strongest = np.sort(np.argsort(-energy, kind="stable")[:_MAX_COURSES])
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(energy)))
-    x = panel[across].values
-    x = x if x.dtype.kind in "iuf" else np.arange(len(x))
+    x = places(ax.xaxis, panel, across, even=True)
     for i in strongest:
         ax.plot(x, panel.values[i], color=colours[i], linewidth=0.7)
     ax.set_ylim(-1.05 * largest if signed else 0, 1.05 * largest)
     if signed:
         ax.axhline(0, color=look.GREY, linewidth=0.5, zorder=0)
-    ax.set_xlabel(look.coordinate_label(panel, str(across)))
     look.plain(ax)
-    _mark_epochs(ax, panel, str(across))
+    _mark_epochs(ax, panel, x)
 
 
-def _mark_epochs(ax: Any, panel: xr.DataArray, across: str) -> None:
-    if "epoch" in panel.coords and panel["epoch"].dims == (across,):
-        epochs, x = panel["epoch"].values, panel[across].values
+def _say_not_found(ax: Any) -> None:
+    ax.text(0.5, 0.5, "not found", ha="center", va="center", transform=ax.transAxes)
+
+
+def _mark_epochs(ax: Any, panel: xr.DataArray, x: np.ndarray) -> None:
+    if "epoch" in panel.coords and panel["epoch"].dims == panel.dims[-1:]:
+        epochs = panel["epoch"].values
         for i in np.flatnonzero(epochs[1:] != epochs[:-1]):
             ax.axvline((x[i] + x[i + 1]) / 2, color=look.GREY, linewidth=0.6, linestyle=":")
 
@@ -250,20 +257,23 @@ def _tidy(upper: Any, lower: Any, *, first: bool, last: bool) -> None:
 
 def _draw_lines(field: xr.DataArray, figure: Any, result: Any) -> np.ndarray:
     """Draw modes of one dim: a panel each, one above the other."""
+    from kpops.plot.ticks import places
+
     modes = field.sizes["mode"]
     axes = look.new_axes(
         figure, look.COLUMN, 0.65 * modes + 0.4, modes, 1, sharex=True, sharey=True
     )
-    (across,) = (d for d in field.dims if d != "mode")
-    x = field[across].values
-    x = x if x.dtype.kind in "iuf" else np.arange(len(x))
+    (across,) = (str(d) for d in field.dims if d != "mode")
     for ax, entry in zip(axes[:, 0], field.transpose("mode", ...), strict=True):
         ax.axhline(0, color=look.GREY, linewidth=0.5, zorder=0)
+        x = places(ax.xaxis, field, across)
         ax.plot(x, entry.values, color=look.COLOURS[0], linewidth=1)
+        if entry.isnull().all():
+            _say_not_found(ax)
         size = look.small(ax)
         ax.set_title(_title(entry, "", result), loc="left", fontsize=size, pad=2)
-        _mark_epochs(ax, entry, str(across))
+        _mark_epochs(ax, entry, x)
         look.plain(ax)
-    axes[-1, 0].set_xlabel(look.coordinate_label(field, str(across)))
+        ax.label_outer()
     axes[0, 0].figure.supylabel(look.label_of(field), fontsize=axes[0, 0].yaxis.label.get_size())
     return axes

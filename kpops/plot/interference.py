@@ -14,6 +14,7 @@ from kpops.plot import estimates
 from kpops.plot import style as look
 
 _SHOWN = ("state_tuning_cosine", "trace_alignment", "gradient_tuning_cosine")
+_SOURCE = "kpops.interference, or kpops.over_training with it,"
 _TITLE_WIDTH = 20
 """Characters of a title that fit above a panel."""
 _UNMATCHED = ("gauss_newton_alignment", "gradient_cosine")
@@ -59,13 +60,12 @@ def interference(
     >>> [ax.get_title() for ax in kpops.plot.interference(result)]
     ['cosine of the tuning\nof states', 'trace alignment of\noperators']
     """
-    if not isinstance(result, xr.Dataset):
-        raise ValueError(f"cannot plot a {type(result).__name__}: pass what interference returns")
     if names is None:
+        look.variable(result, (*_SHOWN, *_UNMATCHED), _SOURCE)  # refuses what has none of them
         present = [name for name in _SHOWN if name in result]
         names = present or [name for name in _UNMATCHED if name in result]
     if not len(names):
-        look.variable(result, (*_SHOWN, *_UNMATCHED))  # says what it would have drawn
+        raise ValueError(f"names={names!r}: name at least one variable")
     panels = [_panel(result, name) for name in names]
     over_training = any("step" in panel.dims for panel in panels)
     signed = any(bool((panel.estimate < 0).any()) for panel in panels)
@@ -87,9 +87,8 @@ def interference(
 
 def _panel(result: xr.Dataset, name: str) -> xr.Dataset:
     """Estimate and, if it is known, standard error of a variable."""
-    values = look.variable(result, (name,))
-    if not {"task", "task_in"} <= set(values.dims) <= {"task", "task_in", "step", "seed"}:
-        look.refuse_dims(values, "task, task_in, and step or seed")
+    values = look.variable(result, (name,), _SOURCE)
+    values = look.with_dims(values, ("task", "task_in"), ("step", "seed"))
     if "seed" in values.dims:
         error = values.std("seed", ddof=1) / np.sqrt(values.sizes["seed"])
         values = values.mean("seed", keep_attrs=True)
@@ -116,8 +115,10 @@ def _draw_matrix(
 
 
 def _draw_lines(ax: Any, panel: xr.Dataset) -> None:
-    tasks = [str(task) for task in panel["task"].values]
+    tasks = look.names(panel["task"])
     pairs = list(combinations(range(len(tasks)), 2))
+    if not pairs:
+        raise ValueError(f"over training there is a line for two tasks, and {tasks} is one")
     where = {
         "task": xr.DataArray([i for i, _ in pairs], dims="pair"),
         "task_in": xr.DataArray([j for _, j in pairs], dims="pair"),

@@ -14,10 +14,11 @@ _CAPTURED = {
     "loss_decrease_captured": "loss decrease",
     "error_captured": "error",
 }
+_FRACTIONS = "kpops.truncated_flow or kpops.trajectory_dimension"
 _FEW_MODES = 30
 _BARS = {  # variable: width and lightness of its bar; what is allowed lies behind what is there
-    "bound": (0.8, "0.88", "bound by the features"),
-    "bound_at_tol": (0.8, "0.72", "bound above the tolerance"),
+    "bound": (0.8, "0.88", "bound by\nthe features"),
+    "bound_at_tol": (0.8, "0.72", "bound above\nthe tolerance"),
     "rank": (0.4, look.COLOURS[0], "numerical rank"),
 }
 
@@ -54,11 +55,13 @@ def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     >>> ax.get_xlabel()
     'number of leading modes'
     """
+    from kpops.plot.ticks import places
+
     lines = _fractions(result)
     ax = look.get_axes(ax)
     style = look.long_names(style)
     name = style.pop("label", None)
-    modes = next(iter(lines.values()))["mode"].values
+    modes = places(ax.xaxis, next(iter(lines.values())), "mode")
     few = len(modes) <= _FEW_MODES
     shared = {"color": look.free_colour(ax)} if name else {}
     for (what, values), dashes in zip(lines.items(), ("-", "--", ":"), strict=False):
@@ -79,27 +82,17 @@ def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
 
 
 def _fractions(result: xr.Dataset) -> dict[str, xr.DataArray]:
-    if isinstance(result, xr.Dataset):
-        found = {text: result[name] for name, text in _CAPTURED.items() if name in result}
-        if "explained" in result:
-            found["variance"] = result["explained"].cumsum("mode")
-        if found:
-            for values in found.values():
-                if values.dims != ("mode",):
-                    look.refuse_dims(values, "('mode',)")
-            return found
-    raise ValueError(
-        f"cannot plot this {type(result).__name__}: pass what kpops.truncated_flow or "
-        "kpops.trajectory_dimension returns"
-    )
+    look.variable(result, (*_CAPTURED, "explained"), _FRACTIONS)  # refuses what has none of them
+    found = {text: result[name] for name, text in _CAPTURED.items() if name in result}
+    if "explained" in result:
+        found["variance"] = result["explained"].cumsum("mode")
+    return {text: look.with_dims(values, ("mode",)) for text, values in found.items()}
 
 
 def _scale(ax: Any, few: bool) -> None:
     from matplotlib.ticker import StrMethodFormatter
 
-    if few and ax.get_xscale() == "linear":
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    else:
+    if not few or ax.get_xscale() == "log":
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
@@ -146,11 +139,9 @@ def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
     >>> [label.get_text() for label in ax.get_yticklabels()][-1]
     'K'
     """
-    if not isinstance(result, xr.Dataset) or "bound_of_sum" not in result:
-        raise ValueError(
-            f"cannot plot this {type(result).__name__}: pass what kpops.rank_bounds returns"
-        )
-    names = [*map(str, result["parameter"].values), "K"]
+    for name in (*_BARS, "participation", "participation_stderr", "trace_share"):
+        look.with_dims(look.variable(result, (name,), "kpops.rank_bounds"), ("parameter",))
+    names = [*look.names(result["parameter"]), "K"]
     if ax is None:
         ax = look.new_axes(None, 1.75 * look.COLUMN, 0.7 + 0.36 * len(names)).item()
     y = np.arange(len(names))
@@ -161,7 +152,7 @@ def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
     participation = _with_sum(result, "participation")
     error = _with_sum(result, "participation_stderr")
     dots = {"fmt": "o", "color": look.COLOURS[1], "markersize": 4, "capsize": 2}
-    ax.errorbar(participation, y, xerr=error, label="participation ratio", **dots)
+    ax.errorbar(participation, y, xerr=error, label="participation\nratio", **dots)
     ax.set_xscale("log")
     ax.set_xlim(left=0.8)
     texts = [f"{name}  ({u})" for name, u in zip(names, result["features"].values, strict=False)]

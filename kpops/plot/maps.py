@@ -46,11 +46,9 @@ def frobenius_map(result: xr.Dataset, figure: Any = None) -> np.ndarray:
     >>> len(kpops.plot.frobenius_map(kpops.frobenius_map(lin.P, "time")))
     3
     """
-    if not isinstance(result, xr.Dataset):
-        raise ValueError(f"cannot plot a {type(result).__name__}: pass what frobenius_map returns")
-    energy = look.variable(result, ("energy",))
-    if energy.ndim != 2:
-        look.refuse_dims(energy, "(dim, dim_in)")
+    energy = look.variable(result, ("energy",), "kpops.frobenius_map")
+    pair = [str(d) for d in energy.dims if f"{d}_in" in energy.dims][:1] or ["dim"]
+    energy = look.with_dims(energy, (*pair, f"{pair[0]}_in"))
     curves = [name for name in ("energy_by_lag", "near_diagonal") if name in result]
     columns = 1 + len(curves)
     layout = {"width_ratios": [1.2, *[1] * len(curves)]}
@@ -78,10 +76,10 @@ def _draw_map(ax: Any, energy: xr.DataArray) -> None:
 
 
 def _draw_by_lag(ax: Any, result: xr.Dataset, name: str) -> None:
-    values = result[name]
-    if values.dims != ("lag",):
-        look.refuse_dims(values, "('lag',)")
-    lag = values["lag"].values
+    from kpops.plot.ticks import places
+
+    values = look.with_dims(look.real(result[name]), ("lag",))
+    lag = places(ax.xaxis, values, "lag")
     style = {"color": look.COLOURS[0], "marker": ".", "markersize": 3, "linewidth": 1}
     (line,) = ax.plot(lag, values.values, **style)
     error = result.get(f"{name}_stderr")
@@ -92,6 +90,5 @@ def _draw_by_lag(ax: Any, result: xr.Dataset, name: str) -> None:
             ax.set_yscale("log")
     else:
         ax.set_ylim(0, 1.05)
-    ax.set_xlabel(look.coordinate_label(values, "lag"))
     ax.set_ylabel(look.label_of(values))
     look.plain(ax)

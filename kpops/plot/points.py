@@ -18,6 +18,10 @@ _MANY = 5
 _HALF_LENGTH = 0.08
 """Half the length of an eigenvector over the extent of the figure."""
 _MARKERS = "osD^vP*"
+_PATH = "0.55"
+_INSIDE = {"markerfacecolor": "white", "markeredgewidth": 0.7, "markersize": 3.0}
+_OUTSIDE = {"markeredgecolor": "black", "markeredgewidth": 0.5, "markersize": 5.0}
+"""Looks of eigenvalues that decay and grow: told apart in grey, too."""
 
 
 def fixed_points(
@@ -33,7 +37,8 @@ def fixed_points(
         Where to draw; default: in a new figure.
     states : Linearization, or Tensor, array_like or DataArray (trial, time, unit), optional
         Trajectories, which are drawn in grey behind the points, and whose principal components
-        these are. Default: the components of the points that are shown.
+        these are. They end where a linearization's mask, or the coordinate ``mask`` of a DataArray,
+        ends them. Default: the components of the points that are shown.
     components : two ints
         The components to the right and upwards; the first is 1.
 
@@ -67,15 +72,14 @@ def fixed_points(
     'principal component 1'
     """
     shown = _shown(points)
-    at = shown["state"].transpose("point", "unit").values.astype(float)
+    at = _of_points(shown, "state", "unit").values.astype(float)
     if states is None and len(at) < 2:
         raise ValueError("one point has no principal components: pass states of trajectories")
     given = at[None] if states is None else states
     mean, axes, held, paths = _plane(given, at.shape[1], components)
     ax = look.get_axes(ax)
     if states is not None:
-        for path in (paths - mean) @ axes.T:
-            ax.plot(*path.T, color="0.8", linewidth=0.4, zorder=0)
+        _draw_paths(ax, (paths - mean) @ axes.T)
     places = (at - mean) @ axes.T
     both = np.concatenate([places, *((paths - mean) @ axes.T)])
     half = _HALF_LENGTH * float(np.nanmax(np.nanmax(both, 0) - np.nanmin(both, 0)))
@@ -114,6 +118,7 @@ def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
 
     Notes
     -----
+    Unstable eigenvalues, outside the unit circle, are large and filled, others small and hollow.
     Colours are those of :func:`kpops.plot.fixed_points`. Up to seven points have a marker and a
     line in the legend each. Outliers, and points that have not converged, are left out.
 
@@ -125,34 +130,36 @@ def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
     >>> _ = torch.nn.init.constant_(cell.weight_hh, 1.5)
     >>> points = kpops.fixed_points(cell, torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None])
     >>> ax = kpops.plot.fixed_point_eigenvalues(points)
-    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    >>> [text.get_text() for text in ax.get_legend().get_texts()][:3]
     ['point 0: stable', 'point 1: stable', 'point 2: 1 unstable']
     """
     shown = _shown(points)
     real, imaginary = (
-        look.variable(shown, (f"eigenvalue_{part}",)).transpose("point", "mode")
-        for part in ("real", "imag")
+        _of_points(shown, f"eigenvalue_{part}", "mode").values for part in ("real", "imag")
     )
+    # By falling magnitude from 1 on, and of magnitude 1 to rounding is not unstable.
+    unstable = shown["mode"].values <= shown["n_unstable"].values[:, None]
     ax = look.get_axes(ax)
     angle = np.linspace(0, 2 * np.pi, 361)
-    ax.plot(np.cos(angle), np.sin(angle), color=look.GREY, linewidth=0.8, zorder=0)
+    circle = np.cos(angle), np.sin(angle)
+    ax.fill(*circle, color="0.95", linewidth=0, zorder=-1)
+    ax.plot(*circle, color=look.GREY, linewidth=0.8, zorder=0)
     ax.axhline(0, color="0.85", linewidth=0.6, zorder=0)
     ax.axvline(0, color="0.85", linewidth=0.6, zorder=0)
     each = shown.sizes["point"] <= len(_MARKERS)
     for name, colour, chosen in _classes(shown):
         for group in np.split(chosen, len(chosen)) if each else [chosen]:
             marker = _MARKERS[group[0]] if each else "o"
-            label = f"point {shown['point'].values[group[0]]}: {name}" if each else name
-            ax.plot(
-                real.values[group].ravel(),
-                imaginary.values[group].ravel(),
-                marker,
-                color=colour,
-                markersize=3.5 if each else 2.5,
-                markeredgewidth=0,
-                alpha=0.8,
-                label=label,
-            )
+            label: str | None = f"point {shown['point'].values[group[0]]}: {name}" if each else name
+            style = {"color": colour, "marker": marker, "linestyle": "none"}
+            for part, looks in ((unstable, _OUTSIDE), (~unstable, _INSIDE)):
+                x, y = real[group][part[group]], imaginary[group][part[group]]
+                if x.size:
+                    ax.plot(x, y, label=label, **style, **looks)
+                    label = None
+    for text, looks in ((r"$|\lambda| > 1$", _OUTSIDE), (r"$|\lambda| \leq 1$", _INSIDE)):
+        grey = {"color": look.GREY, "marker": "o", "linestyle": "none"}
+        ax.plot([], [], label=look.once(ax, text), **grey, **looks)
     _count_hidden(ax, points, shown)
     ax.set_aspect("equal", "datalim")
     ax.set_xlabel("eigenvalue, real part")
@@ -163,12 +170,8 @@ def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
 
 def _shown(points: Any) -> xr.Dataset:
     """Fixed and slow points that are no outliers."""
-    if not isinstance(points, xr.Dataset):
-        raise ValueError(
-            f"cannot plot a {type(points).__name__}: pass what kpops.fixed_points returns"
-        )
     for name in ("state", "kind", "converged", "outlier", "n_unstable", "is_stable"):
-        look.variable(points, (name,))
+        _of_points(points, name)
     keep = (points["converged"].astype(bool) & ~points["outlier"].astype(bool)).values
     if not keep.any():
         raise ValueError(
@@ -176,6 +179,12 @@ def _shown(points: Any) -> xr.Dataset:
             "to show: search from states of the trajectories, or with more max_iterations"
         )
     return points.isel(point=keep)
+
+
+def _of_points(points: Any, name: str, *dims: str) -> xr.DataArray:
+    """Variable of points, with these dims besides."""
+    values = look.variable(points, (name,), "kpops.fixed_points")
+    return look.with_dims(values, ("point", *dims)) if dims else values
 
 
 def _classes(points: xr.Dataset) -> list[tuple[str, str, np.ndarray]]:
@@ -194,21 +203,35 @@ def _plane(
     states: Any, n_units: int, components: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean, two principal axes, their parts of the variance, and paths, NaN where masked."""
-    pca = trajectory_dimension(states)
+    mask = states.coords.get("mask") if isinstance(states, xr.DataArray) else None
+    pca = trajectory_dimension(states, mask=mask)
     if pca.sizes["unit"] != n_units:
         raise ValueError(
             f"the states have {pca.sizes['unit']} units, the points {n_units}: pass the "
             "trajectories of the model of which these are the points"
         )
     n_axes = pca.sizes["mode"]
+    if n_axes < 2:
+        raise ValueError(
+            "the states have one principal component, and no plane: draw the variable 'state', or "
+            "their eigenvalues by kpops.plot.fixed_point_eigenvalues"
+        )
     wanted = list(components)
     if len(wanted) != 2 or not all(c in range(1, n_axes + 1) for c in wanted):
         raise ValueError(f"components={components!r}: choose two from 1 to {n_axes}")
     chosen = pca.sel(mode=wanted)
-    values, valid, *_ = read_states(states, None)
+    values, valid, *_ = read_states(states, mask)
     paths = to_numpy(values.double().masked_fill(~valid[..., None], torch.nan))
     mean = np.nanmean(paths, (0, 1))
     return mean, chosen["axis"].values.astype(float), chosen["explained"].values, paths
+
+
+def _draw_paths(ax: Any, paths: np.ndarray) -> None:
+    """Trajectories: few as lines that can be followed, many as a cloud that points stand out of."""
+    n = len(paths)
+    style = {"linewidth": 1.0 if n <= 10 else 0.6, "alpha": float(np.clip(20 / n, 0.15, 0.9))}
+    for path in paths:
+        ax.plot(*path.T, color=_PATH, zorder=0, **style)
 
 
 def _draw_points(ax: Any, points: xr.Dataset, places: np.ndarray, name: str, colour: str) -> None:
@@ -228,8 +251,7 @@ def _draw_directions(
     from matplotlib.collections import LineCollection
 
     real, imaginary = (
-        look.variable(points, (name,)).transpose("point", "mode", "unit").values
-        for name in ("right_real", "right_imag")
+        _of_points(points, name, "mode", "unit").values for name in ("right_real", "right_imag")
     )
     segments: list[np.ndarray] = []
     for i, n in enumerate(points["n_unstable"].values):

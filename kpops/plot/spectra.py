@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from kpops.plot import style as look
 
-_DECADES_ABOVE_FLOOR = 3
+_SPECTRA = "kpops.eigsh, kpops.eigvalsh or kpops.svds"
+_DECADES_ABOVE_FLOOR = 2
+_FLOOR = "noise floor"
 
 
 def spectrum(result: xr.Dataset | xr.DataArray, ax: Any = None, **style: Any) -> Any:
@@ -23,14 +25,16 @@ def spectrum(result: xr.Dataset | xr.DataArray, ax: Any = None, **style: Any) ->
     Parameters
     ----------
     result : Dataset or DataArray
-        What :func:`kpops.eigsh` or :func:`kpops.svds` returns, or any ``eigenvalue(mode)`` or
-        ``singular_value(mode)``. Of a Dataset, ``residual(mode)``, ``converged(mode)``,
-        ``cluster(mode)`` (an int label; negative for modes in no cluster) and the attribute
-        ``noise_floor`` are shown where they exist.
+        What :func:`kpops.eigsh`, :func:`kpops.eigvalsh` or :func:`kpops.svds` returns, or any
+        ``eigenvalue(mode)`` or ``singular_value(mode)``. Of a Dataset, ``residual(mode)``,
+        ``converged(mode)`` and ``cluster(mode)`` (an int label; negative for modes in no cluster)
+        are shown where they exist. With the dim ``step`` too, of :func:`kpops.over_training`, each
+        step has its colour of a scale, and clusters are left out.
     ax : matplotlib Axes, optional
         Where to draw; default: in a new figure.
     **style
-        Passed to ``Axes.plot`` for the line through the modes, for example ``label``.
+        Passed to ``Axes.plot`` for the line through the modes. ``label`` is by default the
+        operator, if the result says of which it is.
 
     Returns
     -------
@@ -45,8 +49,13 @@ def spectrum(result: xr.Dataset | xr.DataArray, ax: Any = None, **style: Any) ->
     -----
     A relative residual r of a symmetric operator bounds the error of its eigenvalue by
     ``r max|lambda|`` (Parlett 1998, The Symmetric Eigenvalue Problem, Theorem 4.5.1), and of a
-    singular value likewise: that is the error bar. Values below the noise floor have no sign;
-    the floor is drawn where the values come within three decades of it.
+    singular value likewise: that is the error bar.
+
+    Values below the noise floor are rounding and not drawn: their modes are ticks on the floor, a
+    dashed line. It is the attribute ``noise_floor``, of a Dataset without it 64 rounding units, of
+    the largest magnitude. A DataArray without it has none, but there, too, has no sign what is
+    below. The floor is drawn where values come within two decades of it. Modes that were not
+    found (NaN) are counted in the legend.
 
     Examples
     --------
@@ -55,54 +64,105 @@ def spectrum(result: xr.Dataset | xr.DataArray, ax: Any = None, **style: Any) ->
     >>> kpops.plot.spectrum(kpops.eigsh(np.diag([3.0, 1.0]), k=2)).get_xlabel()
     'mode'
     """
-    if isinstance(result, xr.Dataset):
-        details, values = result, look.variable(result, ("eigenvalue", "singular_value"))
+    if isinstance(result, xr.DataArray):
+        values = look.real(result)
     else:
-        details, values = xr.Dataset(), result
-    if values.dims != ("mode",):
-        look.refuse_dims(values, "('mode',)")
+        values = look.variable(result, ("eigenvalue", "singular_value"), _SPECTRA, arrays=True)
+    values = look.with_dims(values, ("mode",), ("step",))
     ax = look.get_axes(ax)
-    modes = values["mode"].values if "mode" in values.coords else np.arange(1, values.size + 1)
-    signed: np.ndarray = values.values
-    magnitude = np.abs(signed)
-    largest = np.nanmax(magnitude, initial=0)
-    floor = largest * float(details.attrs.get("noise_floor", 64 * np.finfo(magnitude.dtype).eps))
-    negative = signed < -floor
-    unsure = np.zeros(len(modes), bool)
-    if "converged" in details:
-        unsure = ~details["converged"].values.astype(bool)
-
-    style = {
-        "color": look.free_colour(ax),
-        "linewidth": 1,
-        "marker": "o",
-        "markersize": 4 if len(modes) <= 12 else 3 if len(modes) <= 60 else 2,
-        "markevery": list(~negative & ~unsure),
-        **look.long_names(style),
-    }
-    (line,) = ax.plot(modes, magnitude, **style)
-    _mark_special(ax, line, negative, unsure)
-    if "residual" in details:
-        bound = details["residual"].values * largest
-        ax.errorbar(
-            modes,
-            magnitude,
-            bound,
-            fmt="none",
-            ecolor=line.get_color(),
-            elinewidth=0.8,
-            capsize=1.5,
-        )
-    if "cluster" in details:
-        _mark_clusters(ax, modes, details["cluster"].values)
-    _scale(ax, modes, magnitude)
-    if "noise_floor" in details.attrs:
-        _draw_floor(ax, floor, magnitude)
-    ax.set_xlabel(look.coordinate_label(values, "mode"))
+    if values.ndim == 1:
+        spectra, colours = [_read(result, values)], [look.free_colour(ax)]
+    else:
+        at = [{"step": i} for i in range(values.sizes["step"])]
+        spectra = [_read(result.isel(i), values.isel(i))._replace(clusters=None) for i in at]
+        colours = look.scale_colours(ax, values, "step")
+    style = {"label": look.operator_of(result), **look.long_names(style)}
+    for i, (each, colour) in enumerate(zip(spectra, colours, strict=True)):
+        first = {} if i == 0 else {"label": None}  # one entry in the legend for all steps
+        _draw(ax, each, {"color": colour, **style, **first})
+    _scale(ax, spectra)
+    missing = sum(int(np.isnan(each.magnitude).sum()) for each in spectra)
+    if missing:
+        ax.plot([], [], " ", label=look.once(ax, f"{missing} not found"))
     name = look.label_of(values)
-    ax.set_ylabel(f"|{name}|" if negative.any() else name)
+    ax.set_xlabel(look.coordinate_label(values, "mode"))
+    ax.set_ylabel(f"|{name}|" if any(each.negative.any() for each in spectra) else name)
     look.legend_outside(ax)
     return look.plain(ax)
+
+
+class _Spectrum(NamedTuple):
+    """What is drawn of one spectrum, an entry for each mode.
+
+    Attributes
+    ----------
+    modes, magnitude : ndarray
+        Labels, and absolute values; NaN where no mode was found.
+    floor : float
+        Magnitude below which rounding decides.
+    below : ndarray of bool
+        Whether the magnitude is below the floor, so that it is not drawn.
+    negative, unsure : ndarray of bool
+        Whether the value is negative, and whether it has not converged.
+    bound : ndarray or None
+        Bounds of the errors.
+    clusters : ndarray or None
+        Numbers that degenerate modes share.
+    """
+
+    modes: np.ndarray
+    magnitude: np.ndarray
+    floor: float
+    below: np.ndarray
+    negative: np.ndarray
+    unsure: np.ndarray
+    bound: np.ndarray | None
+    clusters: np.ndarray | None
+
+
+def _read(result: xr.Dataset | xr.DataArray, values: xr.DataArray) -> _Spectrum:
+    details = result if isinstance(result, xr.Dataset) else xr.Dataset()
+    exact = 64 * np.finfo(values.dtype if values.dtype.kind == "f" else float).eps
+    signed = values.values.astype(float)
+    magnitude = np.abs(signed)
+    largest = float(magnitude[np.isfinite(magnitude)].max(initial=0))
+    floor = largest * float(result.attrs.get("noise_floor", exact))
+    has_floor = isinstance(result, xr.Dataset) or "noise_floor" in result.attrs
+    modes = values["mode"].values if "mode" in values.coords else np.arange(1, values.size + 1)
+    unsure = np.zeros(values.size, bool)
+    if "converged" in details:
+        unsure = ~details["converged"].values.astype(bool)
+    below = (magnitude < floor) & has_floor
+    return _Spectrum(
+        modes,
+        magnitude,
+        floor if has_floor else 0.0,
+        below,
+        signed < -floor,
+        unsure & ~below & ~np.isnan(signed),
+        details["residual"].values * largest if "residual" in details else None,
+        details["cluster"].values if "cluster" in details else None,
+    )
+
+
+def _draw(ax: Any, each: _Spectrum, style: dict[str, Any]) -> None:
+    n = len(each.modes)
+    shown = np.where(each.below, np.nan, each.magnitude)
+    style = {
+        "linewidth": 1,
+        "marker": "o",
+        "markersize": 4 if n <= 12 else 3 if n <= 60 else 2,
+        "markevery": list(~each.negative & ~each.unsure),
+        **style,
+    }
+    (line,) = ax.plot(each.modes, shown, **style)
+    _mark_special(ax, line, each.negative, each.unsure)
+    if each.bound is not None:
+        bars = {"fmt": "none", "ecolor": line.get_color(), "elinewidth": 0.8, "capsize": 1.5}
+        ax.errorbar(each.modes, shown, each.bound, **bars)
+    if each.clusters is not None:
+        _mark_clusters(ax, each.modes, np.where(each.below, -1, each.clusters))
+    _draw_floor(ax, each, line.get_color())
 
 
 def _mark_special(ax: Any, line: Any, negative: np.ndarray, unsure: np.ndarray) -> None:
@@ -143,31 +203,32 @@ def _mark_clusters(ax: Any, modes: np.ndarray, labels: np.ndarray) -> None:
             )
 
 
-def _scale(ax: Any, modes: np.ndarray, magnitude: np.ndarray) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+def _draw_floor(ax: Any, each: _Spectrum, colour: Any) -> None:
+    positive = each.magnitude[each.magnitude > 0]
+    if not positive.size or positive.min() >= 10**_DECADES_ABOVE_FLOOR * each.floor:
+        return
+    ax.axhline(each.floor, color=colour, linestyle="--", linewidth=0.8, zorder=0)
+    ticks = {"marker": "|", "linestyle": "none", "color": colour, "markersize": 4}
+    ax.plot(each.modes[each.below], np.full(each.below.sum(), each.floor), **ticks)
+    if all(text.get_text() != _FLOOR for text in ax.texts):
+        place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points"}
+        size = look.small(ax)
+        ax.annotate(_FLOOR, (0.01, each.floor), xytext=(0, 2), color=look.GREY, size=size, **place)
+
+
+def _scale(ax: Any, spectra: list[_Spectrum]) -> None:
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    from kpops.plot.ticks import WholeDecades
 
     ax.set_xscale("log")
-    if len(modes) and modes.max() <= 200:
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if ax.xaxis.get_data_interval()[1] <= 200:
+        ax.xaxis.set_major_locator(WholeDecades())
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
-    if (magnitude > 0).any():  # a zero operator has nothing to show on a logarithmic axis
+    # A zero operator has nothing to show on a logarithmic axis.
+    if any((each.magnitude > 0).any() for each in spectra):
         look.log_values(ax)
-
-
-def _draw_floor(ax: Any, floor: float, magnitude: np.ndarray) -> None:
-    positive = magnitude[magnitude > 0]
-    if positive.size and positive.min() < 10**_DECADES_ABOVE_FLOOR * floor:
-        ax.axhline(floor, color=look.GREY, linestyle="--", linewidth=0.8, zorder=0)
-        ax.annotate(
-            "noise floor",
-            (0.01, floor),
-            xycoords=ax.get_yaxis_transform(),
-            xytext=(0, 2),
-            textcoords="offset points",
-            color=look.GREY,
-            fontsize=look.small(ax),
-        )
 
 
 def density(
@@ -220,11 +281,9 @@ def density(
     >>> kpops.plot.density(result).get_xlabel()
     'eigenvalue'
     """
-    if not isinstance(result, xr.Dataset):
-        raise ValueError(f"cannot plot a {type(result).__name__}: pass kpops.spectral_density(op)")
-    values = look.variable(result, ("cumulative" if cumulative else "density",))
-    if values.dims != ("value",):
-        look.refuse_dims(values, "('value',)")
+    wanted = "cumulative" if cumulative else "density"
+    values = look.variable(result, (wanted,), "kpops.spectral_density")
+    values = look.with_dims(values, ("value",))
     ax = look.get_axes(ax)
     grid = values["value"].values
     decades = result.attrs.get("scale") == "log"
@@ -232,8 +291,8 @@ def density(
     factor = math.log(10) * grid if decades and not cumulative else np.ones(len(grid))
     height = factor * values.values
 
-    style = {"color": look.free_colour(ax), "linewidth": 1, **look.long_names(style)}
-    (line,) = ax.plot(grid, height, **style)
+    default = {"color": look.free_colour(ax), "linewidth": 1, "label": look.operator_of(result)}
+    (line,) = ax.plot(grid, height, **{**default, **look.long_names(style)})
     if error is not None:
         look.band(ax, grid, height, factor * error.values, line.get_color())
     ax.set_xscale("log" if decades else "linear")
@@ -256,10 +315,11 @@ def _height_axis(
     ax: Any, height: np.ndarray, extent: float, cumulative: bool, log: bool | None
 ) -> None:
     """Logarithmic from half a value on, or one in all the grid: less is a tail of the smoothing."""
-    highest = float(np.nanmax(height, initial=0))
+    height = height[np.isfinite(height)]
+    highest = float(height.max(initial=0))
     bottom = 0.5 if cumulative else 1 / extent
     if log is None:
-        log = cumulative or highest > 20 * float(np.nanmean(height))
+        log = cumulative or highest > 20 * float(height.sum()) / max(height.size, 1)
     if log and highest > bottom:
         ax.set_yscale("log")
         ax.set_ylim(bottom=bottom)

@@ -1,4 +1,4 @@
-"""What the figures share: axes, colours, labels, legends, error bars and heat maps."""
+"""What the figures share: what they take, axes, colours, labels, legends and heat maps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ import xarray as xr
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "0.45"
 SIGNED, UNSIGNED = "RdBu_r", "viridis"
+PADDING = "0.85"
+"""Colour of steps that a mask leaves out: white is a value of both colour maps, or near one."""
+
+OPERATORS = ("operator", "operator2")
+"""Coordinates that say of which operator a result is; an alignment is of two."""
+
+DURATIONS = {"d": 864e11, "h": 36e11, "min": 6e10, "s": 1e9, "ms": 1e6, "µs": 1e3, "ns": 1.0}
+"""Nanoseconds of a unit."""
 
 # Inches and points of one column of a paper.
 COLUMN, FONT_SIZE = 3.5, 8
@@ -56,13 +64,52 @@ def label_of(values: xr.DataArray) -> str:
     return textwrap.fill(text if units == "1" else f"{text} ({units})", _LABEL_WIDTH)
 
 
-def coordinate_label(values: xr.DataArray, dim: str) -> str:
-    """Label of the axis of a dim."""
+def coordinate_label(values: xr.DataArray, dim: str, units: str | None = None) -> str:
+    """Label of the axis of a dim, with the unit of measure if it has one."""
     stem = dim.removesuffix("_in")
     default = {"step": "training iteration"}.get(stem, stem.replace("_", " "))
-    if stem != dim:
-        default = f"input {default}"
-    return str(values[dim].attrs.get("long_name", default))
+    attrs = {**(values[stem].attrs if stem in values.coords else {}), **values[dim].attrs}
+    text = str(attrs.get("long_name", default))
+    if stem != dim and not text.startswith("input "):
+        text = f"input {text}"
+    units = str(attrs.get("units", "1")) if units is None else units
+    return text if units in ("1", "", stem) else f"{text} ({units})"
+
+
+def names(coordinate: xr.DataArray) -> list[str]:
+    """Texts of the entries of a coordinate, as short as they are unambiguous."""
+    values = np.asarray(coordinate.values)
+    if values.dtype.kind == "M":
+        known = values[~np.isnat(values)]
+        lengths = ("D", "m", "s", "ms", "us", "ns")
+        exact = next(u for u in lengths if (known.astype(f"M8[{u}]") == known).all())
+        texts = values.astype(f"M8[{exact}]").astype(str)
+        return ["NaT" if text == "NaT" else text.replace("T", " ") for text in texts]
+    if values.dtype.kind == "m":
+        units = fitting(values)
+        return [f"{number(value, 6)} {units}" for value in durations(values, units)]
+    if values.dtype.kind == "f":
+        return [f"{value:.6g}" for value in values]
+    entries = values.tolist()
+    return [", ".join(map(str, e)) if isinstance(e, tuple) else str(e) for e in entries]
+
+
+def fitting(durations: np.ndarray) -> str:
+    """Largest unit of which durations hold two at least."""
+    longest = np.nanmax(np.abs(durations / np.timedelta64(1, "ns")), initial=0)
+    return next((u for u, length in DURATIONS.items() if longest >= 2 * length), "ns")
+
+
+def durations(values: np.ndarray, units: str) -> np.ndarray:
+    """Durations as numbers of a unit."""
+    return values / np.timedelta64(1, "ns") / DURATIONS[units]
+
+
+def operator_of(values: xr.Dataset | xr.DataArray) -> str | None:
+    """Symbol of the operator, or the two, that a result is of, if it is of one alone."""
+    there = [values.coords[name] for name in OPERATORS if name in values.coords]
+    symbols = [str(symbol.item()) for symbol in there if not symbol.ndim]
+    return ", ".join(symbols) if symbols and len(symbols) == len(there) else None
 
 
 def free_colour(ax: Any) -> str:
@@ -71,6 +118,31 @@ def free_colour(ax: Any) -> str:
 
     used = {to_hex(line.get_color()).upper() for line in ax.lines}
     return next((c for c in COLOURS if c not in used), COLOURS[len(used) % len(COLOURS)])
+
+
+def colours(ax: Any, values: xr.DataArray, dim: str) -> list[Any]:
+    """A colour for each entry of a dim: of the palette, of many of a scale with its bar."""
+    n = values.sizes[dim]
+    if n == 1:
+        return [free_colour(ax)]
+    return list(COLOURS[:n]) if n <= len(COLOURS) else scale_colours(ax, values, dim)
+
+
+def scale_colours(ax: Any, values: xr.DataArray, dim: str) -> list[Any]:
+    """Colours of a scale for the entries of a dim, whose bar is drawn."""
+    import matplotlib as mpl
+
+    from kpops.plot.ticks import places
+
+    # The bright end cannot be seen on white.
+    dark = mpl.colormaps[UNSIGNED](np.linspace(0, 0.9, 256))
+    image = mpl.cm.ScalarMappable(cmap=mpl.colors.ListedColormap(dark))
+    bar = colour_bar(image, ax, "")
+    at = places(bar.ax.yaxis, values, dim)
+    alone = 0.5 * (at.min() == at.max())
+    image.set_clim(at.min() - alone, at.max() + alone)
+    places(bar.ax.yaxis, values, dim)  # again, since a new range brings its own ticks
+    return [mpl.colors.to_hex(colour) for colour in image.to_rgba(at)]
 
 
 def long_names(style: dict[str, Any]) -> dict[str, Any]:
@@ -112,16 +184,20 @@ def number(value: float, digits: int = 3) -> str:
     return rf"${float(mantissa):g} \times 10^{{{int(exponent)}}}$"
 
 
-def spans_decades(values: Any, decades: float = 1.0) -> bool:
-    """Whether `values` are positive and their logarithms tell more than they."""
-    finite = np.asarray(values)[np.isfinite(values)]
-    return finite.size > 0 and finite.min() > 0 and finite.max() >= 10**decades * finite.min()
+def spans_decades(values: Any, decades: float = 1.5) -> bool:
+    """Whether `values` span so many decades, but for zeros, and none of them is negative."""
+    known = np.asarray(values)[np.isfinite(values) & (np.asarray(values) != 0)]
+    return known.size > 0 and known.min() > 0 and known.max() >= 10**decades * known.min()
 
 
 def log_values(ax: Any) -> None:
     """Make the axis of values logarithmic."""
     ax.set_yscale("log")  # also renews the ticks of what was drawn before
-    plain_numbers(ax.yaxis, ax.dataLim.minposy, ax.dataLim.ymax)
+    low, high = ax.dataLim.minposy, ax.dataLim.ymax
+    if low < high < 1.01 * low or low == high:  # ticks would differ in digits that are not written
+        low, high = low / 1.1, 1.1 * high
+        ax.set_ylim(low, high, auto=True)
+    plain_numbers(ax.yaxis, low, high)
 
 
 def plain_numbers(axis: Any, low: float, high: float) -> None:
@@ -134,48 +210,26 @@ def plain_numbers(axis: Any, low: float, high: float) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 4)))
 
 
-def edges(positions: np.ndarray) -> tuple[float, float] | None:
-    """Outer edges of cells about evenly spaced numbers; None where they are not that."""
-    if positions.dtype.kind not in "iuf" or not np.isfinite(positions).all():
-        return None
-    if len(positions) == 1:
-        return float(positions[0]) - 0.5, float(positions[0]) + 0.5
-    gaps = np.diff(positions.astype(float))
-    if not np.allclose(gaps, gaps[0]) or gaps[0] <= 0:
-        return None
-    return float(positions[0]) - gaps[0] / 2, float(positions[-1]) + gaps[0] / 2
-
-
 def heat_map(ax: Any, field: xr.DataArray, **style: Any) -> Any:
     """Image of a field: its first dim downwards, its second to the right; the image is returned.
 
-    Dims with evenly spaced numbers keep them on the axis; others are counted and named.
+    Dims that are evenly spaced keep their numbers on the axis; others are counted and named.
     """
-    from matplotlib.ticker import AutoLocator
+    from kpops.plot.ticks import places
 
-    positions = [np.asarray(field[d].values) for d in field.dims]
-    (top, bottom), (left, right) = (edges(p) or (-0.5, len(p) - 0.5) for p in positions)
+    rows, columns = (
+        places(axis, field, str(dim), even=True, nbins=5)
+        for axis, dim in zip((ax.yaxis, ax.xaxis), field.dims, strict=True)
+    )
+    (top, bottom), (left, right) = _edges(rows), _edges(columns)
     look = {"aspect": "auto", "interpolation": "nearest", "extent": (left, right, bottom, top)}
-    image = ax.imshow(field.values, **{**look, **style})
-    for axis, dim, names in zip((ax.yaxis, ax.xaxis), field.dims, positions, strict=True):
-        axis.set_label_text(coordinate_label(field, str(dim)))
-        if edges(names) is None:
-            _name_ticks(axis, names)
-        else:  # a new locator: on a shared axis, another map's names may be the ticks
-            locator = AutoLocator()
-            locator.set_params(integer=True, nbins=5)
-            axis.set_major_locator(locator)
-    return image
+    return ax.imshow(field.values, **{**look, **style})
 
 
-def _name_ticks(axis: Any, names: np.ndarray) -> None:
-    every = -(-len(names) // 12)
-    shown = np.arange(0, len(names), every)
-    texts = [str(names[i]) for i in shown]
-    axis.set_ticks(shown, texts)
-    if axis.axis_name == "x" and sum(map(len, texts)) > 20:
-        for text in axis.get_ticklabels():
-            text.set(rotation=40, ha="right", rotation_mode="anchor")
+def _edges(at: np.ndarray) -> tuple[float, float]:
+    """Outer edges of cells about evenly spaced numbers."""
+    half = (at[1] - at[0]) / 2 if len(at) > 1 else 0.5
+    return at[0] - half, at[-1] + half
 
 
 def colour_bar(image: Any, axes: Any, label: str, **style: Any) -> Any:
@@ -194,17 +248,58 @@ def band(ax: Any, x: Any, y: Any, error: Any, colour: Any) -> None:
     ax.fill_between(x, y - error, y + error, color=colour, alpha=0.25, linewidth=0)
 
 
-def refuse_dims(values: xr.DataArray, expected: str) -> None:
-    """Raise for dims that a figure cannot show."""
-    raise ValueError(f"{values.name or 'values'} has dims {values.dims}, expected {expected}")
+# What figures take.
 
 
-def variable(result: xr.Dataset, names: Sequence[str]) -> xr.DataArray:
-    """First of the named variables that a Dataset has."""
+def variable(
+    result: Any, names: Sequence[str], source: str, *, arrays: bool = False
+) -> xr.DataArray:
+    """First of the named variables that a Dataset has; `source` makes such Datasets.
+
+    With `arrays`, the figure takes any variable of a Dataset, too.
+    """
+    if not isinstance(result, xr.Dataset):
+        raise ValueError(f"cannot plot a {type(result).__name__}: pass what {source} returns")
     for name in names:
         if name in result:
-            return result[name]
+            return real(result[name])
+    there = sorted(map(str, result.data_vars))
+    other = f", or one variable, as result[{there[0]!r}]" if arrays and there else ""
     raise ValueError(
-        f"the Dataset has the variables {sorted(map(str, result.data_vars))}, expected "
-        f"{' or '.join(names)}"
+        f"the Dataset has the variables {there}, expected {' or '.join(names)}: pass what "
+        f"{source} returns{other}"
     )
+
+
+def real(values: xr.DataArray) -> xr.DataArray:
+    """Refuse what is no real number."""
+    if values.dtype.kind == "c":
+        name = values.name or "values"
+        raise ValueError(
+            f"{name} is complex: draw its parts, {name}.real and {name}.imag, or abs({name})"
+        )
+    return values
+
+
+def with_dims(
+    values: xr.DataArray, needed: Sequence[str], optional: Sequence[str] = (), others: int = 0
+) -> xr.DataArray:
+    """Values with the needed dims last; refuse, with the remedy, what a figure cannot show.
+
+    Of the dims that are neither needed nor optional there may be as many as `others`.
+    """
+    dims = tuple(map(str, values.dims))
+    missing = [d for d in needed if d not in dims]
+    left = [d for d in dims if d not in (*needed, *optional)]
+    if not missing and len(left) <= others:
+        return values.transpose(..., *needed)
+    expected = ", ".join(needed)
+    if optional:
+        expected += f", with or without {' and '.join(optional)}"
+    if others:
+        expected += f"{' and ' * bool(needed)}at most {others} others"
+    text = f"{values.name or 'values'} has dims {dims}, expected {expected}"
+    if missing:
+        raise ValueError(f"{text}: {', '.join(missing)} is missing")
+    choice = ", ".join(f"{d}=0" for d in left[others:])
+    raise ValueError(f"{text}: choose entries of the others, for example by .isel({choice})")

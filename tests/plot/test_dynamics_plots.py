@@ -12,6 +12,7 @@ import kpops
 from kpops.plot.style import COLOURS
 
 RNG = np.random.default_rng(3)
+STEPS = {"long_name": "time", "units": "step"}
 EXPONENTS = np.array([0.9, 0.0, -14.6])
 
 
@@ -31,7 +32,7 @@ def exponents(values=EXPONENTS, dimension=None, trials=5, windows=40):
             "finite_time_exponent": (("trial", "time", "mode"), finite, long_name),
             "trial_exponent": (("trial", "mode"), finite.mean(1), long_name),
         },
-        {"mode": modes, "time": time, "trial": np.arange(trials)},
+        {"mode": modes, "time": ("time", time, STEPS), "trial": np.arange(trials)},
     )
 
 
@@ -87,11 +88,23 @@ def test_a_mapping_has_a_colour_and_a_triangle_for_each_label(ax, legend):
     np.testing.assert_array_equal(mark.get_xdata(), [1.5])
 
 
+def test_a_mapping_of_many_numbers_has_a_scale():
+    several = {g: exponents([-g, -2 * g], 0.0) for g in np.linspace(0.5, 5, 10)}
+    ax = kpops.plot.lyapunov_spectrum(several)
+    assert ax.get_legend() is None
+    bar = ax.figure.axes[1]
+    assert (bar.get_ylabel(), bar.get_ylim()) == ("", (0.5, 5))
+    named = kpops.plot.lyapunov_spectrum({f"g{i}": e for i, e in enumerate(several.values())})
+    named.figure.canvas.draw()
+    texts = [text.get_text() for text in named.figure.axes[1].get_yticklabels()]
+    assert texts == [f"g{i}" for i in range(10)]
+
+
 def test_a_further_dim_stands_in_the_legend_and_if_long_beside_a_colour_bar(ax, legend):
     spectra = [exponents([-g, -2 * g]) for g in range(1, 11)]
     over = xr.concat(spectra, xr.Variable("g", np.arange(10.0)))
     kpops.plot.lyapunov_spectrum(over.isel(g=[2, 4]), ax)
-    assert legend(ax) == ["2.0", "4.0"]
+    assert legend(ax) == ["2", "4"]
     assert ax.get_legend().get_title().get_text() == "g"
     many = kpops.plot.lyapunov_spectrum(over)
     assert many.get_legend() is None
@@ -207,7 +220,7 @@ def test_angles_of_many_vectors_are_a_matrix_of_the_smallest(ax):
         (kpops.plot.lyapunov_spectrum, "pass what kpops.lyapunov_spectrum returns"),
         (kpops.plot.lyapunov_history, "pass what kpops.lyapunov_spectrum returns"),
         (kpops.plot.finite_time_exponents, "pass what kpops.lyapunov_spectrum returns"),
-        (kpops.plot.covariant_angles, "pass what kpops.covariant_lyapunov_vectors returns"),
+        (kpops.plot.covariant_angles, "pass what kpops.covariant_lyapunov_vectors"),
     ],
 )
 def test_what_is_something_else_is_refused(plot, source):
@@ -222,7 +235,7 @@ def test_other_dims_and_empty_mappings_are_refused():
     for plot in (kpops.plot.lyapunov_spectrum, kpops.plot.lyapunov_history):
         with pytest.raises(ValueError, match="has dims"):
             plot(more)
-    with pytest.raises(ValueError, match=r"has dims .* expected \(\'mode\',\)"):
+    with pytest.raises(ValueError, match=r"expected mode: choose .* \.isel\(seed=0, g=0\)"):
         kpops.plot.lyapunov_spectrum({"a": more})
     with pytest.raises(ValueError, match="the mapping is empty"):
         kpops.plot.lyapunov_spectrum({})
@@ -232,7 +245,8 @@ def test_other_dims_and_empty_mappings_are_refused():
 
 def test_angles_that_were_not_asked_for_are_refused():
     vectors = xr.Dataset({"covariant_vector": ("mode", [1.0])})
-    with pytest.raises(ValueError, match="angles=True"):
+    told = r"\['covariant_vector'\], expected angle: pass .*angles=True"
+    with pytest.raises(ValueError, match=told):
         kpops.plot.covariant_angles(vectors)
     with pytest.raises(ValueError, match="k=2"):
         kpops.plot.covariant_angles(angles(3).isel(mode=[0], mode_in=[0]))

@@ -85,8 +85,15 @@ def test_names_choose_and_tasks_that_do_not_correspond_have_their_own():
     [
         (result(other=COSINES), None, "expected state_tuning_cosine or trace_alignment"),
         (result(other=COSINES), ["gradient_cosine"], "expected gradient_cosine"),
-        (result(other=COSINES).isel(task=0), ["other"], "expected task, task_in, and step"),
-        (xr.DataArray(COSINES), None, "cannot plot a DataArray"),
+        (
+            result(other=COSINES).isel(task=0),
+            ["other"],
+            "expected task, task_in, with or without step and seed: task is",
+        ),
+        (xr.DataArray(COSINES), None, "cannot plot a DataArray: pass what kpops.interference"),
+        (result(trace_alignment=COSINES), [], r"names=\[\]: name at least one variable"),
+        (result([0], trace_alignment=COSINES[None]).isel(task=[0], task_in=[0]), None, "is one"),
+        (result(trace_alignment=1j * COSINES), None, "trace_alignment is complex"),
     ],
 )
 def test_wrong_use_is_refused(given, names, told):

@@ -95,7 +95,7 @@ def test_bars_are_bounds_and_ranks_of_every_parameter_and_of_K(ax, legend):
     assert labels == ["U  (x[t])", "W  (h[t-1])", "K"]
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first parameter on top
     assert ax.get_xscale() == "log"
-    assert legend(ax)[:2] == ["bound by the features", "bound above the tolerance"]
+    assert legend(ax)[:2] == ["bound by\nthe features", "bound above\nthe tolerance"]
 
 
 def test_participation_has_error_bars(ax):
@@ -112,13 +112,20 @@ def test_shares_of_the_trace_are_written(ax):
     assert [text.get_text() for text in ax.texts][:2] == ["25 %", "75 %"]
 
 
-@pytest.mark.parametrize("function", [plot.captured, plot.rank_bounds])
-def test_what_is_neither_is_refused(function):
-    for wrong in (xr.Dataset({"loss": 1.0}), np.ones(3)):
-        with pytest.raises(ValueError, match="cannot plot this"):
-            function(wrong)
+@pytest.mark.parametrize(
+    ("function", "lacks", "source"),
+    [
+        (plot.captured, "state_change_captured", "kpops.truncated_flow or kpops.trajectory_dim"),
+        (plot.rank_bounds, "bound", "kpops.rank_bounds"),
+    ],
+)
+def test_what_is_neither_is_refused(function, lacks, source):
+    with pytest.raises(ValueError, match=rf"\['loss'\], expected {lacks}.*: pass what {source}"):
+        function(xr.Dataset({"loss": 1.0}))
+    with pytest.raises(ValueError, match=f"cannot plot a ndarray: pass what {source}"):
+        function(np.ones(3))
 
 
 def test_fractions_with_other_dims_are_refused():
-    with pytest.raises(ValueError, match="has dims"):
+    with pytest.raises(ValueError, match=r"expected mode: choose entries .*\.isel\(step=0\)"):
         plot.captured(FLOW.expand_dims("step"))

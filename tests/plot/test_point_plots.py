@@ -105,12 +105,18 @@ def test_other_components_and_the_points_alone_can_be_seen(ax, bistable):
     np.testing.assert_allclose(np.cov(spread.T)[0, 1], 0, atol=1e-9)
 
 
-def test_trajectories_of_a_linearization_end_with_their_mask(ax):
+@pytest.mark.parametrize("labelled_mask", [False, True])
+def test_trajectories_of_a_linearization_end_with_their_mask(ax, labelled_mask):
     rnn = torch.nn.RNN(2, 3, batch_first=True, dtype=torch.float64)
     x = torch.randn(4, 10, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mask = torch.arange(10) < torch.tensor([10, 7, 10, 4])[:, None]
     lin = kpops.linearize(rnn, x, mask=mask)
-    kpops.plot.fixed_points(kpops.fixed_points(lin, 10, rng=0), ax, states=lin)
+    points = kpops.fixed_points(lin, 10, rng=0)
+    if labelled_mask:
+        lin_or_states = lin.states.assign_coords(mask=(("trial", "time"), mask.numpy()))
+    else:
+        lin_or_states = lin
+    kpops.plot.fixed_points(points, ax, states=lin_or_states)
     grey = [line.get_xdata() for line in ax.lines if line.get_zorder() == 0]
     assert [np.isfinite(path).sum() for path in grey] == [10, 7, 10, 4]
     valid = lin.states.values[mask.numpy()]
@@ -137,7 +143,7 @@ def test_marginal_points_and_many_directions_have_names(ax, legend, bistable):
     points["n_unstable"][1] = 9
     points["is_stable"][1] = False
     kpops.plot.fixed_point_eigenvalues(points, ax)
-    assert legend(ax) == ["point 0: marginal", "point 1: 5 or more unstable"]
+    assert legend(ax)[:2] == ["point 0: marginal", "point 1: 5 or more unstable"]
 
 
 def test_eigenvalues_stand_beside_the_unit_circle(ax, legend, bistable):
@@ -146,12 +152,37 @@ def test_eigenvalues_stand_beside_the_unit_circle(ax, legend, bistable):
     np.testing.assert_allclose(np.hypot(*ax.lines[0].get_data()), 1)
     drawn = labelled(ax, "point 0: 3 unstable")
     pair = 1.2 * np.exp([0.5j, -0.5j])
-    np.testing.assert_allclose(drawn.get_xdata(), [*pair.real, 1.1, 0.5])
-    np.testing.assert_allclose(drawn.get_ydata(), [*pair.imag, 0, 0], atol=1e-15)
+    np.testing.assert_allclose(drawn.get_xdata(), [*pair.real, 1.1])
+    np.testing.assert_allclose(drawn.get_ydata(), [*pair.imag, 0], atol=1e-15)
     assert ax.get_aspect() == 1
     many = kpops.plot.fixed_point_eigenvalues(bistable[1])
-    assert legend(many) == ["stable", "1 unstable", "2 unstable"]
+    assert legend(many)[:3] == ["stable", "1 unstable", "2 unstable"]
     np.testing.assert_allclose(labelled(many, "2 unstable").get_xdata(), [2, 1.5])
+
+
+def test_unstable_eigenvalues_are_filled_and_larger_than_stable_ones(ax, legend):
+    points = kpops.fixed_points(Ring(), np.zeros((1, 4)))
+    kpops.plot.fixed_point_eigenvalues(points, ax)
+    drawn = [line for line in ax.lines if line.get_color() == COLOURS[3] and line.get_xdata().size]
+    unstable, stable = drawn
+    assert (np.abs(unstable.get_xdata() + 1j * unstable.get_ydata()) > 1).all()
+    np.testing.assert_allclose(stable.get_xdata(), [0.5])
+    assert (unstable.get_markerfacecolor(), stable.get_markerfacecolor()) == (COLOURS[3], "white")
+    assert unstable.get_markersize() > stable.get_markersize()
+    assert legend(ax)[1:] == [r"$|\lambda| > 1$", r"$|\lambda| \leq 1$"]
+    of_few_modes = kpops.plot.fixed_point_eigenvalues(points.isel(mode=[2, 3]))
+    np.testing.assert_allclose(labelled(of_few_modes, "point 0: 3 unstable").get_xdata(), [1.1])
+
+
+def test_trajectories_are_drawn_so_that_few_and_many_can_be_seen(ax, bistable):
+    points = bistable[1]
+    kpops.plot.fixed_points(points, ax, states=paths())
+    few = [line for line in ax.lines if line.get_zorder() == 0]
+    assert {(line.get_linewidth(), line.get_alpha()) for line in few} == {(1.0, 0.9)}
+    cloud = np.concatenate([paths()] * 40)
+    many = kpops.plot.fixed_points(points, states=cloud)
+    lines = [line for line in many.lines if line.get_zorder() == 0]
+    assert {(line.get_linewidth(), line.get_alpha()) for line in lines} == {(0.6, 0.25)}
 
 
 def test_results_from_a_file_are_drawn_alike(ax, legend, bistable, tmp_path):
@@ -177,6 +208,9 @@ def test_planes_that_do_not_exist_are_refused(bistable):
             kpops.plot.fixed_points(points, components=wrong)
     with pytest.raises(ValueError, match="3 units, the points 2"):
         kpops.plot.fixed_points(points, states=np.random.default_rng(0).standard_normal((2, 9, 3)))
+    of_one_unit = np.random.default_rng(0).standard_normal((2, 9, 1))
+    with pytest.raises(ValueError, match="one principal component, and no plane"):
+        kpops.plot.fixed_points(points.isel(unit=[0]), states=of_one_unit)
     with pytest.raises(ValueError, match="pass states"):
         kpops.plot.fixed_points(points.isel(point=[0]))
     with pytest.raises(ValueError, match="of 9 points each is an outlier"):

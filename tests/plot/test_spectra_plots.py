@@ -94,6 +94,96 @@ def test_the_noise_floor_is_relative_to_the_largest_and_drawn_only_where_values_
     assert not [line for line in far.lines if line.get_linestyle() == "--"]
 
 
+def test_values_below_the_noise_floor_are_cut_off_and_their_modes_marked(ax, legend):
+    data = result()
+    data.attrs["noise_floor"] = 0.06  # of the largest, 10: the last two are below 0.6
+    kpops.plot.spectrum(data, ax)
+    shown = ax.lines[0].get_ydata()
+    np.testing.assert_array_equal(shown, [10, 9.99, 4, 1, np.nan, np.nan])
+    (ticks,) = (line for line in ax.lines if line.get_marker() == "|")
+    np.testing.assert_array_equal(ticks.get_xdata(), [5, 6])
+    np.testing.assert_allclose(ticks.get_ydata(), 0.6)
+    assert [text.get_text() for text in ax.texts] == ["noise floor"]
+    assert legend(ax) == ["negative"]
+    assert list(with_label(ax, "negative").get_xdata()) == [3]  # -0.5 has no sign
+    assert ax.get_ylim()[0] > 0.1
+
+
+def test_a_dataset_without_a_floor_has_that_of_its_dtype_and_an_array_none(ax):
+    values = np.array([1.0, 1e-20])
+    both = xr.Dataset({"eigenvalue": ("mode", values)}, {"mode": [1, 2]})
+    kpops.plot.spectrum(both, ax)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1, np.nan])
+    array = kpops.plot.spectrum(both.eigenvalue)
+    np.testing.assert_array_equal(array.lines[0].get_ydata(), values)
+    assert not array.texts
+
+
+def test_floors_of_several_spectra_have_their_colours_and_one_name(ax):
+    data = result()
+    data.attrs["noise_floor"] = 1e-3
+    for factor in (1, 100):
+        kpops.plot.spectrum(data.assign(eigenvalue=factor * data.eigenvalue), ax)
+    floors = [line for line in ax.lines if line.get_linestyle() == "--"]
+    np.testing.assert_allclose([line.get_ydata()[0] for line in floors], [1e-2, 1])
+    assert [line.get_color() for line in floors] == list(COLOURS[:2])
+    assert [text.get_text() for text in ax.texts] == ["noise floor"]
+
+
+def over_steps(n=3):
+    return xr.concat([result(cluster=[1, 1, 2, 3, 4, 5])] * n, "step").assign(
+        eigenvalue=lambda d: d.eigenvalue * (1.0 + xr.DataArray(np.arange(n), dims="step")),
+        step=("step", 50 * np.arange(n), {"long_name": "training iteration"}),
+    )
+
+
+@pytest.mark.parametrize("n", [1, 3, 12])
+def test_spectra_over_training_have_colours_of_a_scale(n):
+    data = over_steps(n)
+    ax = kpops.plot.spectrum(data, label="K")
+    drawn = [line for line in ax.lines if line.get_linestyle() == "-"]
+    np.testing.assert_array_equal([line.get_ydata() for line in drawn], abs(data.eigenvalue))
+    assert len({line.get_color() for line in drawn}) == n
+    assert [line.get_label() for line in drawn].count("K") == 1
+    (bar,) = ax.figure.axes[1:]
+    assert bar.get_ylabel() == "training iteration"
+    ax.figure.canvas.draw()
+    ticks = bar.get_yticks()
+    np.testing.assert_array_equal(ticks, np.round(ticks))
+    assert not ax.patches  # clusters are of one spectrum
+    assert ax.get_ylabel() == "|eigenvalue|"
+
+
+def test_other_dims_are_refused_with_the_remedy(ax):
+    wrong = over_steps().expand_dims(operator=["K", "P"])
+    told = r"expected mode, with or without step: choose .* by \.isel\(operator=0\)"
+    with pytest.raises(ValueError, match=told):
+        kpops.plot.spectrum(wrong, ax)
+    with pytest.raises(ValueError, match=r"eigenvalue is complex: draw .* or abs"):
+        kpops.plot.spectrum(result().eigenvalue * 1j, ax)
+    with pytest.raises(ValueError, match=r"a ndarray: pass what kpops\.eigsh, kpops\.eig"):
+        kpops.plot.spectrum(VALUES, ax)
+
+
+def test_modes_that_were_not_found_are_counted(ax, legend):
+    missing = result()
+    missing["eigenvalue"] = missing.eigenvalue.where(missing.mode < 5)
+    kpops.plot.spectrum(missing, ax)
+    assert legend(ax) == ["negative", "2 not found"]
+    nothing = kpops.plot.spectrum(missing.assign(eigenvalue=missing.eigenvalue * np.nan))
+    assert legend(nothing) == ["6 not found"]
+    nothing.figure.canvas.draw()
+
+
+def test_a_spectrum_is_named_by_its_operator_unless_told_otherwise(ax, legend):
+    data = result().assign_coords(operator="P K P*")
+    kpops.plot.spectrum(data, ax)
+    assert legend(ax) == ["P K P*", "negative"]
+    assert legend(kpops.plot.spectrum(data, label="flow"))[0] == "flow"
+    named = density("linear").assign_coords(operator="K")
+    assert legend(kpops.plot.density(named))[0] == "K"
+
+
 def test_spectra_in_one_figure_have_colours_of_their_own_and_share_the_legend(ax, legend):
     for label in ("K", "P"):
         kpops.plot.spectrum(result(), ax, label=label)
@@ -140,7 +230,10 @@ def test_without_axes_there_is_a_new_figure_as_wide_as_a_column(ax):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (xr.DataArray(np.zeros(3), dims="time"), r"expected \('mode',\)"),
+        (
+            xr.DataArray(np.zeros(3), dims="time"),
+            "expected mode, with or without step: mode is missing",
+        ),
         (xr.Dataset({"estimate": 1.0}), r"\['estimate'\], expected eigenvalue or singular_value"),
     ],
 )
@@ -233,5 +326,15 @@ def test_the_cumulative_density_counts_from_half_a_value_on(ax):
 def test_what_is_no_density_is_refused(ax):
     with pytest.raises(ValueError, match="expected density"):
         kpops.plot.density(result(), ax)
-    with pytest.raises(ValueError, match="cannot plot a DataArray"):
+    with pytest.raises(ValueError, match=r"a DataArray: pass what kpops\.spectral_density"):
         kpops.plot.density(density("log").density, ax)
+    with pytest.raises(ValueError, match=r"expected value: choose .*\.isel\(step=0\)"):
+        kpops.plot.density(density("log").expand_dims(step=2), ax)
+
+
+def test_a_density_that_is_not_known_is_empty(ax):
+    data = density("linear")
+    kpops.plot.density(data.assign(density=data.density * np.nan), ax)
+    assert np.isnan(ax.lines[0].get_ydata()).all()
+    assert (ax.get_yscale(), ax.get_ylim()[0]) == ("linear", 0)
+    ax.figure.canvas.draw()
