@@ -68,7 +68,7 @@ plt.show()
 # between them tell how well growth and decay are kept apart.
 
 vectors = kpops.covariant_lyapunov_vectors(flow, **run, angles=True, interval=5)
-smallest = vectors.angle.min(("trial", "time")).values
+smallest = vectors.covariant_angle.min(("trial", "time")).values
 for i, j in ((0, 1), (0, 2), (1, 2)):
     print(f"smallest angle of vectors {i + 1} and {j + 1}: {smallest[i, j]:.3f}")
 kpops.plot.covariant_angles(vectors)

@@ -20,8 +20,8 @@ ROOMS = [
     {"tasks", "training", "plot", "testing"},
 ]
 
-# Within functions: errors name what was given, of whatever room it is; notebooks ask a space for its
-# table; solvers are methods of operators, too.
+# Within functions: errors name what was given, of whatever room it is; notebooks ask a space for
+# its table; solvers are methods of operators, too.
 EXEMPT = {
     ("kinds", "linearization"),
     ("kinds", "operators"),

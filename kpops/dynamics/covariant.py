@@ -67,7 +67,7 @@ def covariant_lyapunov_vectors(
         - ``growth_rate(trial, time, mode)``, the logarithm of that multiple per step or per unit
           of time; NaN at the last time where nothing comes after;
         - ``exponent(mode)``, its mean over trials and times: the Lyapunov exponents;
-        - ``angle(trial, time, mode, mode_in)`` in radians, at most pi / 2, if asked for; below
+        - ``covariant_angle(trial, time, mode, mode_in)`` in radians, at most pi / 2, if asked for; below
           eps^(1/2) it is not told from zero.
 
     Raises
@@ -109,7 +109,7 @@ def covariant_lyapunov_vectors(
     >>> second = result.covariant_vector.isel(trial=0, time=0, mode=1)
     >>> print(f"{float(second[1] / second[0]):.3f}")  # the eigenvector (1, -1.5) of 0.5
     -1.500
-    >>> print(f"{float(result.angle.isel(trial=0, time=0)[0, 1]):.3f}")  # arctan 1.5
+    >>> print(f"{float(result.covariant_angle.isel(trial=0, time=0)[0, 1]):.3f}")  # arctan 1.5
     0.983
     """
     check_dt(dt)
@@ -146,7 +146,7 @@ def covariant_lyapunov_vectors(
         }
         variables["exponent"] = variables["growth_rate"].nanmean((0, 1))
         if angles:
-            variables["angle"] = _angles(vectors)
+            variables["covariant_angle"] = _angles(vectors)
     space = source.labels(kept, k, dt)
     modes_in = {"mode_in": Coordinate(("mode_in",), space.coords["mode"].values)}
     space = Space((*space.dims, "mode_in"), (*space.shape, k), {**space.coords, **modes_in})
@@ -226,5 +226,9 @@ _NAMES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "covariant_vector": (("trial", "time", "unit", "mode"), "covariant Lyapunov vector", "1"),
     "growth_rate": (("trial", "time", "mode"), "growth rate of the covariant vector", "rate"),
     "exponent": (("mode",), "mean growth rate of the covariant vectors", "rate"),
-    "angle": (("trial", "time", "mode", "mode_in"), "angle between covariant vectors", "rad"),
+    "covariant_angle": (
+        ("trial", "time", "mode", "mode_in"),
+        "angle between covariant vectors",
+        "rad",
+    ),
 }

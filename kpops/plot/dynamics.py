@@ -293,7 +293,7 @@ def covariant_angles(result: xr.Dataset, ax: Any = None) -> Any:
     ['1 and 2', '1 and 3', '2 and 3']
     """
     source = "kpops.covariant_lyapunov_vectors(..., angles=True)"
-    angle = look.variable(result, ("angle",), source)
+    angle = look.variable(result, ("covariant_angle",), source)
     angle = look.with_dims(angle, ("trial", "time", "mode", "mode_in"))
     pairs = list(combinations(range(angle.sizes["mode"]), 2))
     if not pairs:

@@ -39,8 +39,10 @@ def test_of_a_linear_map_they_are_the_eigenvectors():
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=0), 1, rtol=1e-14)
     np.testing.assert_allclose(result.growth_rate[0, 0], np.log(np.abs(values)), atol=1e-10)
     np.testing.assert_allclose(result.exponent, np.log(np.abs(values)), atol=1e-10)
-    np.testing.assert_allclose(np.cos(result.angle[0, 3]), np.abs(V.T @ V), atol=1e-10)
-    assert (np.diagonal(result.angle[0, 3]) == 0).all() and result.angle.units == "rad"
+    np.testing.assert_allclose(np.cos(result.covariant_angle[0, 3]), np.abs(V.T @ V), atol=1e-10)
+    assert (
+        np.diagonal(result.covariant_angle[0, 3]) == 0
+    ).all() and result.covariant_angle.units == "rad"
 
 
 @pytest.mark.parametrize("interval", [1, 3])
@@ -138,7 +140,9 @@ def test_the_neutral_direction_of_a_flow_is_that_of_its_velocity():
     neutral = result.covariant_vector.sel(mode=2).values
     sines = np.sqrt(1 - aligned(np.moveaxis(neutral, -1, 0), np.moveaxis(velocities, -1, 0)) ** 2)
     assert np.median(sines) < 1e-6 and sines.max() < 1e-3
-    np.testing.assert_array_equal(result.angle, result.angle.transpose(..., "mode_in", "mode"))
+    np.testing.assert_array_equal(
+        result.covariant_angle, result.covariant_angle.transpose(..., "mode_in", "mode")
+    )
 
 
 def test_results_are_labelled_and_go_through_files(tmp_path):
@@ -185,3 +189,11 @@ def test_wrong_arguments_are_refused_with_the_remedy():
             covariant_lyapunov_vectors(Henon(), **{**options, **few})
     with pytest.raises(MemoryError, match=r"2 covariant vectors at .* times needs"):
         covariant_lyapunov_vectors(Henon(), h0=np.full((10**6, 2), 0.1), n_steps=10**5)
+
+
+def test_angles_stand_beside_a_coordinate_angle_of_the_trials():
+    task = kpops.tasks.memory_pro(2, steps=(2, 2, 2), rng=0, dtype="float64")
+    lin = kpops.linearize(torch.nn.GRU(3, 2, batch_first=True).double(), task.inputs)
+    result = kpops.covariant_lyapunov_vectors(lin, angles=True)
+    np.testing.assert_array_equal(result.angle, task.angle)
+    assert result.covariant_angle.dims == ("trial", "time", "mode", "mode_in")

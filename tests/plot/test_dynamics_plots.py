@@ -44,7 +44,7 @@ def angles(k):
     dims = ("trial", "time", "mode", "mode_in")
     modes = np.arange(1, k + 1)
     named = (dims, values, {"long_name": "angle", "units": "rad"})
-    return xr.Dataset({"angle": named}, {"mode": modes, "mode_in": modes})
+    return xr.Dataset({"covariant_angle": named}, {"mode": modes, "mode_in": modes})
 
 
 def labelled(ax, label):
@@ -198,7 +198,9 @@ def test_angles_of_few_vectors_are_densities(ax, legend):
         centres = (edges[1:] + edges[:-1]) / 2
         assert (heights * np.diff(edges)).sum() == pytest.approx(1)
         mean = float((heights * np.diff(edges) * centres).sum())
-        assert mean == pytest.approx(float(data.angle[..., i, j].mean()), abs=np.diff(edges)[0] / 2)
+        assert mean == pytest.approx(
+            float(data.covariant_angle[..., i, j].mean()), abs=np.diff(edges)[0] / 2
+        )
     assert ax.get_xlim() == (0, np.pi / 2)
 
 
@@ -206,7 +208,7 @@ def test_angles_of_many_vectors_are_a_matrix_of_the_smallest(ax):
     data = angles(6)
     kpops.plot.covariant_angles(data, ax)
     shown = ax.images[0].get_array().filled(np.nan)
-    smallest = data.angle.min(("trial", "time")).values
+    smallest = data.covariant_angle.min(("trial", "time")).values
     apart = ~np.eye(6, dtype=bool)
     np.testing.assert_array_equal(shown[apart], smallest[apart])
     assert np.isnan(shown[~apart]).all()
