@@ -67,8 +67,8 @@ def covariant_lyapunov_vectors(
         - ``growth_rate(trial, time, mode)``, the logarithm of that multiple per step or per unit
           of time; NaN at the last time where nothing comes after;
         - ``exponent(mode)``, its mean over trials and times: the Lyapunov exponents;
-        - ``covariant_angle(trial, time, mode, mode_in)`` in radians, at most pi / 2, if asked for; below
-          eps^(1/2) it is not told from zero.
+        - ``covariant_angle(trial, time, mode, mode_in)`` in radians, at most pi / 2, if
+          asked for; below eps^(1/2) it is not told from zero.
 
     Raises
     ------

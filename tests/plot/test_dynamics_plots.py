@@ -247,7 +247,7 @@ def test_other_dims_and_empty_mappings_are_refused():
 
 def test_angles_that_were_not_asked_for_are_refused():
     vectors = xr.Dataset({"covariant_vector": ("mode", [1.0])})
-    told = r"\['covariant_vector'\], expected angle: pass .*angles=True"
+    told = r"\['covariant_vector'\], expected covariant_angle: pass .*angles=True"
     with pytest.raises(ValueError, match=told):
         kpops.plot.covariant_angles(vectors)
     with pytest.raises(ValueError, match="k=2"):
