@@ -221,9 +221,9 @@ def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
 def _at(model: Any, states: Any, x: Any, options: dict[str, Any]) -> Linearization:
     """Linearise a model for a step from the points, or from where it has learned to start."""
     readout = options.pop("readout", None)
-    parts = snapshot.take_apart(model, dtype=options.get("dtype"), readout=readout)
-    recurrent = parts.recurrent
     h = to_numpy(as_tensor(states, "points"))
+    parts = snapshot.take_apart(model, dtype=options.get("dtype"), readout=readout, h0=h)
+    recurrent = parts.recurrent
     inputs = np.zeros(n_inputs(as_recurrence(recurrent)), h.dtype) if x is None else x
     inputs = to_numpy(as_tensor(inputs, "input"))
     inputs = np.broadcast_to(inputs, (len(h), 1, inputs.shape[-1]))

@@ -233,7 +233,8 @@ def _read(
     generator: np.random.Generator,
 ) -> _Problem:
     lin = model if isinstance(model, Linearization) else None
-    recurrence = read_model(model if lin is None else lin.recurrence, dtype, device)
+    h0 = starts if np.ndim(starts) else None
+    recurrence = read_model(model if lin is None else lin.recurrence, dtype, device, h0=h0)
     like = like_what(recurrence, {"starts": starts}, dtype)
     convert = dtype is not None
     states = None if lin is None else _valid_states(lin).to(like)

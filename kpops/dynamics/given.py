@@ -20,9 +20,10 @@ def read_model(
     dtype: torch.dtype | None,
     device: torch.device | str | None = None,
     inputs: Any = None,
+    h0: Any = None,
 ) -> Recurrence:
     """Private copy of a model, or of its recurrent part, in which nothing learns."""
-    parts = snapshot.take_apart(model, inputs, dtype)
+    parts = snapshot.take_apart(model, inputs, dtype, h0=h0)
     return snapshot.of_model(parts, dtype, device).requires_grad_(False)
 
 

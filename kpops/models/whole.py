@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -160,12 +161,12 @@ def _takes_a_step(model: nn.Module, known: str, h0: Any) -> bool:
     try:
         step, inner = as_recurrence(model), as_recurrence(model.get_submodule(known))
         x = next(model.parameters()).new_zeros(7, step.input_size or inner.input_size or 1)
-        if step.state_size is None:  # h0 tells it
-            parts = h0 if isinstance(h0, tuple) else (h0,)
-            zero = tuple(x.new_zeros(7, part.shape[-1]) for part in parts)
-            h0 = zero if isinstance(h0, tuple) else zero[0]
-        else:
+        if step.state_size is not None:
             h0 = None
+        elif isinstance(h0, tuple):
+            h0 = tuple(x.new_zeros(7, np.shape(part)[-1]) for part in h0)
+        else:  # h0 tells it, or the cell inside
+            h0 = x.new_zeros(7, (inner.state_size or 1) if h0 is None else np.shape(h0)[-1])
         with torch.no_grad():
             step(x, step.initial_state(h0, 7, x))
     except Exception:  # whatever a user's forward raises

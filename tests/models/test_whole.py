@@ -660,3 +660,24 @@ def test_scripted_modules_are_refused_with_the_remedy():
 def test_a_model_over_sequences_is_no_cell_for_others():
     with pytest.raises(ValueError, match=r"Net.forward takes no state, so it is no step"):
         LearnedStart(make(Net))
+
+
+class Around(nn.Module):
+    """A cell around another one, which does not say how large its state is."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.GRUCell(INPUTS, HIDDEN)
+
+    def forward(self, x, h):
+        return 0.5 * (h + self.inner(x, h))
+
+
+def test_a_cell_around_a_cell_is_a_cell_wherever_its_state_is_given():
+    torch.manual_seed(0)
+    model, h0 = Around(), torch.zeros(2, HIDDEN)
+    x = torch.randn(2, STEPS, INPUTS)
+    assert kpops.linearize(model, x, h0=h0).states.shape == (2, STEPS, HIDDEN)
+    assert kpops.lyapunov_spectrum(model, inputs=x, h0=h0).sizes["mode"] == HIDDEN
+    points = kpops.fixed_points(model, h0, input=torch.zeros(INPUTS))
+    assert kpops.linearize_at(model, points).space.sizes["unit"] == HIDDEN
