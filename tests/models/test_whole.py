@@ -680,4 +680,4 @@ def test_a_cell_around_a_cell_is_a_cell_wherever_its_state_is_given():
     assert kpops.linearize(model, x, h0=h0).states.shape == (2, STEPS, HIDDEN)
     assert kpops.lyapunov_spectrum(model, inputs=x, h0=h0).sizes["mode"] == HIDDEN
     points = kpops.fixed_points(model, h0, input=torch.zeros(INPUTS))
-    assert kpops.linearize_at(model, points).space.sizes["unit"] == HIDDEN
+    assert kpops.linearize_at(model, points, n_steps=2).space.sizes["unit"] == HIDDEN
