@@ -48,7 +48,7 @@ def describe_modules(model: nn.Module) -> dict[str, Any]:
 
 
 def attributes(thing: Any) -> dict[str, Any]:
-    """Attributes that are plain Python or functions, without the private ones of PyTorch's layers."""
+    """Attributes that are plain Python or functions, without private ones of PyTorch's layers."""
     found = {}
     hides = isinstance(thing, nn.Module) and not _is_own(type(thing))
     for key, value in vars(thing).items():
