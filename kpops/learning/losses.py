@@ -213,6 +213,9 @@ def read_targets(targets: Any, steps: Space, weights: Tensor) -> Tensor:
         first = [d for d in steps.dims if d in targets.dims]
         dims = (*first, *(str(d) for d in targets.dims if d not in first))
         sizes = tuple(targets.sizes[d] for d in dims)
+        wrong = [d for d in first if targets.sizes[d] != steps.sizes[d]]
+        if wrong:
+            raise ValueError(f"targets has sizes {dict(targets.sizes)}, expected {steps}")
         coords = {d: steps.coords[d] for d in first if d in steps.coords}
         targets = by_name(targets, Space(dims, sizes, coords), "targets")
     dtype = weights.dtype

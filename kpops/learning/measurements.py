@@ -24,6 +24,8 @@ def as_dataset(result: Any) -> xr.Dataset:
         if not isinstance(result, Mapping):
             forgotten = ", is there a return missing?" if result is None else ""
             raise TypeError(f"measure returned {described(result)}, {_EXPECTED}{forgotten}")
+        labelled = [value for value in result.values() if isinstance(value, xr.DataArray)]
+        xr.align(*labelled, join="exact")  # or a Dataset would fill up with NaN
         result = xr.Dataset({_name(name): _variable(name, v) for name, v in result.items()})
     if not result.data_vars:
         raise ValueError("measure returned no variable: name at least one")

@@ -291,6 +291,12 @@ CASES = {
         TypeError,
         r"targets is a Dataset of inputs, targets, mask: .* task\.targets",
     ),
+    "too few trials": (
+        lambda y, t: xr.DataArray(t[:3], dims=("trial", "time")),
+        {"loss": lambda y, t: y.sum() * t.sum()},
+        ValueError,
+        r"targets has sizes {'trial': 3, 'time': 7}, expected \(trial: 5, time: 7\)",
+    ),
     "a name": (lambda y, t: "targets", {}, TypeError, "targets is the string 'targets'"),
     "nan": (lambda y, t: at(y, torch.nan, 1, 2), {}, ValueError, "not finite at trial 1, time 2"),
     "weights shape": (

@@ -177,6 +177,10 @@ def test_results_are_saved_and_read_back(follow, tmp_path):
         (lambda lin: {"v": [[1], [1, 2]]}, "measure returned v, which is no array"),
         (lambda lin: {1: 2.0}, "under the name 1: use a string"),
         (lambda lin: {"step": 2.0}, "variable or dim step"),
+        (
+            lambda lin: {n: xr.DataArray([0.0], {"x": [n]}, "x") for n in "ab"},
+            "cannot align objects with join='exact'.*'x'",
+        ),
         (lambda lin: xr.DataArray([1.0], dims="step"), "variable or dim step"),
     ],
 )
