@@ -24,9 +24,7 @@ def as_dataset(result: Any) -> xr.Dataset:
         if not isinstance(result, Mapping):
             forgotten = ", is there a return missing?" if result is None else ""
             raise TypeError(f"measure returned {described(result)}, {_EXPECTED}{forgotten}")
-        labelled = [value for value in result.values() if isinstance(value, xr.DataArray)]
-        xr.align(*labelled, join="exact")  # or a Dataset would fill up with NaN
-        result = xr.Dataset({_name(name): _variable(name, v) for name, v in result.items()})
+        result = _from_mapping({_name(name): _variable(name, v) for name, v in result.items()})
     if not result.data_vars:
         raise ValueError("measure returned no variable: name at least one")
     if "step" in {*result.variables, *result.dims}:
@@ -34,6 +32,23 @@ def as_dataset(result: Any) -> xr.Dataset:
             "measure returned a variable or dim step, which is that of training: rename"
         )
     return result
+
+
+def _from_mapping(values: Mapping[str, Any]) -> xr.Dataset:
+    """Dataset of DataArrays and others; what holds of one of them only is not said of all."""
+    labelled = {name: v for name, v in values.items() if isinstance(v, xr.DataArray)}
+    xr.align(*labelled.values(), join="exact")  # or a Dataset would fill up with NaN
+    scalars = {c for v in labelled.values() for c in v.coords if not v[c].dims}
+    of_one = [c for c in scalars if not _is_of_all(c, list(values.values()))]
+    own = {name: v.drop_vars(of_one, errors="ignore") for name, v in labelled.items()}
+    return xr.Dataset({**values, **own})
+
+
+def _is_of_all(coordinate: Any, values: list[Any]) -> bool:
+    if not all(isinstance(v, xr.DataArray) and coordinate in v.coords for v in values):
+        return False
+    first, *others = (v.coords[coordinate].variable for v in values)
+    return all(first.equals(other) for other in others)
 
 
 def refuse_other_shape(result: xr.Dataset, before: Mapping[int, xr.Dataset]) -> None:

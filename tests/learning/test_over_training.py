@@ -157,6 +157,16 @@ def test_a_coordinate_that_moves_over_training_is_kept_for_every_step(follow):
     assert result.loss.values.tolist() == [0.5, 0.25, 0.125]
 
 
+def test_a_scalar_coordinate_stays_where_it_holds_of_all_values(follow):
+    def of(operator, subject=3):
+        return xr.DataArray(1.0, {"operator": operator, "subject": subject})
+
+    assert follow(lambda lin: {"a": of("K"), "b": of("K")}).operator.item() == "K"
+    mixed = follow(lambda lin: {"a": of("K"), "b": of("P K P*")})
+    assert "operator" not in mixed.coords and mixed.subject.item() == 3
+    assert not follow(lambda lin: {"a": of("K"), "b": 1.0}).drop_vars("step").coords
+
+
 def test_results_are_saved_and_read_back(follow, tmp_path):
     for number, measure in enumerate([lambda lin: lin.states, lambda lin: {"a": "b", "v": [1, 2]}]):
         result, path = follow(measure), tmp_path / f"{number}.zarr"
