@@ -93,6 +93,11 @@ def gradient_flow(
     forcing = lin.J.apply(step)
     state_change = lin.P.apply(forcing)
 
+    configuration = {
+        "loss": loss if isinstance(loss, str) else "callable",
+        "loss_mask": None if loss_mask is None else "given",
+    }
+
     def states(block: Tensor, long_name: str) -> xr.DataArray:
         return lin.space.label(to_numpy(block[0]), long_name=long_name)
 
@@ -109,7 +114,7 @@ def gradient_flow(
         },
         attrs={
             **lin.attrs,
-            "configuration": json.dumps({"loss": loss if isinstance(loss, str) else "callable"}),
+            "configuration": json.dumps(configuration),
         },
     )
 

@@ -32,7 +32,7 @@ class MeasureError(RuntimeError):
         What :func:`kpops.over_training` would have returned of the checkpoints before.
     """
 
-    def __init__(self, message: str, finished: xr.Dataset | None) -> None:
+    def __init__(self, message: str, finished: xr.Dataset | None = None) -> None:
         super().__init__(message)
         self.finished = finished
 

@@ -1,6 +1,7 @@
 """Losses, their targets and their weights, against torch.nn.functional and the module's forward."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -188,6 +189,8 @@ def test_interference_sums_to_the_whole_for_every_loss(problem, labels, weights)
     lin = kpops.linearize(network, inputs)
     options = {"loss": "cross_entropy", "loss_mask": weights}
     result = kpops.interference(lin, ["a", "a", "b", "b", "b"], targets=labels, **options)
+    configuration = json.loads(result.attrs["configuration"])
+    assert configuration["loss"] == "cross_entropy" and configuration["loss_mask"] == "given"
     flow = kpops.gradient_flow(lin, labels, **options)
     assert float(result.loss) == float(flow.loss)
     whole = float((flow.parameter_step**2).sum())

@@ -1,6 +1,7 @@
 """The same measurement at every checkpoint."""
 
 import functools
+import pickle
 import signal
 
 import numpy as np
@@ -325,6 +326,8 @@ def test_an_error_names_the_step_and_keeps_the_finished_ones(follow, error):
         follow(Counter(3, error))
     assert caught.value.__cause__ is error
     xr.testing.assert_identical(caught.value.finished, follow(Counter()).isel(step=[0, 1]))
+    again = pickle.loads(pickle.dumps(caught.value))  # as from another process
+    xr.testing.assert_identical(again.finished, caught.value.finished)
     with pytest.raises(kpops.MeasureError, match="at step 0: ") as caught:
         follow(Counter(1, error))
     assert caught.value.finished is None

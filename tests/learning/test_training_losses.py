@@ -201,6 +201,12 @@ CASES = [
     ),
     (PRO.inputs, "mse", TypeError, "task is a DataArray .*, expected a Dataset with inputs"),
     (
+        decisions(padded=True),
+        lambda y, t: y.sum(),
+        ValueError,
+        "loss_mask is given, but loss does not take it",
+    ),
+    (
         decisions(),
         lambda y, t: (y[..., 0] - t) ** 2,
         ValueError,
