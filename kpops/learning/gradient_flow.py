@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.kinds import require_linearization
 from kpops.labels import Space, as_tensor, by_name, to_numpy
+from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 
 Loss = Callable[[Tensor, Tensor], Tensor]

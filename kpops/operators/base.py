@@ -362,6 +362,9 @@ class TrajectoryOperator(Arithmetic, Shown):
             )
         return _spectral(f"{kind}_norm")(self, **options)
 
+    def _noun(self) -> str:
+        return f"the operator {self!r}"
+
     def __repr__(self) -> str:
         spaces = repr(self.domain)
         if self.codomain != self.domain:
