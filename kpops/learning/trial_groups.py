@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kpops.engines.memory import check_allocation
-from kpops.kinds import require_linearization
+from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 
 
