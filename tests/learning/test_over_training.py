@@ -370,6 +370,12 @@ def test_the_bar_counts_checkpoints_and_names_the_step(follow, capsys):
     assert "3/3" in shown and "step 20" in shown
 
 
+def test_a_linearization_in_the_place_of_the_model_is_named(network, task):
+    lin = kpops.linearize(network, task.inputs)
+    with pytest.raises(TypeError, match="model is a Linearization: pass the module whose check"):
+        kpops.over_training(lin, [(0, network.state_dict())], task.inputs, size)
+
+
 # The result before
 
 
