@@ -38,8 +38,8 @@ def gradient_flow(
         ``"mse"`` is the mean of the squared error over steps and outputs. ``"cross_entropy"`` is
         the mean over steps, with the outputs as the logits of the classes. The mean is over the
         valid steps that count. A callable takes outputs (trial, time, output) and targets as
-        tensors and returns a scalar tensor; both are zero at steps that are not valid, which it
-        sees too. If it has a third parameter ``weights``, it gets those of the steps.
+        tensors and returns a scalar tensor; it sees the steps that are not valid too, as outputs
+        of zero. If it has a third parameter ``weights``, it gets those of the steps.
     loss_mask : array_like or DataArray, optional
         Shape (trial, time), True at the steps that count in the loss, or their weights w >= 0: the
         mean is then sum(w l) / sum(w). It is another thing than the mask of the linearization, of

@@ -162,6 +162,17 @@ def test_a_callable_takes_targets_of_any_shape(problem, labels):
         assert_follows(network, inputs, lambda y: choice(y, choices), flow)
 
 
+def test_targets_that_only_look_like_those_of_steps_are_left_alone(problem):
+    network, inputs = problem
+    prototypes = torch.randn(5, 7, dtype=torch.float64)  # seven numbers for each trial
+
+    def near(y, target):
+        return (y[:, 0] @ y.new_ones(4, 7) - target).square().mean()
+
+    flow = kpops.gradient_flow(kpops.linearize(network, inputs, mask=MASK), prototypes, near)
+    assert_follows(network, inputs, lambda y: near(y, prototypes), flow)
+
+
 def test_a_callable_gets_the_weights_if_it_has_a_parameter_for_them(problem, numbers, weights):
     network, inputs = problem
     lin = kpops.linearize(network, inputs, mask=MASK)
