@@ -48,11 +48,11 @@ def describe_modules(model: nn.Module) -> dict[str, Any]:
 
 
 def attributes(thing: Any) -> dict[str, Any]:
-    """Attributes that are plain Python or functions; of the user's own classes private ones too."""
+    """Attributes that are plain Python or functions, without private ones of PyTorch's layers."""
     found = {}
-    hidden = () if _is_own(type(thing)) else ("_",)
+    hides = isinstance(thing, nn.Module) and not _is_own(type(thing))
     for key, value in vars(thing).items():
-        if value is not None and key not in _OF_EVERY_MODULE and not key.startswith(hidden):
+        if value is not None and key not in _OF_EVERY_MODULE and not (hides and key[0] == "_"):
             try:
                 found[key] = plain(value)
             except NotPlainError:
@@ -170,7 +170,7 @@ def _of_code(code: types.CodeType, documentation: str | None) -> Iterator[str]:
             yield from _of_code(constant, None)
         elif isinstance(constant, frozenset):
             yield repr(sorted(map(repr, constant)))
-        elif constant != documentation or constant is None:
+        elif constant not in (None, documentation):
             yield repr(constant)
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from socket import gethostname
 
 try:
     import fcntl
-except ImportError:  # Windows: names of files are unique there too, but nobody is kept out
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
+"""Of file systems on which nobody can be kept out, as on Windows."""
 
 
 @contextmanager
@@ -30,7 +33,7 @@ def only_trainer(folder: Path) -> Iterator[str | None]:
     try:
         descriptor, busy = _take(path)
     except OSError as error:
-        yield f"cannot be written to: {error}"
+        yield f"cannot be written to or locked: {error}"
         return
     try:
         yield busy
@@ -47,15 +50,17 @@ def _take(path: Path) -> tuple[int, str | None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()} on {gethostname()}".encode())
+                    return descriptor, None
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
             return descriptor, f"is being trained in by {holder}"
-        except OSError:  # a file system without locks
-            return descriptor, None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                break
-        os.close(descriptor)  # its holder has removed it meanwhile
-    os.truncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    return descriptor, None
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in _NO_LOCKS:
+                return descriptor, None
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder has removed the file meanwhile

@@ -9,9 +9,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.kinds import require_linearization
 from kpops.labels import to_numpy
 from kpops.learning.losses import Loss, objective_of, read_targets, read_weights
+from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 
 
@@ -39,8 +39,8 @@ def gradient_flow(
         ``"mse"`` is the mean of the squared error over steps and outputs. ``"cross_entropy"`` is
         the mean over steps, with the outputs as the logits of the classes. The mean is over the
         valid steps that count. A callable takes outputs (trial, time, output) and targets as
-        tensors and returns a scalar tensor; both are zero at steps that are not valid, which it
-        sees too. If it has a third parameter ``weights``, it gets those of the steps.
+        tensors and returns a scalar tensor; it sees the steps that are not valid too, as outputs
+        of zero. If it has a third parameter ``weights``, it gets those of the steps.
     loss_mask : array_like or DataArray, optional
         Shape (trial, time), True at the steps that count in the loss, or their weights w >= 0: the
         mean is then sum(w l) / sum(w). It is another thing than the mask of the linearization, of
@@ -94,6 +94,11 @@ def gradient_flow(
     forcing = lin.J.apply(step)
     state_change = lin.P.apply(forcing)
 
+    configuration = {
+        "loss": loss if isinstance(loss, str) else "callable",
+        "loss_mask": None if loss_mask is None else "given",
+    }
+
     def states(block: Tensor, long_name: str) -> xr.DataArray:
         return lin.space.label(to_numpy(block[0]), long_name=long_name)
 
@@ -110,7 +115,7 @@ def gradient_flow(
         },
         attrs={
             **lin.attrs,
-            "configuration": json.dumps({"loss": loss if isinstance(loss, str) else "callable"}),
+            "configuration": json.dumps(configuration),
         },
     )
 

@@ -220,6 +220,7 @@ def interference(
         "by": by if isinstance(by, str) else "given",
         "condition": condition if condition is None or isinstance(condition, str) else "given",
         "loss": loss if isinstance(loss, str) else "callable",
+        "loss_mask": None if loss_mask is None else "given",
         "num_matvecs": num_matvecs,
         "n_permutations": n_permutations,
     }

@@ -46,6 +46,19 @@ class Objective(ABC):
 class _Mean(Objective):
     """A mean over steps by their weights: sum_bt w_bt l_bt / sum_bt w_bt."""
 
+    def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
+        """Targets of all steps; those that do not count are zero, whatever they were."""
+        if tuple(targets.shape[:2]) == shape[:2]:
+            counts = (weights > 0).reshape(*shape[:2], *(1,) * (targets.ndim - 2))
+            targets = targets.masked_fill(~counts, 0)
+            wrong = ~targets.isfinite()
+            if wrong.any():
+                raise ValueError(f"targets is not finite at {_where(wrong)}: mask those steps")
+        return self._fit(targets, shape, weights)
+
+    @abstractmethod
+    def _fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor: ...
+
     @abstractmethod
     def of_steps(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of every step, (trial, time)."""
@@ -63,7 +76,7 @@ class _SquaredError(_Mean):
     name = "mse"
     long_name = "mean squared error"
 
-    def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
+    def _fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
         if tuple(targets.shape) != shape:
             labels = tuple(targets.shape) == shape[:2] and not targets.is_floating_point()
             remedy = ": pass loss='cross_entropy' for labels" if labels else ""
@@ -83,7 +96,7 @@ class _CrossEntropy(_Mean):
     name = "cross_entropy"
     long_name = "cross entropy"
 
-    def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
+    def _fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
         if tuple(targets.shape) == shape and targets.is_floating_point():
             return self._probabilities(targets, weights)
         if tuple(targets.shape) != shape[:2] or targets.is_floating_point():
@@ -213,16 +226,17 @@ def read_targets(
 ) -> Tensor:
     """Targets on the device of `weights`; those of steps are first trial, then time.
 
-    Those without labels come in the order that `reading` tells.
-
-    Those of steps that do not count are zero. Floating ones come in the dtype of `weights`,
-    integers stay what they are.
+    Those without labels come in the order that `reading` tells. Floating ones come in the dtype of
+    `weights`, integers stay what they are.
     """
     values = targets
     if isinstance(targets, xr.DataArray):
         first = [d for d in steps.dims if d in targets.dims]
         dims = (*first, *(str(d) for d in targets.dims if d not in first))
         sizes = tuple(targets.sizes[d] for d in dims)
+        wrong = [d for d in first if targets.sizes[d] != steps.sizes[d]]
+        if wrong:
+            raise ValueError(f"targets has sizes {dict(targets.sizes)}, expected {steps}")
         coords = {d: steps.coords[d] for d in first if d in steps.coords}
         values = by_name(targets, Space(dims, sizes, coords), "targets")
     dtype = weights.dtype
@@ -231,15 +245,7 @@ def read_targets(
         wanted = reading.trial_first(wanted, "targets", *steps.shape)
     if isinstance(targets, Tensor) and wanted.is_floating_point() and wanted.dtype != dtype:
         raise TypeError(f"targets is {wanted.dtype}, the outputs are {dtype}: convert it")
-    wanted = wanted.to(device=weights.device, dtype=dtype if wanted.is_floating_point() else None)
-    counts = weights > 0
-    if tuple(wanted.shape[:2]) == steps.shape:
-        wanted = wanted.masked_fill(~counts.reshape(*steps.shape, *(1,) * (wanted.ndim - 2)), 0)
-    if not wanted.isfinite().all():
-        raise ValueError(
-            f"targets is not finite at {_where(~wanted.isfinite())}: drop or mask those steps"
-        )
-    return wanted
+    return wanted.to(device=weights.device, dtype=dtype if wanted.is_floating_point() else None)
 
 
 def _kind(targets: Tensor) -> str:

@@ -24,8 +24,7 @@ def as_dataset(result: Any) -> xr.Dataset:
         if not isinstance(result, Mapping):
             forgotten = ", is there a return missing?" if result is None else ""
             raise TypeError(f"measure returned {described(result)}, {_EXPECTED}{forgotten}")
-        values = {_name(name): _variable(name, value) for name, value in result.items()}
-        result = xr.Dataset(_side_by_side(values))
+        result = _from_mapping({_name(name): _variable(name, v) for name, v in result.items()})
     if not result.data_vars:
         raise ValueError("measure returned no variable: name at least one")
     if "step" in {*result.variables, *result.dims}:
@@ -33,6 +32,23 @@ def as_dataset(result: Any) -> xr.Dataset:
             "measure returned a variable or dim step, which is that of training: rename"
         )
     return result
+
+
+def _from_mapping(values: Mapping[str, Any]) -> xr.Dataset:
+    """Dataset of DataArrays and others; what holds of one of them only is not said of all."""
+    labelled = {name: v for name, v in values.items() if isinstance(v, xr.DataArray)}
+    xr.align(*labelled.values(), join="exact")  # or a Dataset would fill up with NaN
+    scalars = {c for v in labelled.values() for c in v.coords if not v[c].dims}
+    of_one = [c for c in scalars if not _is_of_all(c, list(values.values()))]
+    own = {name: v.drop_vars(of_one, errors="ignore") for name, v in labelled.items()}
+    return xr.Dataset({**values, **own})
+
+
+def _is_of_all(coordinate: Any, values: list[Any]) -> bool:
+    if not all(isinstance(v, xr.DataArray) and coordinate in v.coords for v in values):
+        return False
+    first, *others = (v.coords[coordinate].variable for v in values)
+    return all(first.equals(other) for other in others)
 
 
 def refuse_other_shape(result: xr.Dataset, before: Mapping[int, xr.Dataset]) -> None:
@@ -101,18 +117,6 @@ def _variable(name: str, value: Any) -> Any:
     if array.dtype.kind not in "biufcOMm" or any(not isinstance(x, str) for x in _objects(array)):
         raise TypeError(f"measure returned {name}, {described(value)}: return numbers or arrays")
     return tuple(f"{name}_dim_{axis}" for axis in range(array.ndim)), array
-
-
-def _side_by_side(values: dict[str, Any]) -> dict[str, Any]:
-    """Without the scalar coordinates, such as the operator, that are not those of all."""
-    arrays = [value for value in values.values() if isinstance(value, xr.DataArray)]
-    scalars = [{n: c.values for n, c in array.coords.items() if not c.dims} for array in arrays]
-    every = {name: value for found in scalars for name, value in found.items()}
-    apart = [n for n, v in every.items() if any(found.get(n, v) != v for found in scalars)]
-    return {
-        name: value.drop_vars(apart, errors="ignore") if isinstance(value, xr.DataArray) else value
-        for name, value in values.items()
-    }
 
 
 def _is_xarrays_own(value: Any) -> bool:

@@ -33,7 +33,7 @@ class MeasureError(RuntimeError):
         What :func:`kpops.over_training` would have returned of the checkpoints before.
     """
 
-    def __init__(self, message: str, finished: xr.Dataset | None) -> None:
+    def __init__(self, message: str, finished: xr.Dataset | None = None) -> None:
         super().__init__(message)
         self.finished = finished
 
@@ -88,7 +88,7 @@ def over_training(
     ValueError
         If there are no checkpoints, or steps repeat or are no whole numbers.
     TypeError
-        If `checkpoints`, `measure` or `options` is of another kind.
+        If `model`, `checkpoints`, `measure` or `options` is of another kind.
     MeasureError
         If a checkpoint cannot be read, does not fit the model, cannot be linearised or measured, or
         is measured as something else than those before. It names the step; its attribute
@@ -111,6 +111,8 @@ def over_training(
     >>> kpops.over_training(gru, checkpoints, torch.zeros(2, 5, 3), modes).eigenvalue.sizes
     Frozen({'step': 2, 'mode': 2})
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {described(model)}: pass the module whose checkpoints these are")
     options = _checked_options(measure, linearizer, options, on_interrupt)
     if isinstance(checkpoints, str | os.PathLike):
         checkpoints = read_checkpoints(checkpoints)

@@ -162,8 +162,8 @@ def train(
     >>> checkpoints(folder).steps
     (0, 4)
     """
-    objective = objective_of(loss)
     trials = read_trials(task, model)
+    objective = objective_of(loss, task.get("loss_mask"))
     n_trials = len(trials.inputs)
     if not 1 <= batch_size <= n_trials:
         raise ValueError(

@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from kpops.kinds import described
 from kpops.labels import Space, as_tensor, numpy_dtype
 from kpops.learning.losses import Objective, read_targets, read_weights
 
@@ -53,7 +54,7 @@ def read_trials(task: Any, model: nn.Module) -> Trials:
     like = _parameter_of(model).detach()
     if not isinstance(task, xr.Dataset):
         raise TypeError(
-            f"task is a {type(task).__name__}, expected a Dataset with inputs, targets and mask, "
+            f"task is {described(task)}, expected a Dataset with inputs, targets and mask, "
             "as of kpops.tasks"
         )
     inputs = _variable(task, "inputs", ("trial", "time", "input")).to(like)
@@ -92,6 +93,8 @@ def _refuse_empty(weights: Tensor) -> None:
 
 def _parameter_of(model: nn.Module) -> Tensor:
     """A parameter that learns, in the dtype of all."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {described(model)}, expected an nn.Module")
     learning = [p for p in model.parameters() if p.requires_grad]
     if not learning:
         raise ValueError("model has no parameter that requires grad: unfreeze some")

@@ -366,6 +366,9 @@ class TrajectoryOperator(Arithmetic, Shown):
             )
         return _spectral(f"{kind}_norm")(self, **options)
 
+    def _noun(self) -> str:
+        return f"the operator {self!r}"
+
     def __getstate__(self) -> dict:
         return {**self.__dict__}  # at once: other threads may add to it while it is pickled
 

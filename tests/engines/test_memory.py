@@ -106,7 +106,6 @@ from kpops.engines.memory import free_bytes
 import psutil
 
 lin = kpops.linearize(torch.nn.GRU(2, 64), torch.zeros(50, 8, 2))
-lin.flow @ torch.zeros(8, 50, 64)  # what is compiled and loaded takes address space
 room = 2**29
 limit = psutil.Process().memory_info().vms + room
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

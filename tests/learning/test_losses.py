@@ -1,6 +1,7 @@
 """Losses, their targets and their weights, against torch.nn.functional and the module's forward."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -161,6 +162,17 @@ def test_a_callable_takes_targets_of_any_shape(problem, labels):
         assert_follows(network, inputs, lambda y: choice(y, choices), flow)
 
 
+def test_targets_that_only_look_like_those_of_steps_are_left_alone(problem):
+    network, inputs = problem
+    prototypes = torch.randn(5, 7, dtype=torch.float64)  # seven numbers for each trial
+
+    def near(y, target):
+        return (y[:, 0] @ y.new_ones(4, 7) - target).square().mean()
+
+    flow = kpops.gradient_flow(kpops.linearize(network, inputs, mask=MASK), prototypes, near)
+    assert_follows(network, inputs, lambda y: near(y, prototypes), flow)
+
+
 def test_a_callable_gets_the_weights_if_it_has_a_parameter_for_them(problem, numbers, weights):
     network, inputs = problem
     lin = kpops.linearize(network, inputs, mask=MASK)
@@ -188,6 +200,8 @@ def test_interference_sums_to_the_whole_for_every_loss(problem, labels, weights)
     lin = kpops.linearize(network, inputs)
     options = {"loss": "cross_entropy", "loss_mask": weights}
     result = kpops.interference(lin, ["a", "a", "b", "b", "b"], targets=labels, **options)
+    configuration = json.loads(result.attrs["configuration"])
+    assert configuration["loss"] == "cross_entropy" and configuration["loss_mask"] == "given"
     flow = kpops.gradient_flow(lin, labels, **options)
     assert float(result.loss) == float(flow.loss)
     whole = float((flow.parameter_step**2).sum())
@@ -290,6 +304,12 @@ CASES = {
         {},
         TypeError,
         r"targets is a Dataset of inputs, targets, mask: .* task\.targets",
+    ),
+    "too few trials": (
+        lambda y, t: xr.DataArray(t[:3], dims=("trial", "time")),
+        {"loss": lambda y, t: y.sum() * t.sum()},
+        ValueError,
+        r"targets has sizes {'trial': 3, 'time': 7}, expected \(trial: 5, time: 7\)",
     ),
     "a name": (lambda y, t: "targets", {}, TypeError, "targets is the string 'targets'"),
     "nan": (lambda y, t: at(y, torch.nan, 1, 2), {}, ValueError, "not finite at trial 1, time 2"),

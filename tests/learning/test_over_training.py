@@ -1,6 +1,7 @@
 """The same measurement at every checkpoint."""
 
 import functools
+import pickle
 import signal
 
 import numpy as np
@@ -157,6 +158,16 @@ def test_a_coordinate_that_moves_over_training_is_kept_for_every_step(follow):
     assert result.loss.values.tolist() == [0.5, 0.25, 0.125]
 
 
+def test_a_scalar_coordinate_stays_where_it_holds_of_all_values(follow):
+    def of(operator, subject=3):
+        return xr.DataArray(1.0, {"operator": operator, "subject": subject})
+
+    assert follow(lambda lin: {"a": of("K"), "b": of("K")}).operator.item() == "K"
+    mixed = follow(lambda lin: {"a": of("K"), "b": of("P K P*")})
+    assert "operator" not in mixed.coords and mixed.subject.item() == 3
+    assert not follow(lambda lin: {"a": of("K"), "b": 1.0}).drop_vars("step").coords
+
+
 def test_results_are_saved_and_read_back(follow, tmp_path):
     for number, measure in enumerate([lambda lin: lin.states, lambda lin: {"a": "b", "v": [1, 2]}]):
         result, path = follow(measure), tmp_path / f"{number}.zarr"
@@ -177,6 +188,10 @@ def test_results_are_saved_and_read_back(follow, tmp_path):
         (lambda lin: {"v": [[1], [1, 2]]}, "measure returned v, which is no array"),
         (lambda lin: {1: 2.0}, "under the name 1: use a string"),
         (lambda lin: {"step": 2.0}, "variable or dim step"),
+        (
+            lambda lin: {n: xr.DataArray([0.0], {"x": [n]}, "x") for n in "ab"},
+            "cannot align objects with join='exact'.*'x'",
+        ),
         (lambda lin: xr.DataArray([1.0], dims="step"), "variable or dim step"),
     ],
 )
@@ -311,6 +326,8 @@ def test_an_error_names_the_step_and_keeps_the_finished_ones(follow, error):
         follow(Counter(3, error))
     assert caught.value.__cause__ is error
     xr.testing.assert_identical(caught.value.finished, follow(Counter()).isel(step=[0, 1]))
+    again = pickle.loads(pickle.dumps(caught.value))  # as from another process
+    xr.testing.assert_identical(again.finished, caught.value.finished)
     with pytest.raises(kpops.MeasureError, match="at step 0: ") as caught:
         follow(Counter(1, error))
     assert caught.value.finished is None
@@ -351,6 +368,12 @@ def test_the_bar_counts_checkpoints_and_names_the_step(follow, capsys):
     follow(size, progress=True)
     shown = capsys.readouterr().err
     assert "3/3" in shown and "step 20" in shown
+
+
+def test_a_linearization_in_the_place_of_the_model_is_named(network, task):
+    lin = kpops.linearize(network, task.inputs)
+    with pytest.raises(TypeError, match="model is a Linearization: pass the module whose check"):
+        kpops.over_training(lin, [(0, network.state_dict())], task.inputs, size)
 
 
 # The result before

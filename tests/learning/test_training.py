@@ -555,6 +555,8 @@ def test_wrong_use_raises_and_names_the_value(tmp_path, change, message):
 
 
 def test_unsuitable_models_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="model is the class GRU, expected"):
+        train(nn.GRU, TASK, folder=tmp_path, **SETTINGS)
     with pytest.raises(TypeError, match="model returns a tuple"):
         train(nn.GRU(3, 3, batch_first=True), TASK, folder=tmp_path, **SETTINGS)
     with pytest.raises(ValueError, match="no parameter that requires grad"):
