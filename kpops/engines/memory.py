@@ -21,11 +21,16 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def check_allocation(what: str, n_bytes: int, device: torch.device) -> None:
-    """Raise MemoryError before an allocation that would not fit."""
+LESS = "take fewer trials (inputs, or op.select), or float32 (dtype= of kpops.linearize)"
+"""What always takes less memory."""
+
+
+def check_allocation(what: str, n_bytes: int, device: torch.device, remedy: str = LESS) -> None:
+    """Raise MemoryError, with the remedy, before an allocation that would not fit."""
     free = free_bytes(device)
     if n_bytes > free:
-        raise MemoryError(f"{what} needs {mib(n_bytes)}, {mib(free)} are free on {device}")
+        needs = f"{what} needs {mib(n_bytes)}, {mib(free)} are free on {device}"
+        raise MemoryError(f"{needs}: {remedy}")
 
 
 def mib(n_bytes: int) -> str:
