@@ -9,6 +9,7 @@ import torch
 
 import kpops
 from kpops import work
+from kpops.engines import memory
 
 LONG_FUNCTIONS = {
     "eigvalsh": lambda lin, **o: kpops.eigvalsh(lin.flow, **o),
@@ -168,3 +169,12 @@ def test_random_vectors_take_no_basis_beside_them(lin):
 )
 def test_durations_are_for_people(seconds, text):
     assert work.duration(seconds) == text
+
+
+def test_memory_that_is_not_there_comes_with_what_takes_less(lin, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**10)
+    for function in (lin.flow.to_dense, lambda: kpops.eigvalsh(lin.P @ lin.P.H)):
+        with pytest.raises(MemoryError, match=r"needs .*, .* are free on cpu: use what") as told:
+            function()
+        for remedy in ("eigsh", "fewer trials", "op.select", "float32"):
+            assert remedy in str(told.value)

@@ -33,13 +33,12 @@ def free_bytes(device: torch.device) -> int:
     return max(0, min([psutil.virtual_memory().available, *_of_cgroups(), *_of_limits()]))
 
 
-def check_allocation(what: str, n_bytes: int, device: torch.device) -> None:
-    """Raise MemoryError before an allocation that would not fit."""
+def check_allocation(what: str, n_bytes: int, device: torch.device, remedy: str = REMEDY) -> None:
+    """Raise MemoryError, with the remedy, before an allocation that would not fit."""
     free = free_bytes(device)
     if n_bytes > free:
-        raise MemoryError(
-            f"{what} needs {readable(n_bytes)}, {readable(free)} are free on {device}: {REMEDY}"
-        )
+        needs = f"{what} needs {readable(n_bytes)}, {readable(free)} are free on {device}"
+        raise MemoryError(f"{needs}: {remedy}")
 
 
 @contextmanager

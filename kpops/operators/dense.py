@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kpops.engines.memory import check_allocation
+from kpops.engines.memory import REMEDY, check_allocation
 from kpops.labels import Space
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def dense_blocks(op: TrajectoryOperator, dims: tuple[str, ...] | None = None) ->
     """
     inside, outside = batches(op, dims)
     n_bytes = 2 * inside.count * inside.size * outside.size * op.dtype.itemsize
-    check_allocation(f"the dense {op!r}", n_bytes, op.device)
+    remedy = f"use what needs products alone (eigsh, svds, estimates), or {REMEDY}"
+    check_allocation(f"the dense {op!r}", n_bytes, op.device, remedy)
     wide = outside.size < inside.size
     of, to, act = (outside, inside, op.apply_adjoint) if wide else (inside, outside, op.apply)
     images = torch.empty(of.count, of.size, to.size, dtype=op.torch_dtype, device=op.device)
