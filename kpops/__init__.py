@@ -5,6 +5,9 @@ matrix-free: the parameter operator K, the linearized flow propagator P and the 
 P K P*.
 """
 
+import importlib
+from typing import Any
+
 from kpops import models, plot, tasks, training
 from kpops.dynamics.at_points import linearize_at, stationary_response
 from kpops.dynamics.covariant import covariant_lyapunov_vectors
@@ -43,6 +46,14 @@ from kpops.spectral.common import ConvergenceWarning
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> Any:
+    """Import kpops.testing when it is first asked for."""
+    if name == "testing":
+        return importlib.import_module("kpops.testing")
+    raise AttributeError(f"module 'kpops' has no attribute {name!r}")
+
+
 __all__ = [
     "ConvergenceWarning",
     "Linearization",
@@ -80,6 +91,7 @@ __all__ = [
     "stationary_response",
     "svds",
     "tasks",
+    "testing",
     "trace",
     "training",
     "trajectory_dimension",

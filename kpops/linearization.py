@@ -18,7 +18,6 @@ from kpops.engines.choice import ENGINES, choose_engine, memory_estimate
 from kpops.engines.classification import classify
 from kpops.engines.rowwise import Rowwise
 from kpops.labels import Shown, Space, parameter_space, to_numpy
-from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence
 from kpops.operators import (
     FlowOperator,
@@ -55,9 +54,11 @@ def linearize(
 
     Parameters
     ----------
-    model : nn.RNN, nn.GRU, nn.LSTM, their Cell classes, kpops.models.Network, or nn.Module
-        Any other module must have ``forward(x_t, h)`` that returns the next state, trial by trial.
-        A :class:`kpops.models.Network` brings its readout.
+    model : nn.RNN, nn.GRU, nn.LSTM, their Cell classes, or any nn.Module
+        A cell has ``forward(x_t, h)``, which returns the next state, trial by trial. A module over
+        whole sequences is run once: where one part of it is recurrent and others map its states to
+        what the module returns, these are linearised; else it is refused, with the call for its
+        parts. Wrappers (DataParallel, torch.compile) are taken off.
     inputs : Tensor, array_like, DataArray, PackedSequence or list of array_like
         Shape (trial, time, feature); for a module with ``batch_first=False`` (time, trial,
         feature), as the module itself takes it. A DataArray with dims ``trial`` and ``time`` is
@@ -67,9 +68,10 @@ def linearize(
     h0 : array_like or DataArray, optional
         Initial state (trial, unit) or (unit,), or what the module itself takes. Default: zero.
     parameters : iterable of str or callable, optional
-        Names of the parameters that learn, or a predicate on names. Default: all that require
-        grad.
+        Names of the parameters that learn, or a predicate on names; those of the recurrent part,
+        as it names them itself, or with its path in `model`. Default: all that require grad.
     readout : nn.Linear or callable, optional
+        In the place of the model's own, if it has one.
         ``y = C(h)``, on rows (row, hidden) of what the module outputs (for an LSTM: h without c).
         A module is copied; a bare callable is used as it is, and has no parameters that learn.
     mask : array_like of bool, optional
@@ -98,11 +100,11 @@ def linearize(
     Raises
     ------
     TypeError
-        If dtypes are mixed, `model` is not a module, or a tensor is complex.
+        If dtypes are mixed, a tensor is complex, or an argument is of a wrong kind.
     ValueError
         If a shape, a name or an option is wrong; if it cannot be told which dim of an array is
-        time; if the model is random in its present mode,
-        mixes trials or has no learning parameter; if inputs or states are not finite.
+        time; if the model is random in its present mode, mixes trials, has no learning parameter,
+        or is more than a recurrent part and a readout; if inputs or states are not finite.
     MemoryError
         If the engine asked for would not fit.
 
@@ -126,15 +128,13 @@ def linearize(
     """
     if measure not in ("sum", "mean"):
         raise ValueError(f"measure={measure!r}: choose 'sum' or 'mean'")
-    is_network = isinstance(model, Network)
-    if is_network:
-        snapshot.refuse_changed_network(model)
-        readout = model.readout if readout is None else readout
-        model = model.recurrent
-    snapshot.refuse_tied(model, readout)
-    recurrence = snapshot.of_model(model, dtype, device)
-    recurrence.time_major &= not is_network  # a Network takes (trial, time, feature)
-    learning = snapshot.learning_parameters(recurrence, parameters)
+    if isinstance(model, Linearization):
+        raise TypeError("model is a Linearization, which is of a model already: use it as it is")
+    parts = snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
+    readout = parts.readout
+    snapshot.refuse_tied(parts.recurrent, readout)
+    recurrence = snapshot.of_model(parts, dtype, device)
+    learning = snapshot.learning_parameters(recurrence, parts.own_names(parameters))
     like = next(iter(learning.values()))
     x, valid, coords, reading = read_inputs(
         inputs, mask, recurrence, like, convert=dtype is not None
@@ -158,6 +158,7 @@ def linearize(
         measure=measure,
         engine_asked=engine,
         gates_asked=gates,
+        remark=parts.remark,
     )
 
 
@@ -185,6 +186,8 @@ class Linearization(Shown):
         The measure of trials and time in K.
     engine_asked, gates_asked : str
         The engine and the treatment of gates asked for.
+    remark : str
+        How a model over whole sequences was understood.
     """
 
     recurrence: Recurrence
@@ -197,6 +200,7 @@ class Linearization(Shown):
     measure: str
     engine_asked: str
     gates_asked: str
+    remark: str = ""
 
     def __post_init__(self) -> None:
         with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
@@ -384,13 +388,14 @@ class Linearization(Shown):
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.parameters.values())
         readout = "" if self.readout is None else f", readout {self.output_space.shape[-1]}"
+        parts = f"\n {self.remark}" if self.remark else ""
         remark = f"\n {self.engine.remark}" if self.engine.remark else ""
         known = ", ".join(name for name, holds in self.structure.items() if holds)
         forcing = f", forcing {self.attrs['forcing']}" if "forcing" in self.attrs else ""
         dtype = self.attrs["dtype"]
         return (
             f"<Linearization of {type(self.recurrence.module).__name__} {self.space}, "
-            f"{n_parameters} learning parameters{readout}\n"
+            f"{n_parameters} learning parameters{readout}{parts}\n"
             f" measure {self.measure}{forcing}{self.reading}, {dtype} on {self.device}, "
             f"engine {self.engine.name}: {self.engine_reason}{remark}\n"
             f" structure: {known}>"

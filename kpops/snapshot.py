@@ -15,29 +15,54 @@ from torch import Tensor, nn
 
 from kpops.engines.base import Trajectory
 from kpops.labels import numpy_dtype, refuse_complex
-from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence, as_recurrence
+from kpops.models.structure import recurrent_class
+from kpops.models.whole import Parts
+from kpops.models.whole import take_apart as _take_apart
 
 _ROWS_TOGETHER = 4096
 """Steps that are taken at once to see whether they are those taken one by one."""
 
 
+def take_apart(
+    model: Any,
+    inputs: Any = None,
+    dtype: torch.dtype | None = None,
+    *,
+    readout: Any = None,
+    h0: Any = None,
+) -> Parts:
+    """What is linearised of `model`: the one door through which every function takes models."""
+
+    def private_copy(model: nn.Module) -> nn.Module:
+        mine = _copy(model)
+        _refuse_unreal(mine)
+        mine = mine if dtype is None else mine.to(dtype)
+        _refuse_mixed(mine)
+        return mine
+
+    if isinstance(model, nn.Module):
+        _refuse_dropout(model)
+    return _take_apart(model, private_copy, inputs=inputs, readout=readout, h0=h0)
+
+
 def of_model(
-    model: Any, dtype: torch.dtype | None, device: torch.device | str | None
+    parts: Parts, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> Recurrence:
-    """Private copy of `model` as a recurrence, in `dtype` and on `device` where given."""
+    """Private copy of the recurrent part, in `dtype` and on `device` where given."""
     # The copy first: to read a parametrised weight of the user's may already change its buffers.
+    model = parts.recurrent
     recurrence = as_recurrence(_copy(model) if isinstance(model, nn.Module) else model)
     _refuse_unreal(recurrence.module)
     _refuse_dropout(recurrence.module)
+    if parts.time_major is not None:
+        recurrence.time_major = parts.time_major
     if dtype is not None:
         numpy_dtype(dtype)  # refuses what is not float32 or float64
         recurrence = recurrence.to(dtype)
     if device is not None:
         recurrence = recurrence.to(device)
-    dtypes = {n: p.dtype for n, p in recurrence.module.named_parameters()}
-    if len(set(dtypes.values())) > 1:
-        raise TypeError(f"the parameters mix dtypes, {dtypes}: pass dtype= to choose one")
+    _refuse_mixed(recurrence.module)
     return recurrence
 
 
@@ -83,6 +108,11 @@ def refuse_tied(model: Any, readout: Any) -> None:
 
 def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[str, Tensor]]:
     if isinstance(readout, nn.Module):
+        if recurrent := recurrent_class(readout):
+            raise ValueError(
+                f"readout has a {recurrent} in it, which has a state of its own: make it a layer "
+                "of the model, or linearise it by itself"
+            )
         _refuse_dropout(readout)
         _refuse_unreal(readout)
         dtypes = {p.dtype for p in readout.parameters()} - {like.dtype}
@@ -94,9 +124,11 @@ def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[
         mine = _copy(readout).to(like)
         learning = {n: p.detach() for n, p in mine.named_parameters() if p.requires_grad}
         return mine.requires_grad_(False), learning
-    if callable(readout):
+    if callable(readout) and not isinstance(readout, type):
         return readout, {}
-    raise TypeError(f"readout is a {type(readout).__name__}, expected an nn.Module or a callable")
+    is_class = isinstance(readout, type)
+    what = f"the class {readout.__name__}" if is_class else f"a {type(readout).__name__}"
+    raise TypeError(f"readout is {what}, expected an nn.Module or a callable")
 
 
 def _copy(module: Any) -> Any:
@@ -113,15 +145,10 @@ def _copy(module: Any) -> Any:
         ) from error
 
 
-def refuse_changed_network(network: Network) -> None:
-    """Refuse a Network that does something else than its recurrent module and its readout."""
-    if type(network).forward is not Network.forward or (
-        network._forward_hooks or network._forward_pre_hooks
-    ):
-        raise ValueError(
-            f"{type(network).__name__} has a forward or hooks of its own: linearise its recurrent "
-            "module and pass readout="
-        )
+def _refuse_mixed(model: nn.Module) -> None:
+    dtypes = {n: p.dtype for n, p in model.named_parameters()}
+    if len(set(dtypes.values())) > 1:
+        raise TypeError(f"the parameters mix dtypes, {dtypes}: pass dtype= to choose one")
 
 
 def _refuse_dropout(model: nn.Module) -> None:
@@ -158,7 +185,7 @@ def learning_parameters(
         chosen = {n for n in every if wanted(n)}
         reason = "the predicate parameters= accepts no name"
     else:
-        chosen = {wanted} if isinstance(wanted, str) else set(wanted)
+        chosen = {wanted} if isinstance(wanted, str) else _names_of(wanted, every)
         reason = "parameters= is empty"
     unknown = sorted(chosen - set(every))
     if unknown:
@@ -170,6 +197,17 @@ def learning_parameters(
     first = next(iter(every.values()))
     numpy_dtype(first.dtype)
     return {n: p.detach() for n, p in every.items() if n in chosen}
+
+
+def _names_of(wanted: Any, every: Iterable[str]) -> set[str]:
+    names = list(wanted) if isinstance(wanted, Iterable) else [wanted]
+    other = next((type(name).__name__ for name in names if not isinstance(name, str)), None)
+    if other is not None:
+        raise TypeError(
+            f"parameters= holds {other} objects, expected names: choose from {list(every)}, or "
+            "give a predicate on names"
+        )
+    return set(names)
 
 
 def run(recurrence: Recurrence, x: Tensor, h0: Any, valid: Tensor | None) -> Trajectory:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import kpops
 
 ROOMS = [
@@ -26,6 +28,16 @@ def test_import_loads_no_heavy_library():
         "print(sorted(new & {'numba', 'matplotlib', 'zarr', 'cupy', 'h5py', 'h5netcdf'}))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_testing_is_there_after_import_and_loaded_when_it_is_asked_for():
+    code = (
+        "import sys, kpops; assert 'kpops.testing' not in sys.modules; "
+        "print(kpops.testing.check_operator.__module__)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "kpops.testing\n"
+    with pytest.raises(AttributeError, match="module 'kpops' has no attribute 'tests'"):
+        kpops.tests  # noqa: B018
 
 
 def test_import_changes_no_global_state():

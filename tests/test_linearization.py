@@ -339,6 +339,11 @@ class MyNetwork(kpops.Network):
         return super().forward(2 * inputs, h0)
 
 
+class First(nn.Module):
+    def forward(self, result):
+        return result[0]
+
+
 def hooked():
     model = gru()
     model.register_forward_pre_hook(lambda module, args: (2 * args[0], *args[1:]))
@@ -470,7 +475,7 @@ REFUSED = {
     "own forward of a Network": (
         lambda: kpops.linearize(MyNetwork(gru(), nn.Linear(4, 2)), inputs()),
         ValueError,
-        "MyNetwork has a forward or hooks of its own",
+        "MyNetwork.forward changes the inputs before recurrent reads them",
     ),
     "hooks": (lambda: kpops.linearize(hooked(), inputs()), ValueError, "GRU has forward hooks"),
     "weight tied to the readout": (
@@ -550,7 +555,7 @@ REFUSED = {
     "wrong signature": (
         lambda: kpops.linearize(nn.Linear(2, 4), inputs(), h0=torch.zeros(3, 4)),
         ValueError,
-        "Linear cannot take a step with x_t of shape",
+        "Linear.forward takes no state, and calls no part that is recurrent",
     ),
     "nothing learns": (
         lambda: kpops.linearize(gru().requires_grad_(False), inputs()),
@@ -621,6 +626,61 @@ REFUSED = {
         lambda: kpops.linearize(gru(), inputs(), engine="fast"),
         ValueError,
         "engine='fast': choose 'auto' or one of",
+    ),
+    "parameters instead of names": (
+        lambda: kpops.linearize(gru(), inputs(), parameters=gru().parameters()),
+        TypeError,
+        r"parameters= holds Parameter objects, expected names: choose from \['weight_ih_l0', ",
+    ),
+    "named parameters instead of names": (
+        lambda: kpops.linearize(gru(), inputs(), parameters=gru().named_parameters()),
+        TypeError,
+        "parameters= holds tuple objects, expected names: choose from",
+    ),
+    "a number instead of names": (
+        lambda: kpops.linearize(gru(), inputs(), parameters=3),
+        TypeError,
+        "parameters= holds int objects, expected names",
+    ),
+    "task instead of inputs": (
+        lambda: kpops.linearize(nn.GRU(3, 4), kpops.tasks.memory_pro(2)),
+        TypeError,
+        r"inputs is a Dataset of inputs, targets, mask: pass one variable, such as task\.inputs",
+    ),
+    "task instead of inputs of a whole model": (
+        lambda: kpops.linearize(nn.Sequential(nn.GRU(3, 4), First()), kpops.tasks.memory_pro(2)),
+        TypeError,
+        r"inputs is a Dataset of .*: pass one variable, such as task\.inputs",
+    ),
+    "task instead of mask": (
+        lambda: kpops.linearize(nn.GRU(2, 4), inputs(), mask=kpops.tasks.memory_pro(2)),
+        TypeError,
+        r"mask is a Dataset of .*: pass one variable, such as task\.mask",
+    ),
+    "linearization as model": (
+        lambda: kpops.linearize(kpops.linearize(gru(), inputs()), inputs()),
+        TypeError,
+        "model is a Linearization, which is of a model already",
+    ),
+    "state dict as model": (
+        lambda: kpops.linearize(gru().state_dict(), inputs()),
+        TypeError,
+        r"model is a dict, expected an nn.Module: .*network.load_state_dict\(",
+    ),
+    "class as model": (
+        lambda: kpops.linearize(nn.GRU, inputs()),
+        TypeError,
+        r"model is the class GRU, expected an nn.Module: make one, for example GRU\(...\)",
+    ),
+    "class as readout": (
+        lambda: kpops.linearize(gru(), inputs(), readout=nn.Linear),
+        TypeError,
+        "readout is the class Linear, expected an nn.Module or a callable",
+    ),
+    "recurrent readout": (
+        lambda: kpops.linearize(gru(), inputs(), readout=nn.Sequential(nn.LSTM(4, 2))),
+        ValueError,
+        "readout has a LSTM in it, which has a state of its own: make it a layer of the model",
     ),
     "readout of a wrong kind": (
         lambda: kpops.linearize(gru(), inputs(), readout="linear"),

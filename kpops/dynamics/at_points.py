@@ -10,12 +10,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops import snapshot
 from kpops.dynamics.given import bring, check_count, n_inputs, steady_input
 from kpops.dynamics.search_points import Map
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
 from kpops.labels import Coordinate, Space, as_tensor, to_numpy, without_multiindex
 from kpops.linearization import Linearization, linearize
-from kpops.models.network import Network
 from kpops.models.recurrence import as_recurrence
 from kpops.models.start import LearnedStart
 from kpops.operators.base import TrajectoryOperator
@@ -220,14 +220,18 @@ def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
 
 def _at(model: Any, states: Any, x: Any, options: dict[str, Any]) -> Linearization:
     """Linearise a model for a step from the points, or from where it has learned to start."""
-    recurrent = model.recurrent if isinstance(model, Network) else model
+    readout = options.pop("readout", None)
+    parts = snapshot.take_apart(model, dtype=options.get("dtype"), readout=readout)
+    recurrent = parts.recurrent
     h = to_numpy(as_tensor(states, "points"))
     inputs = np.zeros(n_inputs(as_recurrence(recurrent)), h.dtype) if x is None else x
     inputs = to_numpy(as_tensor(inputs, "input"))
     inputs = np.broadcast_to(inputs, (len(h), 1, inputs.shape[-1]))
     start = None if isinstance(recurrent, LearnedStart) else h
+    parameters = parts.own_names(options.pop("parameters", None))
+    x = xr.DataArray(inputs, dims=("trial", "time", "feature"))
     return linearize(
-        model, xr.DataArray(inputs, dims=("trial", "time", "feature")), h0=start, **options
+        recurrent, x, h0=start, readout=parts.readout, parameters=parameters, **options
     )
 
 

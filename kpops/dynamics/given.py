@@ -12,21 +12,18 @@ from torch import Tensor
 
 from kpops import snapshot
 from kpops.labels import as_tensor, numpy_dtype
-from kpops.models.network import Network
 from kpops.models.recurrence import Recurrence
 
 
 def read_model(
-    model: Any, dtype: torch.dtype | None, device: torch.device | str | None = None
+    model: Any,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None = None,
+    inputs: Any = None,
 ) -> Recurrence:
-    """Private copy of a model, or of the recurrent part of a Network, in which nothing learns."""
-    is_network = isinstance(model, Network)
-    if is_network:
-        snapshot.refuse_changed_network(model)
-        model = model.recurrent
-    recurrence = snapshot.of_model(model, dtype, device).requires_grad_(False)
-    recurrence.time_major &= not is_network  # a Network takes (trial, time, feature)
-    return recurrence
+    """Private copy of a model, or of its recurrent part, in which nothing learns."""
+    parts = snapshot.take_apart(model, inputs, dtype)
+    return snapshot.of_model(parts, dtype, device).requires_grad_(False)
 
 
 def like_what(

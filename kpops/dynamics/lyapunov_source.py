@@ -123,7 +123,7 @@ def _of_model(model: Any, inputs: Any, h0: Any, n_steps: Any, dtype: torch.dtype
         )
     if n_steps is not None:
         check_count("n_steps", n_steps, 1)
-    recurrence = read_model(model, dtype)
+    recurrence = read_model(model, dtype, inputs=inputs)
     like = like_what(recurrence, {"h0": h0, "inputs": inputs}, dtype)
     coords: dict[str, Coordinate] = {}
     if inputs is None:

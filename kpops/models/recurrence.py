@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Mapping
 from functools import singledispatch
 from types import FunctionType
 from typing import Any
@@ -148,6 +150,11 @@ class ModuleRecurrence(Recurrence):
             input_size=int(input_size) if is_whole(input_size) else None,
         )
         _refuse_patched(module)
+        if arguments(module)[1] < 2:
+            raise ValueError(
+                f"{type(module).__name__}.forward takes no state, so it is no step (x_t, h): pass "
+                "its recurrent part; kpops.linearize finds that by itself"
+            )
         self.sizes: tuple[int, ...] | None = sizes
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
@@ -232,10 +239,15 @@ def as_recurrence(model: Any) -> Recurrence:
     >>> kpops.models.as_recurrence(torch.nn.LSTM(3, 4)).state_size
     8
     """
-    raise TypeError(
-        f"model is a {type(model).__name__}, expected an nn.Module: nn.RNN, nn.GRU, nn.LSTM, a "
-        "Cell, or any module whose forward(x_t, h) returns the next state"
-    )
+    what = f"a {type(model).__name__}"
+    hint = "nn.RNN, nn.GRU, nn.LSTM, a Cell, a module whose forward(x_t, h) returns the next state"
+    if isinstance(model, type):
+        what = f"the class {model.__name__}"
+        hint = f"make one, for example {model.__name__}(...)"
+    elif isinstance(model, Mapping):
+        what = "a dict"
+        hint = "make the network, load the weights by network.load_state_dict(...), and pass it"
+    raise TypeError(f"model is {what}, expected an nn.Module: {hint}")
 
 
 @as_recurrence.register
@@ -272,6 +284,15 @@ def changed(model: nn.Module, cell: type[nn.Module]) -> bool:
     replaced = any(getattr(type(model), n) is not getattr(cell, n) for n in methods)
     hooked = model._forward_hooks or model._forward_pre_hooks
     return bool(replaced or hooked or "forward" in vars(model))
+
+
+def arguments(model: nn.Module) -> tuple[int, float]:
+    """How many arguments by position a forward must get, and how many it may get."""
+    kind = inspect.Parameter
+    every = inspect.signature(model.forward).parameters.values()
+    plain = [p for p in every if p.kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD)]
+    any_number = any(p.kind is kind.VAR_POSITIONAL for p in every)
+    return sum(p.default is p.empty for p in plain), math.inf if any_number else len(plain)
 
 
 def _refuse_patched(module: nn.Module) -> None:
