@@ -223,7 +223,7 @@ def read_targets(
         first = [d for d in steps.dims if d in targets.dims]
         dims = (*first, *(str(d) for d in targets.dims if d not in first))
         sizes = tuple(targets.sizes[d] for d in dims)
-        coords = {d: steps.coords[d] for d in first if d in steps.coords}
+        coords = {k: c for k, c in steps.coords.items() if set(c.dims) <= set(first)}
         values = by_name(targets, Space(dims, sizes, coords), "targets")
     dtype = weights.dtype
     wanted = as_tensor(values, "targets")
