@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from kpops import snapshot
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
@@ -112,9 +111,8 @@ def linearize(
     -----
     All arrays of a call have one order. Where inputs come as (time, trial, feature), from a module
     with ``batch_first=False`` or as a DataArray with its dims in this order, `mask` is (time,
-    trial), and the targets of :func:`kpops.gradient_flow` are (time, trial, output), unless they
-    are DataArrays. If both sizes are equal, they must be, since nothing would tell a wrong order.
-    Results are (trial, time, unit) always.
+    trial), and targets of :func:`kpops.gradient_flow` are (time, trial, output), unless they have
+    labels. They must have them if both sizes are equal. Results are (trial, time, unit) always.
 
     Examples
     --------
@@ -344,7 +342,7 @@ class Linearization(Shown):
 
     def _readout_map(self) -> Callable[..., Tensor]:
         # Not a method of self: operators must not keep the linearization alive in a cycle.
-        return partial(_read_out, self.recurrence, self._require_readout())
+        return partial(snapshot.read_out, self.recurrence, self._require_readout())
 
     def _require_readout(self) -> Callable[[Tensor], Tensor]:
         if self.readout is None:
@@ -400,16 +398,3 @@ class Linearization(Shown):
             f"engine {self.engine.name}: {self.engine_reason}{remark}\n"
             f" structure: {known}>"
         )
-
-
-def _read_out(
-    recurrence: Recurrence,
-    readout: Callable[[Tensor], Tensor],
-    parameters: dict[str, Tensor],
-    x: Tensor,
-    h: Tensor,
-) -> Tensor:
-    hidden = recurrence.output(h)
-    if isinstance(readout, nn.Module):
-        return functional_call(readout, parameters, (hidden,))
-    return readout(hidden)

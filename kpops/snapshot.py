@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from kpops.arrays import refuse_complex
 from kpops.engines.base import Trajectory
-from kpops.labels import numpy_dtype, refuse_complex
+from kpops.labels import numpy_dtype
 from kpops.models.recurrence import Recurrence, as_recurrence
 from kpops.models.structure import recurrent_class
 from kpops.models.whole import Parts
@@ -92,6 +94,20 @@ def of_readout(readout: Any, hidden: Tensor, *, convert: bool) -> tuple[Any, dic
             "readout.eval(), or leave batch statistics out"
         )
     return mine, learning
+
+
+def read_out(
+    recurrence: Recurrence,
+    readout: Callable[[Tensor], Tensor],
+    parameters: dict[str, Tensor],
+    x: Tensor,
+    h: Tensor,
+) -> Tensor:
+    """What a readout makes of what it sees of states (row, unit)."""
+    hidden = recurrence.output(h)
+    if isinstance(readout, nn.Module):
+        return functional_call(readout, parameters, (hidden,))
+    return readout(hidden)
 
 
 def refuse_tied(model: Any, readout: Any) -> None:

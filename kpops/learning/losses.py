@@ -14,7 +14,8 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from kpops.labels import Space, as_tensor, by_name
+from kpops.arrays import as_tensor
+from kpops.labels import Space, by_name
 from kpops.learning.signatures import takes
 from kpops.read_inputs import BY_TRIAL, Reading
 

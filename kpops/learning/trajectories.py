@@ -12,8 +12,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops.arrays import as_tensor
 from kpops.kinds import is_array, require_linearization
-from kpops.labels import Coordinate, Space, as_tensor, by_name, coordinates_of, numpy_dtype
+from kpops.labels import Coordinate, Space, by_name, coordinates_of, numpy_dtype
 from kpops.linearization import Linearization
 from kpops.spectral import common
 from kpops.spectral.estimators.rank_kinds import Question, of_spectrum

@@ -11,10 +11,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops.arrays import is_cupy
 from kpops.engines.base import ONE_AT_A_TIME
 from kpops.engines.memory import REMEDY, free_bytes, readable, refused_memory
 from kpops.kinds import described, is_array
-from kpops.labels import Shown, Space, enter, is_cupy, numpy_dtype, to_numpy
+from kpops.labels import Shown, Space, enter, numpy_dtype, to_numpy
 from kpops.operators.arithmetic import Arithmetic
 from kpops.operators.pieces import in_pieces
 
