@@ -67,13 +67,14 @@ def _of_operator(op: TrajectoryOperator) -> str:
 
 @table_of.register
 def _of_linearization(lin: Linearization) -> str:
-    n_parameters = lin.parameter_space.size
+    n_parameters, names = lin.parameter_space.size, list(lin.parameters)
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     way = frozenset(_STATES if lin.readout is None else _OUTPUTS)
     table = {
         "states": repr(lin.space),
         "outputs": "" if lin.readout is None else repr(lin.output_space),
         "inputs": str(lin.reading).removeprefix(", "),
-        "learning": f"{n_parameters:,} parameters: {', '.join(lin.parameters)}",
+        "learning": f"{n_parameters:,} numbers in {', '.join(names[:8])}" + more,
         "size": f"{lin.space.size:,} states, {lin.attrs['dtype']} on {lin.device}",
         "measure": ", ".join(filter(None, (lin.measure, lin.attrs.get("forcing")))),
         "engine": f"{lin.engine.name}: {lin.engine_reason} {lin.engine.remark}",
@@ -159,8 +160,8 @@ def _described(space: Space) -> dict[str, str]:
     """Each dim with its size and its coordinates."""
     table = {}
     for dim, size in space.sizes.items():
-        names = [name for name, c in space.coords.items() if dim in c.dims]
-        table[dim] = ", ".join([f"{size:,}", *names])
+        names = [n for n, c in space.coords.items() if dim in c.dims and n != dim]
+        table[dim] = f"{size:,}" + (f", with {', '.join(names)}" if names else "")
     return table | {"size": f"{space.size:,}"}
 
 

@@ -1,20 +1,16 @@
-"""What users bring where something else is wanted, in words: the remedy differs from kind to kind.
-
-Nothing is imported at the top: every room refuses by the words that are here.
-"""
+"""What users bring where something else is wanted, in words: the remedy differs by the kind."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import nn
 
-if TYPE_CHECKING:
-    from kpops.linearization import Linearization
+from kpops.labels import Shown
 
 
 def described(thing: Any) -> str:
@@ -27,19 +23,14 @@ def described(thing: Any) -> str:
     >>> described(torch.nn.GRU), described(torch.nn.GRU(2, 3)), described("flow")
     ('the class GRU', 'a model (GRU)', "the string 'flow'")
     """
-    from kpops.linearization import Linearization
-    from kpops.operators.base import TrajectoryOperator
-
     if thing is None:
         return "None"
     if isinstance(thing, type):
         return f"the class {thing.__name__}"
     if isinstance(thing, str):
         return f"the string {thing!r}"
-    if isinstance(thing, Linearization):
-        return "a Linearization"
-    if isinstance(thing, TrajectoryOperator):
-        return f"the operator {thing!r}"
+    if isinstance(thing, Shown):
+        return thing._noun()
     if isinstance(thing, nn.Module):
         return f"a model ({type(thing).__name__})"
     if isinstance(thing, xr.Dataset):
@@ -63,9 +54,7 @@ def is_array(thing: Any) -> bool:
     """Whether `thing` is an array, a tensor, a DataArray, or a list that may become one."""
     if isinstance(thing, list | tuple | torch.Tensor):
         return True
-    from kpops.operators.base import TrajectoryOperator
-
-    other = isinstance(thing, type | xr.Dataset | TrajectoryOperator)
+    other = isinstance(thing, type | xr.Dataset | Shown)
     return hasattr(thing, "__array__") and not other
 
 
@@ -74,40 +63,8 @@ def no_operator(thing: Any, argument: str = "op") -> TypeError:
     return TypeError(f"{argument} is {described(thing)}, no operator: {_operator_remedy(thing)}")
 
 
-def require_linearization(lin: Any, argument: str = "lin") -> Linearization:
-    """Return `lin`, or refuse what is not a :class:`kpops.Linearization`.
-
-    Raises
-    ------
-    TypeError
-        Naming what it is, and how to come to a linearization.
-
-    Examples
-    --------
-    >>> import torch, kpops
-    >>> kpops.collapse(torch.nn.GRU(2, 3))
-    Traceback (most recent call last):
-    TypeError: lin is a model (GRU), no Linearization: pass kpops.linearize(model, inputs)
-    """
-    from kpops.linearization import Linearization
-    from kpops.operators.base import TrajectoryOperator
-
-    if isinstance(lin, Linearization):
-        return lin
-    remedy = "pass what kpops.linearize(model, inputs) returns"
-    if isinstance(lin, TrajectoryOperator):
-        remedy += ", and not one of its operators"
-    elif isinstance(lin, nn.Module):
-        remedy = "pass kpops.linearize(model, inputs)"
-    elif isinstance(lin, xr.Dataset):
-        remedy = "pass kpops.linearize(model, task.inputs)"
-    raise TypeError(f"{argument} is {described(lin)}, no Linearization: {remedy}")
-
-
 def _operator_remedy(thing: Any) -> str:
-    from kpops.linearization import Linearization
-
-    if isinstance(thing, Linearization):
+    if isinstance(thing, Shown) and hasattr(type(thing), "flow"):  # a Linearization
         return "pass one of those that it hands out, such as lin.flow, lin.K or lin.P"
     if isinstance(thing, nn.Module):
         return "linearise it and pass, for example, kpops.linearize(model, inputs).flow"

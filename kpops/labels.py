@@ -58,6 +58,10 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
 class Shown:
     """What notebooks show as a small table, and a drawing where there is one."""
 
+    def _noun(self) -> str:
+        """What this is, for messages that want something else."""
+        return f"a {type(self).__name__}"
+
     def _repr_html_(self) -> str:
         from kpops.html import table_of
 

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from kpops.arrays import refuse_complex
 from kpops.engines.base import Trajectory
+from kpops.engines.memory import named_allocations
 from kpops.labels import numpy_dtype
 from kpops.models.recurrence import Recurrence, as_recurrence
 from kpops.models.structure import recurrent_class
@@ -231,6 +232,7 @@ def run(recurrence: Recurrence, x: Tensor, h0: Any, valid: Tensor | None) -> Tra
     return run_from(recurrence, x, recurrence.initial_state(h0, len(x), x[:, 0]), valid)
 
 
+@named_allocations(lambda: "a run of the model")
 def run_from(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -> Trajectory:
     """Run the recurrence on `x` from states h (trial, unit), and check what it does.
 
@@ -260,6 +262,7 @@ def run_from(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None)
     return trajectory
 
 
+@named_allocations(lambda: "a run of the model")
 def run_on(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -> Trajectory:
     """Run a recurrence that has been checked; at steps that are not valid the state stays.
 

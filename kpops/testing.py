@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kpops.engines.autodiff import AutodiffEngine
-from kpops.kinds import require_linearization
 from kpops.labels import Space, to_numpy
+from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator

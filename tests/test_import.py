@@ -10,15 +10,17 @@ import pytest
 import kpops
 
 ROOMS = [
-    {"labels"},
+    {"labels", "arrays", "kinds"},
     {"models"},
     {"engines"},
     {"operators"},
-    {"snapshot", "linearization"},
-    {"spectral", "dynamics"},
+    {"snapshot", "read_inputs", "linearization"},
+    {"spectral", "dynamics", "html"},
     {"learning"},
     {"tasks", "training", "plot", "testing"},
 ]
+# Methods that only hand on to a room at the right, which they import when they are called.
+HANDED_ON = {("labels.py", "html"), ("operators/base.py", "spectral")}
 
 
 def test_import_loads_no_heavy_library():
@@ -68,7 +70,8 @@ def test_rooms_import_only_from_rooms_to_their_left():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kpops"):
                 names = node.module.split(".")[1:] or [alias.name for alias in node.names]
                 for room in names[:1] if node.module != "kpops" else names:
-                    assert rank[room] <= here, f"{path} imports {room}"
+                    late = node.col_offset and (str(path.relative_to(package)), room) in HANDED_ON
+                    assert late or rank[room] <= here, f"{path} imports {room}"
 
 
 def test_every_public_name_is_documented():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from torch import Tensor
 _HUGE = 2**22  # bytes from which a result is worth huge pages
 
 REMEDY = (
-    "take fewer trials or steps, restrict the operator by select(...), linearise with "
-    "dtype=torch.float32, or with engine='autodiff', which keeps least"
+    "take fewer trials, steps or vectors at a time, restrict the operator by select(...), "
+    "linearise with dtype=torch.float32, or with engine='autodiff', which keeps least"
 )
 
 # Where Linux says what the process, or its container or batch job, may take.
@@ -29,7 +30,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return max(0, min(psutil.virtual_memory().available, *_of_cgroups(), *_of_limits()))
+    return max(0, min([psutil.virtual_memory().available, *_of_cgroups(), *_of_limits()]))
 
 
 def check_allocation(what: str, n_bytes: int, device: torch.device) -> None:
@@ -41,10 +42,22 @@ def check_allocation(what: str, n_bytes: int, device: torch.device) -> None:
         )
 
 
-def refused_memory(error: RuntimeError) -> bool:
-    """Whether torch says by `error` that it got no memory."""
-    words = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in words
+@contextmanager
+def named_allocations(what: Callable[[], str]) -> Iterator[None]:
+    """Turn the RuntimeError by which torch says that it got no memory into a MemoryError.
+
+    It names what was computed, what is free, and the remedy. Also a decorator.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        on_cuda = isinstance(error, torch.OutOfMemoryError)
+        if not on_cuda and "can't allocate memory" not in str(error):
+            raise
+        device = torch.device("cuda" if on_cuda else "cpu")
+        raise MemoryError(
+            f"{what()} got no memory, {readable(free_bytes(device))} are free on {device}: {REMEDY}"
+        ) from error
 
 
 def readable(n_bytes: int) -> str:
@@ -60,11 +73,12 @@ def _of_limits() -> Iterator[int]:
         import resource
     except ImportError:  # not on Windows
         return
-    taken = psutil.Process().memory_info()
     for limit, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
         most = resource.getrlimit(limit)[0]
-        if most != resource.RLIM_INFINITY and hasattr(taken, used):
-            yield most - getattr(taken, used)
+        if most != resource.RLIM_INFINITY:
+            # Not every system counts its data; then all of it is taken to be some.
+            taken = psutil.Process().memory_info()
+            yield most - getattr(taken, used, taken.vms)
 
 
 def _of_cgroups() -> Iterator[int]:

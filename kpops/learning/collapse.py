@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from kpops.kinds import require_linearization
 from kpops.labels import Space, to_numpy
+from kpops.learning.required import require_linearization
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
 from kpops.operators import TrajectoryOperator

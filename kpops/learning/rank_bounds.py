@@ -16,7 +16,7 @@ from kpops.engines.gated_layer import Layer
 from kpops.engines.gram import Gram, learning
 from kpops.engines.places import Place, places_of
 from kpops.engines.unit_blocks import UnitBlocks
-from kpops.kinds import require_linearization
+from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 from kpops.models.gated import GatedRecurrence
 from kpops.operators import TrajectoryOperator

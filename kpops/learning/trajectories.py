@@ -13,8 +13,9 @@ import xarray as xr
 from torch import Tensor
 
 from kpops.arrays import as_tensor
-from kpops.kinds import is_array, require_linearization
+from kpops.kinds import is_array
 from kpops.labels import Coordinate, Space, by_name, coordinates_of, numpy_dtype
+from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 from kpops.spectral import common
 from kpops.spectral.estimators.rank_kinds import Question, of_spectrum

@@ -12,8 +12,8 @@ import xarray as xr
 from torch import Tensor
 
 from kpops.engines.memory import check_allocation
-from kpops.kinds import require_linearization
 from kpops.labels import by_name
+from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kpops.arrays import is_cupy
 from kpops.engines.base import ONE_AT_A_TIME
-from kpops.engines.memory import REMEDY, free_bytes, readable, refused_memory
+from kpops.engines.memory import named_allocations
 from kpops.kinds import described, is_array
 from kpops.labels import Shown, Space, enter, numpy_dtype, to_numpy
 from kpops.operators.arithmetic import Arithmetic
@@ -141,18 +141,10 @@ class TrajectoryOperator(Arithmetic, Shown):
         # Autocast would compute in a lower precision than the dtype says.
         needed = self._numbers_per_vector() * self.dtype.itemsize
         results = (self.domain.size + self.codomain.size) * self.dtype.itemsize
-        with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
+        what = named_allocations(lambda: f"a product of {self!r} with {len(block)} vectors")
+        with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False), what:
             self.count(len(block))
-            try:
-                return in_pieces(act, block.contiguous(), needed, results)
-            except RuntimeError as error:
-                if not refused_memory(error):
-                    raise
-                raise MemoryError(
-                    f"a product of {self!r} with {len(block)} vectors got no memory, "
-                    f"{readable(free_bytes(self.device))} are free on {self.device}: pass fewer "
-                    f"vectors at a time, {REMEDY}"
-                ) from error
+            return in_pieces(act, block.contiguous(), needed, results)
 
     def _numbers_per_vector(self) -> int:
         """Numbers that the action needs at once for each vector, beside argument and result."""
@@ -372,6 +364,9 @@ class TrajectoryOperator(Arithmetic, Shown):
                 f"kind={kind!r}: choose 'frobenius' or 'spectral'; see also kpops.schatten_norm"
             )
         return _spectral(f"{kind}_norm")(self, **options)
+
+    def _noun(self) -> str:
+        return f"the operator {self!r}"
 
     def __repr__(self) -> str:
         spaces = repr(self.domain)

@@ -154,10 +154,13 @@ class Scaled(TrajectoryOperator):
     def __init__(self, operator: TrajectoryOperator, factor: Any) -> None:
         if not isinstance(factor, numbers.Real):
             raise TypeError(f"factor {factor!r}: kpops operators are real, use a real number")
-        value = float(factor)
-        range_ = torch.finfo(operator.torch_dtype)
+        try:
+            value = float(factor)
+        except OverflowError:  # a long int
+            value = math.inf
         if not math.isfinite(value):
             raise ValueError(f"factor {value}: use a finite number")
+        range_ = torch.finfo(operator.torch_dtype)
         if value != 0 and not range_.tiny <= abs(value) <= range_.max:
             raise ValueError(
                 f"factor {value:.6g} is beyond {operator.torch_dtype}, which reaches from "

@@ -44,14 +44,20 @@ class ForeignOperator(TrajectoryOperator):
         If it is not two-dimensional, has no entries or entries that are not finite, or if its
         shape is not that of the spaces.
 
+    Notes
+    -----
+    ``A @ B`` and ``A + B`` with A one of ours make this of B, in the space of A. With A of SciPy
+    or PyLops, it is they who compose: the product works, and has no labels. A sparse matrix of
+    SciPy refuses operators on its right: wrap it in this class.
+
     Examples
     --------
-    >>> import numpy as np, torch, kpops
+    >>> import numpy as np, scipy.sparse, torch, kpops
     >>> from kpops.operators import ForeignOperator
     >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.zeros(5, 6, 3))
-    >>> weights = scipy.sparse.diags(np.arange(120.0))
+    >>> weights = scipy.sparse.diags_array(np.arange(120.0))
     >>> ForeignOperator(weights, lin.space, dtype=lin.dtype) @ lin.K
-    <dia_matrix K (trial: 5, time: 6, unit: 4), float32 on cpu>
+    <dia_array K (trial: 5, time: 6, unit: 4), float32 on cpu>
     """
 
     def __init__(
@@ -95,8 +101,10 @@ class ForeignOperator(TrajectoryOperator):
         columns = np.array(to_numpy(block.flatten(1)).T, order="C")
         try:
             images = np.array(act(columns))
-        except NotImplementedError:
-            raise TypeError(f"{self.symbol} has no {method}, which is needed here") from None
+        except (NotImplementedError, TypeError) as error:  # by SciPy, in turn with its version
+            if not self._lacks(method):
+                raise
+            raise TypeError(f"{self.symbol} has no {method}, which is needed here") from error
         expected = (space.size, len(block))
         if images.shape != expected or images.dtype.kind not in "fiub":
             raise ValueError(
@@ -105,6 +113,16 @@ class ForeignOperator(TrajectoryOperator):
             )
         rows = torch.from_numpy(np.ascontiguousarray(images.T).astype(self.dtype, copy=False))
         return rows.to(self.device).reshape(-1, *space.shape)
+
+    def _lacks(self, method: str) -> bool:
+        size = self.shape[method == "matvec"]
+        try:
+            getattr(self.linear, method)(np.zeros(size, self.dtype))
+        except NotImplementedError:
+            return True
+        except TypeError:
+            pass
+        return False
 
 
 def as_operator(op: Any) -> TrajectoryOperator:

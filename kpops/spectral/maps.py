@@ -23,7 +23,7 @@ _BLOCK = 64
 
 @common.in_full_precision
 def frobenius_map(
-    op: TrajectoryOperator,
+    op: Any,
     dim: str,
     *,
     method: str = "auto",
@@ -38,8 +38,8 @@ def frobenius_map(
 
     Parameters
     ----------
-    op : TrajectoryOperator
-        Its domain and its codomain have the dim.
+    op : TrajectoryOperator, LinearOperator or array_like
+        Its domain and its codomain have the dim; that of an unlabelled one is ``"index"``.
     dim : str
         ``"time"``, ``"trial"`` or ``"unit"``, or any other dim.
     method : {"auto", "exact", "probes"}

@@ -66,6 +66,7 @@ NONSENSE = {
     "times 1j": (lambda op: op * 1j, "factor 1j: .* real"),
     "times a Decimal": (lambda op: op * Decimal("0.5"), "real number"),
     "times NaN": (lambda op: op * float("nan"), "factor nan: use a finite number"),
+    "times a long int": (lambda op: op * 10**400, "factor inf: use a finite number"),
     "times infinity": (lambda op: op * np.inf, "factor inf: use a finite number"),
     "a 0-d DataArray times": (lambda op: xr.DataArray(2.0) * op, "is matrix-free, no array"),
     "plus one": (lambda op: op + 1, "and the number 1 do not add up"),
@@ -189,6 +190,12 @@ def test_a_zero_operator_works_everywhere(lin):
     assert float(kpops.trace(0 * lin.K).estimate) == 0
     assert float(kpops.frobenius_norm(0 * lin.P).estimate) == 0
     assert float(kpops.spectral_norm(zero).estimate) == 0
+    assert float(kpops.schatten_norm(0 * lin.J, 3).estimate) == 0
+    assert float(kpops.effective_rank(zero).estimate) == 0
+    assert np.isnan(float(kpops.alignment(zero, lin.K).estimate))
+    assert not kpops.truncate(zero, 2).to_dense().any()
+    for method in ("block-krylov", "lobpcg", "randomized", "arpack"):
+        assert not kpops.eigsh(zero, k=2, method=method, rng=0).eigenvalue.any()
     assert not zero.partial_trace(keep=("time",)).to_dense().any()
     assert relative((zero + lin.K).to_dense(), lin.K.to_dense()) < 1e-15
 

@@ -88,7 +88,7 @@ def test_beside_ours_they_take_its_space(lin, kind):
     assert modes.eigenfunction.dims == ("mode", "trial", "time", "unit")
 
 
-@pytest.mark.parametrize("kind", set(kinds(SYMMETRIC)) - {"sparse"})
+@pytest.mark.parametrize("kind", [k for k in kinds(SYMMETRIC) if k != "sparse"])
 def test_on_the_left_of_ours_they_work_whoever_composes(lin, kind):
     theirs = kinds(SYMMETRIC)[kind]
     P, x = lin.P.to_dense(), random(60)
@@ -99,7 +99,9 @@ def test_on_the_left_of_ours_they_work_whoever_composes(lin, kind):
         assert (theirs @ lin.P).symbol == "Duck P"
     for op, matrix in pairs:
         np.testing.assert_allclose(op @ x, matrix @ x, rtol=1e-10, atol=1e-12)
-        np.testing.assert_allclose(kpops.svds(op, k=1, rng=0).singular_value, np.linalg.norm(matrix, 2))
+        np.testing.assert_allclose(
+            kpops.svds(op, k=1, rng=0).singular_value, np.linalg.norm(matrix, 2)
+        )
 
 
 def test_given_spaces_label_an_operator_of_others(lin):
@@ -137,7 +139,7 @@ def test_dtypes_of_others(given, dtype):
 def test_complex_ones_are_refused_alone_and_left_to_scipy_beside_ours(lin):
     z = sla.aslinearoperator(1j * np.eye(60))
     for op in (z, Duck(1j * np.eye(3), dtype=complex), sp.eye_array(3) * 1j, 1j * np.eye(3)):
-        with pytest.raises(TypeError, match="complex.*kpops operators are real"):
+        with pytest.raises(TypeError, match=r"complex.*kpops operators are real"):
             kpops.svds(op, k=1)
     np.testing.assert_allclose((lin.K @ z) @ random(60), 1j * (lin.K @ random(60)))
     np.testing.assert_allclose((z + lin.K) @ random(60), 1j * random(60) + lin.K @ random(60))
@@ -183,7 +185,7 @@ WRONG = {
     "a string": ("flow", "op is the string 'flow', no operator: pass an operator of a"),
     "None": (None, "op is None, no operator"),
     "a number": (3.0, "op is the number 3.0, no operator"),
-    "a function": (np.sin, r"op is the function sin, .* LinearOperator\(\(m, n\), matvec=f"),
+    "a function": (np.sin, r"op is the function sin, .*LinearOperator\(\(m, n\), matvec=f"),
     "a dict": ({"K": 1}, "op is a dict of 1, no operator: pass one operator, or their sum"),
     "ragged rows": ([[1, 2], [3]], "op is a list of 2, no operator"),
     "another object": (object(), "op is an object, no operator"),
@@ -239,7 +241,7 @@ def test_linearizations_and_lists_of_operators_are_no_operator(lin, function):
 
 @pytest.mark.parametrize("function", ["eigsh", "eigvalsh", "trace", "diagonal"])
 def test_matrices_that_are_not_square_are_refused(function):
-    with pytest.raises(ValueError, match="not self-adjoint: use kpops.svds|no trace|size of the op"):
+    with pytest.raises(ValueError, match=r"not self-adjoint: use kpops.svds|no trace|k=6: choose"):
         TAKE_AN_OPERATOR[function](np.ones((3, 4)))
 
 

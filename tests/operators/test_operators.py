@@ -337,6 +337,21 @@ def test_repr_says_what_where_and_how(lin):
     assert "engine gated_numba: a gated cell; keeps" in repr(lin)
 
 
+def test_methods_are_the_functions(lin):
+    for method, function in [
+        (lin.flow.eigsh(k=3, rng=0), kpops.eigsh(lin.flow, k=3, rng=0)),
+        (lin.P.svds(2, tol=1e-8, rng=0), kpops.svds(lin.P, 2, tol=1e-8, rng=0)),
+        (lin.K.trace(), kpops.trace(lin.K)),
+        (lin.P.norm(), kpops.frobenius_norm(lin.P)),
+        (lin.P.norm("spectral", rng=0), kpops.spectral_norm(lin.P, rng=0)),
+    ]:
+        xr.testing.assert_identical(method, function)
+    with pytest.raises(ValueError, match="kind='nuclear': choose 'frobenius' or 'spectral'"):
+        lin.P.norm("nuclear")
+    with pytest.raises(ValueError, match=r"is not self-adjoint: use kpops\.svds"):
+        lin.P.eigsh(k=1)
+
+
 def test_export_to_cupy_needs_a_cuda_device():
     lin = kpops.linearize(torch.nn.GRU(2, 4), torch.zeros(5, 3, 2))
     with pytest.raises(ValueError, match="is on cpu: CuPy needs a CUDA device"):

@@ -80,21 +80,22 @@ def test_scipy_takes_it_as_it_is(lin):
 @pytest.mark.parametrize("solver", [sla.lsqr, sla.lsmr])
 def test_scipy_least_squares(lin, solver):
     b = rng().standard_normal(90)
-    x = solver(lin.P, b, atol=1e-14, btol=1e-14, conlim=0, maxiter=2000)[0]
+    x = solver(lin.P, b, atol=1e-14, btol=1e-14, conlim=0)[0]
     np.testing.assert_allclose(x, lin.P_inv @ b, atol=1e-9)
 
 
 @pytest.mark.parametrize("solver", ["propack", "lobpcg"])
 def test_scipy_svds_by_other_solvers(lin, solver):
     v0 = rng().standard_normal(90)
-    _, values, _ = sla.svds(lin.flow, k=3, solver=solver, v0=v0, tol=1e-12)
+    _, values, _ = sla.svds(lin.flow, k=3, solver=solver, v0=v0, tol=1e-3, maxiter=300)
     expected = np.linalg.svd(lin.flow.to_dense(), compute_uv=False)[:3]
     np.testing.assert_allclose(np.sort(values)[::-1], expected, rtol=1e-8)
 
 
 def test_scipy_onenormest(lin):
     expected = np.abs(lin.P.to_dense()).sum(0).max()
-    assert abs(sla.onenormest(lin.P) - expected) < 1e-12 * expected  # a lower bound, here sharp
+    assert abs(sla.onenormest(lin.P, t=90) - expected) < 1e-12 * expected  # all columns
+    assert expected / 3 < sla.onenormest(lin.P) <= expected * (1 + 1e-12)  # a lower bound
 
 
 def test_scipy_eigs(lin):
@@ -121,7 +122,7 @@ def test_pylops_solvers_and_algebra(lin):
     np.testing.assert_allclose((D @ lin.P) @ b, D @ (lin.P @ b))
     np.testing.assert_allclose((lin.P @ D) @ b, lin.P @ (D @ b))
     roughness = lin.P.H @ D.H @ D @ lin.P  # ours from the left: labelled
-    assert roughness.symbol == "P* AdjointLinearOperator FirstDerivative P"
+    assert roughness.symbol == "P* _AdjointLinearOperator FirstDerivative P"
     assert roughness.domain == lin.space
     modes = kpops.eigsh(roughness, k=2, rng=0)
     dense = D.todense() @ lin.P.to_dense()

@@ -232,6 +232,8 @@ def test_wrong_options_are_refused(options, told):
         frobenius_map(linearized("gru").P, **options)
 
 
-def test_what_has_no_named_dims_is_refused():
-    with pytest.raises(TypeError, match="op is a ndarray"):
-        frobenius_map(np.eye(3), "index")
+def test_a_matrix_has_the_one_dim_index():
+    matrix = np.arange(9.0).reshape(3, 3)
+    np.testing.assert_array_equal(frobenius_map(matrix, "index").energy, matrix**2)
+    with pytest.raises(ValueError, match=r"dim='time': choose one of the dims \['index'\]"):
+        frobenius_map(matrix, "time")
