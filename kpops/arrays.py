@@ -11,8 +11,6 @@ import xarray as xr
 from scipy.sparse import issparse
 from torch import Tensor
 
-from kpops.kinds import described
-
 
 def is_cupy(array: Any) -> bool:
     """Whether `array` is a CuPy array, without importing CuPy."""
@@ -34,7 +32,7 @@ def as_tensor(array: Any, name: str) -> Tensor:
     if is_cupy(array):
         return _checked(torch.from_dlpack(array), name)
     if isinstance(array, xr.Dataset):
-        raise TypeError(f"{name} is {described(array)}: pass one variable, such as task.{name}")
+        raise TypeError(f"{name} is {_described(array)}: pass one variable, such as task.{name}")
     if issparse(array):
         raise TypeError(f"{name} is a sparse {type(array).__name__}: pass {name}.toarray()")
     if np.ma.is_masked(array):
@@ -46,7 +44,7 @@ def as_tensor(array: Any, name: str) -> Tensor:
     if values.dtype.kind == "c":
         raise TypeError(f"{name} is {_COMPLEX}")
     if values.dtype.kind not in "fiub" or values.dtype.itemsize > 8:
-        what = f"of dtype {values.dtype}" if values.ndim else described(array)
+        what = f"of dtype {values.dtype}" if values.ndim else _described(array)
         hint = _NOT_REAL.get(values.dtype.kind, "pass an array of real numbers")
         raise TypeError(f"{name} is {what}: {hint}")
     if (
@@ -57,6 +55,12 @@ def as_tensor(array: Any, name: str) -> Tensor:
         # torch takes none of these as they are
         values = np.array(values, dtype=values.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(values)
+
+
+def _described(array: Any) -> str:
+    from kpops.kinds import described  # which is of all rooms, and imports them
+
+    return described(array)
 
 
 def refuse_complex(named: Iterable[tuple[str, Any]], owner: str) -> None:
