@@ -13,9 +13,9 @@ from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from kpops.arrays import refuse_complex
 from kpops.derivatives import refuse_unlike_training
 from kpops.engines.base import Trajectory
-from kpops.labels import refuse_complex
 from kpops.models.foreign import brought_along
 from kpops.models.readout import RowReadout
 from kpops.models.recurrence import ModuleRecurrence, Recurrence, is_hooked

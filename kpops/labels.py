@@ -9,17 +9,16 @@ user gave into a block and returns the function that turns a result back into th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
-from scipy.sparse import issparse
 from torch import Tensor
 
-from kpops.kinds import described
+from kpops.arrays import as_tensor, is_cupy
 
 
 class Coordinate(NamedTuple):
@@ -180,84 +179,6 @@ def _described(name: str, values: np.ndarray) -> dict[str, str]:
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """NumPy array of a tensor, sharing its memory if that is on the host."""
     return tensor.detach().cpu().numpy()
-
-
-def is_cupy(array: Any) -> bool:
-    """Whether `array` is a CuPy array, without importing CuPy."""
-    return type(array).__module__.partition(".")[0] == "cupy"
-
-
-def as_tensor(array: Any, name: str) -> Tensor:
-    """Tensor of real numbers that shares the memory of a torch, CuPy or NumPy array where it can.
-
-    The one door for the arrays of users: what is not real, or not there, is refused by `name`.
-    A tensor that requires grad comes detached.
-    """
-    if isinstance(array, list | tuple) and array and all(isinstance(a, Tensor) for a in array):
-        if len({a.shape for a in array}) > 1:
-            raise ValueError(f"{name} is a list of tensors of different shapes: {_RAGGED}")
-        array = torch.stack([a.detach() for a in array])
-    if isinstance(array, Tensor):
-        return _checked(array, name)
-    if is_cupy(array):
-        return _checked(torch.from_dlpack(array), name)
-    if isinstance(array, xr.Dataset):
-        raise TypeError(f"{name} is {described(array)}: pass one variable, such as task.{name}")
-    if issparse(array):
-        raise TypeError(f"{name} is a sparse {type(array).__name__}: pass {name}.toarray()")
-    if np.ma.is_masked(array):
-        raise TypeError(f"{name} has masked entries, which would be lost: pass a plain array")
-    try:
-        values = np.asarray(array)
-    except ValueError as error:
-        raise ValueError(f"{name} is no array of one shape ({error}): {_RAGGED}") from None
-    if values.dtype.kind == "c":
-        raise TypeError(f"{name} is {_COMPLEX}")
-    if values.dtype.kind not in "fiub" or values.dtype.itemsize > 8:
-        what = f"of dtype {values.dtype}" if values.ndim else described(array)
-        hint = _NOT_REAL.get(values.dtype.kind, "pass an array of real numbers")
-        raise TypeError(f"{name} is {what}: {hint}")
-    if (
-        not values.flags.writeable
-        or not values.dtype.isnative
-        or min(values.strides, default=0) < 0
-    ):
-        # torch takes none of these as they are
-        values = np.array(values, dtype=values.dtype.newbyteorder("="), order="C")
-    return torch.from_numpy(values)
-
-
-def refuse_complex(named: Iterable[tuple[str, Any]], owner: str) -> None:
-    """Refuse complex tensors among the named ones of `owner`, which a cast would make others."""
-    for name, tensor in named:
-        if isinstance(tensor, Tensor) and tensor.is_complex():
-            raise TypeError(
-                f"{name} of {owner} is complex ({tensor.dtype}), and kpops computes with real "
-                "numbers: keep real and imaginary part as two real tensors, and put them together "
-                "by torch.complex in the forward"
-            )
-
-
-_RAGGED = "pad it to one length, and give kpops.linearize its mask"
-_COMPLEX = "complex: pass real and imaginary part as two real arrays"
-_NOT_REAL = {
-    "f": "convert it to float64",
-    "U": "strings are no numbers; label them, for example by torch.nn.functional.one_hot",
-    "M": "dates are no numbers; pass them as the coordinate of a DataArray",
-    "m": "durations are no numbers; divide by a unit, such as np.timedelta64(1, 's')",
-}
-
-
-def _checked(tensor: Tensor, name: str) -> Tensor:
-    if tensor.is_complex():
-        raise TypeError(f"{name} is {_COMPLEX}")
-    if tensor.is_nested or tensor.layout != torch.strided:
-        raise TypeError(f"{name} is a nested or sparse tensor: pass a dense one, by to_dense()")
-    if tensor.is_quantized:
-        raise TypeError(f"{name} is quantized ({tensor.dtype}): pass {name}.dequantize()")
-    if tensor.is_meta:
-        raise ValueError(f"{name} is on the device meta, where there are no numbers: load them")
-    return tensor.detach()
 
 
 def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Restore]:

@@ -101,7 +101,7 @@ def linearize(
     Raises
     ------
     TypeError
-        If dtypes are mixed, an argument is of a wrong kind, or a tensor is complex.
+        If dtypes are mixed, a tensor is complex, or an argument is of a wrong kind.
     ValueError
         If a shape, a name or an option is wrong; if it cannot be told which dim of an array is
         time; if the model is random in its present mode, mixes trials, has no learning parameter,
@@ -113,9 +113,8 @@ def linearize(
     -----
     All arrays of a call have one order. Where inputs come as (time, trial, feature), from a module
     with ``batch_first=False`` or as a DataArray with its dims in this order, `mask` is (time,
-    trial), and the targets of :func:`kpops.gradient_flow` are (time, trial, output), unless they
-    are DataArrays. If both sizes are equal, they must be, since nothing would tell a wrong order.
-    Results are (trial, time, unit) always.
+    trial), and targets of :func:`kpops.gradient_flow` are (time, trial, output), unless they have
+    labels. They must have them if both sizes are equal. Results are (trial, time, unit) always.
 
     Examples
     --------

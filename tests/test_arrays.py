@@ -8,7 +8,7 @@ import xarray as xr
 from torch import nn
 
 import kpops
-from kpops.labels import as_tensor
+from kpops.arrays import as_tensor
 
 TRIALS, STEPS = 4, 6
 

@@ -10,7 +10,7 @@ import pytest
 import kpops
 
 ROOMS = [
-    {"labels", "kinds", "work"},
+    {"labels", "arrays", "kinds", "work"},
     {"models"},
     {"engines"},
     {"operators"},

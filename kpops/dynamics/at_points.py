@@ -11,10 +11,11 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import snapshot
+from kpops.arrays import as_tensor
 from kpops.dynamics.given import bring, check_count, n_inputs, steady_input
 from kpops.dynamics.search_points import Map
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
-from kpops.labels import Coordinate, Space, as_tensor, to_numpy, without_multiindex
+from kpops.labels import Coordinate, Space, to_numpy, without_multiindex
 from kpops.linearization import Linearization, linearize
 from kpops.models.recurrence import as_recurrence
 from kpops.models.start import LearnedStart

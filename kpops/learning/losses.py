@@ -14,7 +14,8 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from kpops.labels import Space, as_tensor, by_name
+from kpops.arrays import as_tensor
+from kpops.labels import Space, by_name
 from kpops.learning.signatures import takes
 from kpops.read_inputs import BY_TRIAL, Reading
 
@@ -237,7 +238,7 @@ def read_targets(
         wrong = [d for d in first if targets.sizes[d] != steps.sizes[d]]
         if wrong:
             raise ValueError(f"targets has sizes {dict(targets.sizes)}, expected {steps}")
-        coords = {d: steps.coords[d] for d in first if d in steps.coords}
+        coords = {k: c for k, c in steps.coords.items() if set(c.dims) <= set(first)}
         values = by_name(targets, Space(dims, sizes, coords), "targets")
     dtype = weights.dtype
     wanted = as_tensor(values, "targets")

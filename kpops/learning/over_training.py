@@ -13,8 +13,8 @@ import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
+from kpops.arrays import refuse_complex
 from kpops.kinds import described
-from kpops.labels import refuse_complex
 from kpops.learning.checkpoints import Checkpoints
 from kpops.learning.checkpoints import checkpoints as read_checkpoints
 from kpops.learning.measurements import as_dataset, join, refuse_other_shape

@@ -12,8 +12,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from kpops.arrays import as_tensor
 from kpops.kinds import is_array
-from kpops.labels import Coordinate, Space, as_tensor, by_name, coordinates_of, numpy_dtype
+from kpops.labels import Coordinate, Space, by_name, coordinates_of, numpy_dtype
 from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 from kpops.spectral import common

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from kpops.models.network import Network
+
 
 def refuse_time_first(model: nn.Module, inputs: Tensor) -> None:
     """Refuse a model whose recurrent layers take the trials for steps.
@@ -14,7 +16,8 @@ def refuse_time_first(model: nn.Module, inputs: Tensor) -> None:
     Nothing else would tell where there are as many of them: the shape of the outputs is right.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.RNNBase) and not m.batch_first]
-    if not layers or len(inputs) < 2:
+    transposes = type(model).forward is Network.forward
+    if not layers or transposes or len(inputs) < 2:
         return
     private = copy.deepcopy(model).eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

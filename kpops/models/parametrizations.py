@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kpops.labels import as_tensor
+from kpops.arrays import as_tensor
 
 
 class Masked(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from kpops.labels import as_tensor
+from kpops.arrays import as_tensor
 from kpops.models.sizes import is_whole
 
 

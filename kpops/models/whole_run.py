@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from kpops.labels import as_tensor
+from kpops.arrays import as_tensor
 from kpops.models.compare import (
     View,
     as_it_is,

@@ -12,10 +12,11 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
+from kpops.arrays import is_cupy
 from kpops.engines.base import ONE_AT_A_TIME
 from kpops.engines.memory import named_allocations
 from kpops.kinds import described, is_array
-from kpops.labels import Shown, Space, enter, is_cupy, numpy_dtype, to_numpy
+from kpops.labels import Shown, Space, enter, numpy_dtype, to_numpy
 from kpops.operators.arithmetic import Arithmetic
 from kpops.operators.pieces import in_pieces
 

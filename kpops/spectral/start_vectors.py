@@ -7,7 +7,8 @@ from typing import Any
 import xarray as xr
 from torch import Tensor
 
-from kpops.labels import Space, as_tensor, by_name
+from kpops.arrays import as_tensor
+from kpops.labels import Space, by_name
 from kpops.operators.base import TrajectoryOperator
 
 

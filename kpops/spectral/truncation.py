@@ -8,7 +8,8 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.labels import Space, as_tensor
+from kpops.arrays import as_tensor
+from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import bracketed
 from kpops.operators.foreign import as_operator

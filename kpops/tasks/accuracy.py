@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from kpops.labels import Space, as_tensor, by_name, coordinates_of, to_numpy
+from kpops.arrays import as_tensor
+from kpops.labels import Space, by_name, coordinates_of, to_numpy
 
 Criterion = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 

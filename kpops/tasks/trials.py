@@ -12,7 +12,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from kpops.labels import as_tensor, to_numpy
+from kpops.arrays import as_tensor
+from kpops.labels import to_numpy
 
 #: Standard deviation of the training noise on the inputs of the tasks with angles.
 NOISE = 0.1 * math.sqrt(2)
