@@ -217,10 +217,8 @@ def spectral_norm(
         m x n.
     tol : float
         Relative residual to reach, where it is not exact.
-    rng : int, Generator or None
-        Source of the start vectors.
-    progress : bool
-        Show a bar of the matvecs.
+    rng, progress
+        As of :func:`kpops.eigsh`.
 
     Returns
     -------
