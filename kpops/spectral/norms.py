@@ -62,12 +62,8 @@ def frobenius_norm(
         size up to 1024).
     num_matvecs : int, optional
         Products with `op` and its adjoint: 64, or at most 1024 with `tol`.
-    tol : float, optional
-        Add products until the standard error is at most this fraction of the estimate.
-    rng : int, Generator or None
-        Source of the random vectors.
-    progress : bool
-        Show a bar of the matvecs.
+    tol, rng, progress
+        As of :func:`kpops.trace`.
 
     Returns
     -------
@@ -143,12 +139,8 @@ def schatten_norm(
         to be positive, the mean of ``||A* A z||^2`` for p = 4, and else ``"lanczos"``.
     num_matvecs : int, optional
         Products with `op` and its adjoint: 64, or at most 1024 with `tol`; not for infinite p.
-    tol : float, optional
-        Add products until the standard error is at most this fraction of the estimate.
-    rng : int, Generator or None
-        Source of the random vectors.
-    progress : bool
-        Show a bar of the matvecs.
+    tol, rng, progress
+        As of :func:`kpops.trace`.
 
     Returns
     -------
@@ -225,10 +217,8 @@ def spectral_norm(
         m x n.
     tol : float
         Relative residual to reach, where it is not exact.
-    rng : int, Generator or None
-        Source of the start vectors.
-    progress : bool
-        Show a bar of the matvecs.
+    rng, progress
+        As of :func:`kpops.eigsh`.
 
     Returns
     -------
