@@ -143,8 +143,8 @@ print("same outputs:", np.allclose(ours, theirs, atol=1e-5))
 # The operators
 # -------------
 #
-# :math:`P` carries a push of the states forward in time, :math:`K` says which pushes the weights can
-# make, and :math:`P K P^{*}` which changes of the trajectories learning can make. They act on
+# :math:`P` carries a push of the states forward in time, :math:`K` says which pushes the weights
+# can make, and :math:`P K P^{*}` which changes of the trajectories learning can make. They act on
 # anything with the dims of the states, and ignore what the mask leaves out.
 
 push = xr.zeros_like(lin.states)
@@ -267,8 +267,8 @@ print(again["rank"].dims, "the same:", bool((again["rank"] == followed["rank"]).
 # A study by hand
 # ---------------
 #
-# Is it so for other seeds? Train, follow, and join along a new dim. A loop and ``xr.concat`` are all
-# that a small study needs.
+# Is it so for other seeds? Train, follow, and join along a new dim. A loop and ``xr.concat`` are
+# all that a small study needs.
 
 seeds = xr.DataArray([0, 1, 2], dims="seed")
 results = [followed]
@@ -289,7 +289,9 @@ for name, ranks in study["rank"].groupby("operator"):
 ax.set(yscale="log", ylabel="effective rank (participation)", xlim=(-0.2, 1.4))
 
 # %%
-# Each line is a seed, and all three fall: what training leaves of :math:`P` are a tenth of its
-# dims. Whether that is the task or the architecture is a larger study. From here: :doc:`/concepts` for what each operator answers, :doc:`/spectra` for what
-# a result promises, :doc:`/troubleshooting` if something was refused, and the scripts of this
-# gallery for every question of the paper.
+# Each line is a seed, and all three fall: of the dims of :math:`P`, training leaves less than a
+# tenth. Whether that is due to the task or to the architecture is a larger study.
+#
+# From here: :doc:`/concepts` for what each operator answers, :doc:`/spectra` for what a result
+# promises, :doc:`/troubleshooting` if something was refused, and the scripts of this gallery for
+# every question of the paper.

@@ -196,8 +196,8 @@ def _names_of(wanted: Any, every: Iterable[str]) -> set[str]:
     other = next((type(name).__name__ for name in names if not isinstance(name, str)), None)
     if other is not None:
         raise TypeError(
-            f"parameters= holds {other} objects, expected names: choose from {list(every)}, or give a "
-            "predicate on names"
+            f"parameters= holds {other} objects, expected names: choose from {list(every)}, or "
+            "give a predicate on names"
         )
     return set(names)
 
