@@ -289,8 +289,9 @@ for name, ranks in study["rank"].groupby("operator"):
 ax.set(yscale="log", ylabel="effective rank (participation)", xlim=(-0.2, 1.4))
 
 # %%
-# Each line is a seed, and all three fall: of the dims of :math:`P`, training leaves less than a
-# tenth. Whether that is due to the task or to the architecture is a larger study.
+# A line is a seed. In each, :math:`K` changes little, :math:`P K P^{*}` comes to less than half
+# of its dims, and :math:`P` to less than a tenth. Whether that is due to the task or to the
+# architecture is a larger study.
 #
 # From here: :doc:`/concepts` for what each operator answers, :doc:`/spectra` for what a result
 # promises, :doc:`/troubleshooting` if something was refused, and the scripts of this gallery for
