@@ -657,6 +657,13 @@ def test_an_embedding_is_refused_with_the_call_and_that_call_works():
     np.testing.assert_allclose(lin.outputs, model(words).detach(), rtol=1e-10)
 
 
+def test_a_layer_that_forward_does_not_call_is_no_part():
+    model = make(Net)
+    model.spare = nn.LSTM(INPUTS, HIDDEN)
+    expected = kpops.linearize(make(Net), example()).outputs
+    xr.testing.assert_equal(kpops.linearize(model, example()).outputs, expected)
+
+
 def test_a_start_that_learns_is_refused_with_a_given_readout_too():
     model = make(StartLearned)
     with pytest.raises(ValueError, match="h0 too"):
@@ -671,6 +678,12 @@ def test_dropout_in_training_mode_is_refused_by_its_name():
 def test_scripted_modules_are_refused_with_the_remedy():
     with pytest.warns(DeprecationWarning, match="jit"):
         scripted = torch.jit.script(make(Net))
+    model = make(Net)
+    model.fc = scripted.fc
+    with pytest.raises(
+        ValueError, match=r"Net.forward runs fc, which is scripted: put in its place"
+    ):
+        kpops.linearize(model, example())
     with pytest.raises(TypeError, match=r"scripted module.*pass the module that it was made from"):
         kpops.linearize(scripted, example())
 
