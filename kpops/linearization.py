@@ -343,8 +343,6 @@ class Linearization:
         self._require_readout()
         return self.trajectory.inputs.flatten(0, 1), self.trajectory.states.flatten(0, 1)
 
-    # The rest.
-
     @property
     def forcing_step(self) -> float:
         """By which P is multiplied, J divided: dt where a neural ODE is forced by rates, else 1."""

@@ -659,7 +659,7 @@ def test_an_embedding_is_refused_with_the_call_and_that_call_works():
 
 def test_a_layer_that_forward_does_not_call_is_no_part():
     model = make(Net)
-    model.spare = nn.LSTM(INPUTS, HIDDEN)
+    model.spare = nn.LSTM(INPUTS, HIDDEN).double()
     expected = kpops.linearize(make(Net), example()).outputs
     xr.testing.assert_equal(kpops.linearize(model, example()).outputs, expected)
 
