@@ -76,6 +76,8 @@ html_sidebars = {
         "engines",
         "benchmarks",
         "your_cell",
+        "with_others",
+        "troubleshooting",
         "gpu",
         "gallery/*",
         "search",

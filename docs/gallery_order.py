@@ -1,6 +1,7 @@
 """The order of the gallery's examples."""
 
 ORDER = [
+    "newcomer.py",
     "first_tour.py",
     "your_own_cell.py",
     "dynamic_collapse.py",

@@ -57,9 +57,8 @@ def linearize(
     ----------
     model : nn.RNN, nn.GRU, nn.LSTM, their Cell classes, or any nn.Module
         A cell has ``forward(x_t, h)``, which returns the next state, trial by trial. A module over
-        whole sequences is run once: where one part of it is recurrent and others map its states to
-        what the module returns, these are linearised; else it is refused, with the call for its
-        parts. Wrappers (DataParallel, torch.compile) are taken off.
+        whole sequences is run once, and taken apart into its recurrent part and its readout; where
+        it is more than these, it is refused with the call for its parts. Wrappers are taken off.
     inputs : Tensor, array_like, DataArray, PackedSequence or list of array_like
         Shape (trial, time, feature); for a module with ``batch_first=False`` (time, trial,
         feature), as the module itself takes it. A DataArray with dims ``trial`` and ``time`` is
@@ -72,9 +71,9 @@ def linearize(
         Names of the parameters that learn, or a predicate on names; those of the recurrent part,
         as it names them itself, or with its path in `model`. Default: all that require grad.
     readout : nn.Linear or callable, optional
-        In the place of the model's own, if it has one.
-        ``y = C(h)``, on rows (row, hidden) of what the module outputs (for an LSTM: h without c).
-        A module is copied; a bare callable is used as it is, and has no parameters that learn.
+        ``y = C(h)``, on rows (row, hidden) of what the module outputs (for an LSTM: h without c);
+        default: the model's own, if it has one. A module is copied; a bare callable is used as it
+        is, and has no parameters that learn.
     mask : array_like of bool, optional
         Shape (trial, time), True at valid steps: first the valid ones, then the padding. The
         operators are restricted to the valid steps. Inputs may bring it as a coordinate ``mask``,
@@ -104,8 +103,8 @@ def linearize(
         If dtypes are mixed, a tensor is complex, or an argument is of a wrong kind.
     ValueError
         If a shape, a name or an option is wrong; if it cannot be told which dim of an array is
-        time; if the model is random in its present mode, mixes trials, has no learning parameter,
-        or is more than a recurrent part and a readout; if inputs or states are not finite.
+        time; if the model is random in its present mode, mixes trials, learns nothing or cannot be
+        taken apart; if inputs or states are not finite.
     MemoryError
         If the engine asked for would not fit.
 
@@ -189,10 +188,8 @@ class Linearization(Shown):
         Those of the readout's own parameters that learn.
     measure : {"sum", "mean"}
         The measure of trials and time in K.
-    engine_asked, gates_asked : str
-        The engine and the treatment of gates asked for.
-    remark : str
-        How a model over whole sequences was understood.
+    engine_asked, gates_asked, remark : str
+        The engine and the treatment of gates asked for; how a model was taken apart.
     """
 
     recurrence: Recurrence
@@ -359,8 +356,6 @@ class Linearization(Shown):
     def _readout_rows(self) -> tuple[Tensor, Tensor]:
         self._require_readout()
         return self.trajectory.inputs.flatten(0, 1), self.trajectory.states.flatten(0, 1)
-
-    # The rest.
 
     @property
     def forcing_step(self) -> float:

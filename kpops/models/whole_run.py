@@ -65,9 +65,10 @@ class Run:
                 if original(child) is not child:  # or it would be compiled for this run
                     setattr(parent, name, original(child))
         self.paths = recurrent_paths(copy)
-        if len(self.paths) > 1:
+        scripted = [p for p, m in copy.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+        if scripted:
             raise self._refusal(
-                f"has several recurrent parts, {together(self.paths)}", self.paths[-1]
+                f"runs {scripted[0]}, which is scripted: put in its place what it was made from"
             )
         x = self._example(inputs)
         with torch.no_grad():
@@ -80,7 +81,10 @@ class Run:
         """Run the module on x, find its recurrent part, and what goes in and out there."""
         self.x = x
         self.calls, self.returned = self._record(x)
-        path = self.paths[0] if self.paths else _loop(self.calls)
+        called = [path for path in self.paths if any(c.path == path for c in self.calls)]
+        if len(called) > 1:
+            raise self._refusal(f"has several recurrent parts, {together(called)}", called[-1])
+        path = called[0] if called else _loop(self.calls)
         if path is None:
             raise self._refusal(
                 "takes no state, and calls no part that is recurrent: nn.RNN, nn.GRU, nn.LSTM, a "

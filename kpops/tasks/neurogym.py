@@ -110,11 +110,11 @@ def from_neurogym(
 def _make(name: str) -> Any:
     try:
         neurogym = importlib.import_module("neurogym")
-    except ImportError:
+    except ImportError as error:
         raise ImportError(
-            f"{name!r} is an environment of neurogym, which is not installed: install it by "
-            "pip install neurogym, or pass an environment"
-        ) from None
+            f"{name!r} is an environment of neurogym, which cannot be imported ({error}): install "
+            "it by pip install neurogym, or pass an environment"
+        ) from error
     return neurogym.make(name)
 
 

@@ -126,6 +126,11 @@ class Looped(nn.Module):
         return torch.stack(outputs, 1)
 
 
+class LoopedTimeFirst(Looped):
+    def forward(self, x):
+        return super().forward(x.transpose(0, 1)).transpose(0, 1)
+
+
 class LoopedLayer(Net):
     """Feeds a layer one step after the other."""
 
@@ -194,6 +199,17 @@ class WithoutForward(nn.Module):
         self.network, self.loss = Net(), nn.MSELoss()
 
 
+class LightningModule(nn.Module):
+    """Its forward is none, but calls that of nn.Module, as Lightning's own class does."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+class Trained(WithoutForward, LightningModule):
+    pass
+
+
 class First(nn.Module):
     def forward(self, result):
         return result[0]
@@ -221,6 +237,7 @@ UNDERSTOOD = {
     "state needed": (StateNeeded, "gru", "fc as readout", lambda y: y[0]),
     "norm, dropout, head": (Deep, "gru", "norm and head as readout", lambda y: y),
     "loop over a cell": (Looped, "cell", "fc as readout", lambda y: y),
+    "loop, time first": (LoopedTimeFirst, "cell", "fc as readout", lambda y: y.transpose(0, 1)),
     "loop over a layer": (LoopedLayer, "gru", "fc as readout", lambda y: y),
     "loop over a cell of one's own": (OfOwnCell, "cell", "out as readout", lambda y: y),
     "rates of currents": (OfCurrents, "cell", "rates and out as readout", lambda y: y),
@@ -260,7 +277,7 @@ def make(build):
 def test_outputs_and_gradients_are_those_of_the_modules_own_forward(case):
     build, path, readout, outputs = UNDERSTOOD[case]
     model = make(build)
-    x = example().transpose(0, 1) if case == "time first" else example()
+    x = example().transpose(0, 1) if "time first" in case else example()
     before, flags = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
     lin = kpops.linearize(model, x)
     assert lin.remark.startswith(f"model {type(model).__name__}: {path} as recurrence, {readout}")
@@ -365,7 +382,9 @@ def test_a_compiled_part_and_a_module_without_forward_are_understood():
     model = make(Net)
     model.gru = compiled(model.gru)
     xr.testing.assert_equal(kpops.linearize(model, example()).outputs, expected)
-    xr.testing.assert_equal(kpops.linearize(make(WithoutForward), example()).outputs, expected)
+    for build in (WithoutForward, Trained):
+        lin = kpops.linearize(make(build), example(), parameters=["network.gru.bias_hh_l0"])
+        xr.testing.assert_equal(lin.outputs, expected)
 
 
 def test_parameters_have_the_names_of_the_part_and_may_be_given_with_its_path():
@@ -639,6 +658,13 @@ def test_an_embedding_is_refused_with_the_call_and_that_call_works():
     np.testing.assert_allclose(lin.outputs, model(words).detach(), rtol=1e-10)
 
 
+def test_a_layer_that_forward_does_not_call_is_no_part():
+    model = make(Net)
+    model.spare = nn.LSTM(INPUTS, HIDDEN).double()
+    expected = kpops.linearize(make(Net), example()).outputs
+    xr.testing.assert_equal(kpops.linearize(model, example()).outputs, expected)
+
+
 def test_a_start_that_learns_is_refused_with_a_given_readout_too():
     model = make(StartLearned)
     with pytest.raises(ValueError, match="h0 too"):
@@ -653,6 +679,12 @@ def test_dropout_in_training_mode_is_refused_by_its_name():
 def test_scripted_modules_are_refused_with_the_remedy():
     with pytest.warns(DeprecationWarning, match="jit"):
         scripted = torch.jit.script(make(Net))
+    model = make(Net)
+    model.fc = scripted.fc
+    with pytest.raises(
+        ValueError, match=r"Net.forward runs fc, which is scripted: put in its place"
+    ):
+        kpops.linearize(model, example())
     with pytest.raises(TypeError, match=r"scripted module.*pass the module that it was made from"):
         kpops.linearize(scripted, example())
 

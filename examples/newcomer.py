@@ -1,0 +1,298 @@
+"""
+The first hour
+==============
+
+You have a network of your own, weights in a file, and a task in which the answer is a class. This
+page goes from there to figures and a small study: twenty cells to copy, in the order in which one
+needs them.
+"""
+
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from torch import nn
+
+import kpops
+
+folder = Path(tempfile.mkdtemp())  # choose one of your own
+
+# %%
+# Your network
+# ------------
+#
+# One module from inputs to outputs, as most networks are. Nothing in it knows of kpops.
+
+
+class Decider(nn.Module):
+    """A GRU that says at every step: wait, left or right."""
+
+    def __init__(self, n_units=16):
+        super().__init__()
+        self.gru = nn.GRU(2, n_units, batch_first=True)
+        self.dropout = nn.Dropout(0.1)
+        self.fc = nn.Linear(n_units, 3)
+
+    def forward(self, x):
+        """Logits (trial, time, class)."""
+        states, _ = self.gru(x)
+        return self.fc(self.dropout(states))
+
+
+# %%
+# Your task
+# ---------
+#
+# Noisy evidence for left or right, for a time that differs from trial to trial; when a cue comes,
+# answer for the last five steps. Labels are whole numbers, one for each step. Trials end at
+# different times, and a mask says where: True at steps that are there.
+
+
+def decisions(n_trials, seed, longest=20):
+    """Inputs (trial, time, channel), labels and mask (trial, time), and the side of each trial."""
+    rng = np.random.default_rng(seed)
+    side, length = rng.integers(0, 2, n_trials), rng.integers(12, longest + 1, n_trials)
+    time = np.arange(longest)
+    answer = (time >= length[:, None] - 5) & (time < length[:, None])
+    evidence = (2 * side[:, None] - 1) * 0.5 + rng.standard_normal((n_trials, longest))
+    evidence[answer] = 0
+    inputs = np.stack([evidence, answer], axis=-1)
+    labels = np.where(answer, 1 + side[:, None], 0)
+    mask = time < length[:, None]
+    inputs[~mask] = 0
+    return inputs.astype("float32"), labels, mask, side
+
+
+# %%
+# Your training
+# -------------
+#
+# Any loop will do. Keep some state dicts: those are the checkpoints.
+
+
+def train(seed, steps=300, keep=(0, 300)):
+    """State dicts of one training, by step."""
+    torch.manual_seed(seed)
+    network, kept = Decider(), {}
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for step in range(steps + 1):
+        if step in keep:
+            kept[step] = {name: value.clone() for name, value in network.state_dict().items()}
+        inputs, labels, mask, _ = decisions(64, seed=[seed, step])
+        logits = network(torch.from_numpy(inputs))
+        loss = F.cross_entropy(logits[mask], torch.from_numpy(labels[mask]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return kept
+
+
+torch.save(train(seed=0), folder / "weights.pt")
+
+# %%
+# Load it
+# -------
+#
+# From here on there is a class and a file, as usual. ``eval()`` switches dropout off: a
+# linearization is of one trajectory, so nothing in it may be random.
+
+weights = torch.load(folder / "weights.pt")
+network = Decider()
+network.load_state_dict(weights[300])
+network.eval()
+
+# %%
+# Does it work? Trials that were not trained on, with labels for xarray: coordinates of the inputs
+# come back on every result.
+
+inputs, labels, mask, side = decisions(16, seed=1234)
+order = np.lexsort([mask.sum(1), side])
+inputs, labels, mask, side = (part[order] for part in (inputs, labels, mask, side))
+trials = xr.DataArray(
+    inputs,
+    dims=("trial", "time", "channel"),
+    coords={"side": ("trial", np.array(["left", "right"], dtype=object)[side])},
+)
+with torch.no_grad():
+    said = network(torch.from_numpy(inputs)).argmax(-1).numpy()
+print(f"right at {np.mean(said[mask] == labels[mask]):.0%} of all steps")
+
+# %%
+# Linearise
+# ---------
+#
+# The network goes in as it is. The second line says what kpops found: a recurrent part and a
+# readout that together are its forward, values and derivatives. If it could not make sure, it would
+# say what to write instead (:doc:`/models`).
+
+lin = kpops.linearize(network, trials, mask=mask)
+print(lin)
+
+# %%
+# Nothing in ``network`` has changed, and later training does not change ``lin``. States and outputs
+# are those that you know:
+
+ours, theirs = lin.outputs.values[mask], network(torch.from_numpy(inputs)).detach().numpy()[mask]
+print("same outputs:", np.allclose(ours, theirs, atol=1e-5))
+
+# %%
+# The operators
+# -------------
+#
+# :math:`P` carries a push of the states forward in time, :math:`K` says which pushes the weights
+# can make, and :math:`P K P^{*}` which changes of the trajectories learning can make. They act on
+# anything with the dims of the states, and ignore what the mask leaves out.
+
+push = xr.zeros_like(lin.states)
+push[dict(trial=0, time=2, unit=0)] = 1
+carried = lin.P @ push
+print(f"a push of 1 at step 3 is, ten steps later, {float(abs(carried[0, 12]).max()):.3f}")
+
+# %%
+# How many directions does learning have here? There is more than one answer, so you name yours
+# (:ref:`which-rank`). Each comes with its standard error.
+
+
+def dims_used(op):
+    """Participation ratio of an operator, by 64 random vectors."""
+    return kpops.effective_rank(
+        op, kind="participation", method="hutchinson", num_matvecs=64, rng=0
+    )
+
+
+for op in (lin.K, lin.P, lin.flow):
+    rank = dims_used(op)
+    print(f"{op.symbol:6} {float(rank.estimate):8.1f} +- {float(rank.stderr):.1f}")
+
+# %%
+# A spectrum
+# ----------
+#
+# The leading modes of :math:`P K P^{*}` are what a step of gradient descent changes most easily.
+
+modes = kpops.eigsh(lin.flow, k=8, rng=0)
+print("all converged:", bool(modes.converged.all()))
+
+# %%
+# A mode is a change of all trajectories; here is its size over time, for each trial.
+
+size = np.sqrt((modes.eigenfunction.sel(mode=1) ** 2).sum("unit"))
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+kpops.plot.spectrum(modes, left)
+size.where(mask).plot(ax=right, cmap="viridis")
+_ = right.set_title("the first mode")
+
+# %%
+# What the next step does
+# -----------------------
+#
+# A loss turns the operators to the task. Any function of outputs and targets will do; here it is
+# cross-entropy, on one-hot targets.
+
+
+def cross_entropy(logits, onehot):
+    """Mean over valid steps; at the others the targets are zero."""
+    return -(onehot * torch.log_softmax(logits, -1)).sum() / mask.sum()
+
+
+onehot = torch.from_numpy(np.eye(3, dtype="float32")[labels] * mask[..., None])
+flow = kpops.gradient_flow(lin, onehot, loss=cross_entropy)
+print(f"loss {float(flow.loss):.3f}")
+
+# %%
+# ``state_change`` is how the step moves every state, for a learning rate of 1. Its size by side:
+
+moved = np.sqrt((flow.state_change**2).mean("unit")).where(mask)
+print(moved.groupby("side").mean(["trial", "time"]).round(4).values)
+
+# %%
+# Is it true? Take a small step with your own autograd, and compare.
+
+rate = 1e-2
+moving = Decider().eval()
+moving.load_state_dict(weights[300])
+loss = cross_entropy(moving(torch.from_numpy(inputs)), onehot)
+gradients = torch.autograd.grad(loss, list(moving.gru.parameters()))
+with torch.no_grad():
+    for parameter, gradient in zip(moving.gru.parameters(), gradients, strict=True):
+        parameter -= rate * gradient
+real = (kpops.linearize(moving, trials, mask=mask).states - lin.states) / rate
+error = np.sqrt(((real - flow.state_change) ** 2).sum() / (real**2).sum())
+print(f"the prediction is off by {float(error):.1%}")
+
+# %%
+# Two checkpoints
+# ---------------
+#
+# The same measure before and after training. :func:`kpops.over_training` takes pairs of a step and
+# a state dict, and a function from a linearization to numbers or arrays.
+
+
+def measure(lin):
+    """Ranks of the three operators, and the leading modes of P K P*."""
+    ranks = [dims_used(op).estimate.rename("rank") for op in (lin.K, lin.P, lin.flow)]
+    names = xr.DataArray(["K", "P", "P K P*"], dims="operator", name="operator").astype(object)
+    ranks = xr.concat([r.drop_vars("operator", errors="ignore") for r in ranks], names)
+    values = kpops.eigsh(lin.flow, k=8, rng=0).eigenvalue
+    return xr.Dataset({"rank": ranks, "eigenvalue": values.drop_vars("operator", errors="ignore")})
+
+
+followed = kpops.over_training(network, sorted(weights.items()), trials, measure, mask=mask)
+print(followed["rank"].to_pandas().astype(float).round(1))
+
+# %%
+# The spectra side by side:
+
+fig, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
+for step, values in followed.eigenvalue.groupby("step"):
+    kpops.plot.spectrum(values.squeeze("step"), ax, label=f"step {step}")
+_ = ax.legend(frameon=False)
+
+# %%
+# Save it
+# -------
+#
+# Results are Datasets with their labels and where they come from, so they go to Zarr and to netCDF
+# as they are.
+
+store = followed.to_zarr(folder / "followed.zarr", consolidated=False)
+again = xr.open_zarr(folder / "followed.zarr", consolidated=False)
+print(again["rank"].dims, "the same:", bool((again["rank"] == followed["rank"]).all()))
+
+# %%
+# A study by hand
+# ---------------
+#
+# Is it so for other seeds? Train, follow, and join along a new dim. A loop and ``xr.concat`` are
+# all that a small study needs.
+
+seeds = xr.DataArray([0, 1, 2], dims="seed")
+results = [followed]
+for seed in seeds.values[1:].tolist():
+    checkpoints = sorted(train(seed).items())
+    results.append(kpops.over_training(network, checkpoints, trials, measure, mask=mask))
+study = xr.concat(results, seeds)
+print(study["rank"].mean("seed").to_pandas().astype(float).round(1))
+
+# %%
+# And the answer, by seed:
+
+fig, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
+for name, ranks in study["rank"].groupby("operator"):
+    ranks = ranks.squeeze("operator").transpose("step", "seed")
+    ax.plot(["before", "after"], ranks, "o-", color=f"C{list(study.operator).index(name)}")
+    ax.annotate(str(name), (1.05, float(ranks[-1].mean())))
+ax.set(yscale="log", ylabel="effective rank (participation)", xlim=(-0.2, 1.4))
+
+# %%
+# A line is a seed. In each, :math:`K` changes little, :math:`P K P^{*}` comes to less than half
+# of its dims, and :math:`P` to less than a tenth. Whether that is due to the task or to the
+# architecture is a larger study.
+#
+# From here: :doc:`/concepts` for what each operator answers, :doc:`/spectra` for what a result
+# promises, :doc:`/troubleshooting` if something was refused, and the scripts of this gallery for
+# every question of the paper.
