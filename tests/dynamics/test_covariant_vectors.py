@@ -102,8 +102,12 @@ def test_they_do_not_depend_on_the_inner_product():
     M = torch.tensor([[1.0, 0.8, 0.0], [-0.5, 2.0, 0.3], [0.0, 0.0, 0.5]]).double()
 
     class Oblique(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = cell
+
         def forward(self, x, y):
-            return cell(x, y @ torch.linalg.inv(M).T) @ M.T
+            return self.cell(x, y @ torch.linalg.inv(M).T) @ M.T
 
     inputs, h0 = normal(2, 300, 2, seed=1), normal(2, 3)
     options = {"inputs": inputs, "frame_transient": 120, "backward_transient": 120, "rng": 0}
