@@ -54,6 +54,11 @@ def refuse_unfit(model: Any, what: str) -> None:
                     "pass copy.deepcopy of the module, which leaves such hooks behind"
                 )
         for name, part in model.named_modules():
+            if isinstance(part, torch.jit.ScriptModule):
+                raise ValueError(
+                    f"{name or type(part).__name__} of {what} is scripted, so that its weights "
+                    "cannot be exchanged: pass the module that it was made of"
+                )
             prefix = f"{name}." if name else ""
             functions[f"{prefix}forward of {what}"] = type(part).forward
             own = {k: v for k, v in vars(part).items() if not hasattr(type(part), k)}

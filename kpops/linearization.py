@@ -395,7 +395,7 @@ class Linearization(Shown):
         remark = f"\n {self.engine.remark}" if self.engine.remark else ""
         known = ", ".join(name for name, holds in self.structure.items() if holds)
         declared = is_declared(self.recurrence) or is_declared(self.readout)
-        known += ", derivatives those of a declared surrogate gradient" if declared else ""
+        known += "\n derivatives: those of a declared surrogate gradient" if declared else ""
         forcing = f", forcing {self.attrs['forcing']}" if "forcing" in self.attrs else ""
         dtype = self.attrs["dtype"]
         return (

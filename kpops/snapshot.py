@@ -229,11 +229,11 @@ def run_on(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -
         states: list[Tensor] = []
         step = recurrence.along(x)
         for t in range(x.shape[1]):
-            versions = x._version, h._version
+            versions = _version(x), _version(h)
             new = step(t, h)
-            if versions != (x._version, h._version):
+            if versions != (_version(x), _version(h)):
                 name = type(recurrence.module).__name__
-                raise_changed(name, "x" if versions[1] == h._version else "h")
+                raise_changed(name, "x" if versions[1] == _version(h) else "h")
             if t > 0 and valid is not None:
                 ended = ~valid[:, t, None]
                 h = torch.where(ended, previous[-1], h)
@@ -244,6 +244,11 @@ def run_on(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -
     trajectory = Trajectory(x, torch.stack(previous, 1), torch.stack(states, 1), valid)
     _refuse_nonfinite(trajectory.states, "the state")
     return trajectory
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor, or what it is a view of, has been changed, if torch counts it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _refuse_nonfinite(values: Tensor, what: str) -> None:

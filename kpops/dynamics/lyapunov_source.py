@@ -94,6 +94,7 @@ def _cut(whole: Trajectory, time: slice) -> Trajectory:
     return Trajectory(whole.inputs[:, time], whole.previous[:, time], whole.states[:, time], mask)
 
 
+@torch.inference_mode(False)
 def read_source(
     lin_or_model: Any, inputs: Any, h0: Any, n_steps: int | None, dtype: torch.dtype | None
 ) -> Source:

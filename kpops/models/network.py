@@ -14,7 +14,7 @@ class Network(nn.Module):
         With either value of ``batch_first``.
     readout : nn.Module
         Maps the last layer's hidden states (trial, time, hidden) to outputs (trial, time, output);
-        usually nn.Linear.
+        usually nn.Linear. It must act on the last dim alone, and so be the same on rows.
 
     Raises
     ------

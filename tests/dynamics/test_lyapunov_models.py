@@ -179,8 +179,12 @@ def test_a_state_of_several_tensors_is_taken_as_the_module_takes_it():
     lstm = random_cell(nn.LSTMCell(2, 3), scale=1.5)
 
     class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = lstm
+
         def forward(self, x, state):
-            return lstm(x, state)
+            return self.lstm(x, state)
 
     inputs, h, c = normal(4, 25, 2), normal(4, 3, seed=1), normal(4, 3, seed=2)
     ours = lyapunov_spectrum(Own(), inputs=inputs, h0=(h, c), rng=0)
