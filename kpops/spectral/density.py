@@ -11,13 +11,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
 from kpops.spectral import common, structure
 from kpops.spectral.eig import eigsh
 from kpops.spectral.estimators.quadrature_rules import Rule, check_probes, gauss_rule
 from kpops.spectral.estimators.smoothing import Grid, bulk_edge, make_grid, smoothed
+from kpops.spectral.scaling import normalized, undone
 from kpops.spectral.svd import svds
 
 _STEPS = 64
@@ -81,7 +81,9 @@ def quadrature(
     op = as_operator(op)
     check_probes(num_probes, steps)
     symmetric = common.is_self_adjoint(op)
-    rule = gauss_rule(op, num_probes=num_probes, steps=steps, rng=rng, symmetric=symmetric)
+    scaled, unit = normalized(op)
+    rule = gauss_rule(scaled, num_probes=num_probes, steps=steps, rng=rng, symmetric=symmetric)
+    rule = rule.times(unit)
     return torch.stack([rule.sums(f) for f in functions])
 
 
@@ -192,9 +194,9 @@ def spectral_density(
     else:
         rng = np.random.default_rng(rng)
         modes = _leading(op, symmetric, outliers, rng)
-        bulk = gauss_rule(
-            op, num_probes=num_probes, steps=steps, rng=rng, symmetric=symmetric, off=modes.vectors
-        )
+        scaled, unit = normalized(op)
+        options = {"num_probes": num_probes, "steps": steps, "rng": rng, "symmetric": symmetric}
+        bulk = gauss_rule(scaled, off=modes.vectors, **options).times(unit)
         used, how = bulk.num_matvecs + modes.num_matvecs, f"Gauss rules of {num_probes} vectors"
     floor = common.noise_floor(op.torch_dtype)
     if whole is None and not symmetric:  # singular values are then roots of eigenvalues
@@ -328,17 +330,18 @@ def _variables(
     op: TrajectoryOperator, bulk: Rule, modes: _Modes, grid: Grid, zero: float, kind: str
 ) -> dict[str, Any]:
     density, above = (_mean_and_error(part) for part in smoothed(bulk, grid, zero))
-    values = to_numpy(grid.values).astype(op.dtype)
+    values = undone(grid.values, 1.0, op, f"grid of the {kind}s")
     value = ("value", values, {"long_name": kind, "units": "1"})
 
     def on_grid(part: Tensor, long_name: str) -> xr.DataArray:
         attrs = {"long_name": long_name, "units": "1"}
-        data = to_numpy(part).astype(op.dtype)
+        data = undone(part, 1.0, op, long_name)
         return xr.DataArray(data, dims="value", coords={"value": value}, attrs=attrs)
 
     def raw(part: Tensor, long_name: str) -> xr.DataArray:
         attrs = {"long_name": long_name, "units": "1"}
-        return xr.DataArray(to_numpy(part).astype(op.dtype), dims=("probe", "step"), attrs=attrs)
+        data = undone(part, 1.0, op, long_name)
+        return xr.DataArray(data, dims=("probe", "step"), attrs=attrs)
 
     variables = {
         "density": on_grid(density[0], f"number of {kind}s per unit of value"),
@@ -350,7 +353,7 @@ def _variables(
     }
     if len(modes.values):
         leading = {
-            "outlier": (modes.values.to(op.torch_dtype), f"leading {kind}"),
+            "outlier": (undone(modes.values, 1.0, op, "spectrum"), f"leading {kind}"),
             "outlier_residual": (modes.residuals.to(op.torch_dtype), "relative residual"),
         }
         variables |= common.mode_variables(leading)

@@ -13,7 +13,7 @@ from torch import Tensor
 from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
-from kpops.spectral import common, exact, structure
+from kpops.spectral import common, exact, scaling, structure
 from kpops.spectral.solvers.arpack import arpack
 from kpops.spectral.solvers.eigenproblem import FEW, EigenProblem, block_lanczos
 from kpops.spectral.solvers.krylov import AT_LEAST, Lanczos, Modes, run
@@ -124,6 +124,7 @@ def eigsh(
     if method not in ("auto", "exact", *METHODS):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(METHODS)}")
     common.require_self_adjoint(op)
+    whole, (op, unit) = op, scaling.normalized(op)
     search = start(op, k, tol, max_matvecs, block_size, rng, callback, progress)
     chosen = "asked for"
     if method == "auto":
@@ -131,9 +132,9 @@ def eigsh(
     before = op.num_matvecs
     if method == "exact":
         values, block, how = exact.leading(op, k)
-        chosen, sure, used = f"{chosen}: {how}", k, op.num_matvecs - before
+        chosen, sure, used = f"{chosen}: {how}", k, op.num_matvecs - before + 1
     else:
-        problem = EigenProblem(op, k, search.rng, together=method == "arpack")
+        problem = EigenProblem(op, k, together=method == "arpack")
         values, block, sure = solve(problem, method, search, block_size)
         chosen, used = f"{chosen}: in {problem.where}", search.spent + 1
 
@@ -145,7 +146,7 @@ def eigsh(
         {
             **common.mode_variables(
                 {
-                    "eigenvalue": (values, "eigenvalue"),
+                    "eigenvalue": (scaling.undone(values, unit, whole, "spectrum"), "eigenvalue"),
                     "residual": (residual, "relative residual"),
                     "converged": (converged, "whether the residual meets the tolerance"),
                     "cluster": (common.clusters(values, residual), "modes not told apart"),
@@ -154,7 +155,7 @@ def eigsh(
             "eigenfunction": common.modes_of(block, op.domain, "eigenfunction"),
         },
         attrs={
-            **common.configuration(op, k=int(k), method=method, tol=tol),
+            **common.configuration(whole, k=int(k), method=method, tol=tol),
             "method": method,
             "chosen": chosen,
             "num_matvecs": used,

@@ -15,6 +15,7 @@ from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import batches, dense_blocks
 from kpops.operators.foreign import as_operator
 from kpops.spectral import common, structure
+from kpops.spectral.scaling import undone
 
 
 @common.in_full_precision
@@ -61,8 +62,9 @@ def eigvalsh(op: Any) -> xr.Dataset:
     op = as_operator(op)
     common.require_self_adjoint(op)
     spectrum = structure.eigenvalues(op)
+    values = undone(spectrum.values, 1.0, op, "spectrum")
     result = xr.Dataset(
-        common.mode_variables({"eigenvalue": (spectrum.values, "eigenvalue")}),
+        common.mode_variables({"eigenvalue": (values, "eigenvalue")}),
         attrs={
             **common.configuration(op, method="exact"),
             "method": "exact",
@@ -78,7 +80,10 @@ def eigvalsh(op: Any) -> xr.Dataset:
 
 
 def leading(op: TrajectoryOperator, k: int) -> tuple[Tensor, Tensor, str]:
-    """The k eigenvalues of largest magnitude, eigenfunctions (mode, *dims), and how."""
+    """The k eigenvalues of largest magnitude, eigenfunctions (mode, *dims), and how.
+
+    The operator is of about one (:func:`kpops.spectral.scaling.normalized`).
+    """
     blocks = op.unit_blocks()
     if blocks is not None and not structure.smaller_dense(op, blocks):
         total = blocks.n_units * min(blocks.n_rows, blocks.n_columns)

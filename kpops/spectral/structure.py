@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import batches, dense_blocks
+from kpops.operators.dense import batches
+from kpops.spectral.scaling import normalized_blocks
 
 # Up to this size of a block the dense matrix is cheaper and safer than any iteration.
 DENSE_SIZE = 1024
@@ -36,7 +37,7 @@ class Spectrum:
     Attributes
     ----------
     values : Tensor
-        Of falling magnitude.
+        Of falling magnitude, in float64.
     n_zeros : int
         How many more there are, all zero.
     how : str
@@ -60,22 +61,23 @@ def eigenvalues(op: TrajectoryOperator) -> Spectrum:
     """All eigenvalues of a self-adjoint operator, from its structure or its dense blocks."""
     blocks = op.unit_blocks()
     if blocks is not None and not smaller_dense(op, blocks):
-        each = blocks.eigenvalues()
-        values = each.flatten()
+        trace = blocks.trace() or 1.0  # Gram matrices of small factors might vanish
+        each = blocks.scaled(1 / trace).eigenvalues()
+        values = each.flatten().double() * trace
         order = values.argsort(descending=True)
         unit = blocks.units.start + order // each.shape[1]
         how = f"K couples no two of {blocks.n_units} units"
         return Spectrum(values[order], op.shape[0] - values.numel(), how, unit)
     root = op.root
     if root is not None and root.domain.size < batches(op)[0].size:  # as of J with few parameters
-        values = torch.linalg.eigvalsh(dense_blocks(root.H @ root)[0])
+        dense, unit = normalized_blocks(root.H @ root)
         how = f"the Gram matrix of {root.symbol}, of size {root.domain.size}"
+        values = torch.linalg.eigvalsh(dense[0]).double() * unit
         return Spectrum(_falling(values), op.shape[0] - values.numel(), how)
-    dense = dense_blocks(op)
-    skew, most = float((dense - dense.mT).abs().max()), float(dense.abs().max())
-    if not skew <= 1e3 * torch.finfo(dense.dtype).eps * most:
+    dense, unit = normalized_blocks(op)
+    if dense.numel() and (dense - dense.mT).abs().max() > 2e3 * torch.finfo(dense.dtype).eps:
         raise ValueError(f"{op!r} is not self-adjoint: use kpops.svds, or eigsh of op @ op.H")
-    values = torch.linalg.eigvalsh((dense + dense.mT) / 2).flatten()
+    values = torch.linalg.eigvalsh((dense + dense.mT) / 2).flatten().double() * unit
     how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
     return Spectrum(_falling(values), op.shape[0] - values.numel(), how)
 
@@ -85,8 +87,8 @@ def singular_values(op: TrajectoryOperator) -> Spectrum:
     if op.self_adjoint:
         spectrum = eigenvalues(op)
         return Spectrum(spectrum.values.abs(), spectrum.n_zeros, spectrum.how)
-    dense = dense_blocks(op)
-    values = torch.linalg.svdvals(dense).flatten()
+    dense, unit = normalized_blocks(op)
+    values = torch.linalg.svdvals(dense).flatten().double() * unit
     how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}"
     return Spectrum(_falling(values), min(op.shape) - values.numel(), how)
 

@@ -9,10 +9,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Adjoint, Scaled
-from kpops.operators.dense import batches, dense_blocks
+from kpops.operators.dense import batches
 from kpops.operators.foreign import as_operator
 from kpops.operators.propagator import InversePropagator, Propagator
 from kpops.spectral import common, structure
@@ -29,6 +28,8 @@ from kpops.spectral.estimators.budget import (
 from kpops.spectral.estimators.probing import TraceRun
 from kpops.spectral.estimators.probing_diagonal import Actions, Diagonal
 from kpops.spectral.estimators.probing_plain import PlainTrace
+from kpops.spectral.estimators.quadrature_rules import seek_negative
+from kpops.spectral.scaling import normalized_blocks, raised, undone
 
 _TRACE = {"auto": 2, "exact": 2, "hutchinson": 2, "hutch++": 6, "xtrace": 6, "xnystrace": 4}
 _DIAGONAL = {"auto": 2, "exact": 2, "hutchinson": 2, "xdiag": 4}
@@ -51,7 +52,8 @@ def trace(
         n x n.
     method : {"auto", "exact", "hutchinson", "hutch++", "xtrace", "xnystrace"}
         ``"exact"`` uses the structure, or makes the matrix; the others are estimates, and
-        ``"xnystrace"`` is for positive semi-definite operators. ``"auto"`` is exact where that is
+        ``"xnystrace"`` is for positive semi-definite operators: if `op` is not known to be one, 33
+        further products look for a negative eigenvalue first. ``"auto"`` is exact where that is
         cheap (K, P and its inverse, blocks of a size up to 1024), and else learns from a part of
         the products what each of Hutchinson, XTrace and, if `op` is known to be positive,
         XNysTrace would make of the rest.
@@ -133,7 +135,11 @@ def trace(
         else:
             act, like = rows_of(op.apply, op.domain), empty(op)
             run = PlainTrace(act, op.shape[0], op.positive, method, generator, like)
+        sought = 0
+        if method == "xnystrace":
+            sought = seek_negative(op, generator, "use method='xtrace' or 'hutchinson'")
         answer = estimated(run, budget, tol, positive=op.positive or method == "xnystrace")
+        answer = answer._replace(num_matvecs=answer.num_matvecs + sought)
     settings = {"method": method, "num_matvecs": budget, "tol": tol}
     return scalar_dataset(op, "trace", answer, "trace", settings)
 
@@ -224,8 +230,8 @@ def diagonal(
     settings = {"method": method, "num_matvecs": budget, "tol": tol}
 
     def field(values: Tensor, name: str) -> xr.DataArray:
-        shaped = values.to(op.torch_dtype).reshape(op.domain.shape)
-        return op.domain.label(to_numpy(shaped), long_name=name)
+        array = undone(values.reshape(op.domain.shape), answer.unit, op, name)
+        return op.domain.label(array, long_name=name)
 
     attrs = provenance(op, "diagonal", answer, settings)
     del attrs["a_priori"]
@@ -280,9 +286,9 @@ def _exact_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] |
         return unit[0] * unit[1], "P has a unit diagonal"
     blocks = op.unit_blocks()
     if blocks is not None:
-        whole = empty(op).new_zeros(1, *op.domain.shape)
+        whole = empty(op).new_zeros(1, *op.domain.shape, dtype=torch.float64)
         for units in blocks.chunks():
-            sums = blocks.factors(units).square().sum(2)
+            sums = blocks.factors(units).double().square().sum(2)
             for unit_number, row in zip(range(blocks.n_units)[units], sums, strict=True):
                 blocks.place(row[None], unit_number, whole)
         return whole[0], f"K couples no two of {blocks.n_units} units"
@@ -293,13 +299,13 @@ def _matrix_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] 
     """The diagonal from the matrix of the operator or of its root, if small or insisted on."""
     root = op.root
     if root is not None and structure.is_small(root) and root.shape[1] < root.shape[0]:
-        dense = dense_blocks(root)
-        rows = dense.double().square().sum(2)
+        dense, unit = normalized_blocks(root)
+        rows = dense.double().square().sum(2) * raised(unit, 2)
         how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])} of a factor"
         return batches(root)[1].join(rows[:, None])[0], how
     if method == "exact" or structure.is_small(op):
-        dense = dense_blocks(op)
-        diagonals = dense.diagonal(dim1=1, dim2=2)
+        dense, unit = normalized_blocks(op)
+        diagonals = dense.diagonal(dim1=1, dim2=2).double() * unit
         how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
         return batches(op)[0].join(diagonals[:, None])[0], how
     return None

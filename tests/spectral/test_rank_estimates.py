@@ -71,7 +71,7 @@ def test_few_modes_that_hold_most_are_summed_exactly():
     assert float(result.estimate) == pytest.approx(exact, rel=1e-4)
     assert float(result.stderr) < 1e-3
     assert "leading directions" in result.chosen
-    assert result.num_matvecs == 64
+    assert result.num_matvecs == 64 + 33  # which look for a negative eigenvalue
 
 
 def test_a_jackknife_of_a_mean_is_the_mean_and_its_standard_error():

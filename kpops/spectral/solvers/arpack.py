@@ -32,7 +32,7 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
         search.spend(1)
         return to_numpy(act(block.reshape(1, 1, n)).reshape(-1))
 
-    def look(found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def look(found: np.ndarray, k: int, largest: float) -> tuple[np.ndarray, np.ndarray]:
         """The k leading modes off those found; fewer if the budget does not reach."""
 
         def off_found(x: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
             return off_found(apply(off_found(x.ravel())))
 
         start = off_found(search.rng.standard_normal(n).astype(dtype))
-        if np.linalg.norm(matvec(start)) <= small:
+        if np.linalg.norm(matvec(start)) <= small * largest:
             rest = off_found(search.rng.standard_normal((n, k)))
             return np.zeros(k, dtype), np.linalg.qr(rest)[0].astype(dtype)  # nothing is left
         vectors = min(n, max(2 * k + 1, 20))
@@ -59,16 +59,17 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
         order = np.argsort(-np.abs(values))
         return values[order], modes[:, order]
 
-    values, vectors = look(np.zeros((n, 0), dtype), k)
+    values, vectors = look(np.zeros((n, 0), dtype), k, 0.0)
     done = len(values) == k
     while done and vectors.shape[1] < n - 1:
         if not search.can_afford(1):
             done = False
             break
-        more, another = look(vectors, 1)
+        largest = np.abs(values).max()
+        more, another = look(vectors, 1, largest)
         done = len(more) == 1
         least = np.sort(np.abs(values))[-k]
-        if not done or np.abs(more[0]) <= least + search.tol * np.abs(values).max():
+        if not done or np.abs(more[0]) <= least + search.tol * largest:
             break
         values, vectors = np.append(values, more), np.hstack([vectors, another])
     order = np.argsort(-np.abs(values))[:k]

@@ -4,7 +4,7 @@
 - Where ``A = R R*`` is known with fewer columns of R than rows, ``R* R`` has the same eigenvalues
   but for zeros, and ``u = R v / sigma`` leads back.
 
-The operator is scaled to about one, since squares of small numbers would underflow in float32.
+The operator is of about one (:func:`kpops.spectral.scaling.normalized`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,11 +35,9 @@ class EigenProblem:
     Parameters
     ----------
     op : TrajectoryOperator
-        Self-adjoint.
+        Self-adjoint, of about one.
     k : int
         Number of modes that are wanted.
-    rng : numpy.random.Generator
-        Source of the vector that finds the scale.
     together : bool
         Take independent problems as one.
 
@@ -50,13 +47,9 @@ class EigenProblem:
         The space, or the spaces, in which it is solved.
     where : str
         The same in words.
-    scale : float
-        By which eigenvalues are divided; zero for the zero operator.
     """
 
-    def __init__(
-        self, op: TrajectoryOperator, k: int, rng: np.random.Generator, *, together: bool = False
-    ) -> None:
+    def __init__(self, op: TrajectoryOperator, k: int, *, together: bool = False) -> None:
         self.op = op
         self.sides = Batches(op.domain, () if together else uncoupled(op))
         root = op.root if self.sides.count == 1 else None
@@ -72,22 +65,15 @@ class EigenProblem:
         else:
             self.where = f"the {self.sides.size} dims of the operator"
         self.family = Family(self.sides.count, self.sides.size, op.torch_dtype, op.device)
-        space = op.domain if self.root is None else self.root.domain
-        probe = common.random_block(op, space, 1, rng)
-        self.scale = 1.0
-        self.scale = float(self.act(self.sides.split(probe)).double().norm() / probe.norm())
-        if not np.isfinite(self.scale):
-            raise ValueError(f"{op!r} is not finite: check the weights and the scale")
 
     def act(self, x: Tensor) -> Tensor:
-        """Apply the scaled operator; (problem, vector, entry) to the same."""
+        """Apply the operator; (problem, vector, entry) to the same."""
         block = self.sides.join(x)
         if self.root is None:
             image = self.op.apply(block)
         else:
             image = self.root.apply_adjoint(self.root.apply(block))
-        image = self.sides.split(image).contiguous()
-        return image if self.scale in (0, 1) else image.div_(self.scale)
+        return self.sides.split(image).contiguous()
 
     def solve(self, method: Callable[..., Modes], search: Search, block: int) -> Modes:
         """Modes by a method that takes (act, family, search, block)."""
@@ -159,7 +145,7 @@ class EigenProblem:
 
     def lift(self, modes: Modes) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenfunctions (mode, *dims) of the operator itself."""
-        values = (modes.values * self.scale).to(self.op.torch_dtype)
+        values = modes.values.to(self.op.torch_dtype)
         vectors = modes.vectors[0]
         if self.root is not None:
             images = common.columns(self.root.apply(vectors))
