@@ -17,7 +17,7 @@ from kpops.spectral import common, structure
 from kpops.spectral.eig import eigsh
 from kpops.spectral.estimators.quadrature_rules import Rule, check_probes, gauss_rule
 from kpops.spectral.estimators.smoothing import Grid, bulk_edge, make_grid, smoothed
-from kpops.spectral.scaling import normalized, undone
+from kpops.spectral.scaling import normalized, power_of_two, undone
 from kpops.spectral.svd import svds
 
 _STEPS = 64
@@ -323,7 +323,10 @@ def _mean_and_error(per_probe: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over the probes (first dim) and its standard error; none of a single exact one."""
     count = len(per_probe)
     mean = per_probe.mean(0)
-    return mean, per_probe.std(0) / count**0.5 if count > 1 else torch.zeros_like(mean)
+    if count == 1:
+        return mean, torch.zeros_like(mean)
+    unit = power_of_two(per_probe)  # a density of small values is large, and is squared here
+    return mean, unit * (per_probe / unit).std(0) / count**0.5
 
 
 def _variables(

@@ -179,7 +179,8 @@ def schatten_norm(
     budget = check(method, _SCHATTEN, num_matvecs, tol)
     name = f"Schatten norm (p = {p:g})"
     settings = {"method": method, "num_matvecs": budget, "tol": tol, "p": float(p)}
-    exact = method == "exact" or (method == "auto" and structure.is_exact(op))
+    small = min(op.shape) < 2 or structure.is_exact(op)
+    exact = method == "exact" or (method == "auto" and small)
     options = {"num_matvecs": budget, "tol": tol, "rng": rng}
     if not exact and method == "auto":
         special = _special(op, p, options)

@@ -7,6 +7,7 @@ import xarray as xr
 
 import kpops
 from kpops.spectral.align import alignment
+from kpops.spectral.estimators.sketch import widened
 
 
 def linearize(seed=0, model=torch.nn.GRU, inputs=None, **options):

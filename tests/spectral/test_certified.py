@@ -29,7 +29,7 @@ def n_missing(found, exact, converged, tol):
 
 @pytest.mark.parametrize(("n", "k", "block"), [(50, 2, 30), (50, 2, 45), (60, 7, 31), (20, 19, 19)])
 def test_blocks_of_more_than_half_the_space_miss_no_mode(n, k, block):
-    for seed in range(20):
+    for seed in range(12):
         rng = np.random.default_rng(seed)
         values = nearly_flat(n, rng)
         exact = np.sort(np.abs(values))[::-1][:k]
@@ -45,7 +45,7 @@ def test_blocks_of_more_than_half_the_space_miss_no_mode(n, k, block):
 @pytest.mark.parametrize(("n", "k", "block"), [(60, 2, 10), (60, 2, 2), (80, 4, 4), (50, 1, 5)])
 def test_restarts_of_the_smallest_basis_miss_no_mode(n, k, block, monkeypatch):
     monkeypatch.setattr(krylov, "_room", lambda k, block, families: k + 3 * block)
-    for seed in range(10):
+    for seed in range(5):
         rng = np.random.default_rng(seed)
         values = nearly_flat(n, rng)
         exact = np.sort(np.abs(values))[::-1][:k]
@@ -70,7 +70,7 @@ SPECTRA = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
-@pytest.mark.parametrize("n", [1, 2, 5, 30])
+@pytest.mark.parametrize("n", [1, 4, 24])
 def test_no_method_certifies_a_spectrum_that_lacks_a_mode(n, spectrum, method):
     for seed, (k, block) in enumerate([(1, None), (min(3, n), 2), (min(3, n), n), (n, None)]):
         rng = np.random.default_rng(seed)
@@ -88,6 +88,6 @@ def test_no_method_certifies_a_spectrum_that_lacks_a_mode(n, spectrum, method):
                 continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", kpops.ConvergenceWarning)
-                result = solve(of, k, max_matvecs=1000, **arguments)
+                result = solve(of, k, max_matvecs=400, **arguments)
             true = exact if name == "eigenvalue" else np.linalg.svd(of, compute_uv=False)[:k]
             assert n_missing(result[name], true, result.converged.values, 1e-6) == 0

@@ -130,16 +130,19 @@ def test_diagonals_go_with_the_scale(dtype, scale, size):
 
 @pytest.mark.parametrize(("dtype", "scale"), SCALES)
 def test_densities_go_with_the_scale(dtype, scale, size):
+    # Modes are known to their tolerance only, and the rules off them move by more.
+    outliers = 2 if structure.DENSE_SIZE else 0
+    options = {"outliers": outliers, "scale": "linear", "steps": 8, "num_probes": 4, "rng": 0}
     for plain, scaled in pairs(symmetric(np.linspace(1, 2, 40)), dtype, scale):
-        expected, found = (
-            kpops.spectral_density(a, outliers=2, scale="linear", steps=12, num_probes=4, rng=0)
-            for a in (plain, scaled)
-        )
+        expected, found = (kpops.spectral_density(a, **options) for a in (plain, scaled))
         np.testing.assert_allclose(found.value / scale, expected.value, rtol=1e-2, atol=1e-2)
         np.testing.assert_allclose(
             found.density * scale, expected.density, rtol=0.02, atol=0.02 * expected.density.max()
         )
-        np.testing.assert_allclose(found.outlier / scale, expected.outlier, rtol=ROUNDING[dtype])
+        if outliers:
+            np.testing.assert_allclose(
+                found.outlier / scale, expected.outlier, rtol=ROUNDING[dtype]
+            )
         assert found.bulk_edge / scale == pytest.approx(expected.bulk_edge, rel=ROUNDING[dtype])
         sums = quadrature(scaled, [torch.ones_like], num_probes=2, rng=0)
         np.testing.assert_allclose(sums, min(scaled.shape), rtol=ROUNDING[dtype])
@@ -241,6 +244,7 @@ def test_what_has_lost_its_digits_is_refused():
         kpops.eigsh(np.float32(1e-40) * np.eye(3, dtype=np.float32), 1)
 
 
+@pytest.mark.filterwarnings("ignore:.*encountered in")  # by NumPy, in the matrix itself
 @pytest.mark.parametrize("method", ["auto", "block-krylov"])
 def test_products_that_overflow_are_refused_by_name(method):
     matrix = np.full((200, 200), 1e38, np.float32)  # its largest eigenvalue is 2e40

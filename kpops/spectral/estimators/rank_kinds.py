@@ -113,9 +113,7 @@ def estimated(
         case _:
             answer = _by_rules(op, question, symmetric, num_matvecs, rng)
     rounding = 10 * common.noise_floor(op.torch_dtype) * answer.estimate
-    return answer._replace(
-        stderr=math.hypot(answer.stderr, rounding), used=answer.used + sought
-    )
+    return answer._replace(stderr=math.hypot(answer.stderr, rounding), used=answer.used + sought)
 
 
 def _participation(
