@@ -29,7 +29,7 @@ from kpops.spectral.scaling import normalized
 
 _MOST_MATVECS = 2**16
 # Part of a numerical rank beyond which its standard error is worth a warning.
-_SAYS_LITTLE = 0.1
+_SAYS_LITTLE = 0.25
 
 
 @common.in_full_precision
@@ -110,7 +110,7 @@ def effective_rank(
     ConvergenceWarning
         If ``"variance"`` by ``"hutchinson"`` would need more than 256 modes: the estimate is then a
         lower bound and ``stderr`` is NaN. If `rtol` is not met within 65,536 products. If the
-        standard error of ``"numerical"`` is above a tenth of it.
+        standard error of ``"numerical"`` is above a quarter of it.
 
     Notes
     -----

@@ -61,9 +61,9 @@ def eigenvalues(op: TrajectoryOperator) -> Spectrum:
     """All eigenvalues of a self-adjoint operator, from its structure or its dense blocks."""
     blocks = op.unit_blocks()
     if blocks is not None and not smaller_dense(op, blocks):
-        trace = blocks.trace() or 1.0  # Gram matrices of small factors might vanish
-        each = blocks.scaled(1 / trace).eigenvalues()
-        values = each.flatten().double() * trace
+        total = blocks.trace() or 1.0  # Gram matrices of small factors might vanish
+        each = blocks.scaled(1 / total).eigenvalues()
+        values = each.flatten().double() * total
         order = values.argsort(descending=True)
         unit = blocks.units.start + order // each.shape[1]
         how = f"K couples no two of {blocks.n_units} units"

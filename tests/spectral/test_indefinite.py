@@ -51,7 +51,7 @@ def test_reductions_of_an_indefinite_operator_are_refused():
 @pytest.mark.parametrize("least", [-30.0, -0.5])
 def test_xnystrace_of_an_indefinite_operator_is_refused(least):
     for seed in range(3):
-        with pytest.raises(ValueError, match="is not positive semi-definite: .* use method='xtr"):
+        with pytest.raises(ValueError, match=r"is not positive semi-definite: .* use method='xtr"):
             kpops.trace(one_negative(2000, least), method="xnystrace", num_matvecs=16, rng=seed)
 
 

@@ -121,7 +121,7 @@ def test_what_a_gauss_rule_cannot_resolve_is_in_its_error_bar():
                     matrix, "numerical", method="lanczos", num_matvecs=num_matvecs, rng=seed
                 )
             assert ("says little" in str([w.message for w in caught])) == (
-                float(result.stderr) > 0.1 * float(result.estimate)
+                float(result.stderr) > 0.25 * float(result.estimate)
             )
             if num_matvecs == 384:
                 assert caught

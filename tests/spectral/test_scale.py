@@ -25,7 +25,10 @@ RANKS = [
 ]
 
 
-def symmetric(values=0.8 ** np.arange(40), seed=0):
+FALLING = 0.8 ** np.arange(40)
+
+
+def symmetric(values=FALLING, seed=0):
     basis = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values),) * 2))[0]
     return (basis * values) @ basis.T
 
@@ -104,8 +107,6 @@ def test_modes_go_with_the_scale(dtype, scale, size):
         )
         assert found.converged.all()
         assert found.singular_value.dtype == dtype
-    result = kpops.eigsh(scaled @ scaled.T if 1e-18 <= scale <= 1e18 else symmetric(), 2, rng=0)
-    assert result.converged.all()
     values = kpops.eigvalsh((scale * symmetric()).astype(dtype)).eigenvalue / scale
     np.testing.assert_allclose(values[:9], 0.8 ** np.arange(9), rtol=ROUNDING[dtype])
     for method in ("block-krylov", "lobpcg", "randomized", "arpack"):
@@ -230,7 +231,7 @@ def test_gramians_that_leave_float32_are_given_in_float64():
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_what_float64_cannot_hold_is_refused(scale):
     op = kpops.operators.foreign.as_operator(np.eye(3))
-    with pytest.raises(ValueError, match="squared Frobenius norm|energy.*leaves float64"):
+    with pytest.raises(ValueError, match="leaves float64: scale the operator"):
         kpops.frobenius_map(scale * op, "index")
     product = (scale * op) @ (scale * op)  # not known to be a square
     if scale > 1:
