@@ -124,7 +124,8 @@ def eigsh(
     if method not in ("auto", "exact", *METHODS):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(METHODS)}")
     common.require_self_adjoint(op)
-    whole, (op, unit) = op, scaling.normalized(op)
+    rng = np.random.default_rng(rng)
+    whole, (op, unit) = op, scaling.normalized(op, rng)
     search = start(op, k, tol, max_matvecs, block_size, rng, callback, progress)
     chosen = "asked for"
     if method == "auto":

@@ -46,7 +46,7 @@ def power_of_two(values: Tensor, what: str = "the operator") -> float:
     return 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
 
 
-def normalized(op: TrajectoryOperator) -> tuple[TrajectoryOperator, float]:
+def normalized(op: TrajectoryOperator, rng: Any = 0) -> tuple[TrajectoryOperator, float]:
     """B and u with ``op = u B``, B of about one; one product with a random vector tells u.
 
     Raises
@@ -54,10 +54,8 @@ def normalized(op: TrajectoryOperator) -> tuple[TrajectoryOperator, float]:
     ValueError
         If the products are not finite, or so small that the dtype has lost their digits.
     """
-    generator = np.random.default_rng(0)  # says only how large the operator is
-    space = op.domain
-    probe = torch.from_numpy(generator.standard_normal((1, *space.shape))).to(op.device)
-    image = op.apply(probe.to(op.torch_dtype))
+    values = np.random.default_rng(rng).standard_normal((1, *op.domain.shape))
+    image = op.apply(torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device))
     if is_lost(image) and op.root is not None:
         root, unit = normalized(op.root)
         return _named(root @ root.H, op), unit * unit

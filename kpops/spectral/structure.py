@@ -70,14 +70,14 @@ def eigenvalues(op: TrajectoryOperator) -> Spectrum:
         return Spectrum(values[order], op.shape[0] - values.numel(), how, unit)
     root = op.root
     if root is not None and root.domain.size < batches(op)[0].size:  # as of J with few parameters
-        dense, unit = normalized_blocks(root.H @ root)
+        dense, scale = normalized_blocks(root.H @ root)
         how = f"the Gram matrix of {root.symbol}, of size {root.domain.size}"
-        values = torch.linalg.eigvalsh(dense[0]).double() * unit
+        values = torch.linalg.eigvalsh(dense[0]).double() * scale
         return Spectrum(_falling(values), op.shape[0] - values.numel(), how)
-    dense, unit = normalized_blocks(op)
+    dense, scale = normalized_blocks(op)
     if dense.numel() and (dense - dense.mT).abs().max() > 2e3 * torch.finfo(dense.dtype).eps:
         raise ValueError(f"{op!r} is not self-adjoint: use kpops.svds, or eigsh of op @ op.H")
-    values = torch.linalg.eigvalsh((dense + dense.mT) / 2).flatten().double() * unit
+    values = torch.linalg.eigvalsh((dense + dense.mT) / 2).flatten().double() * scale
     how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
     return Spectrum(_falling(values), op.shape[0] - values.numel(), how)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -98,7 +99,8 @@ def svds(
     common.check_k(k, min(op.shape))
     if method not in ("auto", "exact", *eig.METHODS):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(eig.METHODS)}")
-    whole, (op, unit) = op, scaling.normalized(op)
+    rng = np.random.default_rng(rng)
+    whole, (op, unit) = op, scaling.normalized(op, rng)
     search = eig.start(op, k, tol, max_matvecs, block_size, rng, callback, progress)
     chosen = "asked for"
     if method == "auto":
