@@ -16,6 +16,7 @@ from torch import Tensor
 from kpops import work
 from kpops.labels import Space, to_numpy
 from kpops.operators.base import TrajectoryOperator
+from kpops.spectral.scaling import power_of_two
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -52,12 +53,12 @@ def is_self_adjoint(op: TrajectoryOperator) -> bool:
         return True
     if op.domain != op.codomain:
         return False
-    u, v = random_block(op, op.domain, 2, 0)[:, None]
-    image_u, image_v = op.apply(u), op.apply(v)
+    probes = random_block(op, op.domain, 2, 0)
+    images = op.apply(probes)
+    u, v = probes.double()
+    image_u, image_v = images.double() / power_of_two(images, repr(op))
     gap = abs(float((u * image_v).sum() - (image_u * v).sum()))
     scale = float(u.norm() * image_v.norm() + image_u.norm() * v.norm())
-    if not np.isfinite(scale):
-        raise ValueError(f"{op!r} is not finite: check the weights and the scale")
     return gap <= noise_floor(op.torch_dtype) * scale
 
 
@@ -65,6 +66,22 @@ def require_self_adjoint(op: TrajectoryOperator) -> None:
     """Refuse an operator whose eigenvalues a symmetric solver would get wrong in silence."""
     if not is_self_adjoint(op):
         raise ValueError(f"{op!r} is not self-adjoint: use kpops.svds, or eigsh of op @ op.H")
+
+
+def refuse_indefinite(op: TrajectoryOperator, quotients: Tensor, remedy: str) -> None:
+    """Refuse an operator that has been seen to have a negative eigenvalue.
+
+    The least eigenvalue is at most any Rayleigh quotient or Ritz value, so that one below rounding
+    is a proof. That none is seen is no proof of the contrary.
+    """
+    if not len(quotients):
+        return
+    least, largest = float(quotients.min()), float(quotients.abs().max())
+    if least < -noise_floor(op.torch_dtype) * len(quotients) ** 0.5 * largest:
+        raise ValueError(
+            f"{op!r} is not positive semi-definite: an eigenvalue is at most {least / largest:.3g} "
+            f"of the largest magnitude; {remedy}"
+        )
 
 
 def columns(block: Tensor) -> Tensor:
@@ -79,9 +96,9 @@ def fix_signs(block: Tensor) -> Tensor:
     return torch.where(largest < 0, -1.0, 1.0).to(block.dtype)
 
 
-def mode_variables(variables: Mapping[str, tuple[Tensor, str]]) -> dict[str, xr.DataArray]:
-    """Label per-mode numbers; name to (values, long_name)."""
-    values = {name: to_numpy(v) for name, (v, _) in variables.items()}
+def mode_variables(variables: Mapping[str, tuple[Any, str]]) -> dict[str, xr.DataArray]:
+    """Label per-mode numbers, tensors or arrays; name to (values, long_name)."""
+    values = {n: to_numpy(v) if isinstance(v, Tensor) else v for n, (v, _) in variables.items()}
     k = len(next(iter(values.values())))
     modes = {"mode": _numbered(k)}
     return {
