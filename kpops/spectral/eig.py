@@ -190,7 +190,7 @@ def eigsh(
             ),
             "eigenfunction": common.modes_of(block, op.domain, "eigenfunction"),
         },
-        coords=common.identity(operator=op.symbol),
+        coords=common.identity(op),
         attrs={
             **common.configuration(op, k=int(k), which=which, method=method, tol=tol),
             "method": method,

@@ -71,7 +71,7 @@ def eigvalsh(op: Any, *, anyway: bool = False, progress: bool = False) -> xr.Dat
     spectrum = structure.eigenvalues(op, "" if anyway else "anyway=True")
     result = xr.Dataset(
         common.mode_variables({"eigenvalue": (spectrum.values, "eigenvalue")}),
-        coords=common.identity(operator=op.symbol),
+        coords=common.identity(op),
         attrs={
             **common.configuration(op, method="exact"),
             "method": "exact",

@@ -307,7 +307,7 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
                 to_numpy(traces.to(P.torch_dtype)), long_name=f"trace of the {kind} Gramian"
             ),
         },
-        coords=common.identity(operator=P.symbol),
+        coords=common.identity(P),
         attrs=common.configuration(P, **settings),
     )
 
