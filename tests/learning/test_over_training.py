@@ -356,7 +356,7 @@ def test_ctrl_c_loses_no_finished_step(follow):
         (size, {"linearizer": nn.Linear}, kpops.MeasureError, "at step 0"),
         (size, {"linearizer": None}, TypeError, "linearizer is None: pass a function"),
         (size, {"options": "mean"}, TypeError, "options is the string 'mean': pass a dict"),
-        (size, {"on_interrupt": "stop"}, ValueError, "on_interrupt='stop': pass 'raise' or"),
+        (size, {"on_interrupt": "stop"}, ValueError, "on_interrupt='stop': choose 'raise' or"),
     ],
 )
 def test_wrong_use_is_refused(follow, measure, settings, error, told):
