@@ -121,7 +121,8 @@ def refuse_unlike_training(
     if not ours.adjoint:  # possible only where the push is by forward mode
         raise ValueError(
             f"forward and reverse mode of {name} disagree, and it has no second derivative: leave "
-            "torch.no_grad and hooks out, or functions such as hardsigmoid, which lack it"
+            "torch.no_grad and hooks out, or functions such as hardsigmoid, which lack it; those "
+            "of nn.PReLU differ at 0, so start it at an h0 other than 0"
         )
     _refuse_kept(name, never_run, rows, [what for what, g in trained.items() if g is None])
     if is_declared(subject.module):

@@ -123,7 +123,7 @@ def alignment(
             "estimate": ((), scalar(estimate), {"long_name": "alignment", "units": "1"}),
             "stderr": ((), scalar(stderr), {"long_name": "standard error", "units": "1"}),
         },
-        coords=common.identity(operator=a.symbol, operator2=b.symbol),
+        coords=common.identity(a, b),
         attrs={
             **{k: v for k, v in a.attrs.items() if b.attrs.get(k) == v},
             **common.configuration(both, num_matvecs=num_matvecs, method=method),

@@ -182,10 +182,25 @@ def verdict(residual: Tensor, tol: float, what: str, sure: int) -> Tensor:
     return converged
 
 
-def identity(**names: str) -> dict[str, tuple[Any, ...]]:
-    """What a result is of, as scalar coordinates: concatenation keeps these, and no attributes."""
+def identity(*ops: TrajectoryOperator, **names: str) -> dict[str, Any]:
+    """What a result is of, as scalar coordinates: concatenation keeps these, and no attributes.
+
+    Those of the user are among them, where all spaces of the operators agree on them.
+    """
+    names |= {f"operator{i}" if i > 1 else "operator": op.symbol for i, op in enumerate(ops, 1)}
+    scalars = [
+        {k: xr.Variable(*c.described(k)) for k, c in space.coords.items() if not c.dims}
+        for op in ops
+        for space in (op.domain, op.codomain)
+    ]
+    kept = {
+        name: value
+        for own in scalars
+        for name, value in own.items()
+        if all(value.equals(other.get(name, value)) for other in scalars)
+    }
     # Object strings, since Zarr has no specified type for NumPy's fixed-length ones.
-    return {
+    return kept | {
         name: ((), np.array(text, dtype=object), {"long_name": name})
         for name, text in names.items()
     }

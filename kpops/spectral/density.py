@@ -215,7 +215,7 @@ def spectral_density(
     kind = "eigenvalue" if symmetric else "singular value"
     return xr.Dataset(
         _variables(op, bulk, modes, grid, zero, kind),
-        coords=common.identity(operator=op.symbol),
+        coords=common.identity(op),
         attrs={
             **common.configuration(
                 op,

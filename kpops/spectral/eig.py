@@ -192,7 +192,7 @@ def eigsh(
             ),
             "eigenfunction": common.modes_of(block, op.domain, "eigenfunction"),
         },
-        coords=common.identity(operator=op.symbol),
+        coords=common.identity(op),
         attrs={
             **common.configuration(whole, k=int(k), which=which, method=method, tol=tol),
             "method": method,

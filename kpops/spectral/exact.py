@@ -73,7 +73,7 @@ def eigvalsh(op: Any, *, anyway: bool = False, progress: bool = False) -> xr.Dat
     values = undone(spectrum.values, 1.0, op, "spectrum")
     result = xr.Dataset(
         common.mode_variables({"eigenvalue": (values, "eigenvalue")}),
-        coords=common.identity(operator=op.symbol),
+        coords=common.identity(op),
         attrs={
             **common.configuration(op, method="exact"),
             "method": "exact",

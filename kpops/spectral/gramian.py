@@ -309,7 +309,7 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
                 long_name=f"trace of the {kind} Gramian",
             ),
         },
-        coords=common.identity(operator=P.symbol),
+        coords=common.identity(P),
         attrs=common.configuration(P, **settings),
     )
 

@@ -314,13 +314,12 @@ def _labelled(
 
 
 def _coords(op: TrajectoryOperator, dim: str, *, with_lags: bool) -> dict[str, Any]:
-    coords: dict[str, Any] = common.identity(operator=op.symbol)
+    coords = common.identity(op)
     for space, suffix in ((op.codomain, ""), (op.domain, "_in")):
         for name, coordinate in space.coords.items():
             dims, values, attrs = coordinate.described(name)
-            if dims in ((), (dim,)):
-                own = suffix if dims else ""
-                coords[name + own] = (tuple(d + suffix for d in dims), values, attrs)
+            if dims == (dim,):
+                coords[name + suffix] = (dim + suffix, values, attrs)
     if with_lags:
         lags = np.arange(op.domain.sizes[dim])
         coords["lag"] = ("lag", lags, {"long_name": "lag in steps", "units": "1"})

@@ -343,6 +343,6 @@ def _dataset(
             "estimate": ((), scalar(answer.estimate), {"long_name": long_name, "units": "1"}),
             "stderr": ((), scalar(answer.stderr), {"long_name": "standard error", "units": "1"}),
         },
-        coords=common.identity(operator=op.symbol, kind=kind),
+        coords=common.identity(op, kind=kind),
         attrs=attrs,
     )

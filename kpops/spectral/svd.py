@@ -146,7 +146,7 @@ def svds(
             "left": common.modes_of(lefts, op.codomain, "left singular function"),
             "right": _right_modes(op, rights),
         },
-        coords=common.identity(operator=op.symbol),
+        coords=common.identity(op),
         attrs={
             **common.configuration(whole, k=int(k), method=method, tol=tol),
             "method": method,

@@ -253,7 +253,7 @@ def diagonal(
     attrs = provenance(op, "diagonal", answer, settings)
     del attrs["a_priori"]
     estimate, stderr = field(answer.estimate, "diagonal"), field(answer.stderr, "standard error")
-    coords = common.identity(operator=op.symbol)
+    coords = common.identity(op)
     return xr.Dataset({"estimate": estimate, "stderr": stderr}, coords, attrs)
 
 

@@ -172,6 +172,6 @@ def scalar_dataset(
             "estimate": ((), estimate, {"long_name": long_name, "units": "1"}),
             "stderr": ((), stderr, {"long_name": "standard error", "units": "1"}),
         },
-        coords=common.identity(operator=op.symbol),
+        coords=common.identity(op),
         attrs=provenance(op, what, answer, settings),
     )
