@@ -15,7 +15,6 @@ from kpops import snapshot, work
 from kpops.dynamics import search_points
 from kpops.dynamics.given import (
     bring,
-    check_count,
     like_what,
     n_inputs,
     read_model,
