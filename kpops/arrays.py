@@ -32,7 +32,8 @@ def as_tensor(array: Any, name: str) -> Tensor:
     if is_cupy(array):
         return _checked(torch.from_dlpack(array), name)
     if isinstance(array, xr.Dataset):
-        raise TypeError(f"{name} is {_described(array)}: pass one variable, such as task.{name}")
+        one = name if name in array else next(iter(array), name)
+        raise TypeError(f"{name} is {_described(array)}: pass one variable, such as task.{one}")
     if issparse(array):
         raise TypeError(f"{name} is a sparse {type(array).__name__}: pass {name}.toarray()")
     if np.ma.is_masked(array):

@@ -124,6 +124,11 @@ def refuse_step(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
                 f"{name} cannot take a step with x_t of shape {tuple(x.shape)} and h of shape "
                 f"{tuple(h.shape)}: {error}"
             ) from error
+    if once.is_complex():
+        raise TypeError(
+            f"{name} returned a complex state, {once.dtype}, for one of {h.dtype}, and kpops "
+            "computes with real numbers: keep real and imaginary part as two real tensors in h"
+        )
     if once.dtype != h.dtype:
         raise TypeError(
             f"{name} returned {once.dtype} for a state of {h.dtype}: a buffer or constant of "
@@ -227,10 +232,11 @@ def refuse_readout(
             outputs, again = readout.step({}, h, h), readout.step({}, h, h)
             some = torch.tensor([0, len(h) // 2, len(h) - 1], device=h.device)
             alone = torch.cat([readout.step({}, row, row) for row in h[some].split(1)])
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
             "readout cannot take hidden states of shape (row, hidden) = "
-            f"{tuple(hidden.shape)}: {error}"
+            f"{tuple(hidden.shape)}: {error}; give it {hidden.shape[1]} features, as of "
+            f"nn.Linear({hidden.shape[1]}, n), and call its eval()"
         ) from error
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(hidden):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

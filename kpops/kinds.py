@@ -38,7 +38,8 @@ def described(thing: Any) -> str:
     if isinstance(thing, xr.DataArray):
         return f"a DataArray with dims {thing.dims}"
     if isinstance(thing, Mapping | list | tuple):
-        return f"a {type(thing).__name__} of {len(thing)}"
+        name = type(thing).__name__
+        return f"{_article(name)} {name} of {len(thing)}"
     if callable(thing):
         return f"the function {getattr(thing, '__name__', type(thing).__name__)}"
     if isinstance(thing, int | float | complex):

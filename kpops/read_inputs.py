@@ -179,8 +179,8 @@ def _check_shape(x: Tensor, recurrence: Recurrence, time_first: bool) -> None:
         )
     if size is not None and x.shape[2] != size:
         raise ValueError(
-            f"inputs has {x.shape[2]} features, the model takes {size}"
-            + (_one_hot(x, size) if x.shape[2] == 1 else "")
+            f"inputs has shape {tuple(x.shape)} as {expected}, the model takes {size} features: "
+            "give the last dim that size" + (_one_hot(x, size) if x.shape[2] == 1 else "")
         )
 
 
@@ -245,7 +245,10 @@ def _read_mask(
         raise ValueError(f"mask has shape {tuple(valid.shape)}, expected {expected}")
     if valid.dtype != torch.bool:
         if not ((valid == 0) | (valid == 1)).all():
-            raise ValueError("mask has values other than 0 and 1: pass booleans")
+            raise ValueError(
+                f"mask has values other than 0 and 1, {valid.unique()[:3].tolist()}: pass "
+                "booleans, and weights as loss_mask"
+            )
         valid = valid.bool()
     if not valid[:, 0].all():
         trial = int((~valid[:, 0]).nonzero()[0, 0])

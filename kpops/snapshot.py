@@ -68,7 +68,12 @@ def of_model(
         numpy_dtype(dtype)  # refuses what is not float32 or float64
         recurrence = recurrence.to(dtype)
     if device is not None:
-        recurrence = recurrence.to(device)
+        try:
+            recurrence = recurrence.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"device={device!r}: pass 'cpu', or 'cuda' where it is ({error})"
+            ) from error
     _refuse_mixed(recurrence.module)
     return recurrence
 

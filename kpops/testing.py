@@ -17,6 +17,7 @@ from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
+from kpops.scalars import generator as random_generator
 
 _DENSE_SIZE = 600
 _BLOCK = 3
@@ -56,7 +57,7 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
     True
     """
     op = as_operator(op)
-    rng = np.random.default_rng(rng)
+    rng = random_generator(rng)
     u, w = _random(op, op.domain, rng), _random(op, op.domain, rng)
     v = _random(op, op.codomain, rng)
     image, back = op.apply(u), op.apply_adjoint(v)
@@ -137,7 +138,7 @@ def check_linearization(
     True
     """
     require_linearization(lin)
-    rng = np.random.default_rng(rng)
+    rng = random_generator(rng)
     operators = {"P": lin.P, "P_inv": lin.P_inv, "J": lin.J, "K": lin.K, "flow": lin.flow}
     operators["sensitivity"] = lin.sensitivity
     if lin.readout is not None:

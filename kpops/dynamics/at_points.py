@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kpops import snapshot
 from kpops.arrays import as_tensor
-from kpops.dynamics.given import bring, check_count, n_inputs, steady_input
+from kpops.dynamics.given import bring, n_inputs, steady_input
 from kpops.dynamics.search_points import Map
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
 from kpops.labels import Coordinate, Space, to_numpy, without_multiindex
@@ -22,6 +22,7 @@ from kpops.models.start import LearnedStart
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Product
 from kpops.read_inputs import Reading
+from kpops.scalars import check_count
 from kpops.spectral.common import in_full_precision, noise_floor
 
 

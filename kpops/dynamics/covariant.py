@@ -11,13 +11,13 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.dynamics.given import check_count
 from kpops.dynamics.lyapunov import check_dt, dataset, number_of_modes
 from kpops.dynamics.lyapunov_source import Source, read_source
 from kpops.dynamics.lyapunov_tangent import take_along
 from kpops.engines.alone import alone
 from kpops.engines.memory import check_allocation
 from kpops.labels import Coordinate, Space
+from kpops.scalars import check_count
 
 
 @work.shown

@@ -15,7 +15,6 @@ from kpops import snapshot, work
 from kpops.dynamics import search_points
 from kpops.dynamics.given import (
     bring,
-    check_count,
     like_what,
     n_inputs,
     read_model,
@@ -25,9 +24,12 @@ from kpops.dynamics.label_points import labelled
 from kpops.dynamics.merge_points import merge, nearest, reading_order
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
 from kpops.engines.memory import check_allocation
+from kpops.kinds import described
 from kpops.labels import to_numpy
 from kpops.linearization import Linearization
 from kpops.models.recurrence import Recurrence
+from kpops.scalars import check_count, check_real
+from kpops.scalars import generator as random_generator
 from kpops.spectral.common import in_full_precision, warn
 
 Rng = int | np.random.Generator | None
@@ -164,7 +166,7 @@ def fixed_points(
     [0.3943, 0.3943, 1.5]
     """
     settings = _check(tol, merge_distance, jitter, max_iterations)
-    generator = np.random.default_rng(rng)
+    generator = random_generator(rng)
     problem = _read(model, starts, input, dtype, device, generator)
     starts = _jittered(problem.starts, jitter, generator)
     spread = _spread(problem.states)
@@ -218,6 +220,7 @@ def _check(
     """Refuse numbers out of range; the settings."""
     settings = {"tol": tol, "merge_distance": merge_distance, "jitter": jitter}
     for name, value in settings.items():
+        check_real(name, value)
         if not 0 <= value < np.inf or (name == "merge_distance" and value == 0):
             raise ValueError(f"{name}={value!r}: choose a finite number, not below zero")
     check_count("max_iterations", max_iterations, 1)
@@ -233,6 +236,10 @@ def _read(
     generator: np.random.Generator,
 ) -> _Problem:
     lin = model if isinstance(model, Linearization) else None
+    if isinstance(starts, bool | xr.Dataset):
+        raise TypeError(
+            f"starts is {described(starts)}: pass states (start, unit), or a number of them"
+        )
     h0 = starts if np.ndim(starts) else None
     recurrence = read_model(model if lin is None else lin.recurrence, dtype, device, h0=h0)
     like = like_what(recurrence, {"starts": starts}, dtype)

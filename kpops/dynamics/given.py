@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -79,12 +78,3 @@ def n_inputs(recurrence: Recurrence, n_read: int | None = None) -> int:
     if n_read is None:
         return 1
     return n_read + 1 - len(steady_input(recurrence, torch.zeros(1)))
-
-
-def check_count(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Refuse what is not an int from `low` to `high`."""
-    bounds = f"of {low} or more" if high is None else f"from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}={value!r}: pass an int {bounds}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name}={value}: choose an int {bounds}")

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from kpops import work
 from kpops.dynamics import lyapunov_statistics as statistics
-from kpops.dynamics.given import check_count
 from kpops.dynamics.lyapunov_source import Source, read_source
 from kpops.dynamics.lyapunov_tangent import take_along
 from kpops.engines.alone import alone
 from kpops.labels import Space, to_numpy
+from kpops.scalars import check_count, check_real
 
 _WINDOWS = 100
 """About as many finite-time exponents of a trial, where no window is given."""
@@ -282,7 +282,10 @@ def number_of_modes(k: int | None, source: Source) -> int:
 
 def check_dt(dt: float | None) -> None:
     """Refuse a step that takes no time."""
-    if dt is not None and not (math.isfinite(dt) and dt > 0):
+    if dt is None:
+        return
+    check_real("dt", dt)
+    if not (math.isfinite(dt) and dt > 0):
         raise ValueError(f"dt={dt}: pass the time that a step takes, above 0")
 
 

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kpops import snapshot
-from kpops.dynamics.given import check_count, like_what, read_model
+from kpops.dynamics.given import like_what, read_model
 from kpops.engines.base import Trajectory
 from kpops.labels import Coordinate, Space
 from kpops.linearization import Linearization
-from kpops.models.recurrence import Recurrence
+from kpops.models.recurrence import Recurrence, as_recurrence
 from kpops.read_inputs import read_inputs, read_state, trajectory_space
+from kpops.scalars import check_count
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ def read_source(
 
 
 def _of_model(model: Any, inputs: Any, h0: Any, n_steps: Any, dtype: torch.dtype | None) -> Source:
+    if not isinstance(model, nn.Module):
+        as_recurrence(model)  # which says what it is
     if (inputs is None) == (n_steps is None):
         raise ValueError(
             f"n_steps={n_steps} with{'out' if inputs is None else ''} inputs: pass inputs, whose "

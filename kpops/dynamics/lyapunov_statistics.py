@@ -102,7 +102,10 @@ def _over_modes(
     function: Callable[[np.ndarray], np.ndarray], exponents: Any, long_name: str, units: str
 ) -> Any:
     if not isinstance(exponents, xr.DataArray):
-        return function(to_numpy(as_tensor(exponents, "exponents").double()))
+        values = to_numpy(as_tensor(exponents, "exponents").double())
+        if not values.ndim or not values.shape[-1]:
+            raise ValueError(f"exponents has shape {values.shape}: pass one exponent or more")
+        return function(values)
     if "mode" not in exponents.dims:
         raise ValueError(f"exponents has dims {exponents.dims}, expected mode among them")
     as_tensor(exponents.data, "exponents")  # refuses what is not real

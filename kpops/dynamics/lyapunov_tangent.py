@@ -34,6 +34,7 @@ from kpops.engines.gated_numba import GatedNumbaEngine
 from kpops.engines.rowwise import TEMPORARIES, Rowwise
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
+from kpops.scalars import generator as random_generator
 
 _CHUNK_BYTES = 2**26
 """Bytes of derivatives that are there together."""
@@ -130,7 +131,7 @@ class _Frames:
     def __init__(
         self, like: Tensor, k: int, interval: int | None, rng: int | np.random.Generator | None
     ) -> None:
-        drawn = np.random.default_rng(rng).standard_normal((k, *like.shape))
+        drawn = random_generator(rng).standard_normal((k, *like.shape))
         self.matrices = torch.linalg.qr(torch.from_numpy(drawn).to(like).permute(1, 2, 0)).Q
         self.dead = torch.zeros(len(like), k, dtype=torch.bool, device=like.device)
         self.most = math.inf if interval is None else interval

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from kpops.kinds import described
 from kpops.learning.interference import PAIR
+from kpops.scalars import check_real
+
+_REMEDY = "pass what kpops.over_training makes of kpops.interference with targets"
 
 
 def accumulate_interference(result: xr.Dataset, learning_rate: float = 1.0) -> xr.Dataset:
@@ -48,10 +52,13 @@ def accumulate_interference(result: xr.Dataset, learning_rate: float = 1.0) -> x
     >>> total.accumulated_from_others.sel(task="Pro").values
     array([0. , 0.5])
     """
+    if not isinstance(result, xr.Dataset):
+        raise TypeError(f"result is {described(result)}: {_REMEDY}")
+    check_real("learning_rate", learning_rate)
     if "loss_change" not in result or {"step", *PAIR} - set(result.loss_change.dims):
         raise ValueError(
-            "result needs the variable loss_change with dims step, task and task_in: pass what "
-            "kpops.over_training makes of kpops.interference with targets"
+            f"result has the variables {sorted(map(str, result))}, expected loss_change with the "
+            f"dims step, task and task_in: {_REMEDY}"
         )
     change = result.loss_change
     if (np.diff(change["step"]) <= 0).any():

@@ -29,6 +29,7 @@ from kpops.learning.task_alignment import (
 from kpops.learning.trial_groups import Groups, group_trials, of_trials, trial_gradients
 from kpops.linearization import Linearization
 from kpops.operators import ParameterOperator, TrajectoryOperator
+from kpops.scalars import generator as random_generator
 from kpops.spectral.common import in_full_precision, noise_floor
 
 PAIR = ("task", "task_in")
@@ -196,7 +197,7 @@ def interference(
     if n_permutations < 0:
         raise ValueError(f"n_permutations={n_permutations}: pass 0 or more")
     groups = group_trials(lin, by, condition)
-    generator = np.random.default_rng(rng)
+    generator = random_generator(rng)
     table = _Table(lin, groups)
     if num_matvecs:
         found = operator_alignments(lin, groups, num_matvecs, generator)

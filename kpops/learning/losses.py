@@ -149,7 +149,13 @@ class _Given(Objective):
 
     def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         options = {"weights": weights} if self.weighted else {}
-        value = self.function(outputs, targets, **options)
+        try:
+            value = self.function(outputs, targets, **options)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise type(error)(
+                f"loss cannot take outputs of shape {tuple(outputs.shape)} and targets of shape "
+                f"{tuple(targets.shape)}, as loss(outputs, targets): {error}"
+            ) from error
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"loss returned a {type(value).__name__}, expected a scalar tensor: compute it by "

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from kpops.kinds import described
 from kpops.learning.fingerprints import attributes
+from kpops.scalars import check_real
 
 Factory = Callable[[list[nn.Parameter], float], "Optimizer | tuple[Optimizer, LRScheduler]"]
 
@@ -33,6 +35,7 @@ class Updates:
     """
 
     def __init__(self, model: nn.Module, optimizer: str | Factory, learning_rate: float) -> None:
+        check_real("learning_rate", learning_rate)
         if not (math.isfinite(learning_rate) and learning_rate > 0):
             raise ValueError(f"learning_rate={learning_rate}: pass a positive number")
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -114,7 +117,7 @@ def _by_name(name: str) -> Callable[..., Optimizer]:
     }
     if not isinstance(name, str) or name.lower() not in known:
         raise ValueError(
-            f"optimizer={name!r}: use one of {sorted(known)}, or a callable such as "
+            f"optimizer is {described(name)}: use one of {sorted(known)}, or a callable such as "
             "lambda params, lr: torch.optim.SGD(params, lr=lr, momentum=0.9)"
         )
     return lambda parameters, learning_rate: known[name.lower()](parameters, lr=learning_rate)

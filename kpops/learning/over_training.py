@@ -176,7 +176,9 @@ def _checked_steps(checkpoints: Any) -> int | None:
             "a dict's .items(), or [(0, model.state_dict())] for a single one"
         )
     if not isinstance(checkpoints, Iterable):
-        raise TypeError(f"checkpoints is {described(checkpoints)}: pass a folder, or pairs")
+        raise TypeError(
+            f"checkpoints is {described(checkpoints)}: pass a folder, or pairs (step, state_dict)"
+        )
     if not isinstance(checkpoints, Sequence):
         return None
     steps = [step for step, _ in _pairs(checkpoints)]
@@ -229,7 +231,7 @@ def _prefix(state: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     prefixes = {n.removesuffix(first) for n in state if first and n.endswith(f".{first}")}
     found = [p for p in prefixes if set(mine) <= {n.removeprefix(p) for n in state}]
     if not found:
-        return ""
+        return "\nPass the model whose checkpoints these are, of the same sizes and names"
     return (
         f"\nAll names begin with {found[0]!r}: read the folder by kpops.training.checkpoints("
         f"folder, prefix={found[0]!r}), or remove it from the names"

@@ -15,6 +15,7 @@ from torch import nn
 from kpops.labels import to_numpy
 from kpops.learning.fingerprints import NotPlainError, describe_modules, plain
 from kpops.learning.trials import Trials
+from kpops.scalars import generator
 
 
 def choose_seed(rng: int | np.random.Generator | None, newest: dict[str, Any] | None) -> int:
@@ -23,8 +24,7 @@ def choose_seed(rng: int | np.random.Generator | None, newest: dict[str, Any] | 
         return int(rng.integers(2**63))
     if rng is None:
         return int(np.random.default_rng().integers(2**63)) if newest is None else newest["seed"]
-    if operator.index(rng) < 0:
-        raise ValueError(f"rng={rng}: pass a seed of 0 or more")
+    generator(rng)  # refuses what is no seed
     return operator.index(rng)
 
 

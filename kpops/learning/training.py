@@ -22,6 +22,7 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from kpops.kinds import described
 from kpops.labels import numpy_dtype
 from kpops.learning.checkpoints import newest_checkpoint, remove_unfinished, write_checkpoint
 from kpops.learning.folders import only_trainer
@@ -39,6 +40,7 @@ from kpops.learning.schedules import Keep, Stop, schedule
 from kpops.learning.trial_order import refuse_time_first
 from kpops.learning.trials import read_trials
 from kpops.models.initial import spectral_radius
+from kpops.scalars import check_count, check_real
 
 
 def train(
@@ -165,13 +167,23 @@ def train(
     trials = read_trials(task, model)
     objective = objective_of(loss, task.get("loss_mask"))
     n_trials = len(trials.inputs)
-    if not 1 <= batch_size <= n_trials:
+    if isinstance(batch_size, int) and not 1 <= batch_size <= n_trials:
         raise ValueError(
             f"batch_size={batch_size}, and the task has {n_trials} trials: "
             f"pass a batch_size between 1 and {n_trials}"
         )
-    if max_steps < 0:
-        raise ValueError(f"max_steps={max_steps}: pass the number of updates to end at, 0 or more")
+    check_count("batch_size", batch_size, 1, n_trials)
+    check_count("max_steps", max_steps, 0)
+    if stop_loss is not None:
+        check_real("stop_loss", stop_loss)
+    if stop is not None and not callable(stop):
+        raise TypeError(
+            f"stop is {described(stop)}: pass stop(step, losses), or stop_loss= a number"
+        )
+    if not isinstance(folder, str | os.PathLike) or Path(folder).is_file():
+        raise TypeError(
+            f"folder is {described(folder)}: pass the path of a folder, new or of before"
+        )
     refuse_time_first(model, trials.inputs)
     keep = schedule(checkpoint_every)
     updates = Updates(model, optimizer, learning_rate)

@@ -95,7 +95,9 @@ def _refuse_empty(weights: Tensor) -> None:
 def _parameter_of(model: nn.Module) -> Tensor:
     """A parameter that learns, in the dtype of all."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {described(model)}, expected an nn.Module")
+        raise TypeError(
+            f"model is {described(model)}, expected an nn.Module: pass the network to train"
+        )
     learning = [p for p in model.parameters() if p.requires_grad]
     if not learning:
         raise ValueError("model has no parameter that requires grad: unfreeze some")

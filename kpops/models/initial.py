@@ -18,6 +18,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from kpops.labels import to_numpy
+from kpops.scalars import generator as random_generator
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -100,7 +101,7 @@ def initialize_recurrent(
     names = recurrent_weights(every)
     if not names:
         raise ValueError(_none_found(f"{type(model).__name__} has"))
-    generator = np.random.default_rng(rng)
+    generator = random_generator(rng)
     for name in names:
         weight = model.get_parameter(name)
         bound = g / math.sqrt(weight.shape[1])

@@ -17,6 +17,8 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from kpops.arrays import as_tensor
+from kpops.kinds import described
+from kpops.labels import Shown
 from kpops.models.sizes import is_whole
 
 
@@ -274,14 +276,15 @@ def as_recurrence(model: Any) -> Recurrence:
     >>> kpops.models.as_recurrence(torch.nn.LSTM(3, 4)).state_size
     8
     """
-    what = f"a {type(model).__name__}"
+    what = described(model)
     hint = "nn.RNN, nn.GRU, nn.LSTM, a Cell, a module whose forward(x_t, h) returns the next state"
     if isinstance(model, type):
-        what = f"the class {model.__name__}"
         hint = f"make one, for example {model.__name__}(...)"
     elif isinstance(model, Mapping):
         what = "a dict"
         hint = "make the network, load the weights by network.load_state_dict(...), and pass it"
+    elif isinstance(model, Shown):
+        hint = "pass the model that was linearised, or its Linearization where one is taken"
     raise TypeError(f"model is {what}, expected an nn.Module: {hint}")
 
 

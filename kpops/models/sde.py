@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kpops.models.time_grid import TimeStepped, refuse_method
+from kpops.scalars import generator as random_generator
 
 
 class NeuralSDE(TimeStepped):
@@ -126,7 +127,7 @@ class NeuralSDE(TimeStepped):
         """
         features, lengths = self._features(times, x, n_trials)
         shape = (*lengths.shape[:2], n_units)
-        drawn = torch.from_numpy(np.random.default_rng(rng).standard_normal(shape))
+        drawn = torch.from_numpy(random_generator(rng).standard_normal(shape))
         increments = lengths.sqrt() * drawn.to(lengths)
         return torch.cat([features, increments], dim=-1)
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from kpops.models.diagonal import DiagonalRecurrence
 from kpops.models.recurrence import as_recurrence, unless_changed
 from kpops.models.sizes import check_sizes
+from kpops.scalars import generator as random_generator
 
 _VARIABLES = {"real": ("h",), "complex": ("re", "im")}
 
@@ -87,7 +88,7 @@ class DiagonalSSM(nn.Module):
         self.n_modes = n_modes
         self.form = form
         self.state_size = n_modes * len(_VARIABLES[form])
-        generator = np.random.default_rng(rng)
+        generator = random_generator(rng)
         squared = generator.uniform(radius[0] ** 2, radius[1] ** 2, n_modes)
         self.log_rate = _parameter(np.log(-np.log(squared) / 2))
         if form == "complex":
@@ -162,7 +163,7 @@ class SelectiveSSM(nn.Module):
         self.input_size = input_size
         self.n_states = n_states
         self.state_size = input_size * n_states
-        generator = np.random.default_rng(rng)
+        generator = random_generator(rng)
         bound = 1 / math.sqrt(input_size)
         step = np.exp(generator.uniform(np.log(1e-3), np.log(1e-1), input_size))
         self.log_rate = _parameter(np.tile(np.log(np.arange(1, n_states + 1)), (input_size, 1)))
@@ -225,7 +226,7 @@ class LinearTimeVarying(nn.Module):
         check_sizes(input_size=input_size, state_size=state_size)
         self.input_size = input_size
         self.state_size = state_size
-        generator = np.random.default_rng(rng)
+        generator = random_generator(rng)
         shape = (input_size, state_size, state_size)
         modulation = generator.standard_normal(shape) / math.sqrt(input_size * state_size)
         self.recurrent = _parameter(0.9 * generator.standard_normal(shape[1:]) / shape[1] ** 0.5)

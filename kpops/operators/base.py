@@ -234,7 +234,8 @@ class TrajectoryOperator(Arithmetic, Shown):
 
         unknown = sorted(set(positions) - set(self.domain.dims) - set(self.codomain.dims))
         if unknown:
-            raise ValueError(f"no dim {unknown} in {self.domain} or {self.codomain}")
+            known = list(dict.fromkeys((*self.domain.dims, *self.codomain.dims)))
+            raise ValueError(f"no dim {unknown} in {self!r}: choose from {known}")
 
         def restriction(space: Space) -> Restriction | None:
             here = {d: p for d, p in positions.items() if d in space.dims}

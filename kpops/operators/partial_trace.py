@@ -20,6 +20,7 @@ from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import bracketed
+from kpops.scalars import generator as random_generator
 
 Action = Callable[[Tensor], Tensor]
 
@@ -78,7 +79,7 @@ def partial_trace(
         if blocks is not None:
             return _of_unit_blocks(op, blocks, kept)
         return PartialTrace(op, kept)
-    rng = np.random.default_rng(rng)
+    rng = random_generator(rng)
     if op.root is not None:
         return ProbedGram.draw(op, kept, num_probes, rng)
     return ProbedTrace.draw(op, kept, num_probes, rng)

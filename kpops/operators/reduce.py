@@ -113,7 +113,10 @@ def _positions(space: Space, dim: str, wanted: Any) -> np.ndarray:
     try:
         index = np.atleast_1d(np.arange(size)[chosen])
     except (IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{dim}={wanted!r} does not fit the dim of size {size}: {error}") from None
+        raise ValueError(
+            f"{dim}={wanted!r} does not fit the dim of size {size} ({error}): choose positions "
+            f"from 0 to {size - 1}"
+        ) from None
     if index.size == 0:
         raise ValueError(f"{dim}={wanted!r} selects nothing of the dim of size {size}")
     if len(np.unique(index)) != len(index):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from kpops.kinds import described
+
 # Okabe and Ito (2008): told apart under every common colour blindness, and in grey by lightness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "0.45"
@@ -31,7 +33,11 @@ _LABEL_WIDTH = 30
 
 def get_axes(ax: Any) -> Any:
     """Return `ax`, else the Axes of a new figure as wide as a column."""
-    return new_axes(None, COLUMN, 0.72 * COLUMN).item() if ax is None else ax
+    if ax is None:
+        return new_axes(None, COLUMN, 0.72 * COLUMN).item()
+    if not hasattr(ax, "lines"):
+        raise TypeError(f"ax is {described(ax)}: pass Axes of matplotlib, or None for new ones")
+    return ax
 
 
 def new_axes(
@@ -41,6 +47,8 @@ def new_axes(
     import matplotlib.pyplot as plt
 
     if figure is not None:
+        if not hasattr(figure, "subplots"):
+            raise TypeError(f"figure is {described(figure)}: pass a Figure of matplotlib, or None")
         return figure.subplots(rows, columns, squeeze=False, **layout)
     figure = plt.figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **layout)

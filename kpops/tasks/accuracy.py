@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from kpops.arrays import as_tensor
+from kpops.kinds import described
 from kpops.labels import Space, by_name, coordinates_of, to_numpy
 
 Criterion = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
@@ -97,6 +98,8 @@ def accuracy(task: xr.Dataset, outputs: Any) -> xr.Dataset:
 
 
 def _criterion(task: xr.Dataset) -> tuple[Criterion, float]:
+    if not isinstance(task, xr.Dataset):
+        raise TypeError(f"task is {described(task)}: pass a Dataset, as of kpops.tasks")
     name = task.attrs.get("criterion")
     if name not in _CRITERIA:
         raise ValueError(

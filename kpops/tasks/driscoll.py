@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from kpops.scalars import generator as random_generator
 from kpops.tasks.driscoll_plans import Plan, category, integration, match, pro
 from kpops.tasks.mixing import mix
 from kpops.tasks.trials import (
@@ -203,7 +204,7 @@ def driscoll(
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     _check(names, n_trials, steps or {})
-    generator = np.random.default_rng(rng)
+    generator = random_generator(rng)
     parts = [
         _trials(Recipe(name, n_trials // len(names), noise, generator, dtype), angles, steps or {})
         for name in names

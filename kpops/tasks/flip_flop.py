@@ -7,6 +7,7 @@ import math
 import numpy as np
 import xarray as xr
 
+from kpops.scalars import check_real
 from kpops.tasks.trials import Recipe, Rng, at_least, repeat
 
 
@@ -74,6 +75,7 @@ def flip_flop(
     """
     recipe = Recipe("flip_flop", n_trials, noise, rng, dtype)
     bits, steps = at_least(1, bits=bits, steps=steps)
+    check_real("probability", probability)
     if not 0 < probability <= 1:
         raise ValueError(f"probability={probability}: pass a number above 0 and at most 1")
     shape = (recipe.n_trials, steps, bits)

@@ -10,6 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from kpops.kinds import described
+from kpops.scalars import generator as random_generator
 from kpops.tasks.memory_pro import delay_anti, delay_pro, memory_anti, memory_pro
 from kpops.tasks.trials import (
     ANGLE_TOLERANCE,
@@ -105,7 +107,7 @@ def mix(
     for values, channel in ((inputs, first.input), (targets, first.output)):
         values[:, :extra, channel.values == "fixation"] = 1
 
-    generator = np.random.default_rng(rng)
+    generator = random_generator(rng)
     rule = task[:, None] == np.array(rules, dtype=object)
     shown = mask if context is None else mask & (epoch == "context")
     added = np.where(shown[..., None], rule[:, None, :], 0.0)
@@ -191,7 +193,7 @@ def four_task_mix(
     if n_trials < 4 or n_trials % 4:
         raise ValueError(f"n_trials={n_trials}: pass a multiple of 4, for as many of each task")
     lengths = lengths_of(steps, ("context", "stimulus", "memory", "response"))
-    generator = np.random.default_rng(rng)
+    generator = random_generator(rng)
     parts = [
         task(
             n_trials // 4, angles=angles, noise=noise, steps=lengths[1:], rng=generator, dtype=dtype
@@ -215,6 +217,8 @@ def _check_alike(tasks: Sequence[xr.Dataset]) -> None:
     if isinstance(tasks, xr.Dataset) or not tasks:
         raise ValueError("tasks: pass one Dataset or more, in a list")
     for i, task in enumerate(tasks):
+        if not isinstance(task, xr.Dataset):
+            raise TypeError(f"tasks[{i}] is {described(task)}: pass Datasets, as of kpops.tasks")
         for what in ("criterion", "tolerance"):
             if what not in task.attrs:
                 raise ValueError(f"tasks[{i}] has no attrs[{what!r}]: see kpops.tasks.accuracy")

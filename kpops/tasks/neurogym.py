@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from kpops.scalars import generator as random_generator
 from kpops.tasks.trials import Condition, Rng, assemble, at_least, attributes, seed_label
 
 
@@ -71,7 +72,7 @@ def from_neurogym(
     if isinstance(env, str):
         env = _make(env)
     seed, new_trial = _method(env, "seed"), _method(env, "new_trial")
-    seed(int(np.random.default_rng(rng).integers(2**31)))
+    seed(int(random_generator(rng).integers(2**31)))
     env.reset()
 
     trials, observed, wanted, epochs = [], [], [], []

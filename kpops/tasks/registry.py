@@ -9,6 +9,7 @@ from typing import Any
 
 import xarray as xr
 
+from kpops.kinds import described
 from kpops.tasks.driscoll import DRISCOLL_TASKS, driscoll
 from kpops.tasks.flip_flop import flip_flop
 from kpops.tasks.forecast import low_rank_forecast
@@ -76,7 +77,7 @@ def names() -> list[str]:
     return list(_TASKS)
 
 
-def make(name: str, n_trials: int, **options: Any) -> xr.Dataset:
+def make(name: str, n_trials: int | None = None, **options: Any) -> xr.Dataset:
     """Trials of a task by its name.
 
     Parameters
@@ -86,7 +87,7 @@ def make(name: str, n_trials: int, **options: Any) -> xr.Dataset:
         names in the program of Yang et al. (2019) and in neurogym. These aliases mean the tasks
         with Driscoll's timing and inputs; the tasks of the KPFlow paper are ``memory_pro`` etc.
     n_trials : int
-        Number of trials.
+        Number of trials; there is no default.
     **options
         Passed to the task.
 
@@ -106,11 +107,15 @@ def make(name: str, n_trials: int, **options: Any) -> xr.Dataset:
     >>> task.task.values[0], task.sizes["input"]
     ('MemoryPro', 20)
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {described(name)}: pass one of kpops.tasks.names()")
     known = _ALIASES.get(name, name)
     if known not in _TASKS:
         near = difflib.get_close_matches(name, [*_TASKS, *_ALIASES], n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "kpops.tasks.names() lists all"
         raise ValueError(f"no task has the name {name!r}: {hint}")
+    if n_trials is None:
+        raise TypeError(f"n_trials is missing: pass a number of trials, make({name!r}, 100)")
     return _TASKS[known](n_trials, **options)
 
 

@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike
 
 from kpops.arrays import as_tensor
 from kpops.labels import to_numpy
+from kpops.scalars import check_count, check_real
+from kpops.scalars import generator as random_generator
 
 #: Standard deviation of the training noise on the inputs of the tasks with angles.
 NOISE = 0.1 * math.sqrt(2)
@@ -44,16 +46,16 @@ class Recipe:
 
     def __init__(self, task: str, n_trials: int, noise: float, rng: Rng, dtype: str) -> None:
         self.task = task
-        self.n_trials = operator.index(n_trials)
-        if self.n_trials < 1:
-            raise ValueError(f"n_trials={n_trials}: ask for at least one trial")
+        check_count("n_trials", n_trials, 1)
+        self.n_trials = int(n_trials)
+        check_real("noise", noise)
         if not (math.isfinite(noise) and noise >= 0):
             raise ValueError(f"noise={noise}: pass a finite standard deviation, 0 for none")
-        if np.dtype(dtype).name not in ("float32", "float64"):
+        if dtype not in ("float32", "float64", np.float32, np.float64):
             raise ValueError(f"dtype={dtype!r}: use 'float32' or 'float64'")
         self.noise = float(noise)
         self.dtype = np.dtype(dtype).name
-        self.generator = np.random.default_rng(rng)
+        self.generator = random_generator(rng)
         self.seed = seed_label(rng)
 
     def angles(self, angles: str | ArrayLike, offset: float = 0.0) -> np.ndarray:
@@ -164,13 +166,13 @@ def seed_label(rng: Rng) -> int | str | None:
 
 def lengths_of(steps: Sequence[int], epochs: Sequence[str]) -> list[int]:
     """Check the numbers of steps of the epochs."""
-    lengths = [operator.index(s) for s in steps]
-    if len(lengths) != len(epochs) or min(lengths) < 1:
+    lengths = list(steps) if np.iterable(steps) else []
+    whole = all(isinstance(s, int | np.integer) and s >= 1 for s in lengths)
+    if len(lengths) != len(epochs) or not whole:
         raise ValueError(
-            f"steps={tuple(steps)}: pass {len(epochs)} positive numbers, one each for "
-            f"{tuple(epochs)}"
+            f"steps={steps!r}: pass {len(epochs)} positive ints, one each for {tuple(epochs)}"
         )
-    return lengths
+    return [int(s) for s in lengths]
 
 
 def repeat(epochs: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
@@ -182,9 +184,8 @@ def repeat(epochs: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
 def at_least(minimum: int, **values: int) -> list[int]:
     """Check whole numbers; their names are those of the arguments."""
     for name, value in values.items():
-        if operator.index(value) < minimum:
-            raise ValueError(f"{name}={value}: pass {minimum} or more")
-    return [operator.index(value) for value in values.values()]
+        check_count(name, value, minimum)
+    return [int(value) for value in values.values()]
 
 
 def _variable(

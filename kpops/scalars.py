@@ -1,0 +1,44 @@
+"""The one door for single numbers of users, and for the seed of all that is random."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kpops.kinds import described
+
+
+def check_count(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Refuse what is not an int from `low` to `high`."""
+    bounds = f"of {low} or more" if high is None else f"from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}={value!r}: pass an int {bounds}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name}={value}: choose an int {bounds}")
+
+
+def check_real(name: str, value: Any) -> None:
+    """Refuse what is not one real number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} is {described(value)}: pass a real number")
+
+
+def generator(rng: Any) -> np.random.Generator:
+    """Generator of a seed, of None, or the one that is given.
+
+    Examples
+    --------
+    >>> from kpops.scalars import generator
+    >>> generator("a")
+    Traceback (most recent call last):
+    TypeError: rng is the string 'a': pass a seed, an int of 0 or more, or a numpy.random.Generator
+    """
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError):
+        kind = ValueError if isinstance(rng, int) else TypeError
+        raise kind(
+            f"rng is {described(rng)}: pass a seed, an int of 0 or more, or a "
+            "numpy.random.Generator"
+        ) from None
