@@ -108,7 +108,8 @@ def refuse_unlike_training(
     trained, ours = _gradients(name, subject, never_run, rows)
     for what, gradient in ours.gradients.items():
         reference = trained[what]
-        if _far(gradient, torch.zeros_like(gradient) if reference is None else reference):
+        reference = torch.zeros_like(gradient) if reference is None else reference
+        if _far(gradient, reference, ours.rounding):
             raise ValueError(
                 f"the gradient of {name} by {what} is not the one that training gets: "
                 f"{_why_not_trained(subject.module, never_run.module)}"
@@ -144,11 +145,15 @@ def refuse_unlike_training(
 
 
 class _ByOperators(NamedTuple):
-    """Gradients by name; whether each is linear in the cotangent; whether push and pull agree."""
+    """Gradients by name; whether each is linear in the cotangent; whether push and pull agree.
+
+    A gradient that vanishes, as by what a norm divides out, is the rounding of its terms.
+    """
 
     gradients: dict[str, Tensor]
     linear: dict[str, bool]
     adjoint: bool
+    rounding: Tensor
 
 
 def _gradients(
@@ -192,7 +197,7 @@ def _by_operators(subject: Subject, rows: Rows, cotangent: Tensor) -> _ByOperato
         u = torch.randn(pulled[0].shape, generator=generator).to(pulled)
         pushed, pulled = push(torch.stack([u, u]))[0], pulled[0]
         size = cotangent.norm() * pushed.norm() + u.norm() * pulled.norm()
-        gaps.append(((cotangent * pushed).sum() - (u * pulled).sum()).abs() / size)
+        gaps.append((((cotangent * pushed).sum() - (u * pulled).sum()).abs(), size, u.norm()))
 
     compare(pulled[STATE], d.state_jvp)
     names = list(rows.parameters)
@@ -202,15 +207,18 @@ def _by_operators(subject: Subject, rows: Rows, cotangent: Tensor) -> _ByOperato
         parts = flat.split(d.sizes(names), dim=1)
         shapes = (rows.parameters[n].shape for n in names)
         pulled |= {n: p.reshape(2, *s) for n, p, s in zip(names, parts, shapes, strict=True)}
-    linear = {n: not _far(two[1] / _LARGE, two[0]) for n, two in pulled.items()}
-    adjoint = not any(bool(gap > _tolerance(gap)) for gap in gaps)
-    return _ByOperators({n: two[0] for n, two in pulled.items()}, linear, adjoint)
+    value = subject.step({}, rows.x, rows.h).norm() * cotangent.norm()
+    largest = torch.stack([value, *(two[0].norm() for two in pulled.values())]).nan_to_num().max()
+    rounding = 16 * torch.finfo(value.dtype).eps * largest
+    linear = {n: not _far(two[1] / _LARGE, two[0], rounding) for n, two in pulled.items()}
+    adjoint = not any(bool(gap > _tolerance(gap) * size + u * rounding) for gap, size, u in gaps)
+    return _ByOperators({n: two[0] for n, two in pulled.items()}, linear, adjoint, rounding)
 
 
-def _far(a: Tensor, b: Tensor) -> bool:
+def _far(a: Tensor, b: Tensor, rounding: Tensor) -> bool:
     """Whether gradients differ by more than rounding, where both are finite."""
     finite = a.isfinite() & b.isfinite()
-    return bool((a - b)[finite].norm() > _tolerance(a) * b[finite].norm())
+    return bool((a - b)[finite].norm() > _tolerance(a) * b[finite].norm() + rounding)
 
 
 def _tolerance(like: Tensor) -> float:
