@@ -24,6 +24,8 @@ STATE = "its state"
 _ROWS = 4
 _LARGE = 2.0**10
 _TRIES = 3
+_VANISHES = 2e-6
+"""Of the largest gradient: smaller ones may be checked in float32 only as far as this."""
 _NEARBY = 1e-2
 # Relative steps of differences of fourth order: the first is for what computes in float32 inside,
 # the last ones are for functions of many kinks.
@@ -209,7 +211,8 @@ def _by_operators(subject: Subject, rows: Rows, cotangent: Tensor) -> _ByOperato
         pulled |= {n: p.reshape(2, *s) for n, p, s in zip(names, parts, shapes, strict=True)}
     value = subject.step({}, rows.x, rows.h).norm() * cotangent.norm()
     largest = torch.stack([value, *(two[0].norm() for two in pulled.values())]).nan_to_num().max()
-    rounding = 16 * torch.finfo(value.dtype).eps * largest
+    # A norm enlarges what it is of: by its eps, up to some hundred times.
+    rounding = min(1e3 * torch.finfo(value.dtype).eps, _VANISHES) * largest
     linear = {n: not _far(two[1] / _LARGE, two[0], rounding) for n, two in pulled.items()}
     adjoint = not any(bool(gap > _tolerance(gap) * size + u * rounding) for gap, size, u in gaps)
     return _ByOperators({n: two[0] for n, two in pulled.items()}, linear, adjoint, rounding)
