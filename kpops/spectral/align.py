@@ -16,6 +16,7 @@ from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Sum
 from kpops.operators.dense import Batches, uncoupled
 from kpops.operators.foreign import as_operator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.estimators.moments import jackknife
 from kpops.spectral.estimators.stochastic import dots, sphere
@@ -197,7 +198,7 @@ def _of_probes(
     work.expect(2 * m)
     wide = a.shape[0] < a.shape[1]
     space = a.codomain if wide else a.domain
-    rng = np.random.default_rng(rng)
+    rng = seeded(rng)
     like = torch.empty(0, dtype=a.torch_dtype, device=a.device)
 
     def blocks() -> Iterator[Tensor]:

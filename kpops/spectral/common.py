@@ -16,6 +16,7 @@ from torch import Tensor
 from kpops import work
 from kpops.labels import Space, to_numpy
 from kpops.operators.base import TrajectoryOperator
+from kpops.scalars import generator as seeded
 from kpops.spectral.scaling import power_of_two
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -37,7 +38,7 @@ def noise_floor(dtype: torch.dtype) -> float:
 
 def random_block(op: TrajectoryOperator, space: Space, k: int, rng: Any) -> Tensor:
     """Standard normal block (k, *space.shape) in the dtype and on the device of `op`."""
-    values = np.random.default_rng(rng).standard_normal((k, *space.shape))
+    values = seeded(rng).standard_normal((k, *space.shape))
     return torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device)
 
 

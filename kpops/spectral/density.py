@@ -14,6 +14,7 @@ from torch import Tensor
 from kpops import work
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.eig import eigsh
 from kpops.spectral.estimators.quadrature_rules import Rule, check_probes, gauss_rule
@@ -197,7 +198,7 @@ def spectral_density(
         bulk, modes = _parted(spectrum, outliers)
         how = spectrum.how
     else:
-        rng = np.random.default_rng(rng)
+        rng = seeded(rng)
         modes = _leading(op, symmetric, outliers, rng)
         scaled, unit = normalized(op)
         options = {"num_probes": num_probes, "steps": steps, "rng": rng, "symmetric": symmetric}

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -16,6 +15,7 @@ from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, exact, scaling, structure
 from kpops.spectral.solvers.arpack import arpack
 from kpops.spectral.solvers.eigenproblem import FEW, EigenProblem, block_lanczos
@@ -150,6 +150,8 @@ def eigsh(
     array([-5.,  3.])
     """
     op = as_operator(op)
+    if op.domain != op.codomain:
+        raise ValueError(f"{op!r} does not map a space to itself: use kpops.svds, or op @ op.H")
     common.check_k(k, op.shape[0])
     if method not in ("auto", "exact", *METHODS):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(METHODS)}")
@@ -158,7 +160,7 @@ def eigsh(
     common.require_self_adjoint(op)
     work.check_on_interrupt(on_interrupt)
     near = start_vectors(op, v0)
-    rng = np.random.default_rng(rng)
+    rng = seeded(rng)
     whole, (op, unit) = op, scaling.normalized(op, rng)
     search = start(op, k, tol, max_matvecs, block_size, rng, callback)
     chosen, insist = "asked for", "method='exact'" if method == "auto" else ""
@@ -225,7 +227,7 @@ def start(
         int(k),
         max(tol, noise),
         budget,
-        np.random.default_rng(rng),
+        seeded(rng),
         callback,
         rounding=noise / 4,
     )

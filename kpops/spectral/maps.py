@@ -16,6 +16,7 @@ from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import batches, uncoupled
 from kpops.operators.foreign import as_operator
 from kpops.operators.partial_trace import signs
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.scaling import normalized, normalized_blocks, raised, undone
 
@@ -159,7 +160,7 @@ def _checked_lag(op: TrajectoryOperator, dim: str, beyond: int | None) -> int | 
 def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: Any) -> Tensor:
     work.expect(num_probes * (1 if dim in uncoupled(op) else op.domain.sizes[dim]))
     shape = (num_probes, *op.domain.shape)
-    z = signs(shape, op, np.random.default_rng(rng))
+    z = signs(shape, op, seeded(rng))
     if dim in uncoupled(op):
         # What starts at one position stays there: all of them share a vector.
         parts = [_energies(op.apply(some), op.codomain, dim) for some in z.split(_BLOCK)]

@@ -14,6 +14,7 @@ from torch import Tensor
 from kpops import work
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.eig import eigsh
 from kpops.spectral.estimators.budget import (
@@ -104,7 +105,7 @@ def frobenius_norm(
     if exact is not None:
         answer = Answer(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
     else:
-        run, act = _gram_run(op, method, np.random.default_rng(rng))
+        run, act = _gram_run(op, method, seeded(rng))
         answer = estimated(run, budget, tol, positive=True, power=0.5)
         if act is not None:
             answer = answer._replace(unit=act.scale * answer.unit)
@@ -195,7 +196,7 @@ def schatten_norm(
         norm = _p_norm(spectrum.values.double(), p)
         answer = Answer(norm, 0.0, "exact", spectrum.how, op.num_matvecs - before)
     elif method == "auto" and p == 4:
-        run, act = _fourth_run(op, np.random.default_rng(rng))
+        run, act = _fourth_run(op, seeded(rng))
         answer = estimated(run, budget, tol, positive=True, power=0.25)
         answer = answer._replace(unit=math.sqrt(act.scale) * answer.unit)
     elif p == math.inf:
@@ -333,7 +334,7 @@ class _Rules:
     """The sum of ``sigma^p`` from Gauss rules, anew for every budget."""
 
     def __init__(self, op: TrajectoryOperator, p: float, rng: Any) -> None:
-        self.p, self.rng = p, np.random.default_rng(rng)
+        self.p, self.rng = p, seeded(rng)
         self.op, self.scale = normalized(op)
         self.symmetric = common.is_self_adjoint(op)
         self.num_matvecs = 0.0

@@ -15,6 +15,7 @@ from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
 from kpops.operators.partial_trace import PartialTrace, ProbedGram, ProbedTrace
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.density import whole_spectrum
 from kpops.spectral.estimators.moments import NEEDS_POSITIVE, left_out
@@ -167,7 +168,7 @@ def effective_rank(
     question = Question(kind, threshold, tol)
     _check(question, reduction, method, num_matvecs, rtol)
     work.check_on_interrupt(on_interrupt)
-    rng = np.random.default_rng(rng)
+    rng = seeded(rng)
     whole = op
     if keep is not None:
         # No rank depends on the scale, but what is reduced may leave the dtype.

@@ -23,6 +23,7 @@ from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Scaled
 from kpops.operators.dense import dense_blocks
+from kpops.scalars import generator as seeded
 
 # Operators within this factor of one stay as they are: so do the squares of their squares.
 _NEAR = 2.0**20
@@ -54,7 +55,7 @@ def normalized(op: TrajectoryOperator, rng: Any = 0) -> tuple[TrajectoryOperator
     ValueError
         If the products are not finite, or so small that the dtype has lost their digits.
     """
-    values = np.random.default_rng(rng).standard_normal((1, *op.domain.shape))
+    values = seeded(rng).standard_normal((1, *op.domain.shape))
     image = op.apply(torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device))
     if is_lost(image) and op.root is not None:
         root, unit = normalized(op.root)

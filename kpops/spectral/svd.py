@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -17,6 +16,7 @@ from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches, batches
 from kpops.operators.foreign import as_operator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, eig, scaling, structure
 from kpops.spectral.solvers.eigenproblem import EigenProblem
 from kpops.spectral.solvers.krylov import AT_LEAST, Bidiagonal, Family, Modes, run
@@ -111,7 +111,7 @@ def svds(
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(eig.METHODS)}")
     work.check_on_interrupt(on_interrupt)
     near = start_vectors(op, v0)
-    rng = np.random.default_rng(rng)
+    rng = seeded(rng)
     whole, (op, unit) = op, scaling.normalized(op, rng)
     search = eig.start(op, k, tol, max_matvecs, block_size, rng, callback)
     chosen, insist = "asked for", "method='exact'" if method == "auto" else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -15,6 +14,7 @@ from kpops.operators.compose import Adjoint, Scaled
 from kpops.operators.dense import batches
 from kpops.operators.foreign import as_operator
 from kpops.operators.propagator import InversePropagator, Propagator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.estimators.budget import (
     Answer,
@@ -139,7 +139,7 @@ def trace(
     if exact is not None:
         answer = Answer(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
     else:
-        generator = np.random.default_rng(rng)
+        generator = seeded(rng)
         run: TraceRun
         if tol is None:
             work.expect(budget * (2 if root is not None and method != "hutch++" else 1))
@@ -242,7 +242,7 @@ def diagonal(
             rows_of(root.apply, root.domain) if root is not None else None,
             root.shape[1] if root is not None else 0,
         )
-        run = Diagonal(actions, method, np.random.default_rng(rng), empty(op))
+        run = Diagonal(actions, method, seeded(rng), empty(op))
         answer = estimated(run, budget, tol, positive=False)
     settings = {"method": method, "num_matvecs": budget, "tol": tol}
 

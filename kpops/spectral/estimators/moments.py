@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.operators.base import TrajectoryOperator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common
 from kpops.spectral.estimators.quadrature_rules import Problem, problem_of
 from kpops.spectral.estimators.sketch import TINY, dots, sphere, widened
@@ -104,7 +105,7 @@ def moments(
 
     For ``G = R R*`` both traces are those of ``R* R``, which is applied if it is smaller.
     """
-    rng = np.random.default_rng(rng)
+    rng = seeded(rng)
     problem = problem_of(op, symmetric)
     m = max(2, num_matvecs // problem.cost)
     work.expect(m * (1 if problem.apply == op.apply else 2))

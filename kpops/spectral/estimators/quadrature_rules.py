@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from kpops.engines.memory import free_bytes
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches, uncoupled
+from kpops.scalars import generator as seeded
 from kpops.spectral import common
 from kpops.spectral.scaling import normalized
 
@@ -262,7 +262,7 @@ def gauss_rule(
     modes = _orthonormal(off, problem) if off is not None and len(off) else None
     # Modes mix the blocks, and so does a projection off them.
     batches = Batches(problem.space, () if modes is not None else problem.dims)
-    rng = np.random.default_rng(rng)
+    rng = seeded(rng)
     work.expect(num_probes * min(steps, batches.size) * (1 if problem.apply == op.apply else 2))
     recursions: list[Tridiagonal] = []
     room = free_bytes(op.device) // 4
