@@ -161,13 +161,15 @@ def eigsh(
     work.check_on_interrupt(on_interrupt)
     near = start_vectors(op, v0)
     rng = seeded(rng)
-    whole, (op, unit) = op, scaling.normalized(op, rng)
+    with work.held(on_interrupt):
+        whole, (op, unit) = op, scaling.normalized(op, rng)
     search = start(op, k, tol, max_matvecs, block_size, rng, callback)
     chosen, insist = "asked for", "method='exact'" if method == "auto" else ""
     if method == "auto":
         method, chosen = _choose(op, k, which)
     before = op.num_matvecs
     if method == "exact":
+        work.refuse_interrupted()
         values, block, how, largest = exact.leading(op, k, which, insist)
         chosen, sure, used = f"{chosen}: {how}", k, op.num_matvecs - before + 1
         residual = _residual(op, values, block, largest)

@@ -112,13 +112,15 @@ def svds(
     work.check_on_interrupt(on_interrupt)
     near = start_vectors(op, v0)
     rng = seeded(rng)
-    whole, (op, unit) = op, scaling.normalized(op, rng)
+    with work.held(on_interrupt):
+        whole, (op, unit) = op, scaling.normalized(op, rng)
     search = eig.start(op, k, tol, max_matvecs, block_size, rng, callback)
     chosen, insist = "asked for", "method='exact'" if method == "auto" else ""
     if method == "auto":
         method, chosen = _choose(op, k)
     before = whole.num_matvecs - 1
     if method == "exact":
+        work.refuse_interrupted()
         left, values, right = _exact(op, k, insist)
         residual, sure = _residual(op, left, values, right), k
     else:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
 import torch
 from torch import Tensor
 
@@ -60,7 +59,10 @@ def widened(count: int) -> float:
     normal samples are taken.
     """
     freedom = max(1.0, (count - 1) / 2)
-    return float(scipy.special.stdtrit(freedom, scipy.special.ndtr(2))) / 2
+    # Imported here, since it adds a filter to the warnings'.
+    from scipy.special import ndtr, stdtrit
+
+    return float(stdtrit(freedom, ndtr(2))) / 2
 
 
 def mean_and_error(samples: Tensor) -> tuple[float, float]:
