@@ -24,6 +24,7 @@ from kpops.checks import (
 )
 from kpops.engines.base import Trajectory
 from kpops.engines.memory import named_allocations
+from kpops.kinds import described
 from kpops.labels import numpy_dtype
 from kpops.models.readout import RowReadout
 from kpops.models.recurrence import Recurrence, as_recurrence
@@ -123,9 +124,7 @@ def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[
         return mine.requires_grad_(False), learning
     if callable(readout) and not isinstance(readout, type):
         return readout, {}
-    is_class = isinstance(readout, type)
-    what = f"the class {readout.__name__}" if is_class else f"a {type(readout).__name__}"
-    raise TypeError(f"readout is {what}, expected an nn.Module or a callable")
+    raise TypeError(f"readout is {described(readout)}, expected an nn.Module or a callable")
 
 
 def _copy(module: Any) -> Any:

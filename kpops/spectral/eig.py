@@ -151,7 +151,10 @@ def eigsh(
     """
     op = as_operator(op)
     if op.domain != op.codomain:
-        raise ValueError(f"{op!r} does not map a space to itself: use kpops.svds, or op @ op.H")
+        raise ValueError(
+            f"{op!r} maps no space to itself, and so is not self-adjoint: use kpops.svds, or eigsh "
+            "of op @ op.H"
+        )
     common.check_k(k, op.shape[0])
     if method not in ("auto", "exact", *METHODS):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(METHODS)}")

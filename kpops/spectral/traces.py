@@ -103,10 +103,8 @@ def trace(
     leaves out. As the scatter of few samples is uncertain itself, standard errors are widened by
     Student's t, at half of the degrees of freedom of normal samples since quadratic forms have
     heavier tails: sevenfold from 2 samples, by half from 8, by 4 % from 64. An interval of two
-    standard errors then held the trace in 93 to 99 % of all cases from 8 to 64 products, over six
-    spectra and all methods; least, 90 %, where one mode holds nearly all and few vectors are
-    independent of it. A tolerance is taken
-    as met when two successive rounds, of twice as many products each, meet it and agree within
+    standard errors then held the trace in 91 to 100 % of 200 seeds, 97 % in the mean, by each of
+    the four methods at 8, 16, 32 and 64 products over six spectra. A tolerance is taken as met when two successive rounds, of twice as many products each, meet it and agree within
     twice their combined error; where the spectrum drops just at the number of vectors of a round,
     that may still be fooled.
 

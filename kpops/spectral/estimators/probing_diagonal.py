@@ -134,11 +134,10 @@ class Diagonal:
 
     def _prospects(self, left: float) -> dict[str, float]:
         """Variance of the two forms, all entries together, if the rest is spent on them."""
+        plain, squared = self.plain, self.squared
         return {
-            "plain": _total(self.plain.stderr) * self.plain.count / (self.plain.count + left),
-            "squared": _total(self.squared.stderr)
-            * self.squared.count
-            / (self.squared.count + 2 * left),
+            "plain": _total(plain.variance) * plain.count / (plain.count + left),
+            "squared": _total(squared.variance) * squared.count / (squared.count + 2 * left),
         }
 
     def _hutchinson(self, budget: float) -> None:
@@ -209,7 +208,7 @@ class Diagonal:
             found["xdiag"] = scatter.mean, scatter.stderr
         chosen = self.method
         if chosen == "auto":
-            chosen = min(found, key=lambda name: _total(found[name][1]))
+            chosen = min(found, key=lambda name: _total(found[name][1].square()))
         return DiagonalOutcome(*found[chosen], chosen, self.why)
 
 
@@ -221,8 +220,8 @@ def _squares(probe: Tensor, image: Tensor) -> Tensor:
     return image.double().square()
 
 
-def _total(stderr: Tensor) -> float:
-    total = float(stderr.square().sum())
+def _total(variance: Tensor) -> float:
+    total = float(variance.sum())
     return total if math.isfinite(total) else math.inf
 
 
@@ -231,7 +230,7 @@ def _pooled(a: Scatter, b: Scatter) -> tuple[Tensor, Tensor]:
     if min(a.count, b.count) < 2:
         more = a if a.count > b.count else b
         return more.mean, more.stderr
-    of_a, of_b = _total(a.stderr), _total(b.stderr)
+    of_a, of_b = _total(a.variance), _total(b.variance)
     weight = of_b / (of_a + of_b) if of_a + of_b > 0 else 0.5
     stderr = (weight**2 * a.stderr.square() + (1 - weight) ** 2 * b.stderr.square()).sqrt()
     return weight * a.mean + (1 - weight) * b.mean, stderr

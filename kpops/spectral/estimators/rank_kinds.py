@@ -323,7 +323,9 @@ def _few_modes(
         warnings.simplefilter("ignore", common.ConvergenceWarning)
         solve = eigsh if symmetric else svds
         # A matrix, which small operators are given, would take more products than there are.
-        modes = solve(op, k, method="block-krylov", max_matvecs=most, rng=rng)
+        # Of a seed of their own: how often a block must be refilled at random is up to rounding,
+        # and must not decide which vectors are drawn after it.
+        modes = solve(op, k, method="block-krylov", max_matvecs=most, rng=rng.spawn(1)[0])
     names = ("eigenvalue", "eigenfunction") if symmetric else ("singular_value", "left")
     values, vectors = (torch.from_numpy(modes[name].values).to(op.device) for name in names)
     floor = 2 * common.noise_floor(op.torch_dtype) ** 0.5  # of svds by a Gram operator

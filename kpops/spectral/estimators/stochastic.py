@@ -327,11 +327,16 @@ class Scatter:
         self.squares = self.squares + gap * (vector - self.mean)
 
     @property
-    def stderr(self) -> Tensor:
-        """Standard error of the mean; NaN of a single vector."""
+    def variance(self) -> Tensor:
+        """Variance of the mean, as the scatter has it; NaN of a single vector."""
         if self.count < 2:
             return torch.full_like(self.mean, math.nan)
-        return widened(self.count) * (self.squares / (self.count - 1) / self.count).sqrt()
+        return self.squares / (self.count - 1) / self.count
+
+    @property
+    def stderr(self) -> Tensor:
+        """Standard error of the mean, widened for few vectors; NaN of a single one."""
+        return widened(max(2, self.count)) * self.variance.sqrt()
 
 
 def xdiag(sketch: Sketch) -> Scatter:
