@@ -105,7 +105,11 @@ def refuse_unlike_training(
     ValueError
         With the name of what disagrees, and the remedy.
     """
-    some = torch.linspace(0, len(h) - 1, min(_ROWS, len(h)), device=h.device).long()
+    # Off the state 0, where all trials begin: there a kink may have two derivatives, as that of
+    # nn.PReLU, and P, J and K use none by the first state.
+    moved = h.any(1).nonzero()[:, 0]
+    where = moved if len(moved) else torch.arange(len(h), device=h.device)
+    some = where[torch.linspace(0, len(where) - 1, min(_ROWS, len(where))).long()]
     rows = Rows(parameters, x[some], h[some])
     trained, ours = _gradients(name, subject, never_run, rows)
     for what, gradient in ours.gradients.items():

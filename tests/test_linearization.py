@@ -689,7 +689,7 @@ REFUSED = {
     "readout of a wrong kind": (
         lambda: kpops.linearize(gru(), inputs(), readout="linear"),
         TypeError,
-        "readout is the string 'gru', expected an nn.Module or a callable",
+        "readout is the string 'linear', expected an nn.Module or a callable",
     ),
     "readout of a wrong size": (
         lambda: kpops.linearize(gru(), inputs(), readout=nn.Linear(5, 2)),
