@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-import numpy as np
-import scipy.sparse
 import torch
-import xarray as xr
 from torch import nn, zeros
 
 import kpops
@@ -48,7 +45,7 @@ def message_of(code: str) -> tuple[str, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = eval(code, globals() | fixtures())  # noqa: S307
+            result = eval(code, globals() | fixtures())
     except Exception as error:
         return type(error).__name__, str(error)
     return "no error", repr(result)

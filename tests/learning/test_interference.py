@@ -477,7 +477,7 @@ def test_wrong_use_is_refused(trained, options, told):
 def test_unknown_tasks_and_unfit_results_are_refused(trained):
     with pytest.raises(ValueError, match=r"no task 'Go': choose from \['Pro', 'Anti'\]"):
         interference_operator(trained[-1], "Go", "Pro")
-    with pytest.raises(ValueError, match="needs the variable loss_change with dims step"):
+    with pytest.raises(ValueError, match="expected loss_change with the dims step"):
         accumulate_interference(xr.Dataset())
     pairs = {"step": [1, 0], "task": ["a"], "task_in": ["a"]}
     backwards = xr.DataArray(np.ones((2, 1, 1)), pairs, list(pairs))

@@ -173,7 +173,11 @@ def test_learning_rate_from_numpy_leaves_readable_checkpoints(tmp_path):
 @pytest.mark.parametrize(
     ("optimizer", "error", "message"),
     [
-        ("gradient", ValueError, r"optimizer='gradient': use one of \['adadelta', 'adafactor'"),
+        (
+            "gradient",
+            ValueError,
+            r"optimizer is the string 'gradient': use one of \['adadelta', 'adafactor'",
+        ),
         ("lbfgs", ValueError, "step of LBFGS needs closure"),
         (lambda p, lr: torch.optim.LBFGS(p, lr), ValueError, "step of LBFGS needs closure"),
         (

@@ -231,7 +231,7 @@ def test_missing_neurogym_raises_with_the_remedy(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"n_trials": 0}, ValueError, "n_trials=0: pass 1 or more"),
+        ({"n_trials": 0}, ValueError, "n_trials=0: choose an int of 1 or more"),
         ({"dtype": "int8"}, ValueError, "dtype='int8'"),
         ({"env": object()}, TypeError, "object has no method 'seed'"),
     ],

@@ -178,7 +178,7 @@ def test_wrong_mixes_raise(tasks, options, message):
     ("arguments", "message"),
     [
         ({"n_trials": 6}, "n_trials=6: pass a multiple of 4"),
-        ({"steps": (30, 30, 30)}, r"steps=\(30, 30, 30\): pass 4 positive numbers"),
+        ({"steps": (30, 30, 30)}, r"steps=\(30, 30, 30\): pass 4 positive ints"),
         ({"angles": [0.0] * 8}, r"shape \(8,\), expected \(n_trials,\) = \(2,\)"),
     ],
 )

@@ -136,19 +136,19 @@ def test_random_stimuli_are_uniform():
 @pytest.mark.parametrize(
     ("task", "arguments", "message"),
     [
-        (flip_flop, {"bits": 0}, "bits=0: pass 1 or more"),
+        (flip_flop, {"bits": 0}, "bits=0: choose an int of 1 or more"),
         (flip_flop, {"steps": 0}, "steps=0"),
         (flip_flop, {"probability": 0.0}, "probability=0.0"),
         (flip_flop, {"probability": 1.5}, "probability=1.5"),
         (integration, {"drive": "evenly"}, "drive='evenly': use 'random' or 'even'"),
         (integration, {"steps": 0}, "steps=0"),
-        (low_rank_forecast, {"latents": 1}, "latents=1: pass 2 or more"),
-        (low_rank_forecast, {"channels": 9}, "channels=9: pass 10 or more"),
+        (low_rank_forecast, {"latents": 1}, "latents=1: choose an int of 2 or more"),
+        (low_rank_forecast, {"channels": 9}, "channels=9: choose an int of 10 or more"),
         (low_rank_forecast, {"horizon": 0}, "horizon=0"),
         (low_rank_forecast, {"starts": "evenly"}, "starts='evenly'"),
         (memory_pro_one_hot, {"n_stimuli": 0}, "n_stimuli=0"),
         (memory_pro_one_hot, {"stimuli": "evenly"}, "stimuli='evenly'"),
-        (memory_pro_one_hot, {"steps": (1, 1)}, r"steps=\(1, 1\): pass 3 positive numbers"),
+        (memory_pro_one_hot, {"steps": (1, 1)}, r"steps=\(1, 1\): pass 3 positive ints"),
     ],
 )
 def test_wrong_use_raises_and_names_the_value(task, arguments, message):
