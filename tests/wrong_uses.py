@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
+import scipy.sparse
 import torch
+import xarray as xr
 from torch import nn, zeros
 
 import kpops
+
+_LIBRARIES = {"np": np, "xr": xr, "scipy": scipy}
 
 
 class Use(NamedTuple):
@@ -45,7 +50,7 @@ def message_of(code: str) -> tuple[str, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = eval(code, globals() | fixtures())
+            result = eval(code, globals() | _LIBRARIES | fixtures())
     except Exception as error:
         return type(error).__name__, str(error)
     return "no error", repr(result)
