@@ -190,17 +190,10 @@ _ = right.set_title("the first mode")
 # What the next step does
 # -----------------------
 #
-# A loss turns the operators to the task. Any function of outputs and targets will do; here it is
-# cross-entropy, on one-hot targets.
+# A loss turns the operators to the task: here the cross-entropy, a mean over the steps that the
+# mask leaves. Any function of outputs and targets will do, too.
 
-
-def cross_entropy(logits, onehot):
-    """Mean over valid steps; at the others the targets are zero."""
-    return -(onehot * torch.log_softmax(logits, -1)).sum() / mask.sum()
-
-
-onehot = torch.from_numpy(np.eye(3, dtype="float32")[labels] * mask[..., None])
-flow = kpops.gradient_flow(lin, onehot, loss=cross_entropy)
+flow = kpops.gradient_flow(lin, labels, loss="cross_entropy")
 print(f"loss {float(flow.loss):.3f}")
 
 # %%
@@ -215,7 +208,8 @@ print(moved.groupby("side").mean(["trial", "time"]).round(4).values)
 rate = 1e-2
 moving = Decider().eval()
 moving.load_state_dict(weights[300])
-loss = cross_entropy(moving(torch.from_numpy(inputs)), onehot)
+logits = moving(torch.from_numpy(inputs))
+loss = F.cross_entropy(logits[mask], torch.from_numpy(labels[mask]))
 gradients = torch.autograd.grad(loss, list(moving.gru.parameters()))
 with torch.no_grad():
     for parameter, gradient in zip(moving.gru.parameters(), gradients, strict=True):
@@ -234,14 +228,12 @@ print(f"the prediction is off by {float(error):.1%}")
 
 def measure(lin):
     """Ranks of the three operators, and the leading modes of P K P*."""
-    ranks = [dims_used(op).estimate.rename("rank") for op in (lin.K, lin.P, lin.flow)]
-    names = xr.DataArray(["K", "P", "P K P*"], dims="operator", name="operator").astype(object)
-    ranks = xr.concat([r.drop_vars("operator", errors="ignore") for r in ranks], names)
-    values = kpops.eigsh(lin.flow, k=8, rng=0).eigenvalue
-    return xr.Dataset({"rank": ranks, "eigenvalue": values.drop_vars("operator", errors="ignore")})
+    ranks = xr.concat([dims_used(op).estimate for op in (lin.K, lin.P, lin.flow)], "operator")
+    return {"rank": ranks, "eigenvalue": kpops.eigsh(lin.flow, k=8, rng=0).eigenvalue}
 
 
-followed = kpops.over_training(network, sorted(weights.items()), trials, measure, mask=mask)
+checkpoints, options = sorted(weights.items()), {"mask": mask}
+followed = kpops.over_training(network, checkpoints, trials, measure, options=options)
 print(followed["rank"].to_pandas().astype(float).round(1))
 
 # %%
@@ -274,7 +266,7 @@ seeds = xr.DataArray([0, 1, 2], dims="seed")
 results = [followed]
 for seed in seeds.values[1:].tolist():
     checkpoints = sorted(train(seed).items())
-    results.append(kpops.over_training(network, checkpoints, trials, measure, mask=mask))
+    results.append(kpops.over_training(network, checkpoints, trials, measure, options=options))
 study = xr.concat(results, seeds)
 print(study["rank"].mean("seed").to_pandas().astype(float).round(1))
 

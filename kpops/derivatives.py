@@ -24,6 +24,8 @@ STATE = "its state"
 _ROWS = 4
 _LARGE = 2.0**10
 _TRIES = 3
+_VANISHES = 2e-6
+"""Of the largest gradient: smaller ones may be checked in float32 only as far as this."""
 _NEARBY = 1e-2
 # Relative steps of differences of fourth order: the first is for what computes in float32 inside,
 # the last ones are for functions of many kinks.
@@ -108,7 +110,8 @@ def refuse_unlike_training(
     trained, ours = _gradients(name, subject, never_run, rows)
     for what, gradient in ours.gradients.items():
         reference = trained[what]
-        if _far(gradient, torch.zeros_like(gradient) if reference is None else reference):
+        reference = torch.zeros_like(gradient) if reference is None else reference
+        if _far(gradient, reference, ours.rounding):
             raise ValueError(
                 f"the gradient of {name} by {what} is not the one that training gets: "
                 f"{_why_not_trained(subject.module, never_run.module)}"
@@ -121,7 +124,8 @@ def refuse_unlike_training(
     if not ours.adjoint:  # possible only where the push is by forward mode
         raise ValueError(
             f"forward and reverse mode of {name} disagree, and it has no second derivative: leave "
-            "torch.no_grad and hooks out, or functions such as hardsigmoid, which lack it"
+            "torch.no_grad and hooks out, or functions such as hardsigmoid, which lack it; those "
+            "of nn.PReLU differ at 0, so start it at an h0 other than 0"
         )
     _refuse_kept(name, never_run, rows, [what for what, g in trained.items() if g is None])
     if is_declared(subject.module):
@@ -143,11 +147,15 @@ def refuse_unlike_training(
 
 
 class _ByOperators(NamedTuple):
-    """Gradients by name; whether each is linear in the cotangent; whether push and pull agree."""
+    """Gradients by name; whether each is linear in the cotangent; whether push and pull agree.
+
+    A gradient that vanishes, as by what a norm divides out, is the rounding of its terms.
+    """
 
     gradients: dict[str, Tensor]
     linear: dict[str, bool]
     adjoint: bool
+    rounding: Tensor
 
 
 def _gradients(
@@ -191,7 +199,7 @@ def _by_operators(subject: Subject, rows: Rows, cotangent: Tensor) -> _ByOperato
         u = torch.randn(pulled[0].shape, generator=generator).to(pulled)
         pushed, pulled = push(torch.stack([u, u]))[0], pulled[0]
         size = cotangent.norm() * pushed.norm() + u.norm() * pulled.norm()
-        gaps.append(((cotangent * pushed).sum() - (u * pulled).sum()).abs() / size)
+        gaps.append((((cotangent * pushed).sum() - (u * pulled).sum()).abs(), size, u.norm()))
 
     compare(pulled[STATE], d.state_jvp)
     names = list(rows.parameters)
@@ -201,15 +209,19 @@ def _by_operators(subject: Subject, rows: Rows, cotangent: Tensor) -> _ByOperato
         parts = flat.split(d.sizes(names), dim=1)
         shapes = (rows.parameters[n].shape for n in names)
         pulled |= {n: p.reshape(2, *s) for n, p, s in zip(names, parts, shapes, strict=True)}
-    linear = {n: not _far(two[1] / _LARGE, two[0]) for n, two in pulled.items()}
-    adjoint = not any(bool(gap > _tolerance(gap)) for gap in gaps)
-    return _ByOperators({n: two[0] for n, two in pulled.items()}, linear, adjoint)
+    value = subject.step({}, rows.x, rows.h).norm() * cotangent.norm()
+    largest = torch.stack([value, *(two[0].norm() for two in pulled.values())]).nan_to_num().max()
+    # A norm enlarges what it is of: by its eps, up to some hundred times.
+    rounding = min(1e3 * torch.finfo(value.dtype).eps, _VANISHES) * largest
+    linear = {n: not _far(two[1] / _LARGE, two[0], rounding) for n, two in pulled.items()}
+    adjoint = not any(bool(gap > _tolerance(gap) * size + u * rounding) for gap, size, u in gaps)
+    return _ByOperators({n: two[0] for n, two in pulled.items()}, linear, adjoint, rounding)
 
 
-def _far(a: Tensor, b: Tensor) -> bool:
+def _far(a: Tensor, b: Tensor, rounding: Tensor) -> bool:
     """Whether gradients differ by more than rounding, where both are finite."""
     finite = a.isfinite() & b.isfinite()
-    return bool((a - b)[finite].norm() > _tolerance(a) * b[finite].norm())
+    return bool((a - b)[finite].norm() > _tolerance(a) * b[finite].norm() + rounding)
 
 
 def _tolerance(like: Tensor) -> float:

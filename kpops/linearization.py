@@ -135,21 +135,17 @@ def linearize(
     recurrence = snapshot.of_model(parts, dtype, device)
     learning = snapshot.learning_parameters(recurrence, parts.own_names(parameters))
     like = next(iter(learning.values()))
-    x, valid, coords, reading = read_inputs(
-        inputs, mask, recurrence, like, convert=dtype is not None
-    )
+    convert = dtype is not None
+    x, valid, coords, reading = read_inputs(inputs, mask, recurrence, like, convert=convert)
     h0 = read_state(h0, dtype, coords)
     recurrence.requires_grad_(False)  # the snapshot's: no autograd graph is ever wanted
     with ONE_AT_A_TIME, torch.autocast(like.device.type, enabled=False):
         trajectory = snapshot.run(recurrence, x, h0, valid, learning)
         own: dict[str, Tensor] = {}
         if readout is not None:
+            whole = parts.of_sequences
             readout, own = snapshot.of_readout(
-                readout,
-                recurrence,
-                trajectory.states,
-                convert=dtype is not None,
-                of_sequences=parts.of_sequences,
+                readout, recurrence, trajectory.states, convert=convert, of_sequences=whole
             )
     return Linearization(
         recurrence=recurrence,
@@ -206,12 +202,9 @@ class Linearization(Shown):
 
     def __post_init__(self) -> None:
         with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
+            names, asked = tuple(self.parameters), (self.engine_asked, self.gates_asked)
             name, gates, self.engine_reason = choose_engine(
-                self.engine_asked,
-                self.gates_asked,
-                self.recurrence,
-                tuple(self.parameters),
-                self.trajectory,
+                *asked, self.recurrence, names, self.trajectory
             )
             self.engine = ENGINES[name](self.recurrence, self.parameters, self.trajectory, gates)
 

@@ -14,7 +14,7 @@ from kpops.arrays import as_tensor
 from kpops.labels import Coordinate, Space, by_name, coordinates_of, disagreeing, to_numpy
 from kpops.models.recurrence import Recurrence
 
-_OURS = ("unit", "output", "parameter", "parameter_name", "mode")
+_OURS = ("unit", "output", "parameter", "parameter_name", "mode", "operator", "kind")
 """Names of coordinates that results have beside those of the inputs."""
 
 

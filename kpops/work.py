@@ -173,6 +173,12 @@ def interrupted() -> bool:
     return mine is not None and mine.interrupted
 
 
+def refuse_interrupted() -> None:
+    """Pass on a Ctrl-C to what can give all or nothing."""
+    if interrupted():
+        raise KeyboardInterrupt
+
+
 def check() -> None:
     """Leave what has nothing to give yet, after Ctrl-C."""
     if interrupted():

@@ -10,7 +10,7 @@ import pytest
 import kpops
 
 ROOMS = [
-    {"labels", "arrays", "kinds", "work"},
+    {"labels", "arrays", "scalars", "kinds", "work"},
     {"models"},
     {"engines"},
     {"operators"},

@@ -120,6 +120,45 @@ def test_times_of_the_clock_align_and_misalign(times):
         lin.P @ later
 
 
+NUMBERS = {
+    "effective_rank": kpops.effective_rank,
+    "trace": kpops.trace,
+    "diagonal": kpops.diagonal,
+    "eigvalsh": kpops.eigvalsh,
+    "frobenius_norm": kpops.frobenius_norm,
+    "schatten_norm": lambda op: kpops.schatten_norm(op, 1),
+    "spectral_norm": kpops.spectral_norm,
+    "spectral_density": lambda op: kpops.spectral_density(op, points=8),
+    "frobenius_map": lambda op: kpops.frobenius_map(op, "time"),
+    "alignment": lambda op: kpops.alignment(op, op),
+}
+
+
+@pytest.mark.parametrize("what", NUMBERS)
+def test_numbers_keep_what_the_user_says_of_the_whole_recording(what):
+    given, function = recorded(), NUMBERS[what]
+    result = function(linearised().K)
+    for name in ("subject", "session"):
+        assert result[name].variable.identical(given[name].variable)
+    others = [
+        function(kpops.linearize(gru(), given.assign_coords(subject=s)).K) for s in ("m2", "m3")
+    ]
+    others = [one.drop_vars("unit", errors="ignore") for one in others]
+    if what == "spectral_density":  # each has a grid of its own
+        others = [one.drop_dims("value") for one in others]
+    assert xr.concat(others, "animal").subject.values.tolist() == ["m2", "m3"]
+
+
+def test_of_two_recordings_what_they_share_is_kept():
+    one, other = (
+        kpops.linearize(gru(), recorded().assign_coords(subject=s)).K for s in ("m1", "m2")
+    )
+    result = kpops.alignment(one, other)
+    assert "subject" not in result.coords and result.session == 3
+    into_parameters = kpops.frobenius_norm(kpops.linearize(gru(), recorded()).J)
+    assert into_parameters.subject == "m1"
+
+
 # A mask comes as a coordinate, and goes in as one.
 
 
@@ -223,7 +262,7 @@ def test_arguments_with_labels_are_understood_by_them():
     assert at.states.trial.values.tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("name", ["unit", "output", "layer"])
+@pytest.mark.parametrize("name", ["unit", "output", "layer", "operator", "kind"])
 def test_names_that_kpops_gives_to_its_own_labels_are_refused(name):
     with pytest.raises(ValueError, match=rf"coordinates \['{name}'\].*rename.*drop_vars"):
         kpops.linearize(gru(), recorded().assign_coords({name: 1}))

@@ -16,6 +16,7 @@ from kpops.learning.required import require_linearization
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
 from kpops.operators import TrajectoryOperator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.eig import eigsh
 from kpops.spectral.estimators.rank_kinds import KINDS, Question, of_spectrum
@@ -120,7 +121,7 @@ def collapse(
     options = {
         "threshold": threshold,
         "num_matvecs": num_matvecs,
-        "rng": np.random.default_rng(rng),
+        "rng": seeded(rng),
     }
     operators = (lin.K, lin.P @ lin.P.H, lin.flow)
     num_modes = min(num_modes, kept.size)

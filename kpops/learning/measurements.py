@@ -40,7 +40,10 @@ def _from_mapping(values: Mapping[str, Any]) -> xr.Dataset:
     xr.align(*labelled.values(), join="exact")  # or a Dataset would fill up with NaN
     scalars = {c for v in labelled.values() for c in v.coords if not v[c].dims}
     of_one = [c for c in scalars if not _is_of_all(c, list(values.values()))]
-    own = {name: v.drop_vars(of_one, errors="ignore") for name, v in labelled.items()}
+    own = {
+        name: v.drop_vars([c for c in of_one if c in v.coords and not v[c].dims])
+        for name, v in labelled.items()
+    }
     return xr.Dataset({**values, **own})
 
 

@@ -13,6 +13,7 @@ import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
+from kpops import work
 from kpops.arrays import refuse_complex
 from kpops.kinds import described
 from kpops.learning.checkpoints import Checkpoints
@@ -161,8 +162,7 @@ def _checked_options(
             raise TypeError(f"{name} is {described(function)}: pass a function{hint}")
     if not isinstance(options, Mapping | None):
         raise TypeError(f"options is {described(options)}: pass a dict, such as {{'mask': mask}}")
-    if on_interrupt not in ("raise", "return"):
-        raise ValueError(f"on_interrupt={on_interrupt!r}: pass 'raise' or 'return'")
+    work.check_on_interrupt(on_interrupt)
     return dict(options or {})
 
 

@@ -21,6 +21,7 @@ from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 from kpops.models.gated import GatedRecurrence
 from kpops.operators import TrajectoryOperator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common
 from kpops.spectral.estimators.rank_kinds import Question, of_spectrum
 from kpops.spectral.rank import effective_rank
@@ -139,7 +140,7 @@ def rank_bounds(
     if not 0 <= tol < 1:
         raise ValueError(f"tol={tol}: choose a fraction of the largest eigenvalue, from 0 to 1")
     tol = max(tol, common.noise_floor(lin.dtype))
-    options = {"num_matvecs": num_matvecs, "rng": np.random.default_rng(rng)}
+    options = {"num_matvecs": num_matvecs, "rng": seeded(rng)}
     places = places_of(lin.recurrence) if isinstance(lin.recurrence, GatedRecurrence) else {}
     layers = _layers(lin)
     n_entries = lin.trajectory.n_valid * lin.space.sizes["unit"]

@@ -197,9 +197,13 @@ def _matrix(given: Any) -> np.ndarray:
 
 def _check_entries(values: np.ndarray, what: str) -> None:
     if values.dtype.kind not in "fiub":
-        raise TypeError(f"{what} has dtype {values.dtype}: kpops operators are real")
+        raise TypeError(
+            f"{what} has dtype {values.dtype}: kpops operators are real: pass real and "
+            "imaginary part as two"
+        )
     bad = int((~np.isfinite(values)).sum())
     if bad:
         raise ValueError(
-            f"{what} is not finite: {bad} of {values.size} entries are NaN or infinite"
+            f"{what} is not finite: {bad} of {values.size} entries are NaN or infinite: "
+            "fill or drop them"
         )

@@ -16,9 +16,11 @@ from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Sum
 from kpops.operators.dense import Batches, uncoupled
 from kpops.operators.foreign import as_operator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.estimators.moments import jackknife
 from kpops.spectral.estimators.stochastic import dots, sphere
+from kpops.spectral.scaling import normalized
 
 _BLOCK = 64
 """Vectors that are taken through the operators together."""
@@ -93,25 +95,24 @@ def alignment(
     -1.0
     """
     a, b = as_operator(a), as_operator(b)
-    Sum(a, b)  # refuses, in words, operators that have no sum
+    both = Sum(a, b)  # refuses, in words, operators that have no sum
     if num_matvecs < 2:
         raise ValueError(f"num_matvecs={num_matvecs}: a standard error needs at least 2")
     if method not in ("auto", "exact", "hutchinson"):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'hutchinson'")
-    products, used, how = None, 0, "K is block diagonal over units"
-    if method != "hutchinson":
-        products = _of_unit_blocks(a, b)
-        if products is None and (method == "exact" or _few(a, b)):
-            products, used = _of_basis(a, b)
-            how = f"a basis of {used // 2} vectors"
+    products = _of_unit_blocks(a, b) if method != "hutchinson" else None
+    if products is None:
+        a, b = (normalized(op)[0] for op in (a, b))  # no angle depends on the scale
+    used, how = 0, "K is block diagonal over units"
+    if products is None and (method == "exact" or (method == "auto" and _few(a, b))):
+        products, used = _of_basis(a, b)
+        how = f"a basis of {used // 2} vectors"
     if products is None:
         method = "hutchinson"
         samples, used = _of_probes(a, b, num_matvecs, rng)
         how = f"{num_matvecs} shared random vectors"
     else:
         method, samples = "exact", products[:, None]
-    if not samples.isfinite().all():
-        raise ValueError("an operator is not finite: check the weights and the scale")
     estimate, stderr = _cosine_and_error(samples)
     if a.positive and b.positive:
         estimate = max(estimate, 0.0)  # tr A B = ||A^(1/2) B^(1/2)||_F^2
@@ -123,10 +124,10 @@ def alignment(
             "estimate": ((), scalar(estimate), {"long_name": "alignment", "units": "1"}),
             "stderr": ((), scalar(stderr), {"long_name": "standard error", "units": "1"}),
         },
-        coords=common.identity(operator=a.symbol, operator2=b.symbol),
+        coords=common.identity(a, b),
         attrs={
             **{k: v for k, v in a.attrs.items() if b.attrs.get(k) == v},
-            **common.configuration(Sum(a, b), num_matvecs=num_matvecs, method=method),
+            **common.configuration(both, num_matvecs=num_matvecs, method=method),
             "method": method,
             "chosen": how,
             "num_matvecs": used,
@@ -142,7 +143,6 @@ def _cosine_and_error(samples: Tensor) -> tuple[float, float]:
     """Of (A z)* (B z), ||A z||^2 and ||B z||^2, shape (3, probe), one of each if exact."""
     if not samples[1].any() or not samples[2].any():
         return math.nan, math.nan
-    # Operators of unequal scale: squares of very small ones must not vanish in the product.
     if samples.shape[1] == 1:
         estimate, stderr = float(_cosine(*samples[:, 0])), 0.0
     else:
@@ -198,7 +198,7 @@ def _of_probes(
     work.expect(2 * m)
     wide = a.shape[0] < a.shape[1]
     space = a.codomain if wide else a.domain
-    rng = np.random.default_rng(rng)
+    rng = seeded(rng)
     like = torch.empty(0, dtype=a.torch_dtype, device=a.device)
 
     def blocks() -> Iterator[Tensor]:

@@ -16,6 +16,8 @@ from torch import Tensor
 from kpops import work
 from kpops.labels import Space, to_numpy
 from kpops.operators.base import TrajectoryOperator
+from kpops.scalars import generator as seeded
+from kpops.spectral.scaling import power_of_two
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -36,7 +38,7 @@ def noise_floor(dtype: torch.dtype) -> float:
 
 def random_block(op: TrajectoryOperator, space: Space, k: int, rng: Any) -> Tensor:
     """Standard normal block (k, *space.shape) in the dtype and on the device of `op`."""
-    values = np.random.default_rng(rng).standard_normal((k, *space.shape))
+    values = seeded(rng).standard_normal((k, *space.shape))
     return torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device)
 
 
@@ -52,12 +54,12 @@ def is_self_adjoint(op: TrajectoryOperator) -> bool:
         return True
     if op.domain != op.codomain:
         return False
-    u, v = random_block(op, op.domain, 2, 0)[:, None]
-    image_u, image_v = op.apply(u), op.apply(v)
+    probes = random_block(op, op.domain, 2, 0)
+    images = op.apply(probes)
+    u, v = probes.double()
+    image_u, image_v = images.double() / power_of_two(images, repr(op))
     gap = abs(float((u * image_v).sum() - (image_u * v).sum()))
     scale = float(u.norm() * image_v.norm() + image_u.norm() * v.norm())
-    if not np.isfinite(scale):
-        raise ValueError(f"{op!r} is not finite: check the weights and the scale")
     return gap <= noise_floor(op.torch_dtype) * scale
 
 
@@ -65,6 +67,22 @@ def require_self_adjoint(op: TrajectoryOperator) -> None:
     """Refuse an operator whose eigenvalues a symmetric solver would get wrong in silence."""
     if not is_self_adjoint(op):
         raise ValueError(f"{op!r} is not self-adjoint: use kpops.svds, or eigsh of op @ op.H")
+
+
+def refuse_indefinite(op: TrajectoryOperator, quotients: Tensor, remedy: str) -> None:
+    """Refuse an operator that has been seen to have a negative eigenvalue.
+
+    The least eigenvalue is at most any Rayleigh quotient or Ritz value, so that one below rounding
+    is a proof. That none is seen is no proof of the contrary.
+    """
+    if not len(quotients):
+        return
+    least, largest = float(quotients.min()), float(quotients.abs().max())
+    if least < -noise_floor(op.torch_dtype) * len(quotients) ** 0.5 * largest:
+        raise ValueError(
+            f"{op!r} is not positive semi-definite: an eigenvalue is at most {least / largest:.3g} "
+            f"of the largest magnitude; {remedy}"
+        )
 
 
 def columns(block: Tensor) -> Tensor:
@@ -79,9 +97,9 @@ def fix_signs(block: Tensor) -> Tensor:
     return torch.where(largest < 0, -1.0, 1.0).to(block.dtype)
 
 
-def mode_variables(variables: Mapping[str, tuple[Tensor, str]]) -> dict[str, xr.DataArray]:
-    """Label per-mode numbers; name to (values, long_name)."""
-    values = {name: to_numpy(v) for name, (v, _) in variables.items()}
+def mode_variables(variables: Mapping[str, tuple[Any, str]]) -> dict[str, xr.DataArray]:
+    """Label per-mode numbers, tensors or arrays; name to (values, long_name)."""
+    values = {n: to_numpy(v) if isinstance(v, Tensor) else v for n, (v, _) in variables.items()}
     k = len(next(iter(values.values())))
     modes = {"mode": _numbered(k)}
     return {
@@ -165,10 +183,25 @@ def verdict(residual: Tensor, tol: float, what: str, sure: int) -> Tensor:
     return converged
 
 
-def identity(**names: str) -> dict[str, tuple[Any, ...]]:
-    """What a result is of, as scalar coordinates: concatenation keeps these, and no attributes."""
+def identity(*ops: TrajectoryOperator, **names: str) -> dict[str, Any]:
+    """What a result is of, as scalar coordinates: concatenation keeps these, and no attributes.
+
+    Those of the user are among them, where all spaces of the operators agree on them.
+    """
+    names |= {f"operator{i}" if i > 1 else "operator": op.symbol for i, op in enumerate(ops, 1)}
+    scalars = [
+        {k: xr.Variable(*c.described(k)) for k, c in space.coords.items() if not c.dims}
+        for op in ops
+        for space in (op.domain, op.codomain)
+    ]
+    kept = {
+        name: value
+        for own in scalars
+        for name, value in own.items()
+        if all(value.equals(other.get(name, value)) for other in scalars)
+    }
     # Object strings, since Zarr has no specified type for NumPy's fixed-length ones.
-    return {
+    return kept | {
         name: ((), np.array(text, dtype=object), {"long_name": name})
         for name, text in names.items()
     }

@@ -12,13 +12,14 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.eig import eigsh
 from kpops.spectral.estimators.quadrature_rules import Rule, check_probes, gauss_rule
 from kpops.spectral.estimators.smoothing import Grid, bulk_edge, make_grid, smoothed
+from kpops.spectral.scaling import normalized, power_of_two, undone
 from kpops.spectral.svd import svds
 
 _STEPS = 64
@@ -82,7 +83,9 @@ def quadrature(
     op = as_operator(op)
     check_probes(num_probes, steps)
     symmetric = common.is_self_adjoint(op)
-    rule = gauss_rule(op, num_probes=num_probes, steps=steps, rng=rng, symmetric=symmetric)
+    scaled, unit = normalized(op)
+    rule = gauss_rule(scaled, num_probes=num_probes, steps=steps, rng=rng, symmetric=symmetric)
+    rule = rule.times(unit)
     return torch.stack([rule.sums(f) for f in functions])
 
 
@@ -195,11 +198,11 @@ def spectral_density(
         bulk, modes = _parted(spectrum, outliers)
         how = spectrum.how
     else:
-        rng = np.random.default_rng(rng)
+        rng = seeded(rng)
         modes = _leading(op, symmetric, outliers, rng)
-        bulk = gauss_rule(
-            op, num_probes=num_probes, steps=steps, rng=rng, symmetric=symmetric, off=modes.vectors
-        )
+        scaled, unit = normalized(op)
+        options = {"num_probes": num_probes, "steps": steps, "rng": rng, "symmetric": symmetric}
+        bulk = gauss_rule(scaled, off=modes.vectors, **options).times(unit)
         used, how = bulk.num_matvecs + modes.num_matvecs, f"Gauss rules of {num_probes} vectors"
     floor = common.noise_floor(op.torch_dtype)
     if whole is None and not symmetric:  # singular values are then roots of eigenvalues
@@ -213,7 +216,7 @@ def spectral_density(
     kind = "eigenvalue" if symmetric else "singular value"
     return xr.Dataset(
         _variables(op, bulk, modes, grid, zero, kind),
-        coords=common.identity(operator=op.symbol),
+        coords=common.identity(op),
         attrs={
             **common.configuration(
                 op,
@@ -327,24 +330,28 @@ def _mean_and_error(per_probe: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over the probes (first dim) and its standard error; none of a single exact one."""
     count = len(per_probe)
     mean = per_probe.mean(0)
-    return mean, per_probe.std(0) / count**0.5 if count > 1 else torch.zeros_like(mean)
+    if count == 1:
+        return mean, torch.zeros_like(mean)
+    unit = power_of_two(per_probe)  # a density of small values is large, and is squared here
+    return mean, unit * (per_probe / unit).std(0) / count**0.5
 
 
 def _variables(
     op: TrajectoryOperator, bulk: Rule, modes: _Modes, grid: Grid, zero: float, kind: str
 ) -> dict[str, Any]:
     density, above = (_mean_and_error(part) for part in smoothed(bulk, grid, zero))
-    values = to_numpy(grid.values).astype(op.dtype)
+    values = undone(grid.values, 1.0, op, f"grid of the {kind}s")
     value = ("value", values, {"long_name": kind, "units": "1"})
 
     def on_grid(part: Tensor, long_name: str) -> xr.DataArray:
         attrs = {"long_name": long_name, "units": "1"}
-        data = to_numpy(part).astype(op.dtype)
+        data = undone(part, 1.0, op, long_name)
         return xr.DataArray(data, dims="value", coords={"value": value}, attrs=attrs)
 
     def raw(part: Tensor, long_name: str) -> xr.DataArray:
         attrs = {"long_name": long_name, "units": "1"}
-        return xr.DataArray(to_numpy(part).astype(op.dtype), dims=("probe", "step"), attrs=attrs)
+        data = undone(part, 1.0, op, long_name)
+        return xr.DataArray(data, dims=("probe", "step"), attrs=attrs)
 
     variables = {
         "density": on_grid(density[0], f"number of {kind}s per unit of value"),
@@ -356,7 +363,7 @@ def _variables(
     }
     if len(modes.values):
         leading = {
-            "outlier": (modes.values.to(op.torch_dtype), f"leading {kind}"),
+            "outlier": (undone(modes.values, 1.0, op, "spectrum"), f"leading {kind}"),
             "outlier_residual": (modes.residuals.to(op.torch_dtype), "relative residual"),
         }
         variables |= common.mode_variables(leading)

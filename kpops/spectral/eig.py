@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -16,7 +15,8 @@ from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
-from kpops.spectral import common, exact, structure
+from kpops.scalars import generator as seeded
+from kpops.spectral import common, exact, scaling, structure
 from kpops.spectral.solvers.arpack import arpack
 from kpops.spectral.solvers.eigenproblem import FEW, EigenProblem, block_lanczos
 from kpops.spectral.solvers.krylov import AT_LEAST, Lanczos, Modes, run
@@ -150,6 +150,8 @@ def eigsh(
     array([-5.,  3.])
     """
     op = as_operator(op)
+    if op.domain != op.codomain:
+        raise ValueError(f"{op!r} does not map a space to itself: use kpops.svds, or op @ op.H")
     common.check_k(k, op.shape[0])
     if method not in ("auto", "exact", *METHODS):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(METHODS)}")
@@ -158,19 +160,23 @@ def eigsh(
     common.require_self_adjoint(op)
     work.check_on_interrupt(on_interrupt)
     near = start_vectors(op, v0)
+    rng = seeded(rng)
+    with work.held(on_interrupt):
+        whole, (op, unit) = op, scaling.normalized(op, rng)
     search = start(op, k, tol, max_matvecs, block_size, rng, callback)
     chosen, insist = "asked for", "method='exact'" if method == "auto" else ""
     if method == "auto":
         method, chosen = _choose(op, k, which)
     before = op.num_matvecs
     if method == "exact":
+        work.refuse_interrupted()
         values, block, how, largest = exact.leading(op, k, which, insist)
-        chosen, sure, used = f"{chosen}: {how}", k, op.num_matvecs - before
+        chosen, sure, used = f"{chosen}: {how}", k, op.num_matvecs - before + 1
         residual = _residual(op, values, block, largest)
     else:
         with work.held(on_interrupt):
             shift, largest = _shift(op, which, search)
-            problem = EigenProblem(op, k, search.rng, together=method == "arpack", **shift)
+            problem = EigenProblem(op, k, together=method == "arpack", **shift)
             values, block, sure = solve(problem, method, search, block_size, near)
             residual = _residual(op, values, block, largest)
         chosen, used = f"{chosen}: in {problem.where}", search.spent + 1
@@ -182,7 +188,7 @@ def eigsh(
         {
             **common.mode_variables(
                 {
-                    "eigenvalue": (values, "eigenvalue"),
+                    "eigenvalue": (scaling.undone(values, unit, whole, "spectrum"), "eigenvalue"),
                     "residual": (residual, "relative residual"),
                     "converged": (converged, "whether the residual meets the tolerance"),
                     "cluster": (_clusters(values, residual, largest), "modes not told apart"),
@@ -190,9 +196,9 @@ def eigsh(
             ),
             "eigenfunction": common.modes_of(block, op.domain, "eigenfunction"),
         },
-        coords=common.identity(operator=op.symbol),
+        coords=common.identity(op),
         attrs={
-            **common.configuration(op, k=int(k), which=which, method=method, tol=tol),
+            **common.configuration(whole, k=int(k), which=which, method=method, tol=tol),
             "method": method,
             "chosen": chosen,
             "num_matvecs": used,
@@ -223,7 +229,7 @@ def start(
         int(k),
         max(tol, noise),
         budget,
-        np.random.default_rng(rng),
+        seeded(rng),
         callback,
         rounding=noise / 4,
     )
@@ -237,11 +243,11 @@ def _shift(op: TrajectoryOperator, which: str, search: Search) -> tuple[dict[str
     if which == "LM" or (which == "LA" and op.positive):
         return {}, 0.0
     first = replace(search, k=1, tol=max(search.tol, 1e-2), callback=None)
-    problem = EigenProblem(op, 1, search.rng)
+    problem = EigenProblem(op, 1)
     modes = block_lanczos(problem.act, problem.family, first, FEW)
     search.spend(first.spent + 1)
     search.over |= modes.sure < 1
-    largest = problem.scale * float(modes.values[0].abs())
+    largest = float(modes.values[0].abs())
     return {"sign": 1.0 if which == "LA" else -1.0, "shift": 1.1 * largest}, largest
 
 

@@ -17,6 +17,7 @@ from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import batches, dense_blocks
 from kpops.operators.foreign import as_operator
 from kpops.spectral import common, structure
+from kpops.spectral.scaling import undone
 
 
 @common.in_full_precision
@@ -69,9 +70,10 @@ def eigvalsh(op: Any, *, anyway: bool = False, progress: bool = False) -> xr.Dat
     op = as_operator(op)
     common.require_self_adjoint(op)
     spectrum = structure.eigenvalues(op, "" if anyway else "anyway=True")
+    values = undone(spectrum.values, 1.0, op, "spectrum")
     result = xr.Dataset(
-        common.mode_variables({"eigenvalue": (spectrum.values, "eigenvalue")}),
-        coords=common.identity(operator=op.symbol),
+        common.mode_variables({"eigenvalue": (values, "eigenvalue")}),
+        coords=common.identity(op),
         attrs={
             **common.configuration(op, method="exact"),
             "method": "exact",
@@ -99,7 +101,8 @@ def leading(
 ) -> tuple[Tensor, Tensor, str, float]:
     """The k leading eigenvalues, eigenfunctions (mode, *dims), how, and the largest magnitude.
 
-    See :func:`kpops.spectral.structure.check_cost` for `insist`.
+    The operator is of about one (:func:`kpops.spectral.scaling.normalized`). See
+    :func:`kpops.spectral.structure.check_cost` for `insist`.
     """
     blocks = op.unit_blocks()
     if blocks is not None and which != "SA" and not structure.smaller_dense(op, blocks):

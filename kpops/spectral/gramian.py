@@ -7,6 +7,7 @@ recursions of one S x S matrix for each trial, so that no block of P is ever for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,12 +21,12 @@ from kpops import work
 from kpops.engines.alone import alone
 from kpops.engines.base import Engine
 from kpops.kinds import described
-from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Adjoint, Product, Scaled
 from kpops.operators.propagator import Propagator
 from kpops.operators.reduce import Restriction
 from kpops.spectral import common
+from kpops.spectral.scaling import undone
 
 
 @common.in_full_precision
@@ -61,7 +62,7 @@ def observability_gramian(
     See Also
     --------
     controllability_gramian : The mirror image.
-    squared_frobenius : The sum of all traces.
+    propagator_norm : The root of the sum of all traces.
 
     Notes
     -----
@@ -134,8 +135,8 @@ def controllability_gramian(
     return _gramians(lin, times, "controllability", -1)
 
 
-def squared_frobenius(op: TrajectoryOperator) -> float | None:
-    """Return the exact squared Frobenius norm of a propagator, or None for other operators.
+def propagator_norm(op: TrajectoryOperator) -> float | None:
+    """Return the exact Frobenius norm of a propagator, or None for other operators.
 
     Parameters
     ----------
@@ -156,12 +157,12 @@ def squared_frobenius(op: TrajectoryOperator) -> float | None:
     Examples
     --------
     >>> import torch, kpops
-    >>> from kpops.spectral.gramian import squared_frobenius
+    >>> from kpops.spectral.gramian import propagator_norm
     >>> cell = torch.nn.RNN(1, 1, batch_first=True, bias=False).double()
     >>> for weight in cell.parameters():
     ...     _ = torch.nn.init.ones_(weight)
     >>> lin = kpops.linearize(cell, torch.zeros(1, 3, 1).double())
-    >>> squared_frobenius(lin.P)  # a lower triangle of ones
+    >>> round(propagator_norm(lin.P) ** 2, 9)  # a lower triangle of ones
     6.0
     """
     total = 0.0
@@ -174,7 +175,7 @@ def squared_frobenius(op: TrajectoryOperator) -> float | None:
             work.advance(1)
             seen = gramian.diagonal(dim1=1, dim2=2).double() * window.columns[:, t]
             total += float(scale @ seen.sum(1))
-    return window.factor**2 * total
+    return abs(window.factor) * math.sqrt(total)
 
 
 # Which part of which propagator an operator is.
@@ -290,7 +291,7 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
     with alone(P.device):  # tensors of inference mode could not be written to inside
         window = _window(P)
         assert window is not None
-        kept = torch.empty(n_trials, len(chosen), n_units, n_units, dtype=P.torch_dtype)
+        kept = torch.empty(n_trials, len(chosen), n_units, n_units, dtype=torch.float64)
         traces = torch.empty(n_trials, n_steps, dtype=torch.float64)
         work.expect(n_steps, "steps")
         for t, gramian, scale in recursion(P.engine, window.rows):
@@ -298,16 +299,17 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
             traces[:, t] = scale * gramian.diagonal(dim1=1, dim2=2).double().sum(1)
             for i in np.flatnonzero(chosen == t):
                 symmetric = (gramian + gramian.mT) / 2
-                kept[:, i] = (scale[:, None, None] * symmetric).to(P.torch_dtype)
+                kept[:, i] = scale[:, None, None] * symmetric.double()
     settings = {"times": chosen.tolist()}
     return xr.Dataset(
         {
             "gramian": _labelled(P, kept, chosen, f"{kind} Gramian"),
             "trace": P.domain.keep(("trial", "time")).label(
-                to_numpy(traces.to(P.torch_dtype)), long_name=f"trace of the {kind} Gramian"
+                undone(traces, 1.0, P, f"trace of the {kind} Gramian"),
+                long_name=f"trace of the {kind} Gramian",
             ),
         },
-        coords=common.identity(operator=P.symbol),
+        coords=common.identity(P),
         attrs=common.configuration(P, **settings),
     )
 
@@ -320,7 +322,7 @@ def _labelled(P: Propagator, matrices: Tensor, times: np.ndarray, long_name: str
     _, labels, attrs = every["time"]
     at = {"at_time": (("at_time",), labels[times], attrs)}
     return xr.DataArray(
-        to_numpy(matrices),
+        undone(matrices, 1.0, P, long_name),
         dims=("trial", "at_time", "unit", "unit_in"),
         coords=coords | inside | at,
         attrs={"long_name": long_name, "units": "1"},

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.unit_blocks import UnitBlocks
-from kpops.labels import Space, to_numpy
+from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import batches, dense_blocks, uncoupled
+from kpops.operators.dense import batches, uncoupled
 from kpops.operators.foreign import as_operator
 from kpops.operators.partial_trace import signs
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
+from kpops.spectral.scaling import normalized, normalized_blocks, raised, undone
 
 # Vectors that the operator is applied to at a time.
 _BLOCK = 64
@@ -108,14 +110,16 @@ def frobenius_map(
         method = "exact" if blocks is not None or structure.is_small(op) else "probes"
     before = op.num_matvecs
     if method == "probes":
-        samples = _probed(op, dim, num_probes, rng)
+        scaled, unit = normalized(op)
+        samples = _probed(scaled, dim, num_probes, rng)
     elif blocks is not None:
-        samples = _of_unit_blocks(op, blocks, dim)[None]
+        unit = blocks.trace() or 1.0
+        samples = _of_unit_blocks(op, blocks.scaled(1 / unit), dim)[None]
     else:
-        samples = _of_dense_blocks(op, dim)[None]
+        samples, unit = _of_dense_blocks(op, dim)
     settings = {"dim": dim, "method": method, "num_probes": num_probes, "beyond": lag}
     return xr.Dataset(
-        _labelled(op, dim, _summed(samples, lag), lag),
+        _labelled(op, dim, _summed(samples, lag), lag, raised(unit, 2)),
         coords=_coords(op, dim, with_lags=lag is not None),
         attrs={
             **common.configuration(op, **settings),
@@ -156,7 +160,7 @@ def _checked_lag(op: TrajectoryOperator, dim: str, beyond: int | None) -> int | 
 def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: Any) -> Tensor:
     work.expect(num_probes * (1 if dim in uncoupled(op) else op.domain.sizes[dim]))
     shape = (num_probes, *op.domain.shape)
-    z = signs(shape, op, np.random.default_rng(rng))
+    z = signs(shape, op, seeded(rng))
     if dim in uncoupled(op):
         # What starts at one position stays there: all of them share a vector.
         parts = [_energies(op.apply(some), op.codomain, dim) for some in z.split(_BLOCK)]
@@ -181,16 +185,18 @@ def _energies(images: Tensor, space: Space, dim: str) -> Tensor:
     return squares.sum(rest) if rest else squares
 
 
-def _of_dense_blocks(op: TrajectoryOperator, dim: str) -> Tensor:
+def _of_dense_blocks(op: TrajectoryOperator, dim: str) -> tuple[Tensor, float]:
+    """Energies as of one probe, and the scale of the operator."""
     inside, outside = batches(op)
-    squares = dense_blocks(op).double().square()
+    dense, unit = normalized_blocks(op)
+    squares = dense.double().square()
     front = len(uncoupled(op))
     squares = squares.reshape(*outside.shape, *inside.shape[front:])
     row = outside.order.index(op.codomain.dims.index(dim))
     column = len(outside.shape) - front + inside.order.index(op.domain.dims.index(dim))
     if row < front:
-        return torch.diag(_sum_over_others(squares, [row]))
-    return _sum_over_others(squares, [row, column])
+        return torch.diag(_sum_over_others(squares, [row]))[None], unit
+    return _sum_over_others(squares, [row, column])[None], unit
 
 
 def _sum_over_others(array: Tensor, axes: list[int]) -> Tensor:
@@ -279,6 +285,7 @@ def _fraction(part: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
 
 # Labels.
 
+_FRACTIONS = ("near_diagonal", "long_range")
 _NAMES = {
     "energy": "energy",
     "total": "squared Frobenius norm",
@@ -293,6 +300,7 @@ def _labelled(
     dim: str,
     arrays: dict[str, tuple[Tensor, Tensor]],
     lag: int | None,
+    unit: float,
 ) -> dict[str, xr.Variable]:
     dims = {"energy": (dim, f"{dim}_in"), "energy_by_lag": ("lag",), "near_diagonal": ("lag",)}
     result = {}
@@ -301,19 +309,18 @@ def _labelled(
         error = "stderr" if name == "energy" else f"{name}_stderr"
         texts = (long_name, f"standard error of the {long_name}")
         for key, values, text in zip((name, error), both, texts, strict=True):
-            array = to_numpy(values).astype(op.dtype)
+            array = undone(values, 1.0 if name in _FRACTIONS else unit, op, text)
             result[key] = xr.Variable(dims.get(name, ()), array, {"long_name": text, "units": "1"})
     return result
 
 
 def _coords(op: TrajectoryOperator, dim: str, *, with_lags: bool) -> dict[str, Any]:
-    coords: dict[str, Any] = common.identity(operator=op.symbol)
+    coords = common.identity(op)
     for space, suffix in ((op.codomain, ""), (op.domain, "_in")):
         for name, coordinate in space.coords.items():
             dims, values, attrs = coordinate.described(name)
-            if dims in ((), (dim,)):
-                own = suffix if dims else ""
-                coords[name + own] = (tuple(d + suffix for d in dims), values, attrs)
+            if dims == (dim,):
+                coords[name + suffix] = (dim + suffix, values, attrs)
     if with_lags:
         lags = np.arange(op.domain.sizes[dim])
         coords["lag"] = ("lag", lags, {"long_name": "lag in steps", "units": "1"})

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kpops import work
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import dense_blocks
 from kpops.operators.foreign import as_operator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.eig import eigsh
 from kpops.spectral.estimators.budget import (
@@ -27,9 +27,10 @@ from kpops.spectral.estimators.budget import (
     scalar_dataset,
 )
 from kpops.spectral.estimators.probing_gram import GramTrace
-from kpops.spectral.estimators.quadrature_rules import gauss_rule, power_of_two
+from kpops.spectral.estimators.quadrature_rules import gauss_rule
 from kpops.spectral.estimators.sketch import Act
-from kpops.spectral.gramian import squared_frobenius
+from kpops.spectral.gramian import propagator_norm
+from kpops.spectral.scaling import normalized, normalized_blocks, power_of_two
 from kpops.spectral.svd import svds
 from kpops.spectral.traces import trace
 
@@ -104,10 +105,10 @@ def frobenius_norm(
     if exact is not None:
         answer = Answer(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
     else:
-        run, act = _gram_run(op, method, np.random.default_rng(rng))
+        run, act = _gram_run(op, method, seeded(rng))
         answer = estimated(run, budget, tol, positive=True, power=0.5)
         if act is not None:
-            answer = _times(answer, act.scale)
+            answer = answer._replace(unit=act.scale * answer.unit)
     settings = {"method": method, "num_matvecs": budget, "tol": tol}
     return scalar_dataset(op, "frobenius_norm", answer, "Frobenius norm", settings)
 
@@ -180,7 +181,8 @@ def schatten_norm(
     budget = check(method, _SCHATTEN, num_matvecs, tol)
     name = f"Schatten norm (p = {p:g})"
     settings = {"method": method, "num_matvecs": budget, "tol": tol, "p": float(p)}
-    exact = method == "exact" or (method == "auto" and structure.is_exact(op))
+    small = min(op.shape) < 2 or structure.is_exact(op)
+    exact = method == "exact" or (method == "auto" and small)
     options = {"num_matvecs": budget, "tol": tol, "rng": rng}
     if not exact and method == "auto":
         special = _special(op, p, options)
@@ -194,9 +196,9 @@ def schatten_norm(
         norm = _p_norm(spectrum.values.double(), p)
         answer = Answer(norm, 0.0, "exact", spectrum.how, op.num_matvecs - before)
     elif method == "auto" and p == 4:
-        run, act = _fourth_run(op, np.random.default_rng(rng))
+        run, act = _fourth_run(op, seeded(rng))
         answer = estimated(run, budget, tol, positive=True, power=0.25)
-        answer = _times(answer, math.sqrt(act.scale))
+        answer = answer._replace(unit=math.sqrt(act.scale) * answer.unit)
     elif p == math.inf:
         raise ValueError("p=inf: Gauss rules have no largest value; use method='auto'")
     else:
@@ -274,30 +276,26 @@ def spectral_norm(
 
 def _exact_frobenius(op: TrajectoryOperator, method: str) -> tuple[float, str] | None:
     """The norm and how it was found; None if it is not cheap and `method` does not insist."""
-    square = squared_frobenius(op)
-    if square is not None:
-        return math.sqrt(square), "sum of the traces of the observability Gramians of P"
+    norm = propagator_norm(op)
+    if norm is not None:
+        return norm, "sum of the traces of the observability Gramians of P"
     blocks = op.unit_blocks()
     if blocks is not None:
-        return math.sqrt(blocks.inner(blocks)), f"K couples no two of {blocks.n_units} units"
+        trace = blocks.trace() or 1.0
+        scaled = blocks.scaled(1 / trace)
+        how = f"K couples no two of {blocks.n_units} units"
+        return trace * math.sqrt(scaled.inner(scaled)), how
     root = op.root
     if root is not None and structure.is_small(root) and root.shape[1] < root.shape[0]:
-        dense = dense_blocks(root).double()
-        largest = float(dense.abs().max()) or 1.0
-        dense = dense / largest
+        dense, unit = normalized_blocks(root)
+        dense = dense.double()
         how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])} of a factor"
-        return largest**2 * float((dense.mT @ dense).norm()), how
+        return unit * unit * float((dense.mT @ dense).norm()), how
     if method == "exact" or structure.is_small(op):
-        dense = dense_blocks(op)
+        dense, unit = normalized_blocks(op)
         how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}"
-        return _frobenius_of(dense), how
+        return unit * float(dense.double().norm()), how
     return None
-
-
-def _frobenius_of(dense: Tensor) -> float:
-    """The norm of a matrix whose squares might leave the dtype."""
-    largest = float(dense.abs().max()) if dense.numel() else 0.0
-    return largest * float((dense.double() / largest).norm()) if largest > 0 else largest
 
 
 class _Gram:
@@ -310,10 +308,6 @@ class _Gram:
         images = self.forth(rows)
         self.scale = self.scale or power_of_two(images)
         return self.back(images / self.scale)
-
-
-def _times(answer: Answer, factor: float) -> Answer:
-    return answer._replace(estimate=factor * answer.estimate, stderr=factor * answer.stderr)
 
 
 def _gram_run(
@@ -340,7 +334,8 @@ class _Rules:
     """The sum of ``sigma^p`` from Gauss rules, anew for every budget."""
 
     def __init__(self, op: TrajectoryOperator, p: float, rng: Any) -> None:
-        self.op, self.p, self.rng = op, p, np.random.default_rng(rng)
+        self.p, self.rng = p, seeded(rng)
+        self.op, self.scale = normalized(op)
         self.symmetric = common.is_self_adjoint(op)
         self.num_matvecs = 0.0
         self.found = (math.nan, math.nan)
@@ -376,6 +371,10 @@ class _Rules:
         error = math.hypot(math.sqrt(variance), 2 * change)
         norm = scale * mean ** (1 / self.p)
         self.found = norm, norm * error / mean / self.p
+
+    def unit(self, power: float) -> float:
+        """What the norm is to be multiplied by."""
+        return self.scale**power
 
     def outcome(self) -> tuple[float, float, str, str]:
         """The norm from the last rule."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from kpops import work
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import batches, dense_blocks
+from kpops.operators.dense import batches
+from kpops.spectral.scaling import normalized_blocks
 
 # Up to this size of a block the dense matrix is cheaper and safer than any iteration.
 DENSE_SIZE = 1024
@@ -38,7 +39,7 @@ class Spectrum:
     Attributes
     ----------
     values : Tensor
-        Of falling magnitude.
+        Of falling magnitude, in float64.
     n_zeros : int
         How many more there are, all zero.
     how : str
@@ -99,8 +100,9 @@ def eigenvalues(op: TrajectoryOperator, insist: str = "") -> Spectrum:
         shape = blocks.n_rows, blocks.n_columns
         # Gram matrices, which are five times as fast as decompositions, and these.
         check_cost(op, blocks.n_units, shape, 0.4 + 4 / 3 * min(shape) / max(shape), insist)
-        each = blocks.eigenvalues()
-        values = each.flatten()
+        total = blocks.trace() or 1.0  # Gram matrices of small factors might vanish
+        each = blocks.scaled(1 / total).eigenvalues()
+        values = each.flatten().double() * total
         order = values.argsort(descending=True)
         unit = blocks.units.start + order // each.shape[1]
         how = f"K couples no two of {blocks.n_units} units"
@@ -109,17 +111,17 @@ def eigenvalues(op: TrajectoryOperator, insist: str = "") -> Spectrum:
     if root is not None and root.domain.size < batches(op)[0].size:  # as of J with few parameters
         check_cost(op, 1, (root.domain.size,) * 2, 4 / 3, insist)
         work.expect(2 * root.domain.size)
-        values = torch.linalg.eigvalsh(dense_blocks(root.H @ root)[0])
+        dense, scale = normalized_blocks(root.H @ root)
         how = f"the Gram matrix of {root.symbol}, of size {root.domain.size}"
+        values = torch.linalg.eigvalsh(dense[0]).double() * scale
         return Spectrum(_falling(values), op.shape[0] - values.numel(), how)
     inside = batches(op)[0]
     check_cost(op, inside.count, (inside.size,) * 2, 4 / 3, insist)
     work.expect(inside.size)
-    dense = dense_blocks(op)
-    skew, most = float((dense - dense.mT).abs().max()), float(dense.abs().max())
-    if not skew <= 1e3 * torch.finfo(dense.dtype).eps * most:
+    dense, scale = normalized_blocks(op)
+    if dense.numel() and (dense - dense.mT).abs().max() > 2e3 * torch.finfo(dense.dtype).eps:
         raise ValueError(f"{op!r} is not self-adjoint: use kpops.svds, or eigsh of op @ op.H")
-    values = torch.linalg.eigvalsh((dense + dense.mT) / 2).flatten()
+    values = torch.linalg.eigvalsh((dense + dense.mT) / 2).flatten().double() * scale
     how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
     return Spectrum(_falling(values), op.shape[0] - values.numel(), how)
 
@@ -132,8 +134,8 @@ def singular_values(op: TrajectoryOperator) -> Spectrum:
     inside, outside = batches(op)
     check_cost(op, inside.count, (outside.size, inside.size), 4, "")
     work.expect(min(outside.size, inside.size))
-    dense = dense_blocks(op)
-    values = torch.linalg.svdvals(dense).flatten()
+    dense, unit = normalized_blocks(op)
+    values = torch.linalg.svdvals(dense).flatten().double() * unit
     how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}"
     return Spectrum(_falling(values), min(op.shape) - values.numel(), how)
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import Batches, batches, dense_blocks
+from kpops.operators.dense import Batches, batches
 from kpops.operators.foreign import as_operator
-from kpops.spectral import common, eig, structure
+from kpops.scalars import generator as seeded
+from kpops.spectral import common, eig, scaling, structure
 from kpops.spectral.solvers.eigenproblem import EigenProblem
 from kpops.spectral.solvers.krylov import AT_LEAST, Bidiagonal, Family, Modes, run
 from kpops.spectral.solvers.search import Progress, Search
@@ -110,12 +111,16 @@ def svds(
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or one of {list(eig.METHODS)}")
     work.check_on_interrupt(on_interrupt)
     near = start_vectors(op, v0)
+    rng = seeded(rng)
+    with work.held(on_interrupt):
+        whole, (op, unit) = op, scaling.normalized(op, rng)
     search = eig.start(op, k, tol, max_matvecs, block_size, rng, callback)
     chosen, insist = "asked for", "method='exact'" if method == "auto" else ""
     if method == "auto":
         method, chosen = _choose(op, k)
-    before = op.num_matvecs
+    before = whole.num_matvecs - 1
     if method == "exact":
+        work.refuse_interrupted()
         left, values, right = _exact(op, k, insist)
         residual, sure = _residual(op, left, values, right), k
     else:
@@ -131,7 +136,10 @@ def svds(
         {
             **common.mode_variables(
                 {
-                    "singular_value": (values, "singular value"),
+                    "singular_value": (
+                        scaling.undone(values, unit, whole, "spectrum"),
+                        "singular value",
+                    ),
                     "residual": (residual, "relative residual"),
                     "converged": (converged, "whether the residual meets the tolerance"),
                     "cluster": (common.clusters(values, residual), "modes not told apart"),
@@ -140,12 +148,12 @@ def svds(
             "left": common.modes_of(lefts, op.codomain, "left singular function"),
             "right": _right_modes(op, rights),
         },
-        coords=common.identity(operator=op.symbol),
+        coords=common.identity(op),
         attrs={
-            **common.configuration(op, k=int(k), method=method, tol=tol),
+            **common.configuration(whole, k=int(k), method=method, tol=tol),
             "method": method,
             "chosen": chosen,
-            "num_matvecs": op.num_matvecs - before,
+            "num_matvecs": whole.num_matvecs - before,
             "noise_floor": common.noise_floor(op.torch_dtype),
         },
     )
@@ -176,12 +184,13 @@ def _exact(op: TrajectoryOperator, k: int, insist: str) -> Triplets:
     inside, outside = batches(op)
     structure.check_cost(op, inside.count, (outside.size, inside.size), 20, insist)
     work.expect(min(outside.size, inside.size) + 2 * k)
-    dense = dense_blocks(op)
+    dense, unit = scaling.normalized_blocks(op)
     u, values, vh = torch.linalg.svd(dense, full_matrices=False)
     chosen = values.flatten().argsort(descending=True)[:k]
     problem, mode = chosen // values.shape[1], chosen % values.shape[1]
     right = _placed(inside, vh[problem, mode], problem)
-    return _placed(outside, u[problem, :, mode], problem), values.flatten()[chosen], right
+    leading = values.flatten()[chosen] * unit
+    return _placed(outside, u[problem, :, mode], problem), leading, right
 
 
 def _placed(side: Batches, vectors: Tensor, problem: Tensor) -> Tensor:
@@ -228,14 +237,9 @@ def _by_bidiagonal(
     op: TrajectoryOperator, search: Search, block_size: int | None
 ) -> tuple[Triplets, int]:
     sides = batches(op)
-    scale = _scale(op, search)
 
     def acts(act: Callable[[Tensor], Tensor], of: int) -> Callable[[Tensor], Tensor]:
-        def scaled(x: Tensor) -> Tensor:
-            image = sides[1 - of].split(act(sides[of].join(x))).contiguous()
-            return image.div_(scale)
-
-        return scaled
+        return lambda x: sides[1 - of].split(act(sides[of].join(x))).contiguous()
 
     families = [Family(s.count, s.size, op.torch_dtype, op.device) for s in sides]
     forth, back = acts(op.apply, 0), acts(op.apply_adjoint, 1)
@@ -247,7 +251,7 @@ def _by_bidiagonal(
         process = Bidiagonal(forth, back, families[0], families[1], search, block)
     modes = run(process, search, block)
     left, right = modes.vectors[::-1] if wide else modes.vectors
-    values = (scale * modes.values).to(op.torch_dtype)
+    values = modes.values.to(op.torch_dtype)
     triplets = (
         _placed(sides[1], left, modes.problem),
         values,
@@ -264,9 +268,9 @@ def _vouch(op: TrajectoryOperator, triplets: Triplets, search: Search) -> bool:
     left, values, right = triplets
     wide = op.shape[0] < op.shape[1]
     gram = op @ op.H if wide else op.H @ op
-    problem = EigenProblem(gram, search.k, search.rng, together=True)
+    problem = EigenProblem(gram, search.k, together=True)
     vectors = left if wide else right
-    squares = values.double() ** 2 / (problem.scale or 1.0)
+    squares = values.double() ** 2
     modes = Modes(squares, torch.zeros(len(squares), dtype=torch.long), (vectors,), len(squares))
     return problem.vouch(modes, search)
 
@@ -280,7 +284,7 @@ def _by_gram(
 ) -> tuple[Triplets, int]:
     wide = op.shape[0] < op.shape[1]
     gram = op @ op.H if wide else op.H @ op
-    problem = EigenProblem(gram, search.k, search.rng, together=method == "arpack")
+    problem = EigenProblem(gram, search.k, together=method == "arpack")
     search.squares = True
     near = op.apply(near) if wide and near is not None else near
     _, block, sure = eig.solve(problem, method, search, block_size, near)
@@ -289,15 +293,14 @@ def _by_gram(
     # The decomposition of the images takes away what the Gram matrix has mixed; of long columns it
     # would lose a digit in single precision.
     images = common.columns(act(block[found])).double()
-    scale = float(images.norm(dim=1).amax()) or 1.0 if len(images) else 1.0
-    parts = torch.linalg.svd((images / scale).mT, full_matrices=False)
+    parts = torch.linalg.svd(images.mT, full_matrices=False)
     other, values, turn = (part.to(op.torch_dtype) for part in parts)
     one = turn @ common.columns(block[found])
     left, right = (one, other.mT) if wide else (other.mT, one)
     # Values that are lost in the rounding of the squares may hide others.
     kept = values * search.tol >= search.rounding * values[:1]
     sure = min(sure, int(kept.long().cumprod(0).sum()))
-    return _padded((left, scale * values, right), search.k), sure
+    return _padded((left, values, right), search.k), sure
 
 
 def _padded(triplets: Triplets, k: int) -> Triplets:
@@ -309,16 +312,6 @@ def _padded(triplets: Triplets, k: int) -> Triplets:
         torch.cat([part, part.new_full((missing, *part.shape[1:]), torch.nan)]) for part in triplets
     )
     return left, values, right
-
-
-def _scale(op: TrajectoryOperator, search: Search) -> float:
-    """About the size of the operator, lest squares of small numbers underflow; 1 if it is zero."""
-    probe = common.random_block(op, op.domain, 1, search.rng)
-    search.spend(1)
-    scale = float(op.apply(probe).double().norm() / probe.norm())
-    if not scale < float("inf"):
-        raise ValueError(f"{op!r} is not finite: check the weights and the scale")
-    return scale or 1.0
 
 
 def _residual(op: TrajectoryOperator, left: Tensor, values: Tensor, right: Tensor) -> Tensor:

@@ -126,9 +126,12 @@ def test_features_may_have_parameters_of_each_unit():
 
     torch.manual_seed(0)
     model, x = PerUnit(Plain()).double(), torch.randn(3, 5, 2, dtype=torch.float64)
-    reference = kpops.linearize(model, x, engine="autodiff")
+    with pytest.raises(ValueError, match=r"nn.PReLU differ at 0, so start it at an h0 other"):
+        kpops.linearize(model, x)
+    h0 = torch.randn(4, dtype=torch.float64)
+    reference = kpops.linearize(model, x, h0=h0, engine="autodiff")
     for engine in GATED:  # phi and tau learn, too: J and K are by autodiff, K_j of W is not
-        lin = kpops.linearize(model, x, engine=engine)
+        lin = kpops.linearize(model, x, h0=h0, engine=engine)
         assert_same(lin, reference, 1e-13)
         q = torch.randn(2, *lin.space.shape, dtype=torch.float64)
         for name, K_j in lin.K_by_parameter.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -113,10 +114,8 @@ class Case:
     def linearize(self, **options: Any) -> kpops.Linearization:
         """Linearise as a user would: inputs in the module's own layout."""
         time_first = isinstance(self.model, nn.RNNBase) and not self.model.batch_first
-        mask = None if self.valid.all() else self.valid
-        inputs = self.inputs
-        if time_first:
-            inputs = inputs.transpose(0, 1)
+        mask = None if self.valid.all() else labelled(self.valid)
+        inputs = self.inputs.transpose(0, 1) if time_first else self.inputs
         return kpops.linearize(self.model, inputs, h0=self.h0, mask=mask, **options)
 
     def jacobian(self, of: Tensor, variables: list[Tensor]) -> Tensor:
@@ -128,6 +127,11 @@ class Case:
             )
             rows.append(torch.cat([g.reshape(-1) for g in gradients]))
         return torch.stack(rows)
+
+
+def labelled(tensor: Tensor) -> xr.DataArray:
+    """A tensor whose first dims are trial and time, by their names: the sizes may not tell."""
+    return xr.DataArray(tensor.numpy(), dims=("trial", "time", "output")[: tensor.ndim])
 
 
 def own_step(model: nn.Module, x: Tensor, h: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from drawn import Case, cases, linearizable
+from drawn import Case, cases, labelled, linearizable
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -96,7 +96,7 @@ def test_what_a_gradient_step_does(tally, case: Case, data):
     D = case.valid.repeat_interleave(case.states.shape[-1], 1).reshape(-1, 1) * case.jacobian(
         case.states, learning
     )
-    flow = kpops.gradient_flow(lin, targets)
+    flow = kpops.gradient_flow(lin, labelled(targets))
     assert abs(flow.loss.item() - loss.item()) <= TOLERANCE * loss.item()
     for ours, theirs, size in [
         (flow.parameter_step, -gradient, gradient.norm()),

@@ -158,6 +158,15 @@ def test_a_coordinate_that_moves_over_training_is_kept_for_every_step(follow):
     assert result.loss.values.tolist() == [0.5, 0.25, 0.125]
 
 
+def test_a_coordinate_that_is_a_dim_of_one_value_stays_beside_a_scalar_of_another(follow):
+    def measure(lin):
+        ranks = [kpops.effective_rank(op).estimate for op in (lin.K, lin.flow)]
+        mode = kpops.eigsh(lin.flow, k=1, rng=0).eigenvalue
+        return {"rank": xr.concat(ranks, "operator"), "eigenvalue": mode}
+
+    assert follow(measure)["rank"].operator.values.tolist() == ["K", "P K P*"]
+
+
 def test_a_scalar_coordinate_stays_where_it_holds_of_all_values(follow):
     def of(operator, subject=3):
         return xr.DataArray(1.0, {"operator": operator, "subject": subject})
@@ -356,7 +365,7 @@ def test_ctrl_c_loses_no_finished_step(follow):
         (size, {"linearizer": nn.Linear}, kpops.MeasureError, "at step 0"),
         (size, {"linearizer": None}, TypeError, "linearizer is None: pass a function"),
         (size, {"options": "mean"}, TypeError, "options is the string 'mean': pass a dict"),
-        (size, {"on_interrupt": "stop"}, ValueError, "on_interrupt='stop': pass 'raise' or"),
+        (size, {"on_interrupt": "stop"}, ValueError, "on_interrupt='stop': choose 'raise' or"),
     ],
 )
 def test_wrong_use_is_refused(follow, measure, settings, error, told):

@@ -92,6 +92,7 @@ def assert_contract(
     n_trials, n_steps, _ = run.states.shape
     mask = torch.arange(n_steps) < (n_steps - torch.arange(n_trials)).clamp_min(1)[:, None]
     valid = mask[..., None].expand(run.states.shape).reshape(-1, 1).to(D)
+    mask = mask.T if lin.reading.time_first else mask  # as the inputs are
     masked = kpops.linearize(model, inputs, h0=h0, mask=mask)
     assert masked.engine.name == engine
     _assert_equal(masked, P, D, valid)

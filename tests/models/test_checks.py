@@ -287,12 +287,20 @@ def test_a_step_that_changes_its_input_is_refused():
         kpops.linearize(randomised(Late()), x)
 
 
-def test_a_scripted_module_is_refused():
+def test_a_scripted_part_is_refused():
+    class Holds(nn.Module):
+        def __init__(self, cell):
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x, h):
+            return self.cell(x, h)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's
         scripted = torch.jit.trace(Cell(), (torch.zeros(1, 2), torch.zeros(1, HIDDEN)))
-    with pytest.raises(ValueError, match="of the model is scripted, so that its weights cannot"):
-        kpops.linearize(scripted, inputs(torch.float32))
+    with pytest.raises(ValueError, match="cell of the model is scripted, so that its weights"):
+        kpops.linearize(Holds(scripted), inputs(torch.float32), h0=torch.zeros(HIDDEN))
 
 
 def test_inference_mode_changes_nothing_of_exponents():

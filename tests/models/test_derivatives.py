@@ -342,3 +342,21 @@ def test_what_cannot_be_differentiated_is_refused_at_once(kind):
         kpops.linearize(
             gru(), inputs(), readout=nn.Sequential(nn.Linear(4, 2).double(), Apply(part))
         )
+
+
+def test_a_gradient_that_vanishes_is_rounding_and_no_disagreement():
+    class Normed(nn.Module):
+        """The norm of a single unit is constant, so that no weight before it has an effect."""
+
+        def __init__(self):
+            super().__init__()
+            self.drive, self.norm = nn.Linear(1, 1), nn.LayerNorm(1)
+
+        def forward(self, x, h):
+            return torch.tanh(0.5 * h + self.norm(self.drive(x) + h))
+
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = Normed().double()
+        lin = kpops.linearize(model, torch.randn(2, 3, 1).double(), h0=torch.randn(2, 1).double())
+        assert abs(lin.J.select(parameter="drive.weight").to_dense()).max() < 1e-14

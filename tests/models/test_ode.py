@@ -391,7 +391,7 @@ def test_inputs_without_time_are_refused():
     with pytest.raises(ValueError, match="inputs has 1 features, NeuralODE takes 2 of time first"):
         ode(torch.zeros(2, 1, dtype=torch.float64), start())
     ode = NeuralODE(TimeField(), 0.1)
-    with pytest.raises(ValueError, match="inputs has 2 features, the model takes 1"):
+    with pytest.raises(ValueError, match=r"inputs has shape .*, the model takes 1 features"):
         kpops.linearize(ode, external(), h0=start())
 
 

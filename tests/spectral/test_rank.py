@@ -153,6 +153,7 @@ def test_thin_operators_are_exact_however_long():
     assert rank(np.eye(2, 3000), "variance", method="hutchinson", rng=0) == pytest.approx(1.9)
 
 
+@pytest.mark.filterwarnings("ignore:effective_rank. the numerical rank")
 @pytest.mark.parametrize(("kind", "method"), [*((k, "exact") for k in KINDS), *ESTIMATED])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scale_does_not_matter(kind, method, dtype):

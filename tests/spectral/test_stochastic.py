@@ -214,7 +214,7 @@ def test_error_bars_of_xnystrace_are_unbiased_where_those_of_the_paper_are_too_s
     for seed in range(300):
         pairs = xnystrace(torch.diag(root), probes(k=30, n=200, seed=seed))
         alone = float(pairs.values.diagonal().var()) / 30
-        results.append((pairs.mean - spectrum.sum(), pairs.stderr, alone))
+        results.append((pairs.mean - spectrum.sum(), pairs.stderr / sk.widened(30), alone))
     error, stderr, alone = np.array(results).T
     rms = np.sqrt(np.mean(error**2))
     assert abs(error.mean()) < 4 * rms / np.sqrt(300)
@@ -228,11 +228,11 @@ def test_error_bars_of_xtrace_and_xdiag_are_unbiased():
     traces, diagonals = [], []
     for seed in range(200):
         pairs = xtrace(sketch_of(a, probes(k=20, n=100, seed=seed)))
-        traces.append((pairs.mean - float(a.trace()), pairs.stderr))
+        traces.append((pairs.mean - float(a.trace()), pairs.stderr / sk.widened(20)))
         w = sk.signs(np.random.default_rng(seed), 20, 100, FLOAT64)
         found = stochastic.xdiag(sketch_of(a, w))
         gap = (found.mean - a.diagonal()).norm()
-        diagonals.append((float(gap), float(found.stderr.norm())))
+        diagonals.append((float(gap), float(found.stderr.norm()) / sk.widened(20)))
     for results in (traces, diagonals):
         error, stderr = np.sqrt(np.mean(np.square(results), axis=0))
         assert stderr == pytest.approx(error, rel=0.15)
@@ -246,4 +246,4 @@ def test_scatter_is_mean_and_standard_error():
     for row in values[1:]:
         scatter.add(row)
     torch.testing.assert_close(scatter.mean, values.mean(0))
-    torch.testing.assert_close(scatter.stderr, values.std(0) / math.sqrt(7))
+    torch.testing.assert_close(scatter.stderr, sk.widened(7) * values.std(0) / math.sqrt(7))

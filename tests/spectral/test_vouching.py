@@ -51,7 +51,7 @@ def test_the_chance_of_an_unseen_mode_is_bounded(block):
     values = torch.from_numpy(np.r_[level * (1 + 1e-12), np.linspace(0, 1, n - 1)])
     op = as_operator(np.eye(2))  # only its sign matters
     op.positive = True
-    problem = EigenProblem(op, 1, np.random.default_rng(0))
+    problem = EigenProblem(op, 1)
     problem.family = Family(1, n, torch.float64, torch.device("cpu"))
     promised = {0.3: 0, 0.1: 0, 0.01: 0}
     n_runs = 300
@@ -80,16 +80,16 @@ def test_the_chance_of_an_unseen_mode_is_bounded(block):
 def test_the_bound_becomes_small_where_there_is_nothing():
     matrix = np.diag(np.r_[np.ones(3), np.linspace(0, 0.5, 500)])
     op = as_operator(matrix @ matrix.T)
-    problem = EigenProblem(op, 3, np.random.default_rng(0))
+    problem = EigenProblem(op, 3)
     vectors = torch.eye(503, dtype=torch.float64)[:3]
-    modes = Modes(torch.ones(3) / problem.scale, torch.zeros(3, dtype=int), (vectors,), 3)
+    modes = Modes(torch.ones(3), torch.zeros(3, dtype=int), (vectors,), 3)
     looking = search(3)
     assert problem.vouch(modes, looking)
     assert looking.spent < 40
     modes = modes._replace(values=modes.values[:2], vectors=(vectors[:2],))
     assert problem.vouch(modes._replace(problem=modes.problem[:2]), search(3))  # a third copy
     lower = Modes(
-        torch.tensor([1.0, 0.25]) / problem.scale,
+        torch.tensor([1.0, 0.25]),
         torch.zeros(2, dtype=int),
         (torch.stack([vectors[0], torch.eye(503, dtype=torch.float64)[-1]]),),
         2,

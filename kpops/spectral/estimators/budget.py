@@ -17,6 +17,7 @@ from kpops.spectral import common
 from kpops.spectral.estimators.probing import TraceRun
 from kpops.spectral.estimators.probing_gram import GramTrace
 from kpops.spectral.estimators.sketch import Act
+from kpops.spectral.scaling import undone
 
 _FIRST = 16
 """Products after which a tolerance is looked at for the first time."""
@@ -40,7 +41,7 @@ def check(method: str, methods: dict[str, int], num_matvecs: int | None, tol: fl
 
 
 class Answer(NamedTuple):
-    """What a function of this module found, and how."""
+    """What a function of this module found, in multiples of `unit`, and how."""
 
     estimate: Any
     stderr: Any
@@ -49,6 +50,7 @@ class Answer(NamedTuple):
     num_matvecs: float
     a_priori: float = math.nan
     converged: bool | None = None
+    unit: float = 1.0
 
 
 class Run(Protocol):
@@ -63,6 +65,9 @@ class Run(Protocol):
 
     def outcome(self) -> Any:
         """Estimate, standard error, method and why, from all products so far."""
+
+    def unit(self, power: float) -> float:
+        """What a power of the estimate is to be multiplied by."""
 
 
 def estimated(
@@ -90,15 +95,16 @@ def estimated(
         last = (estimate, stderr) if done else None
     if tol is not None and not done:
         common.warn(
-            f"the standard error is {_norm(stderr):.3g} after {run.num_matvecs:g} products, more "
-            f"than {tol:g} of the estimate {_norm(estimate):.6g}: raise num_matvecs, or tol"
+            f"the standard error is {_norm(stderr) / (_norm(estimate) or 1.0):.3g} of the estimate "
+            f"after {run.num_matvecs:g} products, more than tol={tol:g}: raise num_matvecs, or tol"
         )
     a_priori = math.nan
     if positive and isinstance(run, TraceRun) and estimate > 0:
         spread = run.forms.participation()
         a_priori = power * math.sqrt(2 / (run.num_matvecs * spread)) if spread > 0 else math.nan
     converged = None if tol is None else done
-    return Answer(estimate, stderr, method, why, run.num_matvecs, a_priori, converged)
+    unit = run.unit(power)
+    return Answer(estimate, stderr, method, why, run.num_matvecs, a_priori, converged, unit)
 
 
 _Value = TypeVar("_Value", float, Tensor)
@@ -159,13 +165,13 @@ def provenance(
 def scalar_dataset(
     op: TrajectoryOperator, what: str, answer: Answer, long_name: str, settings: dict[str, Any]
 ) -> xr.Dataset:
-    """An estimate and its standard error in the dtype of the operator."""
-    scalar = np.dtype(op.dtype).type
+    """An estimate and its standard error, in the dtype of the operator if it holds them."""
+    estimate, stderr = undone([answer.estimate, answer.stderr], answer.unit, op, long_name)
     return xr.Dataset(
         {
-            "estimate": ((), scalar(answer.estimate), {"long_name": long_name, "units": "1"}),
-            "stderr": ((), scalar(answer.stderr), {"long_name": "standard error", "units": "1"}),
+            "estimate": ((), estimate, {"long_name": long_name, "units": "1"}),
+            "stderr": ((), stderr, {"long_name": "standard error", "units": "1"}),
         },
-        coords=common.identity(operator=op.symbol),
+        coords=common.identity(op),
         attrs=provenance(op, what, answer, settings),
     )

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from kpops import work
 from kpops.operators.base import TrajectoryOperator
+from kpops.scalars import generator as seeded
 from kpops.spectral import common
 from kpops.spectral.estimators.quadrature_rules import Problem, problem_of
-from kpops.spectral.estimators.stochastic import dots, sphere
+from kpops.spectral.estimators.sketch import TINY, dots, sphere, widened
 
+NEEDS_POSITIVE = "an effective rank of a self-adjoint operator needs that: use op @ op.H"
 _BLOCK, _LEAST = 64, 8
 """Vectors that go through the operator together; of which an interrupted estimate has some."""
 
@@ -64,7 +66,7 @@ def left_out(whole: Tensor, without: Tensor) -> tuple[float, float]:
     m = len(without)
     estimate = m * whole - (m - 1) * without.mean()
     stderr = ((m - 1) / m * (without - without.mean()).square().sum()).sqrt()
-    return float(estimate), float(stderr)
+    return float(estimate), widened(m) * float(stderr)
 
 
 def moments(
@@ -75,7 +77,7 @@ def moments(
     Parameters
     ----------
     op : TrajectoryOperator
-        A.
+        A, of about one (:func:`kpops.spectral.scaling.normalized`).
     symmetric : bool
         Whether it is self-adjoint.
     num_matvecs : int
@@ -103,7 +105,7 @@ def moments(
 
     For ``G = R R*`` both traces are those of ``R* R``, which is applied if it is smaller.
     """
-    rng = np.random.default_rng(rng)
+    rng = seeded(rng)
     problem = problem_of(op, symmetric)
     m = max(2, num_matvecs // problem.cost)
     work.expect(m * (1 if problem.apply == op.apply else 2))
@@ -122,7 +124,8 @@ def moments(
         if basis is not None and mapped is not None:
             inside = z @ basis.T
             rest.append(_quotients(z - inside @ basis, y - inside @ mapped))
-    _refuse_negative(op, problem, plain)
+    if not problem.gram:
+        common.refuse_indefinite(op, plain[0] / plain[2].sqrt().clamp_min(TINY), NEEDS_POSITIVE)
     used = problem.cost * max(m, spent)
     candidates = [Moments(plain[0], plain[1], f"{plain.shape[1]} random vectors")]
     if basis is not None and mapped is not None and rest:
@@ -161,9 +164,3 @@ def _basis(problem: Problem, y: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return None, None
     basis = torch.linalg.qr((y / largest).T)[0].T.contiguous()
     return basis, problem.apply(basis.reshape(-1, *problem.space.shape)).reshape(basis.shape)
-
-
-def _refuse_negative(op: TrajectoryOperator, problem: Problem, quotients: Tensor) -> None:
-    noise = common.noise_floor(op.torch_dtype) * quotients[2].max().sqrt()
-    if not problem.gram and quotients[0].min() < -noise:
-        raise ValueError(f"{op!r} is self-adjoint but not positive semi-definite: use op @ op.H")

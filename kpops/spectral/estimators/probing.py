@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kpops.spectral.estimators.sketch import Act, Sketch, sphere
+from kpops.spectral.scaling import power_of_two, raised
 
 NAMES = {
     "hutchinson": "Hutchinson",
@@ -26,7 +27,7 @@ _CHUNK = 64
 
 
 class Outcome(NamedTuple):
-    """An estimate, its standard error, the method it is from and why that one."""
+    """An estimate in units of the run, its standard error, the method and why that one."""
 
     estimate: float
     stderr: float
@@ -63,13 +64,19 @@ class Forms:
 class TraceRun:
     """What both kinds of operator share: vectors, and the choice between estimates."""
 
+    degree: int  # of the trace in the operator that is applied
+
     def __init__(self, dim: int, cost: float, method: str, rng: np.random.Generator, like: Tensor):
         self.dim, self.cost, self.method, self.rng, self.like = dim, cost, method, rng, like
         self.products = 0
-        self.scale = 0.0
+        self.scale: float | None = None
         self.forms = Forms()
         self.sketch: Sketch | None = None
         self.why = "asked for"
+
+    def unit(self, power: float) -> float:
+        """What a power of the estimate is to be multiplied by: images are of about one."""
+        return raised(self.scale or 1.0, self.degree * power)
 
     @property
     def num_matvecs(self) -> float:
@@ -98,12 +105,10 @@ class TraceRun:
     def _counted(self, act: Act, rows: Tensor) -> Tensor:
         self.products += len(rows)
         image = act(rows)
-        largest = float(image.abs().max())
-        if not math.isfinite(largest):
-            raise ValueError("the operator is not finite: check the weights and the scale")
-        if self.scale == 0 and largest > 0:  # products of products might leave the dtype
-            self.scale = 2.0 ** math.floor(math.log2(largest))
-        return image / (self.scale or 1.0)
+        size = power_of_two(image)
+        if self.scale is None and image.any():
+            self.scale = size
+        return image if self.scale is None else image / self.scale
 
     def _room(self, k: int) -> int:
         """Vectors of `k` that the sketch has use for."""
@@ -115,14 +120,13 @@ class TraceRun:
         else:
             self.sketch.grow(probes, images)
 
-    def _settle(self, found: dict[str, tuple[float, float]], scale: float) -> Outcome:
+    def _settle(self, found: dict[str, tuple[float, float]]) -> Outcome:
         """The estimate asked for; for "auto" that of the smallest error bar."""
-        found = {name: (scale * value, scale * error) for name, (value, error) in found.items()}
         if self.method != "auto":
             return Outcome(*found[self.method], self.method, self.why)
         sure = {name: e for name, e in found.items() if not math.isnan(e[1])} or found
         best = min(sure, key=lambda name: sure[name][1])
-        bars = ", ".join(f"{NAMES[name]} {e[1]:.3g}" for name, e in sure.items())
+        bars = ", ".join(f"{NAMES[n]} {e[1] * self.unit(1):.3g}" for n, e in sure.items())
         return Outcome(*sure[best], best, f"{self.why}; error bars: {bars}")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kpops.spectral.estimators.sketch import Act, Sketch, signs
 from kpops.spectral.estimators.stochastic import Scatter, xdiag
+from kpops.spectral.scaling import power_of_two, raised
 
 _CHUNK = 64
 _LEAST = 8
@@ -73,9 +74,22 @@ class Diagonal:
     ) -> None:
         self.actions, self.method, self.rng, self.like = actions, method, rng, like
         self.num_matvecs = 0.0
+        self.scale: float | None = None
         self.plain, self.squared = Scatter(), Scatter()
         self.sketch: Sketch | None = None
         self.why = "asked for"
+
+    def unit(self, power: float) -> float:
+        """What a power of the estimate is to be multiplied by: images are of about one."""
+        return raised(self.scale or 1.0, power)
+
+    def _scaled(self, act: Act, rows: Tensor, degree: int = 1) -> Tensor:
+        """What a factor of the operator makes of rows, over that root of the operator's scale."""
+        image = act(rows)
+        size = power_of_two(image)
+        if self.scale is None and image.any():
+            self.scale = size**degree
+        return image if self.scale is None else image / self.scale ** (1 / degree)
 
     def spend(self, budget: float) -> None:
         """Use products up to the budget."""
@@ -142,19 +156,19 @@ class Diagonal:
 
     def _multiply(self, k: int) -> None:
         """Forms ``w o A w`` of `k` more vectors."""
-        self._sample(self.plain, self.actions.forward, self.actions.dim, k, 1.0, _products)
+        self._sample(self.plain, self.actions.forward, self.actions.dim, k, 1, _products)
 
     def _square(self, k: int) -> None:
         """Forms ``(R w) o (R w)`` of `k` more vectors, if there is R."""
         if self.actions.root is not None:
-            self._sample(self.squared, self.actions.root, self.actions.root_dim, k, 0.5, _squares)
+            self._sample(self.squared, self.actions.root, self.actions.root_dim, k, 2, _squares)
 
     def _sample(
-        self, into: Scatter, act: Act, dim: int, k: int, cost: float, form: Callable
+        self, into: Scatter, act: Act, dim: int, k: int, degree: int, form: Callable
     ) -> None:
         for probes in self._chunks(k, dim):
-            images = act(probes)
-            self.num_matvecs += cost * len(probes)
+            images = self._scaled(act, probes, degree)
+            self.num_matvecs += len(probes) / degree
             for probe, image in zip(probes, images, strict=True):
                 into.add(form(probe, image))
 
@@ -168,7 +182,7 @@ class Diagonal:
         if k == 0:
             return
         probes = signs(self.rng, k, self.actions.dim, self.like)
-        images = self.actions.forward(probes)
+        images = self._scaled(self.actions.forward, probes)
         self.num_matvecs += k
         for probe, image in zip(probes, images, strict=True):
             self.plain.add(_products(probe, image))
@@ -181,7 +195,8 @@ class Diagonal:
         """Products of the adjoint with the basis, as many as there may be."""
         if self.sketch is not None:
             known = len(self.sketch.products)
-            self.sketch.complete(self.actions.backward, known + most)
+            act = self.actions.backward
+            self.sketch.complete(lambda rows: self._scaled(act, rows), known + most)
             self.num_matvecs += len(self.sketch.products) - known
 
     def outcome(self) -> DiagonalOutcome:

@@ -39,6 +39,8 @@ class GramTrace(TraceRun):
         Of the dtype and on the device of the vectors.
     """
 
+    degree = 2
+
     def __init__(
         self,
         forward: Act,
@@ -178,7 +180,7 @@ class GramTrace(TraceRun):
             found["xnystrace"] = pairs.mean, pairs.stderr
         if second is not None and not second.missing:
             found["xtrace"] = self._xtrace(second)
-        return self._settle(found, self.scale**2)
+        return self._settle(found)
 
     def _xtrace(self, second: Sketch) -> tuple[float, float]:
         """XTrace from the vectors of the second sketch, and Hutch++ from the others.

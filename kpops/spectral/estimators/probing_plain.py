@@ -33,6 +33,8 @@ class PlainTrace(TraceRun):
         Of the dtype and on the device of the vectors.
     """
 
+    degree = 1
+
     def __init__(
         self,
         act: Act,
@@ -159,4 +161,4 @@ class PlainTrace(TraceRun):
             else:
                 pairs = stochastic.xtrace(sketch, core, inner(sketch.probes, sketch.products))
                 found["xtrace"] = pairs.mean, pairs.stderr
-        return self._settle(found, self.scale)
+        return self._settle(found)

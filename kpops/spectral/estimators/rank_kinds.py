@@ -15,10 +15,10 @@ from kpops import work
 from kpops.operators.base import TrajectoryOperator
 from kpops.spectral import common
 from kpops.spectral.eig import eigsh
-from kpops.spectral.estimators.moments import jackknife, left_out, moments
-from kpops.spectral.estimators.quadrature_rules import Rule, gauss_rule
+from kpops.spectral.estimators.moments import NEEDS_POSITIVE, jackknife, left_out, moments
+from kpops.spectral.estimators.quadrature_rules import Rule, gauss_rule, seek_negative
 from kpops.spectral.estimators.stochastic import dots, sphere
-from kpops.spectral.gramian import squared_frobenius
+from kpops.spectral.gramian import propagator_norm
 from kpops.spectral.svd import svds
 
 KINDS = {
@@ -99,7 +99,11 @@ def estimated(
     num_matvecs: int,
     rng: np.random.Generator,
 ) -> Answer:
-    """The rank from random vectors, in about `num_matvecs` products and those for modes."""
+    """The rank from random vectors, in about `num_matvecs` products and those for modes.
+
+    The operator is of about one (:func:`kpops.spectral.scaling.normalized`).
+    """
+    sought = seek_negative(op, rng, NEEDS_POSITIVE) if symmetric else 0
     match question.kind:
         case "participation":
             answer = _participation(op, symmetric, num_matvecs, rng)
@@ -110,7 +114,7 @@ def estimated(
         case _:
             answer = _by_rules(op, question, symmetric, num_matvecs, rng)
     rounding = 10 * common.noise_floor(op.torch_dtype) * answer.estimate
-    return answer._replace(stderr=math.hypot(answer.stderr, rounding))
+    return answer._replace(stderr=math.hypot(answer.stderr, rounding), used=answer.used + sought)
 
 
 def _participation(
@@ -132,9 +136,9 @@ def _stable(
     largest = float(values[0])
     if largest == 0:
         return Answer(0.0, 0.0, "hutchinson", "the operator is zero", used)
-    exact = squared_frobenius(op)
+    exact = propagator_norm(op)
     if exact is not None:
-        rank, error, by = exact / largest**2, 0.0, "the Gramian of P"
+        rank, error, by = (exact / largest) ** 2, 0.0, "the Gramian of P"
     else:
         # The leading mode, which may hold nearly all of the norm, would be all of the scatter.
         rest = _squares_off(op, left, largest, num_matvecs, rng)
@@ -206,7 +210,7 @@ def _by_modes(
     k: int,
 ) -> Answer:
     """The variance rank from k leading modes, or more; a lower bound if 256 are too few."""
-    exact = squared_frobenius(op)
+    exact = propagator_norm(op)
     used, most = 0, min(_MOST_MODES, min(op.shape))
     while True:
         k = min(k, most)
@@ -220,7 +224,7 @@ def _by_modes(
             used += len(rest)
             total, error = float(squares.sum() + rest.mean()), float(rest.std()) / len(rest) ** 0.5
         else:
-            total, error = exact, 0.0
+            total, error = exact**2, 0.0
         if total == 0:
             return Answer(0.0, 0.0, "hutchinson", "the operator is zero", used)
         if squares.sum() >= question.threshold * total:
@@ -245,7 +249,7 @@ def _leading(
     work.check()
     if symmetric:
         modes = eigsh(op, k, rng=rng)
-        _refuse_indefinite_modes(op, modes.eigenvalue.values)
+        common.refuse_indefinite(op, torch.from_numpy(modes.eigenvalue.values), NEEDS_POSITIVE)
         pair = (modes.eigenfunction, modes.eigenvalue)
     else:
         modes = svds(op, k, rng=rng)
@@ -254,13 +258,6 @@ def _leading(
     left, values = (torch.from_numpy(part.values).to(op.device) for part in pair)
     used = int(modes.attrs["num_matvecs"])
     return common.columns(left), values, float(modes.residual.max()), used
-
-
-def _refuse_indefinite_modes(op: TrajectoryOperator, values: np.ndarray) -> None:
-    if (values < -1e3 * common.noise_floor(op.torch_dtype) * np.abs(values).max()).any():
-        raise ValueError(
-            f"{op!r} has a negative eigenvalue, so it is not positive semi-definite: use op @ op.H"
-        )
 
 
 def _by_rules(
@@ -284,8 +281,8 @@ def _by_rules(
     if largest == 0:
         return Answer(0.0, 0.0, "lanczos", "the operator is zero", used)
     floor = common.noise_floor(op.torch_dtype)
-    if symmetric and values.min() < -1e3 * floor * largest:
-        raise ValueError(f"{op!r} is not positive semi-definite: use op @ op.H")
+    if symmetric:
+        common.refuse_indefinite(op, values, NEEDS_POSITIVE)
     if not symmetric:
         floor = floor**0.5  # the rules are of A* A
     least = max(question.tol, floor) * largest

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kpops.spectral.estimators.sketch import TINY, Sketch, dots, inner, orthonormal, sphere
+from kpops.spectral.estimators.sketch import TINY, Sketch, dots, inner, orthonormal, sphere, widened
 
 __all__ = [
     "Pairs",
@@ -56,7 +56,8 @@ class Pairs(NamedTuple):
         """Standard error of the mean; NaN if there is only one."""
         if len(self.values) < 2:
             return math.nan
-        return math.hypot(math.sqrt(_variance(self.values[..., None])), self.floor)
+        error = widened(len(self.values)) * math.sqrt(_variance(self.values[..., None]))
+        return math.hypot(error, self.floor)
 
 
 def _variance(values: Tensor) -> float:
@@ -330,7 +331,7 @@ class Scatter:
         """Standard error of the mean; NaN of a single vector."""
         if self.count < 2:
             return torch.full_like(self.mean, math.nan)
-        return (self.squares / (self.count - 1) / self.count).sqrt()
+        return widened(self.count) * (self.squares / (self.count - 1) / self.count).sqrt()
 
 
 def xdiag(sketch: Sketch) -> Scatter:

@@ -36,7 +36,7 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
         return to_numpy(act(block.reshape(1, 1, n)).reshape(-1))
 
     def look(
-        found: np.ndarray, k: int, near: np.ndarray | None = None
+        found: np.ndarray, k: int, largest: float, near: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k leading modes off those found; fewer if the budget does not reach."""
 
@@ -52,7 +52,7 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
         left = search.budget - search.spent - vectors
         linear = scipy.sparse.linalg.LinearOperator((n, n), matvec=matvec, dtype=dtype)
         try:
-            if np.linalg.norm(matvec(start)) <= small:
+            if np.linalg.norm(matvec(start)) <= small * largest:
                 rest = off_found(search.rng.standard_normal((n, k)))
                 return np.zeros(k, dtype), np.linalg.qr(rest)[0].astype(dtype)  # nothing is left
             # A quarter of the tolerance: ARPACK stops by a bound of its own, near the residual.
@@ -66,16 +66,17 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
         return values[order], modes[:, order]
 
     near = None if search.near is None else to_numpy(search.near[0])
-    values, vectors = look(np.zeros((n, 0), dtype), k, near)
+    values, vectors = look(np.zeros((n, 0), dtype), k, 0.0, near)
     done = len(values) == k
     while done and vectors.shape[1] < n - 1:
         if not search.can_afford(1):
             done = False
             break
-        more, another = look(vectors, 1)
+        largest = np.abs(values).max()
+        more, another = look(vectors, 1, largest)
         done = len(more) == 1
         least = np.sort(np.abs(values))[-k]
-        if not done or np.abs(more[0]) <= least + search.tol * np.abs(values).max():
+        if not done or np.abs(more[0]) <= least + search.tol * largest:
             break
         values, vectors = np.append(values, more), np.hstack([vectors, another])
     order = np.argsort(-np.abs(values))[:k]

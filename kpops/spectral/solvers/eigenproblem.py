@@ -6,14 +6,13 @@
 - One end of the spectrum is made that of largest magnitude by a shift, ``s + A`` or ``s - A`` with
   s above ``||A||``. Krylov spaces are the same, and so is all that is known of them.
 
-The operator is scaled to about one, since squares of small numbers would underflow in float32.
+The operator is of about one (:func:`kpops.spectral.scaling.normalized`).
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,11 +36,9 @@ class EigenProblem:
     Parameters
     ----------
     op : TrajectoryOperator
-        Self-adjoint.
+        Self-adjoint, of about one.
     k : int
         Number of modes that are wanted.
-    rng : numpy.random.Generator
-        Source of the vector that finds the scale.
     together : bool
         Take independent problems as one.
     sign, shift : float
@@ -53,15 +50,12 @@ class EigenProblem:
         The space, or the spaces, in which it is solved.
     where : str
         The same in words.
-    scale : float
-        By which eigenvalues are divided; zero for the zero operator.
     """
 
     def __init__(
         self,
         op: TrajectoryOperator,
         k: int,
-        rng: np.random.Generator,
         *,
         together: bool = False,
         sign: float = 1.0,
@@ -86,15 +80,9 @@ class EigenProblem:
         if shift:
             self.where += f", shifted by {shift:.3g}"
         self.family = Family(self.sides.count, self.sides.size, op.torch_dtype, op.device)
-        space = op.domain if self.root is None else self.root.domain
-        probe = common.random_block(op, space, 1, rng)
-        self.scale = 1.0
-        self.scale = float(self.act(self.sides.split(probe)).double().norm() / probe.norm())
-        if not np.isfinite(self.scale):
-            raise ValueError(f"{op!r} is not finite: check the weights and the scale")
 
     def act(self, x: Tensor) -> Tensor:
-        """Apply the scaled operator; (problem, vector, entry) to the same."""
+        """Apply the operator; (problem, vector, entry) to the same."""
         block = self.sides.join(x)
         if self.root is None:
             image = self.op.apply(block)
@@ -102,8 +90,7 @@ class EigenProblem:
                 image = torch.add(image * self.sign, block, alpha=self.shift)
         else:
             image = self.root.apply_adjoint(self.root.apply(block))
-        image = self.sides.split(image).contiguous()
-        return image if self.scale in (0, 1) else image.div_(self.scale)
+        return self.sides.split(image).contiguous()
 
     def bring(self, block: Tensor) -> Tensor:
         """Vectors of the operator's domain (vector, *dims) in the space of the problem."""
@@ -177,8 +164,7 @@ class EigenProblem:
 
     def lift(self, modes: Modes) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenfunctions (mode, *dims) of the operator itself."""
-        values = self.sign * (modes.values * self.scale - self.shift)
-        values = values.to(self.op.torch_dtype)
+        values = (self.sign * (modes.values - self.shift)).to(self.op.torch_dtype)
         vectors = modes.vectors[0]
         if self.root is not None:
             images = common.columns(self.root.apply(vectors))

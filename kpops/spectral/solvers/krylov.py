@@ -282,7 +282,8 @@ def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
         search.spend(process.cost * new.shape[1])
         blocks += 1
         complete = basis.n == process.size
-        full = basis.n + block > process.room
+        # A basis with room for the whole space never restarts: it ends there, and is exact.
+        full = process.room < process.size and basis.n + block > process.room
         if not search.can_afford(process.cost * block) or complete or full or basis.n >= next_look:
             values, residuals = process.glance(search.k)
             chosen, sure = search.look(values, residuals * (not complete))
@@ -302,7 +303,7 @@ def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
             if search.ended is not None:  # which may be soon, and looks at small bases are cheap
                 next_look = basis.n + 1
             if full:
-                kept = max(min(2 * search.k + block, process.room - 2 * block), search.k)
+                kept = min(2 * search.k + block, process.room - 2 * block)  # at least k + block
                 process.keep(values, values.abs().argsort(dim=1, descending=True)[:, :kept])
                 next_look = kept + 2 * block
         new = basis.orthonormal(process.remainder, process.length)

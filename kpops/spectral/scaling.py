@@ -1,0 +1,125 @@
+"""Scales that leave the dtype: squares are taken of numbers near one, and results are undone.
+
+The squares, products and sums of a finite operator may be more than its dtype holds, or so small
+that they vanish. So an operator ``A = u B`` is taken apart into a power of two u, which costs no
+digit, and B of about one; everything is computed from B, in float64 where it is a sum; and
+what depends on u, as ``||A||_F^2 = u^2 ||B||_F^2``, is multiplied at the end. A result that the
+dtype cannot hold is given in float64. One that float64 cannot hold is refused.
+
+``A = R R*`` may itself leave the dtype where R does not: weak inputs make K of 1e-50. It is then
+taken as ``u^2 (R / u) (R / u)*``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kpops.labels import to_numpy
+from kpops.operators.base import TrajectoryOperator
+from kpops.operators.compose import Scaled
+from kpops.operators.dense import dense_blocks
+from kpops.scalars import generator as seeded
+
+# Operators within this factor of one stay as they are: so do the squares of their squares.
+_NEAR = 2.0**20
+
+
+def power_of_two(values: Tensor, what: str = "the operator") -> float:
+    """The power of two at or below the largest magnitude; 1 if all are zero.
+
+    Raises
+    ------
+    ValueError
+        If a value is infinite or NaN.
+    """
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if not math.isfinite(largest):
+        dtype = str(values.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"a product with {what} is not finite in {dtype}: check the weights and the scale; "
+            "if they are meant, take op * 1e-20, say, or dtype=torch.float64"
+        )
+    return 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
+
+
+def normalized(op: TrajectoryOperator, rng: Any = 0) -> tuple[TrajectoryOperator, float]:
+    """B and u with ``op = u B``, B of about one; one product with a random vector tells u.
+
+    Raises
+    ------
+    ValueError
+        If the products are not finite, or so small that the dtype has lost their digits.
+    """
+    values = seeded(rng).standard_normal((1, *op.domain.shape))
+    image = op.apply(torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device))
+    if is_lost(image) and op.root is not None:
+        root, unit = normalized(op.root)
+        return _named(root @ root.H, op), unit * unit
+    unit = power_of_two(image, repr(op))
+    if is_lost(image) and image.any():
+        raise ValueError(
+            f"{op!r} is smaller than {np.finfo(op.dtype).tiny:.2g}, where {op.dtype} loses digits: "
+            "take a larger scale, or dtype=torch.float64"
+        )
+    if 1 / _NEAR <= unit <= _NEAR:
+        return op, 1.0
+    return _named(Scaled(op, 1 / unit), op), unit
+
+
+def _named(scaled: TrajectoryOperator, op: TrajectoryOperator) -> TrajectoryOperator:
+    """Called what the user calls it, in messages and results."""
+    scaled.symbol, scaled.attrs = op.symbol, op.attrs
+    return scaled
+
+
+def normalized_blocks(op: TrajectoryOperator) -> tuple[Tensor, float]:
+    """Dense blocks D and u with ``op = u D``, D of about one; see :func:`dense_blocks`."""
+    dense, unit = dense_blocks(op), 1.0
+    if is_lost(dense) and op.root is not None:
+        root, unit = normalized(op.root)
+        dense, unit = dense_blocks(root @ root.H), unit * unit
+    size = power_of_two(dense, repr(op))
+    return dense / size, unit * size
+
+
+def is_lost(values: Tensor) -> bool:
+    """Whether the largest of some products is zero, not finite, or has lost digits."""
+    if not values.numel():
+        return False
+    info = torch.finfo(values.dtype)
+    return not info.tiny <= float(values.abs().max()) <= info.max
+
+
+def raised(unit: float, power: float) -> float:
+    """``unit ** power``, infinite or zero where float64 cannot hold it."""
+    try:
+        return unit**power
+    except OverflowError:
+        return math.inf
+
+
+def undone(values: Any, unit: float, op: TrajectoryOperator, what: str) -> np.ndarray:
+    """Values times `unit`, in the dtype of the operator if it holds them, else in float64.
+
+    Raises
+    ------
+    ValueError
+        If float64 cannot hold them.
+    """
+    plain = np.asarray(to_numpy(values) if isinstance(values, Tensor) else values, np.float64)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        array = plain * unit
+    before, largest = (np.max(np.abs(a), initial=0, where=~np.isnan(a)) for a in (plain, array))
+    if not np.isfinite(largest) or (before > 0 and largest < np.finfo(np.float64).tiny):
+        raise ValueError(
+            f"the {what} of {op!r} leaves float64: scale the operator, as in op * 1e-100 or "
+            "op * 1e100, and the result back"
+        )
+    own = np.finfo(op.dtype)
+    holds = largest == 0 or own.tiny <= largest <= own.max
+    return array.astype(op.dtype) if holds else array
