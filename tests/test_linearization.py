@@ -689,7 +689,7 @@ REFUSED = {
     "readout of a wrong kind": (
         lambda: kpops.linearize(gru(), inputs(), readout="linear"),
         TypeError,
-        "readout is the string 'gru' nn.Module or a callable",
+        "readout is a str, expected an nn.Module or a callable",
     ),
     "readout of a wrong size": (
         lambda: kpops.linearize(gru(), inputs(), readout=nn.Linear(5, 2)),

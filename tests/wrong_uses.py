@@ -107,7 +107,7 @@ def at(shape: tuple[int, ...], value: float) -> torch.Tensor:
     return x
 
 
-class Net(nn.Module):
+class Two(nn.Module):
     """A whole-sequence network, with two candidates for the recurrence."""
 
     def __init__(self):
@@ -117,6 +117,33 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc(self.other(self.one(x)[0])[0])
+
+
+class Net(nn.Module):
+    """A whole-sequence network, whose forward is a function of (module, x)."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.encoder, self.fc, self.run = nn.Linear(3, 3), nn.Linear(4, 2), run
+        self.gru = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+class Loop(nn.Module):
+    """A whole-sequence network that scales the state between the steps of a cell."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.fc = nn.GRUCell(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h, hidden = x.new_zeros(len(x), 4), []
+        for x_t in x.unbind(1):
+            h = self.cell(x_t, 0.9 * h)
+            hidden.append(h)
+        return self.fc(torch.stack(hidden, 1))
 
 
 class Unsized(nn.Module):
@@ -201,6 +228,8 @@ def fixtures() -> dict[str, Any]:
             inputs=inputs,
             lin=lin,
             square=kpops.linearize(time_first, zeros(5, 5, 3), readout=fc),
+            # whose whole spectrum would take days
+            days=kpops.linearize(nn.GRU(3, 100, batch_first=True), torch.randn(10, 100, 3)),
             huge=kpops.linearize(large, zeros(200, 200, 3)),
             task=kpops.tasks.memory_pro(5, steps=(2, 2, 2), rng=0),
             saved=[(7, gru.state_dict())],
