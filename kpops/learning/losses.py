@@ -261,7 +261,7 @@ def _kind(targets: Tensor) -> str:
 
 def _where(wrong: Tensor) -> str:
     position = wrong.nonzero()[0].tolist()
-    names = ("trial", "time", *(f"dim {axis}" for axis in range(2, wrong.ndim)))
+    names = ("trial", "time", "output", *(f"dim {axis}:" for axis in range(3, wrong.ndim)))
     return ", ".join(f"{name} {place}" for name, place in zip(names, position, strict=False))
 
 

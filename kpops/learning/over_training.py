@@ -183,7 +183,7 @@ def _checked_steps(checkpoints: Any) -> int | None:
         return None
     steps = [step for step, _ in _pairs(checkpoints)]
     if len(set(steps)) < len(steps):
-        raise ValueError(f"checkpoints repeat a step: {sorted(steps)}")
+        raise ValueError(f"checkpoints repeat a step: {sorted(steps)}; pass each once")
     return len(steps)
 
 

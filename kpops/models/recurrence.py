@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
@@ -280,6 +281,8 @@ def as_recurrence(model: Any) -> Recurrence:
     hint = "nn.RNN, nn.GRU, nn.LSTM, a Cell, a module whose forward(x_t, h) returns the next state"
     if isinstance(model, type):
         hint = f"make one, for example {model.__name__}(...)"
+    elif isinstance(model, xr.Dataset):
+        hint = "pass the network, and such as task.inputs as its inputs"
     elif isinstance(model, Mapping):
         what = "a dict"
         hint = "make the network, load the weights by network.load_state_dict(...), and pass it"

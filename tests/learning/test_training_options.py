@@ -176,7 +176,7 @@ def test_learning_rate_from_numpy_leaves_readable_checkpoints(tmp_path):
         (
             "gradient",
             ValueError,
-            r"optimizer is the string 'gradient': use one of \['adadelta', 'adafactor'",
+            r"optimizer is the string 'gradient': use one of \['adadelta'",
         ),
         ("lbfgs", ValueError, "step of LBFGS needs closure"),
         (lambda p, lr: torch.optim.LBFGS(p, lr), ValueError, "step of LBFGS needs closure"),
