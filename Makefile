@@ -14,7 +14,7 @@ export MPLBACKEND ?= agg
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two minutes)
 	$(BIN)/python examples/dynamic_collapse.py --output outputs
 
-test: $(READY)  ## the test suite without the slow tests (about ten minutes)
+test: $(READY)  ## the test suite without the slow tests (about fifteen minutes)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(READY)  ## the slow tests

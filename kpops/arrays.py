@@ -42,6 +42,8 @@ def as_tensor(array: Any, name: str) -> Tensor:
         values = np.asarray(array)
     except ValueError as error:
         raise ValueError(f"{name} is no array of one shape ({error}): {_RAGGED}") from None
+    except TypeError:  # what refuses to become an array
+        raise TypeError(f"{name} is {_described(array)}: pass an array of real numbers") from None
     if values.dtype.kind == "c":
         raise TypeError(f"{name} is {_COMPLEX}")
     if values.dtype.kind not in "fiub" or values.dtype.itemsize > 8:

@@ -15,6 +15,7 @@ from kpops.arrays import as_tensor
 from kpops.dynamics.given import bring, n_inputs, steady_input
 from kpops.dynamics.search_points import Map
 from kpops.engines.base import ONE_AT_A_TIME, Trajectory
+from kpops.kinds import described
 from kpops.labels import Coordinate, Space, to_numpy, without_multiindex
 from kpops.linearization import Linearization, linearize
 from kpops.models.recurrence import as_recurrence
@@ -213,6 +214,8 @@ def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
         points = without_multiindex(points.transpose("point", "unit"))
         labels = points.point.values
         points = points.data
+    if isinstance(points, Linearization):
+        raise TypeError(f"points is {described(points)}: pass states (point, unit)")
     if np.ndim(points) != 2 or 0 in np.shape(points):
         raise ValueError(
             f"points has shape {tuple(np.shape(points))}, expected (point, unit) with one or more"

@@ -236,7 +236,7 @@ def _read(
     generator: np.random.Generator,
 ) -> _Problem:
     lin = model if isinstance(model, Linearization) else None
-    if isinstance(starts, bool | xr.Dataset):
+    if isinstance(starts, bool | xr.Dataset | Linearization):
         raise TypeError(
             f"starts is {described(starts)}: pass states (start, unit), or a number of them"
         )

@@ -168,5 +168,7 @@ def _number(thing: Any) -> Any:
 
 
 def _refuse_number(thing: Any) -> None:
+    if isinstance(thing, str | bytes):
+        raise TypeError(f"an operator is applied to {described(thing)}: apply it to a vector")
     if _number(thing) is not None:
         raise ValueError("Scalar operands are not allowed, use '*' instead")  # as SciPy says

@@ -16,6 +16,7 @@ from kpops.operators.base import TrajectoryOperator
 from kpops.operators.compose import Sum
 from kpops.operators.dense import Batches, uncoupled
 from kpops.operators.foreign import as_operator
+from kpops.scalars import check_count
 from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.estimators.moments import jackknife
@@ -94,10 +95,9 @@ def alignment(
     >>> float(kpops.alignment(after.P, -2 * after.P).estimate.round(12))
     -1.0
     """
-    a, b = as_operator(a), as_operator(b)
+    a, b, rng = as_operator(a), as_operator(b), seeded(rng)
     both = Sum(a, b)  # refuses, in words, operators that have no sum
-    if num_matvecs < 2:
-        raise ValueError(f"num_matvecs={num_matvecs}: a standard error needs at least 2")
+    check_count("num_matvecs", num_matvecs, 2)
     if method not in ("auto", "exact", "hutchinson"):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'hutchinson'")
     products = _of_unit_blocks(a, b) if method != "hutchinson" else None
@@ -192,13 +192,12 @@ def _of_basis(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[Tensor, int
 
 
 def _of_probes(
-    a: TrajectoryOperator, b: TrajectoryOperator, m: int, rng: Any
+    a: TrajectoryOperator, b: TrajectoryOperator, m: int, rng: np.random.Generator
 ) -> tuple[Tensor, int]:
     """The three inner products as every random vector sees them, and the products with both."""
     work.expect(2 * m)
     wide = a.shape[0] < a.shape[1]
     space = a.codomain if wide else a.domain
-    rng = seeded(rng)
     like = torch.empty(0, dtype=a.torch_dtype, device=a.device)
 
     def blocks() -> Iterator[Tensor]:

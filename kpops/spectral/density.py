@@ -14,6 +14,7 @@ from torch import Tensor
 from kpops import work
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
+from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.eig import eigsh
@@ -186,7 +187,7 @@ def spectral_density(
     >>> float(density.density.integrate("value").round(2))
     95.0
     """
-    op = as_operator(op)
+    op, rng = as_operator(op), seeded(rng)
     check_probes(num_probes, steps)
     _check(op, outliers, points, scale, width, method)
     symmetric = common.is_self_adjoint(op)
@@ -198,7 +199,6 @@ def spectral_density(
         bulk, modes = _parted(spectrum, outliers)
         how = spectrum.how
     else:
-        rng = seeded(rng)
         modes = _leading(op, symmetric, outliers, rng)
         scaled, unit = normalized(op)
         options = {"num_probes": num_probes, "steps": steps, "rng": rng, "symmetric": symmetric}
@@ -287,14 +287,14 @@ def _check(
     width: float | None,
     method: str,
 ) -> None:
-    if isinstance(outliers, bool) or not 0 <= outliers < min(op.shape):
-        raise ValueError(f"outliers={outliers!r}: choose an int from 0 to {min(op.shape) - 1}")
-    if points < 2:
-        raise ValueError(f"points={points}: a grid has at least 2")
+    check_count("outliers", outliers, 0, min(op.shape) - 1)
+    check_count("points", points, 2)
     if scale not in ("auto", "linear", "log"):
         raise ValueError(f"scale={scale!r}: choose 'auto', 'linear' or 'log'")
-    if width is not None and not (width > 0 and math.isfinite(width)):
-        raise ValueError(f"width={width}: choose a positive number, or None for the default")
+    if width is not None:
+        check_real("width", width)
+        if not 0 < width < math.inf:
+            raise ValueError(f"width={width}: choose a positive number, or None for the default")
     if method not in ("auto", "exact", "lanczos"):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'lanczos'")
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.memory import free_bytes
+from kpops.kinds import described
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
+from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as seeded
 from kpops.spectral import common, exact, scaling, structure
 from kpops.spectral.solvers.arpack import arpack
@@ -220,12 +222,14 @@ def start(
     callback: Callable[[Progress], Any] | None,
 ) -> Search:
     """Check what a search is told."""
+    check_real("tol", tol)
     if not tol > 0:
         raise ValueError(f"tol={tol}: choose a positive relative residual, for example 1e-6")
-    if max_matvecs is not None and max_matvecs < 1:
-        raise ValueError(f"max_matvecs={max_matvecs}: choose a positive number of products")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size={block_size}: choose a positive number of vectors")
+    for name, number in {"max_matvecs": max_matvecs, "block_size": block_size}.items():
+        if number is not None:
+            check_count(name, number, 1)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is {described(callback)}: pass a function of the progress")
     noise = common.noise_floor(op.torch_dtype)
     budget = MAX_MATVECS if max_matvecs is None else max_matvecs
     return Search(

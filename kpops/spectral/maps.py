@@ -16,6 +16,7 @@ from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import batches, uncoupled
 from kpops.operators.foreign import as_operator
 from kpops.operators.partial_trace import signs
+from kpops.scalars import check_count
 from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.scaling import normalized, normalized_blocks, raised, undone
@@ -102,7 +103,7 @@ def frobenius_map(
     >>> dict(kpops.frobenius_map(lin.flow, "unit").energy.sizes)
     {'unit': 4, 'unit_in': 4}
     """
-    op = as_operator(op)
+    op, rng = as_operator(op), seeded(rng)
     _check(op, dim, method, num_probes)
     lag = _checked_lag(op, dim, beyond)
     blocks = op.unit_blocks()
@@ -135,8 +136,7 @@ def _check(op: TrajectoryOperator, dim: str, method: str, num_probes: int) -> No
         raise ValueError(f"dim={dim!r}: choose one of the dims {shared} of both sides of {op!r}")
     if method not in ("auto", "exact", "probes"):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'probes'")
-    if num_probes < 2:
-        raise ValueError(f"num_probes={num_probes}: a standard error needs at least 2")
+    check_count("num_probes", num_probes, 2)
 
 
 def _checked_lag(op: TrajectoryOperator, dim: str, beyond: int | None) -> int | None:
@@ -157,10 +157,10 @@ def _checked_lag(op: TrajectoryOperator, dim: str, beyond: int | None) -> int | 
 # Energies, (out, in), in float64; (probe, out, in) where they are estimated.
 
 
-def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: Any) -> Tensor:
+def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: np.random.Generator) -> Tensor:
     work.expect(num_probes * (1 if dim in uncoupled(op) else op.domain.sizes[dim]))
     shape = (num_probes, *op.domain.shape)
-    z = signs(shape, op, seeded(rng))
+    z = signs(shape, op, rng)
     if dim in uncoupled(op):
         # What starts at one position stays there: all of them share a vector.
         parts = [_energies(op.apply(some), op.codomain, dim) for some in z.split(_BLOCK)]

@@ -14,6 +14,7 @@ from torch import Tensor
 from kpops import work
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
+from kpops.scalars import check_real
 from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.eig import eigsh
@@ -96,7 +97,7 @@ def frobenius_norm(
     >>> float(kpops.frobenius_norm(np.diag([3.0, 4.0])).estimate)
     5.0
     """
-    op = as_operator(op)
+    op, rng = as_operator(op), seeded(rng)
     budget = check(method, _FROBENIUS, num_matvecs, tol)
     if min(op.shape if op.root is None else op.root.shape) < 2:
         method = "exact"
@@ -105,7 +106,7 @@ def frobenius_norm(
     if exact is not None:
         answer = Answer(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
     else:
-        run, act = _gram_run(op, method, seeded(rng))
+        run, act = _gram_run(op, method, rng)
         answer = estimated(run, budget, tol, positive=True, power=0.5)
         if act is not None:
             answer = answer._replace(unit=act.scale * answer.unit)
@@ -175,7 +176,7 @@ def schatten_norm(
     >>> float(kpops.schatten_norm(np.diag([3.0, -4.0]), 1).estimate)
     7.0
     """
-    op = as_operator(op)
+    op, rng = as_operator(op), seeded(rng)
     if not isinstance(p, numbers.Real) or not p >= 1:
         raise ValueError(f"p={p!r}: the Schatten norms are those of p from 1 to infinity")
     budget = check(method, _SCHATTEN, num_matvecs, tol)
@@ -196,7 +197,7 @@ def schatten_norm(
         norm = _p_norm(spectrum.values.double(), p)
         answer = Answer(norm, 0.0, "exact", spectrum.how, op.num_matvecs - before)
     elif method == "auto" and p == 4:
-        run, act = _fourth_run(op, seeded(rng))
+        run, act = _fourth_run(op, rng)
         answer = estimated(run, budget, tol, positive=True, power=0.25)
         answer = answer._replace(unit=math.sqrt(act.scale) * answer.unit)
     elif p == math.inf:
@@ -250,6 +251,7 @@ def spectral_norm(
     4.0
     """
     op = as_operator(op)
+    check_real("tol", tol)
     if not 0 < tol < 1:
         raise ValueError(f"tol={tol!r}: choose a relative residual between 0 and 1")
     before = op.num_matvecs
@@ -333,8 +335,8 @@ def _fourth_run(op: TrajectoryOperator, rng: np.random.Generator) -> tuple[GramT
 class _Rules:
     """The sum of ``sigma^p`` from Gauss rules, anew for every budget."""
 
-    def __init__(self, op: TrajectoryOperator, p: float, rng: Any) -> None:
-        self.p, self.rng = p, seeded(rng)
+    def __init__(self, op: TrajectoryOperator, p: float, rng: np.random.Generator) -> None:
+        self.p, self.rng = p, rng
         self.op, self.scale = normalized(op)
         self.symmetric = common.is_self_adjoint(op)
         self.num_matvecs = 0.0

@@ -15,6 +15,7 @@ from kpops.engines.memory import free_bytes
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
 from kpops.operators.partial_trace import PartialTrace, ProbedGram, ProbedTrace
+from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as seeded
 from kpops.spectral import common, structure
 from kpops.spectral.density import whole_spectrum
@@ -222,18 +223,21 @@ def _check(
     question: Question, reduction: str, method: str, num_matvecs: int, rtol: float | None
 ) -> None:
     kind = question.kind
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose from {', '.join(map(repr, KINDS))}")
     if reduction not in ("expand_average", "partial_trace"):
         raise ValueError(f"reduction={reduction!r}: choose 'expand_average' or 'partial_trace'")
+    check_real("threshold", question.threshold)
+    check_real("tol", question.tol)
+    check_count("num_matvecs", num_matvecs, 2)
     if not 0 < question.threshold < 1:
         raise ValueError(f"threshold={question.threshold}: choose a fraction between 0 and 1")
     if not 0 <= question.tol < 1:
         raise ValueError(f"tol={question.tol}: choose a fraction of the largest, from 0 to 1")
-    if num_matvecs < 2:
-        raise ValueError(f"num_matvecs={num_matvecs}: a standard error needs at least 2")
-    if rtol is not None and not 0 < rtol < 1:
-        raise ValueError(f"rtol={rtol}: choose a fraction between 0 and 1")
+    if rtol is not None:
+        check_real("rtol", rtol)
+        if not 0 < rtol < 1:
+            raise ValueError(f"rtol={rtol}: choose a fraction between 0 and 1")
     if method not in ("auto", "exact", "hutchinson", "lanczos"):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact', 'hutchinson' or 'lanczos'")
     if method not in ("auto", "exact", *KINDS[kind]):

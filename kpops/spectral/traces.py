@@ -123,7 +123,7 @@ def trace(
     >>> abs(float(result.estimate) - 1 / 0.3) < 1e-6
     True
     """
-    op = square(op)
+    op, generator = square(op), seeded(rng)
     budget = check(method, _TRACE, num_matvecs, tol)
     root = op.root
     if _trivial(op, root):
@@ -138,7 +138,6 @@ def trace(
     if exact is not None:
         answer = Answer(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
     else:
-        generator = seeded(rng)
         run: TraceRun
         if tol is None:
             work.expect(budget * (2 if root is not None and method != "hutch++" else 1))
@@ -223,7 +222,7 @@ def diagonal(
     >>> bool(abs(diagonal.estimate.sum() / kpops.trace(lin.flow).estimate - 1) < 1e-5)
     True
     """
-    op = square(op)
+    op, generator = square(op), seeded(rng)
     budget = check(method, _DIAGONAL, num_matvecs, tol)
     root = op.root
     if _trivial(op, root):
@@ -241,7 +240,7 @@ def diagonal(
             rows_of(root.apply, root.domain) if root is not None else None,
             root.shape[1] if root is not None else 0,
         )
-        run = Diagonal(actions, method, seeded(rng), empty(op))
+        run = Diagonal(actions, method, generator, empty(op))
         answer = estimated(run, budget, tol, positive=False)
     settings = {"method": method, "num_matvecs": budget, "tol": tol}
 

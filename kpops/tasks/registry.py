@@ -40,7 +40,7 @@ def register(name: str, function: Task, aliases: Sequence[str] = ()) -> None:
     Raises
     ------
     TypeError
-        If `function` is not callable, or `aliases` is a string.
+        If `name` is no string, `function` is not callable, or `aliases` is a string.
     ValueError
         If a name belongs to a task of kpops, or to another task.
 
@@ -55,6 +55,8 @@ def register(name: str, function: Task, aliases: Sequence[str] = ()) -> None:
     """
     if not callable(function):
         raise TypeError(f"function is a {type(function).__name__}: pass function(n_trials, ...)")
+    if not isinstance(name, str):
+        raise TypeError(f"name is {described(name)}: pass a string")
     if isinstance(aliases, str):
         raise TypeError(f"aliases={aliases!r}: pass a list of names")
     for new in (name, *aliases):

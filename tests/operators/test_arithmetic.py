@@ -85,7 +85,7 @@ NONSENSE = {
     "to the power True": (lambda op: op**True, "to the power True: choose an int"),
     "two to the power": (lambda op: 2**op, "unsupported operand"),
     "applied to None": (lambda op: op @ None, "applied to None: pass a vector"),
-    "applied to a string": (lambda op: op @ "a", "Scalar operands"),
+    "applied to a string": (lambda op: op @ "a", "applied to the string 'a': apply it to a vector"),
     "applied to a number": (lambda op: op @ 2, "Scalar operands"),
     "applied to a 0-d array": (lambda op: op @ np.array(2.0), "Scalar operands"),
     "from a 0-d tensor": (lambda op: torch.tensor(2.0) @ op, "Scalar operands"),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
+from kpops.scalars import check_real
 from kpops.spectral import common
 from kpops.spectral.estimators.probing import TraceRun
 from kpops.spectral.estimators.probing_gram import GramTrace
@@ -27,8 +28,10 @@ def check(method: str, methods: dict[str, int], num_matvecs: int | None, tol: fl
     """Refuse options that make no sense; the budget."""
     if method not in methods:
         raise ValueError(f"method={method!r}: choose one of {', '.join(map(repr, methods))}")
-    if tol is not None and not 0 < tol < 1:
-        raise ValueError(f"tol={tol!r}: choose a fraction of the estimate, between 0 and 1")
+    if tol is not None:
+        check_real("tol", tol)
+        if not 0 < tol < 1:
+            raise ValueError(f"tol={tol!r}: choose a fraction of the estimate, between 0 and 1")
     if num_matvecs is None:
         return 64 if tol is None else 1024
     whole = isinstance(num_matvecs, int | np.integer) and not isinstance(num_matvecs, bool)

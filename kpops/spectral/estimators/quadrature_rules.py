@@ -26,6 +26,7 @@ from kpops.engines.memory import free_bytes
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches, uncoupled
+from kpops.scalars import check_count
 from kpops.scalars import generator as seeded
 from kpops.spectral import common
 from kpops.spectral.scaling import normalized
@@ -335,7 +336,5 @@ def seek_negative(op: TrajectoryOperator, rng: Any, remedy: str) -> int:
 
 def check_probes(num_probes: int, steps: int) -> None:
     """Refuse numbers of probes and steps that make no rule or no error bar."""
-    if num_probes < 2:
-        raise ValueError(f"num_probes={num_probes}: a standard error needs at least 2")
-    if steps < 1:
-        raise ValueError(f"steps={steps}: choose at least 1")
+    check_count("num_probes", num_probes, 2)
+    check_count("steps", steps, 1)
