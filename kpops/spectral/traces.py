@@ -102,12 +102,12 @@ def trace(
     error bars are corrected for the covariance of the leave-one-out estimates, which the paper
     leaves out. As the scatter of few samples is uncertain itself, standard errors are widened by
     Student's t, at half of the degrees of freedom of normal samples since quadratic forms have
-    heavier tails: sevenfold from 2 samples, by half from 8, by 4 % from 64. An interval of two
-    standard errors then held the trace in 91 to 100 % of 200 seeds, 97 % in the mean, by each of
-    the four methods at 8, 16, 32 and 64 products over six spectra. A tolerance is taken as met
-    when two successive rounds, of twice as many products each, meet it and agree within twice
-    their combined error; where the spectrum drops just at the number of vectors of a round, that
-    may still be fooled.
+    heavier tails: sevenfold from 2 samples, by half from 8, by 4 % from 64; those of plain forms
+    also by their skewness. An interval of two standard errors then held the trace in 91 to 100 % of
+    200 seeds, 97 % in the mean, by each of the four methods at 8, 16, 32 and 64 products over six
+    spectra. A tolerance is taken as met when two successive rounds, of twice as many products each,
+    meet it and agree within twice their combined error; where the spectrum drops just at the number
+    of vectors of a round, that may still be fooled.
 
     Where the leading eigenvalues hold the sum of the squares, XTrace and XNysTrace are more
     accurate by orders of magnitude. If they come in clusters of more than `num_matvecs`, about one

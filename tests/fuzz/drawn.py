@@ -209,9 +209,11 @@ class Symmetric:
 
 
 @st.composite
-def symmetric(draw: Any, kinds: tuple[str, ...] = tuple(SPECTRA), largest: int = 60) -> Symmetric:
+def symmetric(
+    draw: Any, kinds: tuple[str, ...] = tuple(SPECTRA), smallest: int = 1, largest: int = 60
+) -> Symmetric:
     """A matrix of one of `kinds` of spectra, in a random basis or in that of the axes."""
-    kind, n = draw(st.sampled_from(kinds)), draw(st.integers(1, largest))
+    kind, n = draw(st.sampled_from(kinds)), draw(st.integers(smallest, largest))
     rng = np.random.default_rng(draw(st.integers(0, 2**31)))
     values = SPECTRA[kind](rng, n)
     values = values[np.argsort(-np.abs(values), kind="stable")]

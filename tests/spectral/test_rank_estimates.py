@@ -205,3 +205,12 @@ def test_modes_and_vectors_are_taken_in_chunks(monkeypatch):
     for kind in ("stable", "variance"):
         kpops.effective_rank(whole, kind, method="hutchinson", num_matvecs=200, rng=0)
     assert seen and max(seen) <= 64
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_cluster_of_positive_values_is_not_called_indefinite(seed):
+    # Beside the leading modes that are set aside, Lanczos vectors grow parts along them.
+    rng = np.random.default_rng(seed)
+    values = 1 + 1e-4 * rng.standard_normal(21)
+    found = kpops.effective_rank(np.diag(values), "entropy", method="lanczos", rng=seed)
+    assert abs(float(found.estimate) - 21) < 2 * float(found.stderr) + 1e-6

@@ -60,9 +60,10 @@ class PlainTrace(TraceRun):
             self._grow((left - missing) // 2)
             self._complete()
         elif self.method == "hutch++":
-            self._grow(left // 3)
+            k = max(0, min(left // 3, (left - 4) // 2))  # four others at least, for an error bar
+            self._grow(k)
             self._complete()
-            self._others(min(self.left(budget), left // 3))
+            self._others(min(self.left(budget), left - 2 * k))
         elif left < _LEAST:
             self._forms(left)
             self.why = "too few products to learn from"

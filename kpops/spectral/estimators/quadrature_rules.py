@@ -145,7 +145,7 @@ class Tridiagonal:
         return nodes, weights, self.beside[:, steps - 1, None] * last.abs()
 
 
-def lanczos(apply: Act, starts: Tensor, steps: int) -> Tridiagonal:
+def lanczos(apply: Act, starts: Tensor, steps: int, off: Tensor | None = None) -> Tridiagonal:
     """Run Lanczos from every row of `starts`, with full reorthogonalisation.
 
     Parameters
@@ -157,6 +157,8 @@ def lanczos(apply: Act, starts: Tensor, steps: int) -> Tridiagonal:
     steps : int
         Steps at most. A recursion ends before when its vectors span an invariant space, to the
         noise floor of the dtype: then its rule is exact.
+    off : Tensor, optional
+        Orthonormal rows (mode, entry) that span an invariant space, which all vectors stay off.
 
     Returns
     -------
@@ -164,7 +166,10 @@ def lanczos(apply: Act, starts: Tensor, steps: int) -> Tridiagonal:
         In float64.
     """
     count, n = starts.shape
-    steps = min(steps, n)
+    off = starts.new_zeros(0, n) if off is None else off
+    steps = min(steps, max(1, n - len(off)))
+    for _ in range(2):  # once leaves a part of the order of what it takes away
+        starts = starts - (starts @ off.mT) @ off
     diagonal = torch.zeros(count, steps, dtype=torch.float64, device=starts.device)
     beside = torch.zeros_like(diagonal)
     basis = starts.new_zeros(count, steps, n)
@@ -177,6 +182,7 @@ def lanczos(apply: Act, starts: Tensor, steps: int) -> Tridiagonal:
         before = image.norm(dim=1)
         for _ in range(2):  # once leaves a part of the order of what it takes away
             image = image - (spanned.mT @ (spanned @ image[..., None]))[..., 0]
+            image = image - (image @ off.mT) @ off
         length = image.norm(dim=1)
         largest = torch.maximum(largest, before)
         going = length > common.noise_floor(starts.dtype) * largest
@@ -274,8 +280,8 @@ def gauss_rule(
             num_probes = first
             break
         start = common.random_block(op, problem.space, some, rng)
-        rows = _off(batches.split(start), modes).flatten(0, 1)
-        recursions.append(lanczos(partial(_act, problem, batches, modes), rows, steps))
+        rows = batches.split(start).flatten(0, 1)
+        recursions.append(lanczos(partial(_act, problem, batches), rows, steps, modes))
     n_rest = batches.size - (0 if modes is None else len(modes))
 
     def rule(steps: int, coarse: Rule | None = None) -> Rule:
@@ -296,19 +302,9 @@ def gauss_rule(
     return rule(steps, rule(max(1, 3 * steps // 4)))
 
 
-def _act(problem: Problem, batches: Batches, modes: Tensor | None, rows: Tensor) -> Tensor:
+def _act(problem: Problem, batches: Batches, rows: Tensor) -> Tensor:
     batched = rows.unflatten(0, (batches.count, -1))
-    image = batches.split(problem.apply(batches.join(batched).contiguous()))
-    return _off(image, modes).flatten(0, 1)
-
-
-def _off(batched: Tensor, modes: Tensor | None) -> Tensor:
-    """Project off orthonormal modes, twice against rounding."""
-    if modes is None:
-        return batched
-    for _ in range(2):
-        batched = batched - (batched @ modes.T) @ modes
-    return batched
+    return batches.split(problem.apply(batches.join(batched).contiguous())).flatten(0, 1)
 
 
 def _orthonormal(modes: Tensor, problem: Problem) -> Tensor:

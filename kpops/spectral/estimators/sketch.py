@@ -66,11 +66,23 @@ def widened(count: int) -> float:
 
 
 def mean_and_error(samples: Tensor) -> tuple[float, float]:
-    """Mean of the samples and its standard error; NaN if there is only one."""
+    """Mean of the samples and its standard error, widened; NaN if there is only one.
+
+    Forms of few modes are skewed, and where the mean of some is too low, so is their scatter. By
+    the Edgeworth expansion of Student's t (Hall 1992, The Bootstrap and Edgeworth Expansion,
+    section 2.6) its quantile z moves by ``g (2 z^2 + 1) / (6 sqrt(m))``, g being the skewness; at
+    z = 2 that is the part ``3 g / (4 sqrt(m))`` of it.
+    """
     m = len(samples)
+    mean, scatter = samples.mean(), samples.std()
     if m < 2:
-        return float(samples.mean()), math.nan
-    return float(samples.mean()), widened(m) * float(samples.std() / math.sqrt(m))
+        return float(mean), math.nan
+    skewness = 0.0
+    if m > 2 and scatter > 0:
+        unbiased = m / ((m - 1) * (m - 2))
+        skewness = unbiased * float(((samples - mean) / scatter).pow(3).sum())
+    wider = widened(m) * (1 + 0.75 * abs(skewness) / math.sqrt(m))
+    return float(mean), wider * float(scatter) / math.sqrt(m)
 
 
 class Sketch:
