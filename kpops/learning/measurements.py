@@ -115,11 +115,17 @@ def _variable(name: str, value: Any) -> Any:
         array = np.asarray(array)
     except ValueError as error:
         raise ValueError(f"measure returned {name}, which is no array: {error}") from error
+    except TypeError as error:  # what refuses to become an array
+        raise _no_numbers(name, value) from error
     if array.dtype.kind == "U":
         array = array.astype(object)  # which files take
     if array.dtype.kind not in "biufcOMm" or any(not isinstance(x, str) for x in _objects(array)):
-        raise TypeError(f"measure returned {name}, {described(value)}: return numbers or arrays")
+        raise _no_numbers(name, value)
     return tuple(f"{name}_dim_{axis}" for axis in range(array.ndim)), array
+
+
+def _no_numbers(name: str, value: Any) -> TypeError:
+    return TypeError(f"measure returned {name}, {described(value)}: return numbers or arrays")
 
 
 def _is_xarrays_own(value: Any) -> bool:

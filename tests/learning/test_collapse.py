@@ -214,7 +214,7 @@ def test_on_the_device(device):
         ({"of_reduction": (), "of_whole": ()}, "name a kind of effective rank"),
         ({"num_modes": -1}, "num_modes=-1: choose a number of modes"),
         ({"threshold": 1.5}, "threshold=1.5: choose a fraction"),
-        ({"num_matvecs": 1}, "num_matvecs=1: a standard error needs"),
+        ({"num_matvecs": 1}, "num_matvecs=1: choose an int of 2 or more"),
     ],
 )
 def test_wrong_use_is_refused(options, told):

@@ -194,6 +194,7 @@ def test_results_are_saved_and_read_back(follow, tmp_path):
         (lambda lin: {}, "measure returned no variable"),
         (lambda lin: {"v": None}, "measure returned v, None: return numbers"),
         (lambda lin: {"v": lin}, "measure returned v, a Linearization"),
+        (lambda lin: {"v": lin.flow}, "measure returned v, the operator <P K P"),
         (lambda lin: {"v": [[1], [1, 2]]}, "measure returned v, which is no array"),
         (lambda lin: {1: 2.0}, "under the name 1: use a string"),
         (lambda lin: {"step": 2.0}, "variable or dim step"),
