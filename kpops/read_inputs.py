@@ -23,12 +23,20 @@ class Reading(NamedTuple):
 
     time_first: bool = False
     converted: str = ""
+    by_trial: bool = False  # a list of trials, for a model whose own order is time first
 
     def trial_first(self, tensor: Tensor, name: str, n_trials: int, n_steps: int) -> Tensor:
         """Bring a tensor that came without labels to (trial, time, ...), if it has both dims."""
+        shape = tuple(tensor.shape[:2])
+        if self.by_trial and shape == (n_trials, n_steps) and n_trials == n_steps > 1:
+            dims = ("trial", "time", "output")[: tensor.ndim]
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} and no labels; inputs were a list of "
+                "trials, the model reads time first, and both sizes are alike: pass it as "
+                f"xarray.DataArray({name}, dims={dims})"
+            )
         if not self.time_first or tensor.ndim < 2:
             return tensor
-        shape = tuple(tensor.shape[:2])
         if shape == (n_trials, n_steps) and shape != (1, 1):
             dims = ("time", "trial", "output")[: tensor.ndim]
             many = f", and both sizes are {n_steps}" if n_trials == n_steps else ""
@@ -41,6 +49,7 @@ class Reading(NamedTuple):
 
     def __str__(self) -> str:
         order = ", inputs read as (time, trial, feature)" if self.time_first else ""
+        order += ", inputs read as a list of trials" if self.by_trial else ""
         return order + (f", inputs {self.converted}" if self.converted else "")
 
 
@@ -66,6 +75,7 @@ def read_inputs(
     """
     coords: dict[str, Coordinate] = {}
     time_first = recurrence.time_major
+    by_trial = time_first and _is_list_of_arrays(inputs)
     lengths = None
     if isinstance(inputs, xr.DataArray):
         inputs, coords, time_first = _by_dims(inputs)
@@ -92,7 +102,7 @@ def read_inputs(
         )
     # Row-major by trial and never shared with the user's array: this is a snapshot.
     x = x.to(device=like.device, dtype=like.dtype, copy=True).contiguous()
-    reading = Reading(time_first, _conversion(given, x))
+    reading = Reading(time_first, _conversion(given, x), by_trial)
     valid = _read_mask(mask, x, coords, reading)
     if "mask" in coords:
         own = xr.DataArray(coords["mask"].values, dims=coords["mask"].dims)
@@ -252,7 +262,10 @@ def _read_mask(
         valid = valid.bool()
     if not valid[:, 0].all():
         trial = int((~valid[:, 0]).nonzero()[0, 0])
-        raise ValueError(f"mask has no valid first step in trial {trial}: drop empty trials")
+        raise ValueError(
+            f"mask has no valid first step in trial {trial}: drop empty trials, "
+            "and shift those that are padded on the left"
+        )
     if (valid[:, 1:] & ~valid[:, :-1]).any():
         trial = int((valid[:, 1:] & ~valid[:, :-1]).nonzero()[0, 0])
         raise ValueError(

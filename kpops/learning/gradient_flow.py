@@ -133,8 +133,40 @@ def _gradient(
     outputs = lin.states if lin.readout is None else lin.outputs
     with torch.enable_grad():
         y = torch.tensor(outputs.values, device=lin.device, requires_grad=True)
+        before = torch.get_rng_state()
         value = objective(y, wanted, weights)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise ValueError("loss draws random numbers: make it a function of outputs and targets")
         if not value.isfinite():
             raise ValueError(f"loss returned {value.item()}, expected a finite number")
+        _refuse_others(value, y)
         (gradient,) = torch.autograd.grad(value, y)
-    return value.detach(), trajectory.restrict(gradient[None])
+    restricted = trajectory.restrict(gradient[None])
+    padded = (restricted[0] != gradient).any(-1)
+    if padded.any():
+        trial, step = padded.nonzero()[0].tolist()
+        raise ValueError(
+            f"loss depends on the outputs of padded steps, first of trial {trial} at step {step}: "
+            "take the valid ones only; give it a third parameter, weights (trial, time), which is "
+            "zero in the padding, and for the last steps take outputs[range(len(outputs)), "
+            "(weights > 0).sum(1) - 1]"
+        )
+    return value.detach(), restricted
+
+
+def _refuse_others(value: Tensor, outputs: Tensor) -> None:
+    """Refuse a loss that has other variables than the outputs, whose gradient would be missing."""
+    nodes, seen = [value.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", outputs)
+        if leaf is not outputs:
+            raise ValueError(
+                f"loss depends on another tensor that requires grad, of shape {tuple(leaf.shape)}, "
+                "besides the outputs: its gradient, such as that of weight decay, does not go "
+                "through the states; leave the term out, or detach the tensor"
+            )
+        nodes.extend(following for following, _ in node.next_functions)

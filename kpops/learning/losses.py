@@ -15,11 +15,14 @@ import xarray as xr
 from torch import Tensor, nn
 
 from kpops.arrays import as_tensor
+from kpops.kinds import described
 from kpops.labels import Space, by_name
 from kpops.learning.signatures import takes
 from kpops.read_inputs import BY_TRIAL, Reading
 
 Loss = str | Callable[..., Tensor]
+
+_LAST = "lambda y, target: ((y[:, -1] - target) ** 2).mean()"
 
 IGNORED = -100
 """The label of a step that does not count, as in PyTorch."""
@@ -81,6 +84,8 @@ class _SquaredError(_Mean):
         if tuple(targets.shape) != shape:
             labels = tuple(targets.shape) == shape[:2] and not targets.is_floating_point()
             remedy = ": pass loss='cross_entropy' for labels" if labels else ""
+            if targets.ndim < 3 and targets.shape[:1] == shape[:1] and not labels:
+                remedy = ": for targets of one step pass a loss such as " + _LAST
             raise ValueError(
                 f"targets has shape {tuple(targets.shape)}, expected {shape}, that of the outputs "
                 f"(trial, time, output){remedy}"
@@ -105,7 +110,8 @@ class _CrossEntropy(_Mean):
                 f"targets is {_kind(targets)} of shape {tuple(targets.shape)}, expected integer "
                 f"labels (trial, time) = {shape[:2]} or probabilities (trial, time, class) = "
                 f"{shape} for the cross entropy: convert labels to integers (missing ones to "
-                f"{IGNORED}), one-hot targets to floats"
+                f"{IGNORED}), one-hot targets to floats; for labels of one step pass a "
+                "loss such as lambda y, label: torch.nn.functional.cross_entropy(y[:, -1], label)"
             )
         if targets.dtype == torch.bool:
             raise ValueError("targets is bool: convert labels to integers, the number of the class")
@@ -188,6 +194,12 @@ def objective_of(loss: Loss, loss_mask: Any = None) -> Objective:
         )
     if isinstance(loss, type):
         raise TypeError(f"loss is the class {loss.__name__}: pass an instance, {loss.__name__}()")
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        raise ValueError(
+            f"loss is {described(loss)}, which takes the second dim of the outputs (trial, time, "
+            "class) for the classes: pass loss='cross_entropy', or a callable that calls it on "
+            "outputs.movedim(-1, 1)"
+        )
     given = _Given(loss)
     if loss_mask is not None and not given.weighted:
         raise ValueError(

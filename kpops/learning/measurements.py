@@ -35,15 +35,17 @@ def as_dataset(result: Any) -> xr.Dataset:
 
 
 def _from_mapping(values: Mapping[str, Any]) -> xr.Dataset:
-    """Dataset of DataArrays and others; what holds of one of them only is not said of all."""
+    """Dataset of DataArrays and others; what holds of one of them only becomes its attribute."""
     labelled = {name: v for name, v in values.items() if isinstance(v, xr.DataArray)}
     xr.align(*labelled.values(), join="exact")  # or a Dataset would fill up with NaN
     scalars = {c for v in labelled.values() for c in v.coords if not v[c].dims}
     of_one = [c for c in scalars if not _is_of_all(c, list(values.values()))]
-    own = {
-        name: v.drop_vars([c for c in of_one if c in v.coords and not v[c].dims])
-        for name, v in labelled.items()
-    }
+    own = {}
+    for name, v in labelled.items():
+        lost = [c for c in of_one if c in v.coords and not v[c].dims]
+        said = {str(c): v[c].item() for c in lost}
+        plain = {c: x for c, x in said.items() if isinstance(x, str | int | float)}
+        own[name] = v.drop_vars(lost).assign_attrs(plain)
     return xr.Dataset({**values, **own})
 
 
@@ -108,6 +110,8 @@ def _name(name: Any) -> str:
 def _variable(name: str, value: Any) -> Any:
     if isinstance(value, xr.DataArray):
         return value
+    if isinstance(value, xr.Dataset):
+        raise _no_numbers(name, value)
     if _is_xarrays_own(value):  # (dims, values) or (dims, values, attrs)
         return value
     try:
@@ -125,7 +129,8 @@ def _variable(name: str, value: Any) -> Any:
 
 
 def _no_numbers(name: str, value: Any) -> TypeError:
-    return TypeError(f"measure returned {name}, {described(value)}: return numbers or arrays")
+    one = f", such as result.{next(iter(value), name)}" if isinstance(value, xr.Dataset) else ""
+    return TypeError(f"measure returned {name}, {described(value)}: return numbers or arrays{one}")
 
 
 def _is_xarrays_own(value: Any) -> bool:

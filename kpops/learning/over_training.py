@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -87,7 +88,8 @@ def over_training(
     Raises
     ------
     ValueError
-        If there are no checkpoints, or steps repeat or are no whole numbers.
+        If there are no checkpoints, steps repeat or are no whole numbers, or the state dicts of two
+        steps share their memory.
     TypeError
         If `model`, `checkpoints`, `measure` or `options` is of another kind.
     MeasureError
@@ -97,9 +99,9 @@ def over_training(
 
     Examples
     --------
-    >>> import torch, kpops
+    >>> import copy, torch, kpops
     >>> gru = torch.nn.GRU(3, 4, batch_first=True)
-    >>> checkpoints = [(0, gru.state_dict()), (10, gru.state_dict())]
+    >>> checkpoints = [(step, copy.deepcopy(gru.state_dict())) for step in (0, 10)]
     >>> norm = lambda lin: {"norm": float(abs(lin.states).max())}
     >>> kpops.over_training(gru, checkpoints, torch.zeros(2, 5, 3), norm).step.values
     array([ 0, 10])
@@ -181,10 +183,23 @@ def _checked_steps(checkpoints: Any) -> int | None:
         )
     if not isinstance(checkpoints, Sequence):
         return None
-    steps = [step for step, _ in _pairs(checkpoints)]
+    pairs = list(_pairs(checkpoints))
+    steps = [step for step, _ in pairs]
     if len(set(steps)) < len(steps):
         raise ValueError(f"checkpoints repeat a step: {sorted(steps)}; pass each once")
+    for (step, state), (later, other) in pairwise(pairs):
+        if _memory(state) and _memory(state) == _memory(other):
+            raise ValueError(
+                f"checkpoints of steps {step} and {later} are the same tensors in memory, which "
+                "training has gone on to change: keep copy.deepcopy(model.state_dict()) of each"
+            )
     return len(steps)
+
+
+def _memory(state: Any) -> dict[str, int]:
+    """Where the tensors of a state dict are in memory."""
+    items = state.items() if isinstance(state, Mapping) else ()
+    return {k: v.data_ptr() for k, v in items if isinstance(v, torch.Tensor) and v.numel()}
 
 
 def _pairs(checkpoints: Iterable[Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -306,6 +306,7 @@ def _dataset(
         {
             "parameter": text(list(lin.parameters), "parameter"),
             "features": text(features, "what the parameter multiplies"),
+            **{k: v for k, v in common.identity(lin.flow).items() if k != "operator"},
         },
         attrs={
             **lin.attrs,

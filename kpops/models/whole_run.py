@@ -83,7 +83,11 @@ class Run:
         self.calls, self.returned = self._record(x)
         called = [path for path in self.paths if any(c.path == path for c in self.calls)]
         if len(called) > 1:
-            raise self._refusal(f"has several recurrent parts, {together(called)}", called[-1])
+            raise self._refusal(
+                f"has several recurrent parts, {together(called)}",
+                called[-1],
+                inputs=self._read_by(called[-1]),
+            )
         path = called[0] if called else _loop(self.calls)
         if path is None:
             raise self._refusal(
@@ -117,7 +121,7 @@ class Run:
         named = dict(zip(names, modules, strict=True))
         readout = modules[0] if len(modules) == 1 else nn.Sequential(OrderedDict(named))
         made = f"{together(chain)} as readout" if chain else "no readout"
-        last = " at the last step" if view is last_step else ""
+        last = " at the last step of full trials" if view is last_step else ""
         said = f"{self.path} as recurrence, {made}, equal to its forward{last}"
         return readout if chain else None, said
 
@@ -202,7 +206,10 @@ class Run:
             )
         for before, after in pairwise(own):
             if not _carries_on(before, after):
-                raise self._refusal(f"changes the state of {self.path} between its steps")
+                anew = f", or starts anew in each of {len(own)} calls" * (
+                    own[0].arguments[0].ndim == 3
+                )
+                raise self._refusal(f"changes the state of {self.path} between its steps{anew}")
         x = torch.cat([self._by_trial(c.arguments[0]) for c in own], 1)
         if own[0].arguments[0].ndim == 3:
             return x, torch.cat([self._by_trial(tensors(c.result)[0]) for c in own], 1)
@@ -275,7 +282,8 @@ class Run:
         chain = self._chain()
         what = together(chain) if chain else self.path
         raise self._refusal(
-            f"returns something else than what {what} makes of each state of {self.path}",
+            f"returns something else than what {what} makes of each state of {self.path}: a module "
+            "of all that forward does to a state is its readout, in eval mode and without noise",
             readout=chain[-1] if chain else None,
         )
 
@@ -338,13 +346,22 @@ class Run:
         ]
         if not makers:
             return self._refusal(
-                f"changes the inputs before {self.path} reads them: pass what that reads as inputs"
+                f"changes the inputs before {self.path} reads them: pass what that reads as inputs",
+                inputs=self._read_by(self.path),
             )
         return self._refusal(
             f"gives {self.path} what {makers[0]} makes of the inputs: pass that as inputs; what "
             f"{makers[0]} learns is then no part of the operators",
             inputs=f"{spelled(makers[0])}(inputs)",
         )
+
+    def _read_by(self, path: str) -> str:
+        """Name of what a part reads: the inputs, where it is they."""
+        read = next(c.arguments[0] for c in self.calls if c.path == path)
+        raw = isinstance(read, Tensor) and any(
+            same(view(read), self.x) for view in (as_it_is, time_first) if read.ndim == self.x.ndim
+        )
+        return "inputs" if raw else f"what_{path.replace('.', '_')}_reads"
 
     def _refusal(
         self, why: str, path: str | None = None, readout: str | None = None, inputs: str = "inputs"

@@ -1,5 +1,6 @@
 """The same measurement at every checkpoint."""
 
+import copy
 import functools
 import pickle
 import signal
@@ -31,7 +32,7 @@ def follow(network, task):
 
     def run(measure, checkpoints=None, **settings):
         if checkpoints is None:
-            checkpoints = [(step, network.state_dict()) for step in (0, 10, 20)]
+            checkpoints = [(s, copy.deepcopy(network.state_dict())) for s in (0, 10, 20)]
         return kpops.over_training(network, checkpoints, task.inputs, measure, **settings)
 
     return run
@@ -241,7 +242,7 @@ def test_labels_that_differ_are_refused_by_name(follow):
 def test_steps_are_whole_numbers_in_increasing_order(network, follow):
     state = network.state_dict()
     steps = [20, 0.0, np.int64(5), torch.tensor(7), np.float32(10)]
-    result = follow(Counter(), [(step, state) for step in steps])
+    result = follow(Counter(), [(step, copy.deepcopy(state)) for step in steps])
     assert result.step.dtype == np.int64
     assert result.step.values.tolist() == [0, 5, 7, 10, 20]
     assert result.calls.values.tolist() == [2, 3, 4, 5, 1]
@@ -252,7 +253,7 @@ def test_steps_are_whole_numbers_in_increasing_order(network, follow):
 @pytest.mark.parametrize("step", [0.5, "10", "final", None, True, np.nan, np.inf, [1]])
 def test_other_steps_are_refused_by_name(network, follow, step):
     measure = Counter()
-    pairs = [(0, network.state_dict()), (step, network.state_dict())]
+    pairs = [(s, copy.deepcopy(network.state_dict())) for s in (0, step)]
     with pytest.raises(ValueError, match=r"step .* is no whole number: number the checkpoints"):
         follow(measure, pairs)
     assert not measure.calls

@@ -606,7 +606,11 @@ REFUSED = {
         "gives gru what encoder makes of the inputs: pass that as inputs; what encoder learns.*"
         r"kpops.linearize\(model.gru, model.encoder\(inputs\), readout=model.fc\)",
     ),
-    "function of inputs": (EncodedByFunction, INPUTS, f"changes the inputs before gru.*{CALL}"),
+    "function of inputs": (
+        EncodedByFunction,
+        INPUTS,
+        r"changes the inputs before gru.*linearize\(model.gru, what_gru_reads, readout=model.fc",
+    ),
     "detached": (
         Detached,
         INPUTS,
@@ -624,7 +628,7 @@ REFUSED = {
     "stacked": (
         Stacked,
         INPUTS,
-        r"several recurrent parts, gru and second.*kpops.linearize\(model.second, inputs",
+        r"several recurrent parts, gru and second.*linearize\(model.second, what_second_reads",
     ),
     "packing": (Packing, INPUTS, f"gives gru a PackedSequence of its own making.*{CALL}"),
     "softmax over time": (OverTime, INPUTS, "returns something else than what fc makes"),
