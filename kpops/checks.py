@@ -150,6 +150,9 @@ def refuse_step(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
     def alone(step: Step, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         return step(x[:1], h[:1]), step(x, h)[:1]
 
+    for key, weight in recurrence.module.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"{key} is not finite: has the training diverged? Pass other weights")
     if _differ(twice, once) and _differ_in_double(recurrence, x, h, again):
         raise ValueError(
             f"two steps of {name} from the same state differ: it is random, or keeps a state of "

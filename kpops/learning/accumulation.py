@@ -61,10 +61,13 @@ def accumulate_interference(result: xr.Dataset, learning_rate: float = 1.0) -> x
             f"dims step, task and task_in: {_REMEDY}"
         )
     change = result.loss_change
+    names = [change[dim].values.tolist() for dim in ("task", "task_in")]
+    if names[0] != names[1]:
+        raise ValueError(f"task is {names[0]} and task_in {names[1]}: give both the same labels")
     if (np.diff(change["step"]) <= 0).any():
         raise ValueError("the steps of result do not increase: sort them by result.sortby('step')")
     total = (learning_rate * change.cumulative_integrate("step")).astype(change.dtype)
-    others = total.where(change["task"] != change["task_in"], 0).sum("task_in")
+    others = total.where(change["task"] != change["task_in"], 0).sum("task_in", skipna=False)
     text = "accumulated change of the loss"
     of_others = f"{text} by other tasks"
     return xr.Dataset(

@@ -55,7 +55,7 @@ def attributes(thing: Any) -> dict[str, Any]:
         if value is not None and key not in _OF_EVERY_MODULE and not (hides and key[0] == "_"):
             try:
                 found[key] = plain(value)
-            except NotPlainError:
+            except (NotPlainError, RecursionError):
                 continue
     return found
 
@@ -77,7 +77,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return [plain(value.func), plain(value.args), plain(value.keywords)]
     if isinstance(value, types.MethodType):
-        return plain(value.__func__)
+        described_elsewhere = isinstance(value.__self__, nn.Module | type)
+        function = plain(value.__func__)
+        return function if described_elsewhere else [function, _instance(value.__self__)]
     if isinstance(value, types.FunctionType | type) and _is_own(value):
         return f"{value.__qualname__} {_fingerprint(value)}"
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
@@ -89,7 +91,17 @@ def plain(value: Any) -> Any:
     is_settings = isinstance(value, types.SimpleNamespace | argparse.Namespace)
     if is_settings or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
         return attributes(value)
+    if callable(value) and _is_own(type(value)):
+        return _instance(value)
     raise NotPlainError
+
+
+def _instance(thing: Any) -> dict[str, Any]:
+    """Class, code and plain attributes of an object whose method is called."""
+    kind = type(thing)
+    own = f" {_fingerprint(kind)}" if _is_own(kind) else ""
+    described = attributes(thing) if hasattr(thing, "__dict__") else {}
+    return {"class": f"{_name(kind)}{own}", **described}
 
 
 def _name(thing: Any) -> str:
@@ -132,9 +144,14 @@ def _of(thing: Any, seen: set[Any]) -> Iterator[str]:
             seen.add(thing)
             yield from _of_function(thing, seen)
         return
+    if isinstance(thing, torch.Tensor) and not thing.requires_grad:
+        thing = thing.detach().cpu().double().numpy()
+    if isinstance(thing, np.ndarray):  # not parameters, which a training changes
+        yield f"{thing.shape} {hashlib.sha256(thing.tobytes()).hexdigest()}"
+        return
     try:
         yield repr(plain(thing))
-    except NotPlainError:
+    except (NotPlainError, RecursionError):
         yield type(thing).__name__
 
 

@@ -256,6 +256,11 @@ def read_targets(
         wrong = [d for d in first if targets.sizes[d] != steps.sizes[d]]
         if wrong:
             raise ValueError(f"targets has sizes {dict(targets.sizes)}, expected {steps}")
+        if len(first) < 2 <= len(sizes) and sizes[:2] == steps.shape:
+            raise ValueError(
+                f"targets has dims {targets.dims}, of the sizes of trial and time: name them so, "
+                "or pass an array without names"
+            )
         coords = {k: c for k, c in steps.coords.items() if set(c.dims) <= set(first)}
         values = by_name(targets, Space(dims, sizes, coords), "targets")
     dtype = weights.dtype

@@ -53,8 +53,8 @@ def truncated_flow(
     rng : int, Generator or None
         Source of the random vectors that start the search for modes.
     modes : Dataset, optional
-        What :func:`kpops.eigsh` has found of ``lin.flow`` before, at least k modes; no products
-        are needed for modes then.
+        What :func:`kpops.eigsh` has found of ``lin.flow`` before, at least k modes. Then only two
+        products are made for modes, which make sure that they are its own.
     progress : bool
         Show a bar of the matvecs.
 

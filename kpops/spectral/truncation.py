@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import xarray as xr
@@ -48,8 +49,8 @@ def truncate(
     rng : int, Generator or None
         Source of their random vectors.
     modes : Dataset, optional
-        What eigsh or svds has found of this operator before, at least k modes; nothing is computed
-        then.
+        What eigsh or svds has found of this operator before, at least k modes. Then only two
+        products are made, which make sure that they are its modes.
     progress : bool
         Show a bar of the matvecs.
 
@@ -98,6 +99,8 @@ def truncate(
     if modes is None:
         solver = eigsh if common.is_self_adjoint(op) else svds
         modes = solver(op, k, tol=tol, method=method, rng=rng)
+    else:
+        _refuse_others(op, modes, k)
     left, values, right = _triplets(op, modes, k)
     if op.positive:
         values = values.clamp_min(0)  # what rounding makes of a zero
@@ -111,6 +114,28 @@ def truncate(
         attrs=op.attrs,
         modes=modes.isel(mode=slice(k)),
     )
+
+
+def _refuse_others(op: TrajectoryOperator, modes: xr.Dataset, k: int) -> None:
+    """Refuse modes that a user hands over and that are not the leading ones of `op`."""
+    numbers = modes["mode"].values[:k].tolist() if "mode" in modes.coords else []
+    which = json.loads(modes.attrs.get("configuration", "{}")).get("which", "LM")
+    if numbers != list(range(1, len(numbers) + 1)) or which == "SA":
+        raise ValueError(
+            f"modes begins with {numbers}, which={which!r}: pass the leading ones in their order, "
+            "as kpops.eigsh or kpops.svds returns them"
+        )
+    left, values, right = _triplets(op, modes, k)
+    ends = [0, k - 1] if k > 1 else [0]
+    inside = left if right is None else right
+    gaps = op.apply(inside[ends]) - values[ends].reshape(-1, *[1] * (left.ndim - 1)) * left[ends]
+    residual = common.columns(gaps).double().norm(dim=1).max() / values.double().abs().max()
+    own = float(modes["residual"][:k].max()) if "residual" in modes else 1e-3
+    if not residual <= 10 * max(own, common.noise_floor(op.torch_dtype)):
+        raise ValueError(
+            f"modes are not those of {op!r}: their relative residual is {float(residual):.2g} "
+            "there; compute them of this very operator, or leave modes out"
+        )
 
 
 def _triplets(

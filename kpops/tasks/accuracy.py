@@ -73,9 +73,9 @@ def accuracy(task: xr.Dataset, outputs: Any) -> xr.Dataset:
     targets = task.targets.transpose("trial", "time", "output").data
     targets = to_numpy(as_tensor(targets, "task.targets")).astype(float)
     mask = np.asarray(task.mask.transpose("trial", "time"), dtype=bool)
+    order = _angle_channels(task) if task.attrs["criterion"] == "angle" else None
     values = _outputs(task, outputs, mask)
-    if task.attrs["criterion"] == "angle":
-        order = _angle_channels(task)
+    if order is not None:
         values, targets = values[..., order], targets[..., order]
     correct = criterion(values, targets, mask, tolerance)
     trials = {k: c for k, c in task.coords.items() if c.dims == ("trial",)}
@@ -113,7 +113,7 @@ def _outputs(task: xr.Dataset, outputs: Any, mask: np.ndarray) -> np.ndarray:
     expected = tuple(task.sizes[d] for d in dims)
     if isinstance(outputs, xr.DataArray):
         steps = coordinates_of(task.targets, ("trial", "time"))
-        outputs = by_name(outputs, Space(dims, expected, steps), "outputs")
+        outputs = by_name(_in_order(task, outputs), Space(dims, expected, steps), "outputs")
     values = to_numpy(as_tensor(outputs, "outputs"))
     if values.shape != expected:
         raise ValueError(f"outputs has shape {values.shape}, expected {dims} = {expected}")
@@ -122,6 +122,19 @@ def _outputs(task: xr.Dataset, outputs: Any, mask: np.ndarray) -> np.ndarray:
         trial, time = np.argwhere(lost)[0]
         raise ValueError(f"outputs are not finite at trial {trial}, time {time} (from 0)")
     return np.where(mask[..., None], values, 0).astype(float)
+
+
+def _in_order(task: xr.Dataset, outputs: xr.DataArray) -> xr.DataArray:
+    """Outputs in the order of the task's names, where they have names."""
+    if "output" not in outputs.coords or "output" not in task.coords:
+        return outputs
+    mine, theirs = outputs["output"].values.tolist(), task["output"].values.tolist()
+    named = all(isinstance(name, str) for name in mine) and len(mine) == len(theirs)
+    if not named or mine == theirs:
+        return outputs
+    if sorted(mine) != sorted(map(str, theirs)):
+        raise ValueError(f"outputs has the outputs {mine}, the task {theirs}: name them alike")
+    return outputs.sel(output=theirs)
 
 
 def _angle_channels(task: xr.Dataset) -> list[int]:

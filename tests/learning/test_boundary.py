@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -122,3 +123,104 @@ def test_bounds_keep_the_scalar_coordinates_of_the_inputs(gru):
     values = torch.randn(2, 5, 3).numpy()
     x = xr.DataArray(values, {"subject": "m1"}, ("trial", "time", "input"))
     assert kpops.rank_bounds(kpops.linearize(gru, x)).subject.item() == "m1"
+
+
+def test_modes_of_another_operator_are_no_truncation_of_this_one(gru):
+    x, y = torch.randn(4, 6, 3), torch.randn(4, 6, 4)
+    lin = kpops.linearize(gru, x)
+    mean = kpops.linearize(gru, x, measure="mean")
+    right = kpops.eigsh(lin.flow, 3, rng=0)
+    whole = kpops.truncated_flow(lin, y, k=3, rng=0)
+    given = kpops.truncated_flow(lin, y, k=3, modes=right)
+    xr.testing.assert_allclose(given.state_change_captured, whole.state_change_captured)
+    for modes in (kpops.eigsh(lin.K, 3, rng=0), kpops.eigsh(mean.flow, 3, rng=0)):
+        with pytest.raises(ValueError, match="modes are not those of <P K P"):
+            kpops.truncated_flow(lin, y, k=3, modes=modes)
+        with pytest.raises(ValueError, match="modes are not those of <P K P"):
+            kpops.truncate(lin.flow, 3, modes=modes)
+    for modes in (
+        right.isel(mode=[2, 1, 0]),
+        right.isel(mode=[1, 2]),
+        kpops.eigsh(lin.flow, 3, which="SA", rng=0),
+    ):
+        with pytest.raises(ValueError, match=r"modes begins with \[.*pass the leading ones"):
+            kpops.truncated_flow(lin, y, k=2, modes=modes)
+
+
+def test_harm_that_is_not_known_is_no_absence_of_harm():
+    names = list("abc")
+    change = xr.DataArray(
+        np.ones((3, 3, 3)),
+        {"step": [0, 5, 20], "task": names, "task_in": names},
+        ("step", "task", "task_in"),
+    )
+    change[1, 0, 1] = np.nan
+    total = kpops.accumulate_interference(xr.Dataset({"loss_change": change}))
+    others = total.accumulated_from_others
+    np.testing.assert_array_equal(others.sel(task="a"), [0, np.nan, np.nan])
+    np.testing.assert_array_equal(others.sel(task="b"), [0, 10, 40])
+    renamed = change.assign_coords(task_in=["a", "b", "d"])
+    with pytest.raises(ValueError, match=r"task is \['a', 'b', 'c'\] and task_in"):
+        kpops.accumulate_interference(xr.Dataset({"loss_change": renamed}))
+
+
+def test_outputs_are_read_by_their_names():
+    task = kpops.tasks.memory_pro(4, rng=0)
+    perfect = task.targets.sel(output=["cos", "sin", "fixation"])
+    assert kpops.tasks.accuracy(task, perfect).correct.all()
+    other = perfect.assign_coords(output=["cos", "sin", "fix"])
+    with pytest.raises(ValueError, match=r"outputs has the outputs \['cos', 'sin', 'fix'\]"):
+        kpops.tasks.accuracy(task, other)
+
+
+def test_targets_of_other_names_are_not_read_by_position(gru):
+    lin = kpops.linearize(gru, torch.randn(2, 5, 3))
+    targets = xr.DataArray(np.zeros((2, 5, 4), np.float32), dims=("a", "b", "c"))
+    with pytest.raises(ValueError, match=r"targets has dims \('a', 'b', 'c'\)"):
+        kpops.gradient_flow(lin, targets)
+
+
+class Power:
+    def __init__(self, power):
+        self.power = power
+
+    def __call__(self, outputs, targets):
+        return ((outputs - targets).abs() ** self.power).mean()
+
+    def method(self, outputs, targets):
+        return self(outputs, targets)
+
+
+def weighted(weights):
+    return lambda outputs, targets: (weights * (outputs - targets) ** 2).mean()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Power(2.0), Power(2.1)),
+        (Power(2.0).method, Power(2.1).method),
+        (weighted(torch.tensor([1.0, 1, 1])), weighted(torch.tensor([1.0, 1.1, 1]))),
+    ],
+    ids=["object", "method", "closure"],
+)
+def test_no_training_goes_on_with_another_loss(tmp_path, before, after):
+    task = kpops.tasks.memory_pro(8, rng=0, steps=(3, 3, 3))
+
+    def train(loss, steps):
+        torch.manual_seed(0)
+        net = kpops.Network(nn.GRU(3, 6, batch_first=True), nn.Linear(6, 3))
+        options = {"max_steps": steps, "batch_size": 8, "rng": 3, "checkpoint_every": 2}
+        return kpops.training.train(net, task, folder=tmp_path, loss=loss, **options)
+
+    train(before, 4)
+    train(before, 6)
+    with pytest.raises(ValueError, match="loss"):
+        train(after, 8)
+
+
+def test_weights_that_are_not_finite_are_named(gru):
+    with torch.no_grad():
+        gru.weight_hh_l0[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="weight_hh_l0 is not finite"):
+        kpops.linearize(gru, torch.randn(2, 5, 3))
