@@ -1,5 +1,6 @@
 """Exponents and angles: what a figure shows is what the data say."""
 
+import copy
 import math
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_a_further_dim_stands_in_the_legend_and_if_long_beside_a_colour_bar(ax, 
 
 def test_exponents_over_checkpoints_are_drawn_as_they_come(ax, legend):
     rnn = torch.nn.RNN(2, 4, batch_first=True, dtype=torch.float64)
-    states = [(step, rnn.state_dict()) for step in (0, 100)]
+    states = [(step, copy.deepcopy(rnn.state_dict())) for step in (0, 100)]
     x = torch.ones(3, 50, 2, dtype=torch.float64)
     over = kpops.over_training(rnn, states, x, lambda lin: kpops.lyapunov_spectrum(lin, rng=0))
     kpops.plot.lyapunov_spectrum(over, ax)
