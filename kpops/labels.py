@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -61,6 +61,12 @@ class Shown:
     def _noun(self) -> str:
         """What this is, for messages that want something else."""
         return f"a {type(self).__name__}"
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        raise TypeError(
+            f"{self._noun()} is no array: take what it holds, such as np.asarray(lin.states), or "
+            "the matrix of an operator, lin.flow.to_dense()"
+        )
 
     def _repr_html_(self) -> str:
         from kpops.html import table_of

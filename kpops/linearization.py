@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import xarray as xr
@@ -17,7 +17,6 @@ from kpops.engines.base import ONE_AT_A_TIME, Trajectory
 from kpops.engines.choice import ENGINES, choose_engine, memory_estimate
 from kpops.engines.classification import classify
 from kpops.engines.rowwise import RowFunction, Rowwise
-from kpops.kinds import described
 from kpops.labels import Shown, Space, parameter_space, to_numpy
 from kpops.models.readout import RowReadout
 from kpops.models.recurrence import Recurrence
@@ -378,12 +377,6 @@ class Linearization(Shown):
         names = tuple(self.parameters)
         with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
             return memory_estimate(self.recurrence, names, self.trajectory, self.engine.gates)
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
-        raise TypeError(
-            f"lin is {described(self)}, no array: take np.asarray(lin.states), or the matrix of an "
-            "operator, lin.flow.to_dense()"
-        )
 
     def __getstate__(self) -> dict:
         return {**self.__dict__}  # at once: other threads may add operators while it is pickled

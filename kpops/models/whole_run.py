@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from kpops.arrays import as_tensor
+from kpops.models.calls import Call, are_steps, carries_on, loop
 from kpops.models.compare import (
     View,
     as_it_is,
@@ -45,13 +45,6 @@ from kpops.models.structure import (
 _NO_CHANGE = (nn.Identity, nn.modules.dropout._DropoutNd)  # dropout is in eval mode
 _FEW = 4
 """Trials on which derivatives are compared."""
-
-
-@dataclass(frozen=True)
-class _Call:
-    path: str
-    arguments: tuple[Any, ...]
-    result: Any
 
 
 class Run:
@@ -88,7 +81,7 @@ class Run:
                 called[-1],
                 inputs=self._read_by(called[-1]),
             )
-        path = called[0] if called else _loop(self.calls)
+        path = called[0] if called else loop(self.calls)
         if path is None:
             raise self._refusal(
                 "takes no state, and calls no part that is recurrent: nn.RNN, nn.GRU, nn.LSTM, a "
@@ -151,13 +144,13 @@ class Run:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(3, 5, sizes[0], generator=generator).to(like)
 
-    def _record(self, x: Tensor) -> tuple[list[_Call], Any]:
+    def _record(self, x: Tensor) -> tuple[list[Call], Any]:
         """Calls of all parts, in the order of their ends, and what forward returns."""
-        calls: list[_Call] = []
+        calls: list[Call] = []
         handles = [
             m.register_forward_hook(
                 lambda _, args, kwargs, result, path=path: calls.append(
-                    _Call(path, (*args, *kwargs.values()), result)
+                    Call(path, (*args, *kwargs.values()), result)
                 ),
                 with_kwargs=True,
             )
@@ -191,12 +184,12 @@ class Run:
             zero = x.new_zeros(part.num_layers, n_trials, part.hidden_size)
             yield ((zero, zero) if isinstance(part, nn.LSTM) else zero,)
 
-    def _through(self, calls: list[_Call]) -> tuple[Tensor, Tensor]:
+    def _through(self, calls: list[Call]) -> tuple[Tensor, Tensor]:
         """Inputs and hidden states (trial, time, ...) of the recurrent part, over all its calls."""
         own = [c for c in calls if c.path == self.path]
         if not own:
             raise self._refusal(f"does not call {self.path}")
-        if not _are_steps([c.arguments[0] for c in own]):
+        if not are_steps([c.arguments[0] for c in own]):
             kind = type(own[0].arguments[0]).__name__
             raise self._refusal(f"gives {self.path} a {kind} of its own making")
         if any(largest(s) > 0 for s in tensors(own[0].arguments[1:])):
@@ -205,7 +198,7 @@ class Run:
                 "or wrap the part into kpops.models.LearnedStart"
             )
         for before, after in pairwise(own):
-            if not _carries_on(before, after):
+            if not carries_on(before, after):
                 anew = f", or starts anew in each of {len(own)} calls" * (
                     own[0].arguments[0].ndim == 3
                 )
@@ -254,9 +247,9 @@ class Run:
         for path in parts if n_own > 1 else ():
             every = [c for c in calls if c.path == path]
             both = [[c.arguments[0] for c in every], [c.result for c in every]]
-            if counts[path] == n_own and all(map(_are_steps, both)):
+            if counts[path] == n_own and all(map(are_steps, both)):
                 given, made = (torch.cat([self._by_trial(t) for t in b], 1) for b in both)
-                calls[calls.index(every[0])] = _Call(path, (given,), made)
+                calls[calls.index(every[0])] = Call(path, (given,), made)
                 calls = [c for c in calls if not any(c is other for other in every[1:])]
         for call in calls:
             yield call.path, call.arguments[0], call.result
@@ -376,35 +369,3 @@ class Run:
             f"{self.name}.forward {why}; linearise its parts, "
             f"kpops.linearize({spelled(path)}, {inputs}{then})"
         )
-
-
-def _loop(calls: list[_Call]) -> str | None:
-    """Path of the outermost part that is called with what it returned at the call before."""
-    for path in sorted({c.path for c in calls}, key=lambda p: p.count(".")):
-        own = [c for c in calls if c.path == path]
-        if len(own) > 1 and all(map(_carries_on, own, own[1:])):
-            return path
-    return None
-
-
-def _carries_on(before: _Call, after: _Call) -> bool:
-    """Whether a call starts from the state that the call before has left, with its derivatives."""
-    if not before.arguments:
-        return False
-    sequences = isinstance(before.arguments[0], Tensor) and before.arguments[0].ndim == 3
-    left = before.result[1] if sequences and isinstance(before.result, tuple) else before.result
-    ends, starts = tensors(left), tensors(after.arguments[1:])
-    if not starts or len(ends) != len(starts) or not all(map(same, ends, starts)):
-        return False
-    for end, start in zip(ends, starts, strict=True):
-        if end.requires_grad and end is not start:
-            ones = torch.ones_like(start)
-            back = gradients(start, ones, [end])[0] if start.requires_grad else 0 * ones
-            if not torch.equal(back.reshape(-1), ones.reshape(-1)):
-                return False
-    return True
-
-
-def _are_steps(pieces: list[Any]) -> bool:
-    """Whether all are tensors of a step, or of some."""
-    return all(isinstance(p, Tensor) and p.ndim in (2, 3) for p in pieces)

@@ -258,8 +258,7 @@ def spectral_norm(
     if min(op.shape) == 0 or structure.is_exact(op):
         spectrum = structure.singular_values(op)
         norm = float(spectrum.values[0]) if spectrum.values.numel() else 0.0
-        used = op.num_matvecs - before
-        answer = Answer(norm, 0.0, "exact", spectrum.how, used, converged=True)
+        answer = Answer(norm, 0.0, "exact", spectrum.how, op.num_matvecs - before, converged=True)
     else:
         symmetric = common.is_self_adjoint(op)
         modes = (eigsh if symmetric else svds)(op, 1, tol=tol, rng=rng)
