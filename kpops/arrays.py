@@ -1,4 +1,4 @@
-"""The one door for the arrays of users, which must be real numbers."""
+"""The one door for the arrays of users, which must be real numbers, and their way out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,28 @@ import torch
 import xarray as xr
 from scipy.sparse import issparse
 from torch import Tensor
+
+from kpops.kinds import described
+
+_NUMPY_DTYPES: dict[torch.dtype, np.dtype] = {
+    torch.float32: np.dtype("float32"),
+    torch.float64: np.dtype("float64"),
+}
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    """NumPy dtype of a torch dtype; only float32 and float64 are computed in."""
+    if dtype not in _NUMPY_DTYPES:
+        raise TypeError(
+            f"dtype {dtype} is not supported: use torch.float32 or torch.float64, "
+            "for example by dtype=torch.float32 in kpops.linearize"
+        )
+    return _NUMPY_DTYPES[dtype]
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """NumPy array of a tensor, sharing its memory if that is on the host."""
+    return tensor.detach().cpu().numpy()
 
 
 def is_cupy(array: Any) -> bool:
@@ -33,7 +55,7 @@ def as_tensor(array: Any, name: str) -> Tensor:
         return _checked(torch.from_dlpack(array), name)
     if isinstance(array, xr.Dataset):
         one = name if name in array else next(iter(array), name)
-        raise TypeError(f"{name} is {_described(array)}: pass one variable, such as task.{one}")
+        raise TypeError(f"{name} is {described(array)}: pass one variable, such as task.{one}")
     if issparse(array):
         raise TypeError(f"{name} is a sparse {type(array).__name__}: pass {name}.toarray()")
     if np.ma.is_masked(array):
@@ -43,11 +65,11 @@ def as_tensor(array: Any, name: str) -> Tensor:
     except ValueError as error:
         raise ValueError(f"{name} is no array of one shape ({error}): {_RAGGED}") from None
     except TypeError:  # what refuses to become an array
-        raise TypeError(f"{name} is {_described(array)}: pass an array of real numbers") from None
+        raise TypeError(f"{name} is {described(array)}: pass an array of real numbers") from None
     if values.dtype.kind == "c":
         raise TypeError(f"{name} is {_COMPLEX}")
     if values.dtype.kind not in "fiub" or values.dtype.itemsize > 8:
-        what = f"of dtype {values.dtype}" if values.ndim else _described(array)
+        what = f"of dtype {values.dtype}" if values.ndim else described(array)
         hint = _NOT_REAL.get(values.dtype.kind, "pass an array of real numbers")
         raise TypeError(f"{name} is {what}: {hint}")
     if (
@@ -58,12 +80,6 @@ def as_tensor(array: Any, name: str) -> Tensor:
         # torch takes none of these as they are
         values = np.array(values, dtype=values.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(values)
-
-
-def _described(array: Any) -> str:
-    from kpops.kinds import described  # which is of all rooms, and imports them
-
-    return described(array)
 
 
 def refuse_complex(named: Iterable[tuple[str, Any]], owner: str) -> None:

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from kpops.arrays import refuse_complex
 from kpops.derivatives import refuse_unlike_training
-from kpops.engines.base import Trajectory
+from kpops.engines.trajectory import Trajectory
 from kpops.models.foreign import brought_along
 from kpops.models.readout import RowReadout
 from kpops.models.recurrence import ModuleRecurrence, Recurrence, is_hooked

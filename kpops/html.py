@@ -8,11 +8,10 @@ those of the page, so that it is seen on dark pages, too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import singledispatch
 from html import escape
-from typing import Any
 
 from kpops.engines.memory import readable
+from kpops.kinds import table_of
 from kpops.labels import Space
 from kpops.linearization import Linearization
 from kpops.operators import (
@@ -24,17 +23,11 @@ from kpops.operators import (
     ReadoutJacobian,
     TrajectoryOperator,
 )
-from kpops.operators.compose import Adjoint, Product, Scaled, Sum
+from kpops.operators.base import Adjoint, Product, Scaled, Sum
 
 _STATES = ("P*", "J*", "J", "P")
 _OUTPUTS = ("C*", *_STATES, "C")
 _WIDTH, _GAP, _HEIGHT = 34, 24, 24  # of a box, between two, and of a box
-
-
-@singledispatch
-def table_of(thing: Any) -> str:
-    """Return the HTML that shows a linearization, an operator or a space."""
-    raise TypeError(f"no table is known of a {type(thing).__name__}")
 
 
 @table_of.register

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
-from typing import Any
+from functools import singledispatch
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import xarray as xr
+from scipy.sparse import issparse
+from scipy.sparse.linalg import LinearOperator
 from torch import nn
 
-from kpops.labels import Shown
+
+class Shown:
+    """What notebooks show as a small table, and a drawing where there is one."""
+
+    def _noun(self) -> str:
+        """What this is, for messages that want something else."""
+        return f"a {type(self).__name__}"
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        raise TypeError(
+            f"{self._noun()} is no array: take what it holds, such as np.asarray(lin.states), or "
+            "the matrix of an operator, lin.flow.to_dense()"
+        )
+
+    def _repr_html_(self) -> str:
+        return table_of(self)
+
+
+@singledispatch
+def table_of(thing: Any) -> str:
+    """Return the HTML that shows `thing`; :mod:`kpops.html` knows the kinds."""
+    raise TypeError(f"no table is known of a {type(thing).__name__}")
 
 
 def described(thing: Any) -> str:
@@ -57,6 +82,31 @@ def is_array(thing: Any) -> bool:
         return True
     other = isinstance(thing, type | xr.Dataset | Shown)
     return hasattr(thing, "__array__") and not other
+
+
+def is_operator(thing: Any) -> bool:
+    """Whether `thing` is an operator by how it acts, ours or another's, and no dense array."""
+    if isinstance(thing, type):
+        return False
+    duck = hasattr(thing, "shape") and hasattr(thing, "matvec")
+    return isinstance(thing, LinearOperator) or issparse(thing) or duck
+
+
+def number_of(thing: Any) -> Any:
+    """A number, also of an array without dims; None if it is none."""
+    if isinstance(thing, numbers.Number | str | bytes):
+        return thing
+    if getattr(thing, "ndim", None) == 0 and hasattr(thing, "item"):
+        return thing.item()
+    return None
+
+
+def refuse_number(thing: Any) -> None:
+    """Refuse a number, or a string, where a vector is wanted."""
+    if isinstance(thing, str | bytes):
+        raise TypeError(f"an operator is applied to {described(thing)}: apply it to a vector")
+    if number_of(thing) is not None:
+        raise ValueError("Scalar operands are not allowed, use '*' instead")  # as SciPy says
 
 
 def no_operator(thing: Any, argument: str = "op") -> TypeError:

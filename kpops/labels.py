@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.arrays import as_tensor, is_cupy
+from kpops.arrays import as_tensor, is_cupy, to_numpy
+from kpops.kinds import Shown
 
 
 class Coordinate(NamedTuple):
@@ -38,40 +39,6 @@ Restore = Callable[[Tensor, "Space"], Any]
 
 # Units of coordinates that have some; a coordinate without numbers has none.
 _UNITS = {"time": "step", "angle": "rad"}
-
-_NUMPY_DTYPES: dict[torch.dtype, np.dtype] = {
-    torch.float32: np.dtype("float32"),
-    torch.float64: np.dtype("float64"),
-}
-
-
-def numpy_dtype(dtype: torch.dtype) -> np.dtype:
-    """NumPy dtype of a torch dtype; only float32 and float64 are computed in."""
-    if dtype not in _NUMPY_DTYPES:
-        raise TypeError(
-            f"dtype {dtype} is not supported: use torch.float32 or torch.float64, "
-            "for example by dtype=torch.float32 in kpops.linearize"
-        )
-    return _NUMPY_DTYPES[dtype]
-
-
-class Shown:
-    """What notebooks show as a small table, and a drawing where there is one."""
-
-    def _noun(self) -> str:
-        """What this is, for messages that want something else."""
-        return f"a {type(self).__name__}"
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
-        raise TypeError(
-            f"{self._noun()} is no array: take what it holds, such as np.asarray(lin.states), or "
-            "the matrix of an operator, lin.flow.to_dense()"
-        )
-
-    def _repr_html_(self) -> str:
-        from kpops.html import table_of
-
-        return table_of(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,11 +147,6 @@ def _described(name: str, values: np.ndarray) -> dict[str, str]:
     """Attributes of a coordinate."""
     attrs = {"long_name": name.replace("_", " ")}
     return attrs | {"units": _UNITS.get(name, "1")} if values.dtype.kind in "fiu" else attrs
-
-
-def to_numpy(tensor: Tensor) -> np.ndarray:
-    """NumPy array of a tensor, sharing its memory if that is on the host."""
-    return tensor.detach().cpu().numpy()
 
 
 def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Restore]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,12 +12,15 @@ import xarray as xr
 from torch import Tensor, nn
 
 from kpops import snapshot
+from kpops.arrays import to_numpy
 from kpops.derivatives import is_declared
-from kpops.engines.base import ONE_AT_A_TIME, Trajectory
 from kpops.engines.choice import ENGINES, choose_engine, memory_estimate
 from kpops.engines.classification import classify
+from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.rowwise import RowFunction, Rowwise
-from kpops.labels import Shown, Space, parameter_space, to_numpy
+from kpops.engines.trajectory import Trajectory
+from kpops.kinds import Shown
+from kpops.labels import Space, parameter_space
 from kpops.models.readout import RowReadout
 from kpops.models.recurrence import Recurrence
 from kpops.operators import (
@@ -139,7 +142,7 @@ def linearize(
     x, valid, coords, reading = read_inputs(inputs, mask, recurrence, like, convert=convert)
     h0 = read_state(h0, dtype, coords)
     recurrence.requires_grad_(False)  # the snapshot's: no autograd graph is ever wanted
-    with ONE_AT_A_TIME, torch.autocast(like.device.type, enabled=False):
+    with exclusive_compute(like.device):
         trajectory = snapshot.run(recurrence, x, h0, valid, learning)
         own: dict[str, Tensor] = {}
         if readout is not None:
@@ -201,11 +204,10 @@ class Linearization(Shown):
     remark: str = ""
 
     def __post_init__(self) -> None:
-        with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
+        with exclusive_compute(self.device):
             names, asked = tuple(self.parameters), (self.engine_asked, self.gates_asked)
-            name, gates, self.engine_reason = choose_engine(
-                *asked, self.recurrence, names, self.trajectory
-            )
+            chosen = choose_engine(*asked, self.recurrence, names, self.trajectory)
+            name, gates, self.engine_reason = chosen
             self.engine = ENGINES[name](self.recurrence, self.parameters, self.trajectory, gates)
 
     # The trajectory.
@@ -263,34 +265,32 @@ class Linearization(Shown):
     @cached_property
     def P(self) -> TrajectoryOperator:
         """P, the linearized flow propagator (Green's operator); P.H backpropagates."""
-        return self._signed(Propagator(self.engine, self.space), 1)
+        return self._rescaled(Propagator(self.engine, self.space), 1)
 
     @cached_property
     def P_inv(self) -> TrajectoryOperator:
         """P^-1, its inverse."""
-        return self._signed(InversePropagator(self.engine, self.space), -1)
+        return self._rescaled(InversePropagator(self.engine, self.space), -1)
 
     @cached_property
     def J(self) -> TrajectoryOperator:
         """J, the parameter Jacobian of one step, at every step."""
         J = ParameterJacobian(self.engine, self.parameter_space, self.space, tuple(self.parameters))
-        return self._signed(J, -1)
+        return self._rescaled(J, -1)
 
     @cached_property
     def K(self) -> TrajectoryOperator:
         """K = J J*, the parameter operator (divided by the valid steps if measure is "mean")."""
-        names = tuple(self.parameters)
-        return self._signed(ParameterOperator(self.engine, self.space, names, self._scale), -2)
+        return self._parameter_operator(tuple(self.parameters), "K")
 
     @cached_property
     def K_by_parameter(self) -> dict[str, TrajectoryOperator]:
         """K_j of each learning parameter; K is their sum (Theorem 1 of the KPFlow paper)."""
-        return {
-            name: self._signed(
-                ParameterOperator(self.engine, self.space, [name], self._scale, f"K[{name}]"), -2
-            )
-            for name in self.parameters
-        }
+        return {n: self._parameter_operator([n], f"K[{n}]") for n in self.parameters}
+
+    def _parameter_operator(self, names: Sequence[str], symbol: str) -> TrajectoryOperator:
+        K = ParameterOperator(self.engine, self.space, names, self._scale, symbol)
+        return self._rescaled(K, -2)
 
     @cached_property
     def flow(self) -> TrajectoryOperator:
@@ -306,7 +306,7 @@ class Linearization(Shown):
     def C(self) -> TrajectoryOperator:
         """C, the readout linearised at the states."""
         rows = Rowwise(self._readout_map(), {}, *self._readout_rows())
-        return self._signed(ReadoutJacobian(rows, self.trajectory, self.space, self.output_space))
+        return self._rescaled(ReadoutJacobian(rows, self.trajectory, self.space, self.output_space))
 
     @cached_property
     def output_ntk(self) -> TrajectoryOperator:
@@ -328,7 +328,7 @@ class Linearization(Shown):
         own_part = J_C @ J_C.H
         return through_states + (own_part if self._scale == 1 else self._scale * own_part)
 
-    def _signed(self, operator: Any, power: int = 0) -> TrajectoryOperator:
+    def _rescaled(self, operator: Any, power: int = 0) -> TrajectoryOperator:
         """`operator` times that power of the forcing step, with its provenance."""
         factor = self.forcing_step**power
         operator = operator if factor == 1 else factor * operator
@@ -375,7 +375,7 @@ class Linearization(Shown):
         dict of str to int
         """
         names = tuple(self.parameters)
-        with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False):
+        with exclusive_compute(self.device):
             return memory_estimate(self.recurrence, names, self.trajectory, self.engine.gates)
 
     def __getstate__(self) -> dict:

@@ -10,8 +10,8 @@ import xarray as xr
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence, pad_sequence
 
-from kpops.arrays import as_tensor
-from kpops.labels import Coordinate, Space, by_name, coordinates_of, disagreeing, to_numpy
+from kpops.arrays import as_tensor, to_numpy
+from kpops.labels import Coordinate, Space, by_name, coordinates_of, disagreeing
 from kpops.models.recurrence import Recurrence
 
 _OURS = ("unit", "output", "parameter", "parameter_name", "mode", "operator", "kind")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kpops.arrays import numpy_dtype
 from kpops.checks import (
     is_known,
     raise_changed,
@@ -22,10 +23,10 @@ from kpops.checks import (
     refuse_unfit,
     refuse_unready,
 )
-from kpops.engines.base import Trajectory
 from kpops.engines.memory import named_allocations
+from kpops.engines.threads import enough_for
+from kpops.engines.trajectory import Trajectory
 from kpops.kinds import described
-from kpops.labels import numpy_dtype
 from kpops.models.readout import RowReadout
 from kpops.models.recurrence import Recurrence, as_recurrence
 from kpops.models.structure import recurrent_class
@@ -228,7 +229,7 @@ def run_on(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -
     That all is finite is checked still.
     """
     _refuse_nonfinite(x, "inputs")
-    with torch.no_grad():
+    with torch.no_grad(), enough_for(recurrence.flops(len(x))):
         previous: list[Tensor] = []
         states: list[Tensor] = []
         step = recurrence.along(x)

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpops.arrays import to_numpy
 from kpops.engines.autodiff import AutodiffEngine
-from kpops.labels import Space, to_numpy
+from kpops.labels import Space
 from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 from kpops.operators.base import TrajectoryOperator

@@ -11,17 +11,17 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import snapshot
-from kpops.arrays import as_tensor
+from kpops.arrays import as_tensor, to_numpy
 from kpops.dynamics.given import bring, n_inputs, steady_input
 from kpops.dynamics.search_points import Map
-from kpops.engines.base import ONE_AT_A_TIME, Trajectory
+from kpops.engines.exclusive import exclusive_compute
+from kpops.engines.trajectory import Trajectory
 from kpops.kinds import described
-from kpops.labels import Coordinate, Space, to_numpy, without_multiindex
+from kpops.labels import Coordinate, Space, without_multiindex
 from kpops.linearization import Linearization, linearize
 from kpops.models.recurrence import as_recurrence
 from kpops.models.start import LearnedStart
-from kpops.operators.base import TrajectoryOperator
-from kpops.operators.compose import Product
+from kpops.operators.base import Product, TrajectoryOperator
 from kpops.read_inputs import Reading
 from kpops.scalars import check_count
 from kpops.spectral.common import in_full_precision, noise_floor
@@ -136,7 +136,7 @@ def stationary_response(
     """
     lin = linearize_at(model, points, 1, input=input, **options)
     h, x = lin.trajectory.states[:, 0], lin.trajectory.inputs[0, 0]
-    with ONE_AT_A_TIME:
+    with exclusive_compute(h.device):
         f = Map(lin.recurrence, x)
         speed = f.change(h).norm(dim=1)
         # As far from a fixed point as the response to it may be wrong by half of the digits.
@@ -260,7 +260,7 @@ def _stay(
     """The linearization's model at steps that all start at the same states."""
     n_points, n_units = h.shape
     inputs = x.expand(n_points, n_steps, -1).contiguous()
-    with ONE_AT_A_TIME, torch.no_grad():
+    with exclusive_compute(h.device):
         new = lin.recurrence(inputs[:, 0], h)
     previous, states = (part[:, None].expand(-1, n_steps, -1).contiguous() for part in (h, new))
     coords = {

@@ -14,7 +14,7 @@ from kpops import work
 from kpops.dynamics.lyapunov import check_dt, dataset, number_of_modes
 from kpops.dynamics.lyapunov_source import Source, read_source
 from kpops.dynamics.lyapunov_tangent import take_along
-from kpops.engines.alone import alone
+from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.memory import check_allocation
 from kpops.labels import Coordinate, Space
 from kpops.scalars import check_count
@@ -136,7 +136,7 @@ def covariant_lyapunov_vectors(
     per_time = len(kept) * (n_units + k * angles) + 2 * len(marks) * k
     n_bytes = n_trials * k * per_time * source.start.element_size()
     check_allocation(f"{k} covariant vectors at {len(kept)} times", n_bytes, source.start.device)
-    with alone(source.start.device):
+    with exclusive_compute(source.start.device):
         vectors = source.start.new_empty(n_trials, len(kept), n_units, k)
         triangles = _forward(source, int(transient), marks, vectors, rng)
         growth = _backward(triangles, marks, vectors)

@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import snapshot, work
+from kpops.arrays import to_numpy
 from kpops.dynamics import search_points
 from kpops.dynamics.given import (
     bring,
@@ -22,10 +23,10 @@ from kpops.dynamics.given import (
 )
 from kpops.dynamics.label_points import labelled
 from kpops.dynamics.merge_points import merge, nearest, reading_order
-from kpops.engines.base import ONE_AT_A_TIME, Trajectory
+from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.memory import check_allocation
+from kpops.engines.trajectory import Trajectory
 from kpops.kinds import described
-from kpops.labels import to_numpy
 from kpops.linearization import Linearization
 from kpops.models.recurrence import Recurrence
 from kpops.scalars import check_count, check_real
@@ -171,7 +172,7 @@ def fixed_points(
     starts = _jittered(problem.starts, jitter, generator)
     spread = _spread(problem.states)
     distance = merge_distance * spread
-    with ONE_AT_A_TIME:
+    with exclusive_compute(starts.device):
         x = steady_input(problem.recurrence, problem.x)
         f = search_points.Map(problem.recurrence, x)
         inputs = x.expand(len(starts), 1, -1)

@@ -10,8 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import snapshot
-from kpops.arrays import as_tensor
-from kpops.labels import numpy_dtype
+from kpops.arrays import as_tensor, numpy_dtype
 from kpops.models.recurrence import Recurrence
 
 

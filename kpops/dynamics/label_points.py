@@ -8,9 +8,10 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from kpops.arrays import to_numpy
 from kpops.dynamics import search_points
 from kpops.dynamics.stability import modes, stability
-from kpops.labels import Space, to_numpy
+from kpops.labels import Space
 from kpops.models.recurrence import Recurrence
 
 _POINT, _MODE, _VECTOR = ("point",), ("point", "mode"), ("point", "mode", "unit")

@@ -14,11 +14,12 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
+from kpops.arrays import to_numpy
 from kpops.dynamics import lyapunov_statistics as statistics
 from kpops.dynamics.lyapunov_source import Source, read_source
 from kpops.dynamics.lyapunov_tangent import take_along
-from kpops.engines.alone import alone
-from kpops.labels import Space, to_numpy
+from kpops.engines.exclusive import exclusive_compute
+from kpops.labels import Space
 from kpops.scalars import check_count, check_real
 
 _WINDOWS = 100
@@ -171,7 +172,7 @@ def lyapunov_spectrum(
     if interval is not None:
         check_count("interval", interval, 1)
     plan = _plan(source, transient, frame_transient, window)
-    with alone(source.start.device):
+    with exclusive_compute(source.start.device):
         growth, log_det = _grow(source, k, plan, interval, rng)
     if dt is not None:
         growth, log_det = growth / dt, log_det / dt

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kpops import snapshot
 from kpops.dynamics.given import like_what, read_model
-from kpops.engines.base import Trajectory
+from kpops.engines.trajectory import Trajectory
 from kpops.labels import Coordinate, Space
 from kpops.linearization import Linearization
 from kpops.models.recurrence import Recurrence, as_recurrence

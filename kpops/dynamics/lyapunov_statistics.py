@@ -11,8 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.arrays import as_tensor
-from kpops.labels import to_numpy
+from kpops.arrays import as_tensor, to_numpy
 
 _BATCHES = 20
 

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from kpops import work
 from kpops.dynamics.lyapunov_source import Source
-from kpops.engines.base import Trajectory
 from kpops.engines.gated import GatedEngine
 from kpops.engines.gated_numba import GatedNumbaEngine
 from kpops.engines.rowwise import TEMPORARIES, Rowwise
+from kpops.engines.trajectory import Trajectory
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 from kpops.scalars import generator as random_generator

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from kpops.engines.base import Engine, Trajectory
+from kpops.engines.base import Engine
 from kpops.engines.differential import Differential
-from kpops.engines.load import considerate
+from kpops.engines.threads import enough_for
+from kpops.engines.trajectory import Trajectory
 from kpops.models.recurrence import Recurrence
 
 
@@ -35,20 +36,20 @@ class AutodiffEngine(Engine):
         """Nothing beside the trajectory."""
         return 0
 
-    @considerate()
     def _propagate(self, q: Tensor) -> Tensor:
         v = torch.empty_like(q)
         v[:, :, 0] = q[:, :, 0]
-        for t in range(1, q.shape[2]):
-            v[:, :, t] = q[:, :, t] + _each(self._step(t).push, v[:, :, t - 1])
+        with enough_for(self._flops_of_step(len(q))):
+            for t in range(1, q.shape[2]):
+                v[:, :, t] = q[:, :, t] + _each(self._step(t).push, v[:, :, t - 1])
         return v
 
-    @considerate()
     def _backpropagate(self, a: Tensor) -> Tensor:
         v = torch.empty_like(a)
         v[:, :, -1] = a[:, :, -1]
-        for t in range(a.shape[2] - 1, 0, -1):
-            v[:, :, t - 1] = a[:, :, t - 1] + _each(self._step(t).pull, v[:, :, t])
+        with enough_for(self._flops_of_step(len(a))):
+            for t in range(a.shape[2] - 1, 0, -1):
+                v[:, :, t - 1] = a[:, :, t - 1] + _each(self._step(t).pull, v[:, :, t])
         return v
 
     def _advance(self, v: Tensor) -> Tensor:
@@ -56,6 +57,9 @@ class AutodiffEngine(Engine):
 
     def _pull_back(self, a: Tensor) -> Tensor:
         return self._unflatten(self.rows.state_vjp(a.flatten(1, 2)))
+
+    def _flops_of_step(self, n_vectors: int) -> int:
+        return n_vectors * self.recurrence.flops(len(self.trajectory.states))
 
     def _step(self, t: int) -> Differential:
         """A[t] of step number t, from 0."""

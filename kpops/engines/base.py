@@ -2,65 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kpops.engines.rowwise import Rowwise
+from kpops.engines.trajectory import Trajectory
+from kpops.engines.unit_blocks import UnitBlocks
 from kpops.models.recurrence import Recurrence
-
-if TYPE_CHECKING:
-    from kpops.engines.unit_blocks import UnitBlocks
-
-# functional_call swaps the weights of a module while it runs, and the levels of torch.func belong
-# to the process, so that two products at a time would spoil each other.
-ONE_AT_A_TIME = threading.RLock()
-if hasattr(os, "register_at_fork"):  # a child forked in the midst of a product would wait for ever
-    os.register_at_fork(
-        before=ONE_AT_A_TIME.acquire,
-        after_in_parent=ONE_AT_A_TIME.release,
-        after_in_child=ONE_AT_A_TIME.release,
-    )
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """A recurrence run on inputs: the point at which everything is linearised.
-
-    Parameters
-    ----------
-    inputs : Tensor, shape (trial, time, feature)
-        x[t], t = 1..T.
-    previous : Tensor, shape (trial, time, unit)
-        h[t-1], the state each step started from.
-    states : Tensor, shape (trial, time, unit)
-        h[t].
-    mask : Tensor of bool, shape (trial, time), or None
-        Valid steps. The rows of the others repeat the trial's last valid step, so that every
-        derivative is taken where the model has really been.
-    """
-
-    inputs: Tensor
-    previous: Tensor
-    states: Tensor
-    mask: Tensor | None
-
-    @property
-    def n_valid(self) -> int:
-        """Number of valid (trial, time) pairs."""
-        n_trials, n_steps = self.states.shape[:2]
-        return n_trials * n_steps if self.mask is None else int(self.mask.sum())
-
-    def restrict(self, q: Tensor) -> Tensor:
-        """Return q with zeros at the steps that are not valid; q: (block, trial, time, unit)."""
-        return q if self.mask is None else q.masked_fill(~self.mask[..., None], 0)
 
 
 class Engine(ABC):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kpops.engines.autodiff import AutodiffEngine
-from kpops.engines.base import Engine, Trajectory
+from kpops.engines.base import Engine
 from kpops.engines.gated import GATES, GatedEngine
 from kpops.engines.gated_numba import GatedNumbaEngine
 from kpops.engines.jacobian import JacobianEngine
 from kpops.engines.memory import free_bytes, readable
 from kpops.engines.scan import ScanEngine
+from kpops.engines.trajectory import Trajectory
 from kpops.models.recurrence import Recurrence
 
 # The first that knows the model, works on the device and fits is the automatic choice.

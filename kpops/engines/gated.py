@@ -22,14 +22,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kpops.engines.base import Engine, Trajectory
+from kpops.engines.base import Engine
 from kpops.engines.cuda_graph import Action, Recorder
 from kpops.engines.gated_layer import Layer
 from kpops.engines.gram import Gram, bytes_of_factors, learning
-from kpops.engines.load import considerate
 from kpops.engines.memory import room_for
 from kpops.engines.places import Place, by_place, places_of
 from kpops.engines.probe import disagreement, first_steps
+from kpops.engines.threads import enough_for
+from kpops.engines.trajectory import Trajectory
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
@@ -173,34 +174,33 @@ class GatedEngine(Engine):
             return v
         return v.sub_(asked).add_(a)  # b_l - w_l, with w_l what was added to e_l
 
-    @considerate()
     def _propagate_layer(self, layer: Layer, q: Tensor, v: Tensor) -> None:
         """Write P_l q_l into the layer's units of v."""
         q, v = q[..., layer.units], v[..., layer.units]
         state = torch.zeros_like(q[:, :, 0])
         for segment in layer.segments():
             diagonals = layer.diagonals(segment)
-            for t in range(segment.start, segment.stop):
-                new = v[:, :, t].copy_(q[:, :, t])
-                if t > 0:
-                    d = diagonals[:, :, t - segment.start].to(q.dtype)
-                    layer.push(d, state, into=new)
-                state = new
+            with enough_for(layer.flops(len(q))):
+                for t in range(segment.start, segment.stop):
+                    new = v[:, :, t].copy_(q[:, :, t])
+                    if t > 0:
+                        d = diagonals[:, :, t - segment.start].to(q.dtype)
+                        layer.push(d, state, into=new)
+                    state = new
 
-    @considerate()
     def _backpropagate_layer(self, layer: Layer, a: Tensor, v: Tensor) -> None:
         """Write P_l^* a_l into the layer's units of v."""
         v = v[..., layer.units]
         v.copy_(a[..., layer.units])
         for segment in reversed(layer.segments()):
             diagonals = layer.diagonals(segment)
-            for t in reversed(range(max(1, segment.start), segment.stop)):
-                d = diagonals[:, :, t - segment.start].to(v.dtype)
-                layer.pull(d, v[:, :, t], into=v[:, :, t - 1])
+            with enough_for(layer.flops(len(v))):
+                for t in reversed(range(max(1, segment.start), segment.stop)):
+                    d = diagonals[:, :, t - segment.start].to(v.dtype)
+                    layer.pull(d, v[:, :, t], into=v[:, :, t - 1])
 
     # Single steps.
 
-    @considerate()
     def _advance(self, v: Tensor) -> Tensor:
         result = torch.zeros_like(v)
         for layer in self.layers:
@@ -208,7 +208,6 @@ class GatedEngine(Engine):
                 layer.push(d, v[:, :, time, layer.units], result[:, :, time, layer.units])
         return self._pass_up(result)
 
-    @considerate()
     def _pull_back(self, a: Tensor) -> Tensor:
         asked = self._pass_down(a)
         result = torch.zeros_like(a)
@@ -242,7 +241,6 @@ class GatedEngine(Engine):
 
     # Parameters.
 
-    @considerate()
     def parameter_jvp(self, dtheta: Tensor, names: Sequence[str]) -> Tensor:
         """J dtheta, for the parameters `names`."""
         if not self._direct(names):
@@ -265,7 +263,6 @@ class GatedEngine(Engine):
                     layer.push_parameters(d, source, maps, result[:, :, time, layer.units])
         return self.trajectory.restrict(self._pass_up(result))
 
-    @considerate()
     def parameter_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
         """J* q, for the parameters `names`."""
         if not self._direct(names):
@@ -337,17 +334,14 @@ class GatedEngine(Engine):
 
     # K of one layer.
 
-    @considerate()
     def _push_factor(self, layer: Layer, gram: Gram, w: Tensor, into: Tensor) -> None:
         """Write F_l w into the layer's units of `into`, which are zero."""
         gram.push(gram.split(w), into[..., layer.units])
 
-    @considerate()
     def _pull_factor(self, layer: Layer, gram: Gram, q: Tensor) -> Tensor:
         """F_l* of the layer's units of q."""
         return gram.flat(gram.pull(q[..., layer.units]))
 
-    @considerate()
     def _apply_gram(self, layer: Layer, gram: Gram, q: Tensor, into: Tensor) -> None:
         """Write K_l q_l into the layer's units of `into`."""
         into[..., layer.units] = 0

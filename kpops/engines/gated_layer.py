@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kpops.engines.base import Trajectory
 from kpops.engines.gates import Pattern, differentiate
+from kpops.engines.trajectory import Trajectory
 from kpops.models.gated import GatedRecurrence
 
 Pairs = tuple[tuple[int, int, int], ...]
@@ -162,6 +162,10 @@ class Layer:
     def __getstate__(self) -> dict:
         state = {**self.__dict__}  # at once, for the sake of other threads
         return {k: v for k, v in state.items() if k != "_stored"}  # cheap to recompute
+
+    def flops(self, n_vectors: int) -> int:
+        """Operations of one step on so many vectors, about."""
+        return 2 * n_vectors * len(self.previous) * self.recurrent_weight.numel()
 
     # The actions on states.
 

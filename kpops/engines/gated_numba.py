@@ -15,20 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpops.arrays import numpy_dtype
 from kpops.engines import threads
 from kpops.engines.gated import GatedEngine
 from kpops.engines.gated_layer import Layer, Pairs
 from kpops.engines.gram import Gram
 from kpops.engines.memory import room_for
-from kpops.labels import numpy_dtype
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 
 # Rows of a task of P at most: what a task works on, beside the weights, should fit in a core's
 # second cache.
 _ROWS = 192
-# Operations up to which one thread is done before another has begun.
-_FEW = 2.5e7
 # Vectors from which the Jacobian of a step is assembled: with weights that stay in a core's cache,
 # and with larger ones, which assembling reads from afar for every trial.
 _CACHE_BYTES = 2**20
@@ -129,8 +127,7 @@ class GatedNumbaEngine(GatedEngine):
         weights = tuple(w.numpy() for w in self._weights(verb, layer))
         rest = _pairs(layer.pattern.carry), gains, _slopes(layer), *self._buffers(q, shapes)
         work = 2 * n_rows * q.shape[2] * n_maps * layer.hidden**2
-        n_threads = torch.get_num_threads() if work > _FEW else 1
-        bounds = threads.split(n_rows, n_threads, _ROWS)
+        bounds = threads.split(n_rows, threads.enough(work), _ROWS)
 
         def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
             where = start, layer.first_variable, takes, gives, entire, column

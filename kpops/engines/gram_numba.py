@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpops.arrays import numpy_dtype
 from kpops.engines import blas, gated_kernels, threads
 from kpops.engines.gram import Gram
-from kpops.labels import numpy_dtype
 
 # Bytes of what a task makes of its rows at a time, of which there should be some: that should fit
 # in a core's second cache, beside the factors and the sums.

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kpops.engines.base import Engine, Trajectory
+from kpops.engines.base import Engine
 from kpops.engines.rowwise import TEMPORARIES
+from kpops.engines.trajectory import Trajectory
 from kpops.models.recurrence import Recurrence
 
 

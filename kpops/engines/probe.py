@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from kpops.engines.base import Trajectory
+from kpops.engines.trajectory import Trajectory
 
 _STEPS = 8
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from kpops.engines.differential import Differential
-from kpops.engines.load import considerate
+from kpops.engines.threads import enough_for
 
 RowFunction = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
 
@@ -86,7 +86,6 @@ class Rowwise:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_kept": None}  # closures cannot be pickled
 
-    @considerate()
     def state_jvp(self, v: Tensor) -> Tensor:
         """Apply A to every vector of the block."""
 
@@ -95,7 +94,6 @@ class Rowwise:
 
         return torch.cat([on_chunk(part, v[:, s]) for s, part in self._chunks()], dim=1)
 
-    @considerate()
     def state_vjp(self, a: Tensor) -> Tensor:
         """Apply A^T to every vector of the block."""
 
@@ -104,7 +102,6 @@ class Rowwise:
 
         return torch.cat([on_chunk(part, a[:, s]) for s, part in self._chunks()], dim=1)
 
-    @considerate()
     def parameter_jvp(self, dtheta: Tensor, names: Sequence[str]) -> Tensor:
         """Apply D, restricted to the parameters `names` in this order."""
 
@@ -114,7 +111,6 @@ class Rowwise:
 
         return torch.cat([on_chunk(maps) for maps in self._parameter_maps(names)], dim=1)
 
-    @considerate()
     def parameter_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
         """Apply D^T, restricted to the parameters `names` in this order."""
 
@@ -130,7 +126,6 @@ class Rowwise:
             total += on_chunk(maps)
         return total
 
-    @considerate()
     def state_jacobians(self) -> Tensor:
         """All A[r] at once, shape (row, output, unit)."""
         n_outputs = self._n_outputs()
@@ -189,9 +184,9 @@ class Rowwise:
             yield s, Rowwise(self.function, self.parameters, self.x[s], self.h[s])
 
     def _each(self, action: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
-        if len(block) == 1:  # no vmap: its bookkeeping would double the cost of a small product
-            return action(block[0])[None]
         per_vector = TEMPORARIES * self.h.numel() * self.h.element_size()
-        return vmap(action, chunk_size=max(1, _BLOCK_BYTES[self.h.device.type] // per_vector))(
-            block
-        )
+        chunk = max(1, _BLOCK_BYTES[self.h.device.type] // per_vector)
+        with enough_for(2 * min(len(block), chunk) * self.h.numel() * self.h.shape[1]):
+            if len(block) == 1:  # no vmap: its bookkeeping would double the cost of few flops
+                return action(block[0])[None]
+            return vmap(action, chunk_size=chunk)(block)

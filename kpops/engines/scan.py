@@ -21,11 +21,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kpops.engines.base import Engine, Trajectory
-from kpops.engines.load import considerate
+from kpops.engines.base import Engine
 from kpops.engines.memory import room_for
 from kpops.engines.probe import disagreement, first_steps
 from kpops.engines.rowwise import TEMPORARIES
+from kpops.engines.trajectory import Trajectory
 from kpops.models.diagonal import DiagonalRecurrence
 from kpops.models.recurrence import Recurrence
 
@@ -177,7 +177,6 @@ def paired(blocks: Tensor) -> list[Tensor]:
     return rounds
 
 
-@considerate()
 def propagate(rounds: Sequence[Tensor], q: Tensor) -> Tensor:
     """P q by a scan; q: (block, trial, time, unit)."""
     v = room_for(q).copy_(q)
@@ -185,7 +184,6 @@ def propagate(rounds: Sequence[Tensor], q: Tensor) -> Tensor:
     return v
 
 
-@considerate()
 def backpropagate(rounds: Sequence[Tensor], a: Tensor) -> Tensor:
     """P* a by a scan; a: (block, trial, time, unit)."""
     v = room_for(a).copy_(a)

@@ -1,4 +1,8 @@
-"""Compiled tasks on all cores: plain Python threads around kernels that release the GIL.
+"""How many threads work: as many as the user has set, where the work is large enough.
+
+Nothing here looks at what else the machine does, so that results do not depend on it.
+
+Compiled tasks run on plain Python threads around kernels that release the GIL.
 
 A task runs from its beginning to its end on one thread, with BLAS at one thread, so that no
 barrier stands inside a time step: a busy core delays only the tasks it holds.
@@ -8,11 +12,39 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cache
 
 import torch
+
+FEW = 2.5e7
+"""Operations that one thread has done before a second one would pay."""
+
+
+def enough(flops: float) -> int:
+    """Threads that are worth so many operations: all that torch is set to use, or one."""
+    return torch.get_num_threads() if flops > FEW else 1
+
+
+@contextmanager
+def enough_for(flops: float) -> Iterator[None]:
+    """Let torch use one thread for operations of less than :data:`FEW` flops each.
+
+    An operation on several threads ends when its slowest thread does, and a thread whose core is
+    taken by another process waits for some milliseconds: at each of the many small operations of
+    a loop over time, that is ten times slower, where one thread loses little.
+    """
+    before, threads = torch.get_num_threads(), enough(flops)
+    if threads == before:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def each(task: Callable[[int], None], n_tasks: int) -> None:

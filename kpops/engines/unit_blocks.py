@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from kpops.engines.gram import Gram
-from kpops.engines.load import considerate
 
 # Bytes of the matrices M of the units that are taken together.
 _BYTES = defaultdict(lambda: 2**30, cpu=2**22)
@@ -102,17 +101,14 @@ class UnitBlocks:
             m = self.factors(units)
             yield m.mT @ m if self.n_columns <= self.n_rows else m @ m.mT
 
-    @considerate()
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of every block, rising, (unit, size); all others of K are zero."""
         return torch.cat([torch.linalg.eigvalsh(gram) for gram in self.grams()])
 
-    @considerate()
     def trace(self) -> float:
         """Sum of all eigenvalues."""
         return sum(float(self.factors(u).double().square().sum()) for u in self.chunks())
 
-    @considerate()
     def inner(self, other: UnitBlocks) -> float:
         """tr(K K'), for K' of the same trials, times and units."""
         total = 0.0

@@ -11,7 +11,8 @@ import torch
 import xarray as xr
 
 from kpops import work
-from kpops.labels import Space, to_numpy
+from kpops.arrays import to_numpy
+from kpops.labels import Space
 from kpops.learning.required import require_linearization
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization

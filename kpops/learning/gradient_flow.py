@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.labels import to_numpy
+from kpops.arrays import to_numpy
 from kpops.learning.losses import Loss, objective_of, read_targets, read_weights
 from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization

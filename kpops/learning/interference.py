@@ -13,8 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.arrays import as_tensor
-from kpops.labels import numpy_dtype, to_numpy
+from kpops.arrays import as_tensor, numpy_dtype, to_numpy
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.losses import Loss
 from kpops.learning.task_alignment import (

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from kpops import work
-from kpops.engines.base import ONE_AT_A_TIME
+from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.features import numerical_rank
 from kpops.engines.gated import GatedEngine
 from kpops.engines.gated_layer import Layer
@@ -193,7 +193,7 @@ def _grams(layers: list[Layer], places: list[Place]) -> list[Gram]:
     for layer in layers:
         learn = learning(layer, places)
         if any(map(any, learn.values())):
-            with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad():
+            with exclusive_compute(layer.previous.device):
                 grams.append(Gram(layer, learn))
     return grams
 
@@ -235,7 +235,7 @@ def _bound(gram: Gram, n_valid: int) -> int:
 
 def _rank_of_blocks(grams: list[Gram], tol: float) -> tuple[int, float]:
     """Number of eigenvalues above `tol` times the largest, and this threshold."""
-    with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad():
+    with exclusive_compute(grams[0].layer.previous.device):
         values = torch.cat([UnitBlocks(gram).eigenvalues().flatten() for gram in grams])
     threshold = tol * float(values.max()) if values.numel() else 0.0
     return int((values > threshold).sum()), threshold
@@ -246,7 +246,7 @@ def _largest_gains(gram: Gram) -> torch.Tensor:
     layer = gram.layer
     largest = torch.zeros(len(gram.parts), layer.hidden, dtype=torch.float64)
     largest = largest.to(layer.previous.device)
-    with ONE_AT_A_TIME, torch.inference_mode(False), torch.no_grad():
+    with exclusive_compute(layer.previous.device):
         for segment in layer.segments():
             d = layer.diagonals(segment).double()
             for part, so_far in zip(gram.parts, largest, strict=True):

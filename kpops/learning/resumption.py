@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kpops.labels import to_numpy
+from kpops.arrays import to_numpy
 from kpops.learning.fingerprints import NotPlainError, describe_modules, plain
 from kpops.learning.trials import Trials
 from kpops.scalars import generator

@@ -22,8 +22,8 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from kpops.arrays import numpy_dtype
 from kpops.kinds import described
-from kpops.labels import numpy_dtype
 from kpops.learning.checkpoints import newest_checkpoint, remove_unfinished, write_checkpoint
 from kpops.learning.folders import only_trainer
 from kpops.learning.losses import Loss, Objective, objective_of

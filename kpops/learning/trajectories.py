@@ -12,9 +12,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.arrays import as_tensor
+from kpops.arrays import as_tensor, numpy_dtype
 from kpops.kinds import is_array
-from kpops.labels import Coordinate, Space, by_name, coordinates_of, numpy_dtype
+from kpops.labels import Coordinate, Space, by_name, coordinates_of
 from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 from kpops.spectral import common

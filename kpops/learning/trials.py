@@ -8,9 +8,9 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from kpops.arrays import as_tensor
+from kpops.arrays import as_tensor, numpy_dtype
 from kpops.kinds import described
-from kpops.labels import Space, numpy_dtype
+from kpops.labels import Space
 from kpops.learning.losses import Objective, read_targets, read_weights
 
 

@@ -11,8 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.arrays import as_tensor
-from kpops.labels import numpy_dtype
+from kpops.arrays import as_tensor, numpy_dtype
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.losses import Loss
 from kpops.linearization import Linearization

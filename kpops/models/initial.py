@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from kpops.labels import to_numpy
+from kpops.arrays import to_numpy
 from kpops.scalars import generator as random_generator
 
 Module = TypeVar("Module", bound=nn.Module)

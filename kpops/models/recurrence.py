@@ -18,8 +18,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from kpops.arrays import as_tensor
-from kpops.kinds import described
-from kpops.labels import Shown
+from kpops.kinds import Shown, described
 from kpops.models.sizes import is_whole
 
 
@@ -71,6 +70,10 @@ class Recurrence(nn.Module):
     def along(self, x: Tensor) -> Callable[[int, Tensor], Tensor]:
         """The step from h at every position t along inputs (trial, time, feature)."""
         return lambda t, h: self(x[:, t], h)
+
+    def flops(self, n_rows: int) -> int:
+        """Operations of a step on so many rows, about: a weight is used once for each."""
+        return 2 * n_rows * sum(p.numel() for p in self.module.parameters())
 
     def prepare_inputs(self, inputs: Tensor) -> Tensor:
         """Add to the user's inputs what the step reads besides; (trial, time, feature) both."""

@@ -11,8 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from kpops.arrays import as_tensor
-from kpops.labels import to_numpy
+from kpops.arrays import as_tensor, to_numpy
 from kpops.models.recurrence import ModuleRecurrence, as_recurrence, matching
 
 ARGUMENTS = ("th", "xh", "txh")

@@ -1,30 +1,43 @@
-"""The operator a user holds: a SciPy LinearOperator that computes in torch and keeps labels."""
+"""The operator that users hold: its algebra, and what the algebra shows of its structure.
+
+Adjoints, products, sums and multiples stay on the device and keep their labels. Self-adjointness
+and positivity are inferred where the algebra shows them: a product that reads the same backwards,
+like ``P @ K @ P.H``, is self-adjoint, and positive when its middle is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import numbers
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import xarray as xr
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from kpops import work
-from kpops.arrays import is_cupy
-from kpops.engines.base import ONE_AT_A_TIME
-from kpops.engines.memory import named_allocations
-from kpops.kinds import described, is_array
-from kpops.labels import Shown, Space, enter, numpy_dtype, to_numpy
-from kpops.operators.arithmetic import Arithmetic
-from kpops.operators.pieces import in_pieces
+from kpops.engines.unit_blocks import UnitBlocks
+from kpops.kinds import described, is_operator, number_of, refuse_number
+from kpops.operators.action import Action, check_same
 
-if TYPE_CHECKING:
-    from kpops.engines.unit_blocks import UnitBlocks
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-class TrajectoryOperator(Arithmetic, Shown):
+def as_method(function: Method) -> Method:
+    """Make a function of an operator a method of every :class:`TrajectoryOperator`, too.
+
+    So the room that knows how to restrict, to trace or to decompose an operator imports this one,
+    and not the other way round.
+    """
+    setattr(TrajectoryOperator, function.__name__, function)
+    return function
+
+
+class TrajectoryOperator(Action):
     """A linear operator between labelled spaces.
 
     It is a :class:`scipy.sparse.linalg.LinearOperator` and goes into any SciPy solver as it is.
@@ -68,89 +81,18 @@ class TrajectoryOperator(Arithmetic, Shown):
         Dims whose positions are known not to be coupled: the operator is block diagonal over them.
     """
 
-    def __init__(
-        self,
-        domain: Space,
-        codomain: Space,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        symbol: str,
-        self_adjoint: bool = False,
-        positive: bool = False,
-        attrs: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(numpy_dtype(dtype), (codomain.size, domain.size))
-        self.domain = domain
-        self.codomain = codomain
-        self.torch_dtype = dtype
-        self.device = torch.device(device)
-        self.symbol = symbol
-        self.self_adjoint = self_adjoint
-        self.positive = positive
-        self.attrs = dict(attrs or {})
-        self.uncoupled: tuple[str, ...] = ()
-        self._count = 0
-
-    # What a subclass implements.
-
-    def _apply(self, block: Tensor) -> Tensor:
-        """Map (block, *domain.shape) to (block, *codomain.shape)."""
-        raise NotImplementedError
-
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        """Map (block, *codomain.shape) to (block, *domain.shape)."""
-        raise NotImplementedError
-
-    # What composition and solvers call: tensors in, tensors out, counted.
-
-    @property
-    def num_matvecs(self) -> int:
-        """Number of vectors that the operator or its adjoint has been applied to."""
-        return self._count
-
-    def count(self, n_vectors: int) -> None:
-        """Take note that the operator has been applied to so many vectors."""
-        self._count += n_vectors
-
-    def apply(self, block: Tensor) -> Tensor:
-        """Apply to a block of vectors on the device.
-
-        Parameters
-        ----------
-        block : Tensor
-            Of shape ``(block, *domain.shape)``.
-
-        Returns
-        -------
-        Tensor
-            Of shape ``(block, *codomain.shape)``.
-        """
-        return self._counted(self._apply, block, self.codomain)
-
-    def apply_adjoint(self, block: Tensor) -> Tensor:
-        """Apply the adjoint to a block of vectors on the device; see :meth:`apply`."""
-        return self._counted(self._apply_adjoint, block, self.domain)
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _counted(self, act: Callable[[Tensor], Tensor], block: Tensor, space: Space) -> Tensor:
-        if len(block) == 0:
-            return block.new_empty(0, *space.shape)
-        if block.is_inference():  # torch.func could not save it for a backward pass
-            block = block.clone()
-        # Autocast would compute in a lower precision than the dtype says.
-        needed = self._numbers_per_vector() * self.dtype.itemsize
-        results = (self.domain.size + self.codomain.size) * self.dtype.itemsize
-        what = named_allocations(lambda: f"a product of {self!r} with {len(block)} vectors")
-        with ONE_AT_A_TIME, torch.autocast(self.device.type, enabled=False), what:
-            self.count(len(block))
-            block = block.contiguous()
-            return work.product(lambda: in_pieces(act, block, needed, results), len(block))
-
-    def _numbers_per_vector(self) -> int:
-        """Numbers that the action needs at once for each vector, beside argument and result."""
-        return self.domain.size + self.codomain.size
+    # Attached by `as_method`, each in the file that says how.
+    _beside: Callable[..., Any]  # an operator of others as one of ours
+    select: Callable[..., TrajectoryOperator]
+    expand_average: Callable[..., TrajectoryOperator]
+    partial_trace: Callable[..., TrajectoryOperator]
+    dense_tensor: Callable[..., Tensor]
+    to_dense: Callable[..., np.ndarray]
+    to_cupy: Callable[..., Any]
+    eigsh: Callable[..., xr.Dataset]
+    svds: Callable[..., xr.Dataset]
+    trace: Callable[..., xr.Dataset]
+    norm: Callable[..., xr.Dataset]
 
     # Structure, for those who can use it.
 
@@ -166,225 +108,291 @@ class TrajectoryOperator(Arithmetic, Shown):
         """Return the operator unit by unit, where it is known to couple no two; else None."""
         return None
 
-    # The boundary.
+    # Algebra.
 
-    def _act(self, q: Any) -> Any:
-        if not is_array(q) and not is_cupy(q):
+    def __matmul__(self, other: Any) -> Any:
+        if is_operator(other):
+            theirs = self._beside(other, codomain=self.domain)
+            if theirs is None:
+                return LinearOperator.dot(self, other)
+            return Product(self, theirs)
+        refuse_number(other)
+        return self._act(other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        if is_operator(other):
+            return self._beside(other, domain=self.codomain) @ self
+        refuse_number(other)
+        if getattr(other, "ndim", 1) == 2 and other.shape[-1] == self.shape[0]:
+            return (self.T @ other.T).T  # rows are the vectors
+        return self.T @ other
+
+    def __call__(self, q: Any) -> Any:
+        """Apply to `q`; the same as ``op @ q``."""
+        return self @ q
+
+    def __mul__(self, other: Any) -> Any:
+        factor = number_of(other)
+        if factor is None:
+            return self @ other
+        return Scaled(self, factor)
+
+    def __rmul__(self, other: Any) -> Any:
+        return other @ self if number_of(other) is None else self * other
+
+    def __truediv__(self, other: Any) -> Any:
+        divisor = number_of(other)
+        if not isinstance(divisor, numbers.Real):
+            raise TypeError(f"{self!r} is divided by {described(other)}: divide by a real number")
+        if divisor == 0:
+            raise ZeroDivisionError(f"{self!r} is divided by zero")
+        return self * (1 / divisor)
+
+    def __pow__(self, power: Any) -> Any:
+        whole = isinstance(power, numbers.Integral) and not isinstance(power, bool)
+        if not whole or power < 1:
+            raise ValueError(f"{self!r} to the power {power!r}: choose an int of 1 or more")
+        return self if power == 1 else Product(*[self] * int(power))
+
+    def __neg__(self) -> Any:
+        return self * -1.0
+
+    def __add__(self, other: Any) -> Any:
+        return self._plus(other, 1)
+
+    def __radd__(self, other: Any) -> Any:
+        return self._plus(other, 1)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._plus(other, -1)
+
+    def __rsub__(self, other: Any) -> Any:
+        return (-self)._plus(other, 1)
+
+    def _plus(self, other: Any, sign: int) -> Any:
+        if not is_operator(other):
+            number = number_of(other)
+            if isinstance(number, numbers.Real) and number == 0:
+                return self  # sum() starts at 0
             raise TypeError(
-                f"{self!r} is applied to {described(q)}: pass a vector as an array, tensor or "
-                "DataArray, or an operator"
+                f"{self!r} and {described(other)} do not add up: add an operator; a number times "
+                "scipy.sparse.eye_array(n), or a matrix as scipy.sparse.linalg.aslinearoperator(a)"
             )
-        if isinstance(q, Tensor) and q.is_complex():
-            return torch.complex(self @ q.real, self @ q.imag)
-        if not isinstance(q, Tensor) and not is_cupy(q) and np.iscomplexobj(q):
-            return self @ np.real(q) + 1j * (self @ np.imag(q))  # real operator, by linearity
-        block, restore = enter(q, self.domain, self.torch_dtype, self.device)
-        return restore(self.apply(block), self.codomain)
+        theirs = self._beside(other, domain=self.domain, codomain=self.codomain)
+        if theirs is None:
+            return LinearOperator.__add__(self, sign * other)
+        return Sum(self, theirs if sign == 1 else -theirs)
 
-    def _matmat(self, X: np.ndarray) -> np.ndarray:
-        return self._act(X)
-
-    def _matvec(self, x: np.ndarray) -> np.ndarray:
-        # SciPy passes (n,), (n, 1) or, from 1.18 on, rows (..., n), and reshapes what it gets.
-        rows = np.reshape(x, (-1, self.shape[1]))
-        return self._act(rows.T).T
-
-    def _rmatmat(self, X: np.ndarray) -> np.ndarray:
-        return self.H._matmat(X)
-
-    def _rmatvec(self, x: np.ndarray) -> np.ndarray:
-        return self.H._matvec(x)
+    def dot(self, x: Any) -> Any:
+        """Apply, compose or scale, as SciPy's ``LinearOperator.dot`` does."""
+        return self * x
 
     def _adjoint(self) -> TrajectoryOperator:
-        if self.self_adjoint:
-            return self
-        from kpops.operators.compose import Adjoint
-
-        return Adjoint(self)
+        return self if self.self_adjoint else Adjoint(self)
 
     def _transpose(self) -> TrajectoryOperator:
         return self._adjoint()  # real operators
 
-    # Views.
 
-    def select(self, **positions: Any) -> TrajectoryOperator:
-        """Restrict the operator to a part of its domain and codomain.
+class Adjoint(TrajectoryOperator):
+    """The adjoint ``A*`` of an operator; its adjoint is the operator itself."""
 
-        Parameters
-        ----------
-        **positions
-            Dim name to positions along it (as in ``xarray.Dataset.isel``): an int, a slice, an
-            array of ints or a boolean mask. For ``parameter`` also one or more parameter names.
-            A side that lacks the dim stays whole.
+    def __init__(self, parent: TrajectoryOperator) -> None:
+        super().__init__(
+            parent.codomain,
+            parent.domain,
+            symbol=bracketed(parent) + "*",
+            **parent.alike(),
+        )
+        self.parent = parent
+        self.uncoupled = parent.uncoupled
 
-        Returns
-        -------
-        TrajectoryOperator
-            ``R op R*`` with R the restriction; the selected dims all remain, so that a single
-            trial keeps a trial dim of size 1.
+    @property
+    def num_matvecs(self) -> int:
+        """Number of vectors that the operator or its adjoint has been applied to."""
+        return self.parent.num_matvecs
 
-        Examples
-        --------
-        >>> import torch, kpops
-        >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.zeros(5, 6, 3))
-        >>> lin.P.select(trial=0, time=slice(2, 5))
-        <R P R* (trial: 1, time: 3, unit: 4), float32 on cpu>
-        """
-        from kpops.operators.reduce import Restriction
+    def _apply(self, block: Tensor) -> Tensor:
+        return self.parent.apply_adjoint(block)
 
-        unknown = sorted(set(positions) - set(self.domain.dims) - set(self.codomain.dims))
-        if unknown:
-            known = list(dict.fromkeys((*self.domain.dims, *self.codomain.dims)))
-            raise ValueError(f"no dim {unknown} in {self!r}: choose from {known}")
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        return self.parent.apply(block)
 
-        def restriction(space: Space) -> Restriction | None:
-            here = {d: p for d, p in positions.items() if d in space.dims}
-            return Restriction(space, here, self.torch_dtype, self.device) if here else None
+    def _adjoint(self) -> TrajectoryOperator:
+        return self.parent
 
-        left = restriction(self.codomain)
-        right = left if self.domain == self.codomain else restriction(self.domain)
-        result = self if left is None else left @ self
-        return result if right is None else result @ right.H
 
-    def expand_average(self, keep: tuple[str, ...]) -> TrajectoryOperator:
-        """Reduce to fewer dims by copying in and averaging out.
+class Product(TrajectoryOperator):
+    """The product ``A B C ...``, applied from right to left.
 
-        The input is copied along the dims that are not kept, and what the operator makes of it is
-        averaged over them: what the figures of the KPFlow paper show, and no partial trace.
+    Raises
+    ------
+    ValueError
+        If the spaces, dtypes or devices of neighbours differ.
+    """
 
-        Parameters
-        ----------
-        keep : tuple of str
-            Dims to keep, for example ``("time",)``.
+    factors: list[TrajectoryOperator]
 
-        Returns
-        -------
-        TrajectoryOperator
-        """
-        from kpops.operators.reduce import expand_average
+    def __init__(self, *factors: TrajectoryOperator) -> None:
+        flat = [part for factor in factors for part in _factors(factor)]
+        for left, right in pairwise(flat):
+            check_same(left, right, "domain", "codomain")
+        pairs = list(zip(flat, reversed(flat), strict=True))
+        palindrome = all(_are_adjoint(a, b) for a, b in pairs)
+        middle = flat[len(flat) // 2]
+        super().__init__(
+            flat[-1].domain,
+            flat[0].codomain,
+            symbol=" ".join(bracketed(f) for f in flat),
+            **flat[0].alike(*flat[1:]),
+            self_adjoint=palindrome,
+            positive=palindrome and (len(flat) % 2 == 0 or middle.positive),
+        )
+        self.factors = flat
+        self.uncoupled = _everywhere(flat)
 
-        return expand_average(self, keep)
+    def _make_root(self) -> TrajectoryOperator | None:
+        half = len(self.factors) // 2
+        if len(self.factors) % 2 == 0:
+            return _product(self.factors[:half])
+        middle = self.factors[half].root
+        return None if middle is None else _product([*self.factors[:half], middle])
 
-    def partial_trace(
-        self, keep: tuple[str, ...], *, num_probes: int | None = None, rng: Any = None
-    ) -> TrajectoryOperator:
-        """Reduce to fewer dims by summing over equal positions of the others.
+    def _apply(self, block: Tensor) -> Tensor:
+        for factor in reversed(self.factors):
+            block = factor.apply(block)
+        return block
 
-        Parameters
-        ----------
-        keep : tuple of str
-            Dims to keep, for example ``("time",)``.
-        num_probes : int, optional
-            Estimate the sum without bias with so many random probes, drawn once: as a
-            :class:`kpops.operators.ProbedTrace` or :class:`kpops.operators.ProbedGram`. Default:
-            :class:`kpops.operators.PartialTrace`, exact, a product for each coupled position.
-        rng : int, Generator or None
-            Source of the probes.
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        for factor in self.factors:
+            block = factor.apply_adjoint(block)
+        return block
 
-        Returns
-        -------
-        TrajectoryOperator
-            On the kept dims; as symmetric, and as positive, as this operator.
 
-        Examples
-        --------
-        >>> import torch, kpops
-        >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.zeros(5, 6, 3))
-        >>> float(lin.P.partial_trace(keep=("time",)).to_dense()[0, 0])  # 5 trials of 4 units
-        20.0
-        """
-        from kpops.operators.partial_trace import partial_trace
+class Sum(TrajectoryOperator):
+    """The sum ``A + B + ...`` of operators between the same spaces, in one dtype, on one device."""
 
-        return partial_trace(self, keep, num_probes, rng)
+    terms: list[TrajectoryOperator]
 
-    def to_dense(self) -> np.ndarray:
-        """Return the matrix, shape (codomain.size, domain.size), as a NumPy array.
+    def __init__(self, *terms: TrajectoryOperator) -> None:
+        flat: list[TrajectoryOperator] = []
+        for term in terms:
+            flat += term.terms if isinstance(term, Sum) else [term]
+        for left, right in pairwise(flat):
+            check_same(left, right, "domain", "domain")
+            check_same(left, right, "codomain", "codomain")
+        super().__init__(
+            flat[0].domain,
+            flat[0].codomain,
+            symbol=" + ".join(t.symbol for t in flat).replace("+ -", "- "),
+            **flat[0].alike(*flat[1:]),
+            self_adjoint=all(t.self_adjoint for t in flat),
+            positive=all(t.positive for t in flat),
+        )
+        self.terms = flat
+        self.uncoupled = _everywhere(flat)
 
-        Raises
-        ------
-        MemoryError
-            If it would not fit.
-        """
-        return to_numpy(self.dense_tensor())
+    def _apply(self, block: Tensor) -> Tensor:
+        return sum((t.apply(block) for t in self.terms[1:]), self.terms[0].apply(block))
 
-    def dense_tensor(self) -> Tensor:
-        """Return the matrix as a tensor on the operator's device; see :meth:`to_dense`."""
-        from kpops.operators.dense import dense_blocks
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        first, *rest = self.terms
+        return sum((t.apply_adjoint(block) for t in rest), first.apply_adjoint(block))
 
-        return dense_blocks(self, ())[0]
 
-    def to_cupy(self) -> Any:
-        """Export to ``cupyx.scipy.sparse.linalg.LinearOperator`` without copying.
+class Scaled(TrajectoryOperator):
+    """The multiple ``factor * A``.
 
-        Raises
-        ------
-        ValueError, ImportError
-            If the operator is not on a CUDA device; if CuPy is not installed.
-        """
-        from kpops.operators.cupy import to_cupy
+    Raises
+    ------
+    TypeError
+        If `factor` is not a real number.
+    ValueError
+        If it is not finite, or too large or too small for the dtype of the operator.
 
-        return to_cupy(self)
+    Notes
+    -----
+    A product raises ``OverflowError`` if the factor makes infinity of a finite image.
+    """
 
-    # The functions of kpops.spectral, as methods.
-
-    def eigsh(self, k: int = 6, **options: Any) -> xr.Dataset:
-        """Leading eigenvalues and eigenfunctions: :func:`kpops.eigsh` of this operator.
-
-        Examples
-        --------
-        >>> import torch, kpops
-        >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.randn(5, 6, 3))
-        >>> lin.flow.eigsh(k=2, rng=0).eigenvalue.sizes
-        Frozen({'mode': 2})
-        """
-        return _spectral("eigsh")(self, k, **options)
-
-    def svds(self, k: int = 6, **options: Any) -> xr.Dataset:
-        """Leading singular values and functions: :func:`kpops.svds` of this operator."""
-        return _spectral("svds")(self, k, **options)
-
-    def trace(self, **options: Any) -> xr.Dataset:
-        """Trace, with its standard error: :func:`kpops.trace` of this operator."""
-        return _spectral("trace")(self, **options)
-
-    def norm(self, kind: str = "frobenius", **options: Any) -> xr.Dataset:
-        """Norm of this operator, by its name.
-
-        Parameters
-        ----------
-        kind : {"frobenius", "spectral"}
-            :func:`kpops.frobenius_norm` or :func:`kpops.spectral_norm`;
-            :func:`kpops.schatten_norm` has the others.
-        **options
-            Of that function.
-
-        Returns
-        -------
-        Dataset
-        """
-        if kind not in ("frobenius", "spectral"):
+    def __init__(self, operator: TrajectoryOperator, factor: Any) -> None:
+        if not isinstance(factor, numbers.Real):
+            raise TypeError(f"factor {factor!r}: kpops operators are real, use a real number")
+        try:
+            value = float(factor)
+        except OverflowError:  # a long int
+            value = math.inf
+        if not math.isfinite(value):
+            raise ValueError(f"factor {value}: use a finite number")
+        range_ = torch.finfo(operator.torch_dtype)
+        if value != 0 and not range_.tiny <= abs(value) <= range_.max:
             raise ValueError(
-                f"kind={kind!r}: choose 'frobenius' or 'spectral'; see also kpops.schatten_norm"
+                f"factor {value:.6g} is beyond {operator.torch_dtype}, which reaches from "
+                f"{range_.tiny:.2g} to {range_.max:.2g}: linearise with dtype=torch.float64"
             )
-        return _spectral(f"{kind}_norm")(self, **options)
+        super().__init__(
+            operator.domain,
+            operator.codomain,
+            symbol=f"{'-' if value == -1 else f'{value:.6g} '}{bracketed(operator)}",
+            self_adjoint=operator.self_adjoint,
+            positive=operator.positive and value >= 0,
+            **operator.alike(),
+        )
+        self.operator = operator
+        self.factor = value
+        self.uncoupled = operator.uncoupled
 
-    def _noun(self) -> str:
-        return f"the operator {self!r}"
+    def _make_root(self) -> TrajectoryOperator | None:
+        root = self.operator.root
+        return None if root is None else Scaled(root, self.factor**0.5)
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__}  # at once: other threads may add to it while it is pickled
+    def unit_blocks(self) -> UnitBlocks | None:
+        """Return the operator unit by unit, where it is known to couple no two; else None."""
+        blocks = self.operator.unit_blocks() if self.positive else None
+        return blocks and blocks.scaled(self.factor)
 
-    def __repr__(self) -> str:
-        spaces = repr(self.domain)
-        if self.codomain != self.domain:
-            spaces += f" -> {self.codomain!r}"
-        kind = ", PSD" if self.positive else ", self-adjoint" if self.self_adjoint else ""
-        dtype = str(self.torch_dtype).removeprefix("torch.")
-        return f"<{self.symbol} {spaces}, {dtype} on {self.device}{kind}>"
+    def _apply(self, block: Tensor) -> Tensor:
+        return self._times(self.operator.apply(block))
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        return self._times(self.operator.apply_adjoint(block))
+
+    def _times(self, image: Tensor) -> Tensor:
+        scaled = self.factor * image
+        if abs(self.factor) > 1 and scaled.isinf().any() and not image.isinf().any():
+            raise OverflowError(
+                f"a product with {self!r} leaves the range of {self.torch_dtype}: use a smaller "
+                "factor, or linearise with dtype=torch.float64"
+            )
+        return scaled
 
 
-def _spectral(name: str) -> Callable[..., xr.Dataset]:
-    """A function of the room to the right, of which operators know nothing else."""
-    from kpops import spectral
+def _factors(operator: TrajectoryOperator) -> list[TrajectoryOperator]:
+    """The factors of a product, or of its adjoint."""
+    if isinstance(operator, Product):
+        return operator.factors
+    if isinstance(operator, Adjoint) and isinstance(operator.parent, Product):
+        return [factor.H for factor in reversed(operator.parent.factors)]
+    return [operator]
 
-    return getattr(spectral, name)
+
+def _product(factors: list[TrajectoryOperator]) -> TrajectoryOperator:
+    return factors[0] if len(factors) == 1 else Product(*factors)
+
+
+def _everywhere(operators: list[TrajectoryOperator]) -> tuple[str, ...]:
+    """Dims that none of the operators couples."""
+    return tuple(d for d in operators[0].uncoupled if all(d in o.uncoupled for o in operators))
+
+
+def _are_adjoint(a: TrajectoryOperator, b: TrajectoryOperator) -> bool:
+    """Whether `a` is known to be the adjoint of `b`."""
+    if a is b:
+        return a.self_adjoint
+    return (isinstance(a, Adjoint) and a.parent is b) or (isinstance(b, Adjoint) and b.parent is a)
+
+
+def bracketed(operator: TrajectoryOperator) -> str:
+    """Symbol of an operator as a factor of a product."""
+    compound = isinstance(operator, Sum | Product | Scaled)
+    return f"({operator.symbol})" if compound else operator.symbol

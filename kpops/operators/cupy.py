@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from kpops.operators.base import TrajectoryOperator
+from kpops.operators.base import TrajectoryOperator, as_method
 
 
+@as_method
 def to_cupy(operator: TrajectoryOperator) -> Any:
-    """Return a ``cupyx.scipy.sparse.linalg.LinearOperator`` with the action of `operator`.
+    """Export to ``cupyx.scipy.sparse.linalg.LinearOperator`` without copying.
 
     Vectors cross by DLPack, which also orders the streams of CuPy and torch.
+
+    Raises
+    ------
+    ValueError, ImportError
+        If the operator is not on a CUDA device; if CuPy is not installed.
     """
     if operator.device.type != "cuda":
         raise ValueError(

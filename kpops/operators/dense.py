@@ -7,16 +7,16 @@ a block serves all blocks at once.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kpops.arrays import to_numpy
 from kpops.engines.memory import REMEDY, check_allocation
 from kpops.labels import Space
-
-if TYPE_CHECKING:
-    from kpops.operators.base import TrajectoryOperator
+from kpops.operators.base import TrajectoryOperator, as_method
 
 _CHUNK = 64  # vectors of the basis that are applied at a time
 
@@ -57,6 +57,53 @@ class Batches:
         return moved.permute(0, *back)
 
 
+class DenseOperator(TrajectoryOperator):
+    """A matrix between labelled spaces.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (codomain.size, domain.size)
+        float32 or float64.
+    domain, codomain : Space
+        What it maps from and to.
+    symbol : str
+        For the repr.
+    self_adjoint, positive : bool
+        What is known of it.
+    attrs : mapping, optional
+        Provenance.
+    """
+
+    def __init__(
+        self,
+        matrix: Tensor,
+        domain: Space,
+        codomain: Space,
+        *,
+        symbol: str,
+        self_adjoint: bool = False,
+        positive: bool = False,
+        attrs: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            domain,
+            codomain,
+            dtype=matrix.dtype,
+            device=matrix.device,
+            symbol=symbol,
+            self_adjoint=self_adjoint or positive,
+            positive=positive,
+            attrs=attrs,
+        )
+        self.matrix = matrix
+
+    def _apply(self, block: Tensor) -> Tensor:
+        return (block.flatten(1) @ self.matrix.mT).reshape(-1, *self.codomain.shape)
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        return (block.flatten(1) @ self.matrix).reshape(-1, *self.domain.shape)
+
+
 def uncoupled(op: TrajectoryOperator) -> tuple[str, ...]:
     """Dims over which the operator is block diagonal, if its two sides have them alike."""
     ours, other = op.domain.sizes, op.codomain.sizes
@@ -93,3 +140,21 @@ def dense_blocks(op: TrajectoryOperator, dims: tuple[str, ...] | None = None) ->
         basis[:, :, start : start + n].diagonal(dim1=1, dim2=2).fill_(1)
         images[:, start : start + n] = to.split(act(of.join(basis)))
     return images if wide else images.mT.contiguous()
+
+
+@as_method
+def dense_tensor(op: TrajectoryOperator) -> Tensor:
+    """Return the matrix as a tensor on the operator's device; see :meth:`to_dense`."""
+    return dense_blocks(op, ())[0]
+
+
+@as_method
+def to_dense(op: TrajectoryOperator) -> np.ndarray:
+    """Return the matrix, shape (codomain.size, domain.size), as a NumPy array.
+
+    Raises
+    ------
+    MemoryError
+        If it would not fit.
+    """
+    return to_numpy(dense_tensor(op))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kpops.operators.base import TrajectoryOperator
-from kpops.operators.compose import Product
+from kpops.operators.base import Product, TrajectoryOperator
 from kpops.operators.parameter import ParameterOperator
 from kpops.operators.propagator import Propagator
 

@@ -12,9 +12,10 @@ from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch import Tensor
 
-from kpops.kinds import is_array, no_operator
-from kpops.labels import Space, to_numpy
-from kpops.operators.base import TrajectoryOperator
+from kpops.arrays import to_numpy
+from kpops.kinds import is_array, is_operator, no_operator
+from kpops.labels import Space
+from kpops.operators.base import TrajectoryOperator, as_method
 
 
 class ForeignOperator(TrajectoryOperator):
@@ -136,17 +137,14 @@ def as_operator(op: Any) -> TrajectoryOperator:
     return op if isinstance(op, TrajectoryOperator) else ForeignOperator(op)
 
 
-def acts(thing: Any) -> bool:
-    """Whether `thing` is an operator by how it acts: not ours, and no dense array."""
-    if isinstance(thing, type):
-        return False
-    duck = hasattr(thing, "shape") and hasattr(thing, "matvec")
-    return isinstance(thing, LinearOperator) or issparse(thing) or duck
-
-
-def is_complex(thing: Any) -> bool:
-    """Whether an operator says that it is complex."""
-    return np.dtype(getattr(thing, "dtype", None) or float).kind == "c"
+@as_method
+def _beside(op: TrajectoryOperator, other: Any, **spaces: Any) -> TrajectoryOperator | None:
+    """The other operator as one of ours, next to `op`; None if it is complex, for SciPy."""
+    if isinstance(other, TrajectoryOperator):
+        return other
+    if isinstance(other, LinearOperator) and np.dtype(other.dtype or float).kind == "c":
+        return None
+    return ForeignOperator(other, **spaces, dtype=op.torch_dtype, device=op.device)
 
 
 def _linear(operator: Any) -> LinearOperator:
@@ -156,7 +154,7 @@ def _linear(operator: Any) -> LinearOperator:
     elif issparse(operator):
         _check_entries(operator.data, "op is a sparse matrix that")
         linear = aslinearoperator(operator)
-    elif acts(operator):
+    elif is_operator(operator):
         linear = LinearOperator(
             operator.shape,
             matvec=operator.matvec,

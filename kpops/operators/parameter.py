@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from kpops.engines.base import ONE_AT_A_TIME, Engine
+from kpops.engines.base import Engine
+from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
@@ -102,11 +102,9 @@ class ParameterOperator(TrajectoryOperator):
             factor = ParameterJacobian(self.engine, space, self.domain, self.names)
         return factor if self.scale == 1 else self.scale**0.5 * factor
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def unit_blocks(self) -> UnitBlocks | None:
         """K unit by unit, where it couples no two of them; else None."""
-        with ONE_AT_A_TIME:
+        with exclusive_compute(self.device):
             blocks = self.engine.unit_blocks(self.names)
             return blocks and blocks.scaled(self.scale)
 

@@ -8,7 +8,7 @@ with random vectors that are drawn once, so that the estimate is an operator of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from torch import Tensor
 from kpops.engines.memory import check_allocation
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import Space
-from kpops.operators.base import TrajectoryOperator
-from kpops.operators.compose import bracketed
+from kpops.operators.base import TrajectoryOperator, as_method, bracketed
+from kpops.operators.dense import DenseOperator
 from kpops.scalars import generator as random_generator
 
 Action = Callable[[Tensor], Tensor]
@@ -30,28 +30,31 @@ DENSE_SIZE = 4096
 _BLOCK = 64
 
 
+@as_method
 def partial_trace(
-    op: TrajectoryOperator, keep: Any, num_probes: int | None = None, rng: Any = None
+    op: TrajectoryOperator, keep: Any, *, num_probes: int | None = None, rng: Any = None
 ) -> TrajectoryOperator:
-    """The partial trace of an operator; :meth:`TrajectoryOperator.partial_trace` is this.
+    """Reduce to fewer dims by summing over equal positions of the others.
 
     Parameters
     ----------
     op : TrajectoryOperator
         A, from a space to itself.
     keep : tuple of str
-        Dims to keep.
+        Dims to keep, for example ``("time",)``.
     num_probes : int, optional
-        Number of random probes; default: exact.
+        Estimate the sum without bias with so many random probes, drawn once. Default: exact, a
+        product for each coupled position.
     rng : int, Generator or None
         Source of the probes.
 
     Returns
     -------
     TrajectoryOperator
-        `op` itself if all dims are kept. Exact: a :class:`DenseOperator` where K is known unit by
-        unit and the matrix is small, else a :class:`PartialTrace`. Estimated: a
-        :class:`ProbedGram` where A has a root, else a :class:`ProbedTrace`.
+        On the kept dims, as symmetric and as positive as A; `op` itself if all dims are kept.
+        Exact: a :class:`DenseOperator` where K is known unit by unit and the matrix is small, else
+        a :class:`PartialTrace`. Estimated: a :class:`ProbedGram` where A has a root, else a
+        :class:`ProbedTrace`.
 
     Raises
     ------
@@ -59,6 +62,13 @@ def partial_trace(
         If `num_probes` is not an int.
     ValueError
         If domain and codomain differ, a dim is unknown or `num_probes` is less than 1.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.zeros(5, 6, 3))
+    >>> float(lin.P.partial_trace(keep=("time",)).to_dense()[0, 0])  # 5 trials of 4 units
+    20.0
     """
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     if op.domain != op.codomain:
@@ -83,53 +93,6 @@ def partial_trace(
     if op.root is not None:
         return ProbedGram.draw(op, kept, num_probes, rng)
     return ProbedTrace.draw(op, kept, num_probes, rng)
-
-
-class DenseOperator(TrajectoryOperator):
-    """A matrix between labelled spaces.
-
-    Parameters
-    ----------
-    matrix : Tensor, shape (codomain.size, domain.size)
-        float32 or float64.
-    domain, codomain : Space
-        What it maps from and to.
-    symbol : str
-        For the repr.
-    self_adjoint, positive : bool
-        What is known of it.
-    attrs : mapping, optional
-        Provenance.
-    """
-
-    def __init__(
-        self,
-        matrix: Tensor,
-        domain: Space,
-        codomain: Space,
-        *,
-        symbol: str,
-        self_adjoint: bool = False,
-        positive: bool = False,
-        attrs: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(
-            domain,
-            codomain,
-            dtype=matrix.dtype,
-            device=matrix.device,
-            symbol=symbol,
-            self_adjoint=self_adjoint or positive,
-            positive=positive,
-            attrs=attrs,
-        )
-        self.matrix = matrix
-
-    def _apply(self, block: Tensor) -> Tensor:
-        return (block.flatten(1) @ self.matrix.mT).reshape(-1, *self.codomain.shape)
-
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return (block.flatten(1) @ self.matrix).reshape(-1, *self.domain.shape)
 
 
 class PartialTrace(TrajectoryOperator):
@@ -162,12 +125,10 @@ class PartialTrace(TrajectoryOperator):
         super().__init__(
             kept,
             kept,
-            dtype=op.torch_dtype,
-            device=op.device,
             symbol=_symbol(op, kept),
             self_adjoint=op.self_adjoint,
             positive=op.positive,
-            attrs=op.attrs,
+            **op.alike(),
         )
         self.parent = op
         self.uncoupled = tuple(d for d in kept.dims if d in op.uncoupled)
@@ -294,12 +255,10 @@ class ProbedGram(TrajectoryOperator):
         super().__init__(
             kept,
             kept,
-            dtype=op.torch_dtype,
-            device=op.device,
             symbol=_symbol(op, kept),
             self_adjoint=True,
             positive=True,
-            attrs=op.attrs,
+            **op.alike(),
         )
         self.parent = op
         self.images = images

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kpops.engines.base import Trajectory
 from kpops.engines.rowwise import Rowwise
+from kpops.engines.trajectory import Trajectory
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kpops.labels import Space
-from kpops.operators.base import TrajectoryOperator
+from kpops.operators.base import TrajectoryOperator, as_method
 
 
 class Restriction(TrajectoryOperator):
@@ -95,8 +95,61 @@ class Average(TrajectoryOperator):
         return (block / self._copies).expand(-1, *self.domain.shape).contiguous()
 
 
+@as_method
+def select(op: TrajectoryOperator, **positions: Any) -> TrajectoryOperator:
+    """Restrict the operator to a part of its domain and codomain.
+
+    Parameters
+    ----------
+    **positions
+        Dim name to positions along it (as in ``xarray.Dataset.isel``): an int, a slice, an
+        array of ints or a boolean mask. For ``parameter`` also one or more parameter names.
+        A side that lacks the dim stays whole.
+
+    Returns
+    -------
+    TrajectoryOperator
+        ``R op R*`` with R the restriction; the selected dims all remain, so that a single
+        trial keeps a trial dim of size 1.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.zeros(5, 6, 3))
+    >>> lin.P.select(trial=0, time=slice(2, 5))
+    <R P R* (trial: 1, time: 3, unit: 4), float32 on cpu>
+    """
+    unknown = sorted(set(positions) - set(op.domain.dims) - set(op.codomain.dims))
+    if unknown:
+        known = list(dict.fromkeys((*op.domain.dims, *op.codomain.dims)))
+        raise ValueError(f"no dim {unknown} in {op!r}: choose from {known}")
+
+    def restriction(space: Space) -> Restriction | None:
+        here = {d: p for d, p in positions.items() if d in space.dims}
+        return Restriction(space, here, op.torch_dtype, op.device) if here else None
+
+    left = restriction(op.codomain)
+    right = left if op.domain == op.codomain else restriction(op.domain)
+    result = op if left is None else left @ op
+    return result if right is None else result @ right.H
+
+
+@as_method
 def expand_average(op: TrajectoryOperator, keep: tuple[str, ...]) -> TrajectoryOperator:
-    """Copy in, apply, average out; see :meth:`TrajectoryOperator.expand_average`."""
+    """Reduce to fewer dims by copying in and averaging out.
+
+    The input is copied along the dims that are not kept, and what the operator makes of it is
+    averaged over them: what the figures of the KPFlow paper show, and no partial trace.
+
+    Parameters
+    ----------
+    keep : tuple of str
+        Dims to keep, for example ``("time",)``.
+
+    Returns
+    -------
+    TrajectoryOperator
+    """
     left = Average(op.codomain, keep, op.torch_dtype, op.device)
     if op.domain == op.codomain:
         right = left

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from kpops.plot import style as look
+from kpops.plot import wording
 
 _SOURCE = "kpops.lyapunov_spectrum"
 _ALONE, _GIVEN = "alone", "label"
@@ -67,7 +68,7 @@ def lyapunov_spectrum(
     _zero_line(ax)
     dim = str(over.dims[0])
     colours = look.colours(ax, over, dim)
-    texts: list[Any] = look.names(over[dim])
+    texts: list[Any] = wording.names(over[dim])
     if dim == _ALONE or len(texts) > len(look.COLOURS):
         texts = [None] * len(texts)
     style = look.long_names(style)
@@ -76,10 +77,10 @@ def lyapunov_spectrum(
     if len(entries) > 1 and any(_dimension(entry) for entry in entries):
         mark = {"marker": "v", "color": look.GREY, "markersize": 4, "linestyle": "none"}
         ax.plot([], [], **mark, label=look.once(ax, "Kaplan-Yorke\ndimension"))
-    ax.set_ylabel(look.label_of(entries[0]["exponent"]))
+    ax.set_ylabel(wording.label_of(entries[0]["exponent"]))
     look.legend_outside(ax)
     if dim not in (_ALONE, _GIVEN) and ax.get_legend():
-        title = look.coordinate_label(over, dim)
+        title = wording.coordinate_label(over, dim)
         ax.get_legend().set_title(title, {"size": look.small(ax)})
     return look.plain(ax)
 
@@ -126,7 +127,7 @@ def _draw_spectrum(ax: Any, entry: xr.Dataset, style: dict[str, Any], alone: boo
         ax.plot([], [], " ", label=look.once(ax, f"{ends.sum()} at $-\\infty$\nnot shown"))
     dimension = _dimension(entry)
     if dimension:
-        label = f"Kaplan-Yorke\ndimension {look.number(dimension)}" if alone else None
+        label = f"Kaplan-Yorke\ndimension {wording.number(dimension)}" if alone else None
         place = {"transform": ax.get_xaxis_transform(), "clip_on": False, "linestyle": "none"}
         ax.plot(dimension, 0.03, "v", color=colour, markersize=5, label=label, **place)
 
@@ -176,7 +177,7 @@ def lyapunov_history(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     history = look.with_dims(look.variable(result, ("history",), _SOURCE), ("time", "mode"))
     ax = look.get_axes(ax)
     _zero_line(ax)
-    modes = look.names(history["mode"])
+    modes = wording.names(history["mode"])
     time = places(ax.xaxis, history, "time")
     style = look.long_names(style)
     for i, colour in enumerate(look.colours(ax, history, "mode")):
@@ -186,7 +187,7 @@ def lyapunov_history(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
         if {"exponent", "stderr"} <= set(result):
             final, error = (float(result[name][i]) for name in ("exponent", "stderr"))
             look.band(ax, time[[0, -1]], final, error, line.get_color())
-    ax.set_ylabel(look.label_of(history))
+    ax.set_ylabel(wording.label_of(history))
     look.legend_outside(ax)
     return look.plain(ax)
 
@@ -253,7 +254,7 @@ def finite_time_exponents(result: xr.Dataset, ax: Any = None) -> Any:
         markeredgewidth=0,
         label="trials",
     )
-    ax.set_ylabel(look.label_of(values.assign_attrs(long_name="finite-time exponent")))
+    ax.set_ylabel(wording.label_of(values.assign_attrs(long_name="finite-time exponent")))
     look.legend_outside(ax)
     return look.plain(ax)
 
@@ -301,7 +302,7 @@ def covariant_angles(result: xr.Dataset, ax: Any = None) -> Any:
     ax = look.get_axes(ax)
     if len(pairs) > len(look.COLOURS):
         return _draw_smallest(ax, angle)
-    modes = look.names(angle["mode"])
+    modes = wording.names(angle["mode"])
     n_bins = int(np.clip(math.sqrt(angle[..., 0, 0].size), 10, _MOST_BINS))
     for (i, j), colour in zip(pairs, look.COLOURS, strict=False):
         known = angle.values[..., i, j]
@@ -311,7 +312,7 @@ def covariant_angles(result: xr.Dataset, ax: Any = None) -> Any:
     ax.set_xlim(0, np.pi / 2)
     ax.set_ylim(bottom=0)
     ax.set_xticks(np.arange(5) * np.pi / 8, ["0", "π/8", "π/4", "3π/8", "π/2"])
-    ax.set_xlabel(look.label_of(angle))
+    ax.set_xlabel(wording.label_of(angle))
     ax.set_ylabel("density (1/rad)")
     look.legend_outside(ax)
     ax.get_legend().set_title("modes", {"size": look.small(ax)})
@@ -325,7 +326,7 @@ def _draw_smallest(ax: Any, angle: xr.DataArray) -> Any:
     image = look.heat_map(ax, smallest.where(apart), **look_of)
     ax.set_xlabel(ax.get_ylabel())  # a list against itself: neither is input
     name = f"smallest {angle.attrs.get('long_name', 'angle')}"
-    look.colour_bar(image, ax, look.label_of(angle.assign_attrs(long_name=name)))
+    look.colour_bar(image, ax, wording.label_of(angle.assign_attrs(long_name=name)))
     return ax
 
 

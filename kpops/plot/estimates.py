@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from kpops.plot import style as look
+from kpops.plot import wording
 
 Result = xr.Dataset | xr.DataArray
 
@@ -214,10 +215,10 @@ def _name(estimate: xr.DataArray) -> str:
     if "long_name" not in estimate.attrs and "kind" in estimate.coords:
         estimate = estimate.assign_attrs(long_name="effective rank")  # of kinds that differ
     kind = estimate.coords.get("kind")
-    if kind is not None and not kind.ndim and str(kind.item()) not in look.label_of(estimate):
+    if kind is not None and not kind.ndim and str(kind.item()) not in wording.label_of(estimate):
         name = f"{estimate.attrs['long_name']} ({kind.item()})"
         estimate = estimate.assign_attrs(long_name=name)
-    return look.label_of(estimate)
+    return wording.label_of(estimate)
 
 
 def _points_or_lines(
@@ -246,7 +247,7 @@ def _points(
     from kpops.plot.ticks import name_ticks
 
     if estimate.ndim == 0:
-        symbol = look.operator_of(estimate)
+        symbol = wording.operator_of(estimate)
         estimate = estimate.expand_dims(label=[symbol or ""])
         estimate["label"].attrs["long_name"] = ""
         stderr = None if stderr is None else stderr.expand_dims("label")
@@ -262,7 +263,7 @@ def _points(
         _points_of(ax, x, estimate.isel(at).values, error, {**mine, **style})
     name_ticks(ax.xaxis, np.arange(len(names)), names)
     ax.set_xlim(-0.6, len(names) - 0.4)
-    ax.set_xlabel(look.coordinate_label(estimate, horizontal))
+    ax.set_xlabel(wording.coordinate_label(estimate, horizontal))
     ax.set_ylabel(_name(estimate))
     look.legend_outside(ax)
 
@@ -290,7 +291,7 @@ def _lines(
     style = look.long_names(style)
     steps = places(ax.xaxis, estimate, "step")
     if estimate.ndim == 1:
-        mine = {"color": look.free_colour(ax), "label": look.operator_of(estimate), **style}
+        mine = {"color": look.free_colour(ax), "label": wording.operator_of(estimate), **style}
         _line(ax, steps, estimate, stderr, mine)
         return
     coloured, *dashed = map(str, estimate.dims[:-1])
@@ -329,11 +330,11 @@ def _dashes(estimate: xr.DataArray, dim: str) -> list[tuple[str, str]]:
 
 def _labels(values: xr.DataArray, dim: str) -> list[str]:
     """Names of the entries of a dim; of one without labels, operators and kinds if it has any."""
-    beside = [values[c] for c in (*look.OPERATORS, "kind") if c in values.coords]
+    beside = [values[c] for c in (*wording.OPERATORS, "kind") if c in values.coords]
     beside = [c for c in beside if c.dims == (dim,)]
     if dim in values.coords or not beside:
-        return look.names(values[dim])
-    return [", ".join(parts) for parts in zip(*map(look.names, beside), strict=True)]
+        return wording.names(values[dim])
+    return [", ".join(parts) for parts in zip(*map(wording.names, beside), strict=True)]
 
 
 def _is_matrix(values: xr.DataArray) -> bool:
@@ -352,7 +353,7 @@ def _matrix(ax: Any, values: xr.DataArray, style: dict[str, Any]) -> Any:
         ax.set_xlabel(ax.get_ylabel())
     if len(values) <= 8:
         _write_values(ax, image, values)
-    look.colour_bar(image, ax, look.label_of(values) or "alignment")
+    look.colour_bar(image, ax, wording.label_of(values) or "alignment")
     return ax
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from kpops.plot import style as look
+from kpops.plot import wording
 
 _VARIABLES = ("eigenfunction", "left", "right")
 _MAX_COURSES = 12
@@ -161,7 +162,7 @@ def _reduced(
         strongest = energy.argmax(shown)
         for dim in shown:
             at = int(strongest[dim])
-            notes.append(f"{dim} {look.names(entry[dim])[at]}")
+            notes.append(f"{dim} {wording.names(entry[dim])[at]}")
             entry = entry.isel({dim: at})
             valid = valid.isel({dim: at}, missing_dims="ignore")
     if averaged:
@@ -195,7 +196,7 @@ def _draw_panels(
         _tidy(upper, lower, first=column == 0, last=i + columns >= len(panels))
     for spare in grid[-2:, (len(panels) - 1) % columns + 1 :].ravel():
         spare.remove()
-    name = look.label_of(result if isinstance(result, xr.DataArray) else panels[0])
+    name = wording.label_of(result if isinstance(result, xr.DataArray) else panels[0])
     look.colour_bar(image, axes, name)
     return axes
 
@@ -207,7 +208,7 @@ def _title(panel: xr.DataArray, note: str, result: Any) -> str:
         for name, symbol in (("eigenvalue", r"\lambda"), ("singular_value", r"\sigma")):
             if name in result:
                 position = int(np.flatnonzero(result["mode"].values == mode)[0])
-                text += f": ${symbol}$ = {look.number(float(result[name][position]))}"
+                text += f": ${symbol}$ = {wording.number(float(result[name][position]))}"
     return f"{text}\n{note}" if note else text
 
 
@@ -275,5 +276,5 @@ def _draw_lines(field: xr.DataArray, figure: Any, result: Any) -> np.ndarray:
         _mark_epochs(ax, entry, x)
         look.plain(ax)
         ax.label_outer()
-    axes[0, 0].figure.supylabel(look.label_of(field), fontsize=axes[0, 0].yaxis.label.get_size())
+    axes[0, 0].figure.supylabel(wording.label_of(field), fontsize=axes[0, 0].yaxis.label.get_size())
     return axes

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from kpops.plot import estimates
+from kpops.plot import estimates, wording
 from kpops.plot import style as look
 
 _SHOWN = ("state_tuning_cosine", "trace_alignment", "gradient_tuning_cosine")
@@ -77,7 +77,7 @@ def interference(
             _draw_lines(ax, panel)
         else:
             _draw_matrix(ax, panel, result, name, colours)
-        title = textwrap.fill(" ".join(look.label_of(result[name]).split()), _TITLE_WIDTH)
+        title = textwrap.fill(" ".join(wording.label_of(result[name]).split()), _TITLE_WIDTH)
         ax.set_title(title, size=ax.xaxis.label.get_size())
     for ax in axes[:-1]:
         if ax.get_legend():
@@ -115,7 +115,7 @@ def _draw_matrix(
 
 
 def _draw_lines(ax: Any, panel: xr.Dataset) -> None:
-    tasks = look.names(panel["task"])
+    tasks = wording.names(panel["task"])
     pairs = list(combinations(range(len(tasks)), 2))
     if not pairs:
         raise ValueError(f"over training there is a line for two tasks, and {tasks} is one")

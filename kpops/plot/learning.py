@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from kpops.plot import style as look
+from kpops.plot import wording
 
 _CAPTURED = {
     "state_change_captured": "state change",
@@ -141,7 +142,7 @@ def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
     """
     for name in (*_BARS, "participation", "participation_stderr", "trace_share"):
         look.with_dims(look.variable(result, (name,), "kpops.rank_bounds"), ("parameter",))
-    names = [*look.names(result["parameter"]), "K"]
+    names = [*wording.names(result["parameter"]), "K"]
     if ax is None:
         ax = look.new_axes(None, 1.75 * look.COLUMN, 0.7 + 0.36 * len(names)).item()
     y = np.arange(len(names))

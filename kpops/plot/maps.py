@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from kpops.plot import style as look
+from kpops.plot import wording
 
 _DECADES = 6
 
@@ -71,7 +72,7 @@ def _draw_map(ax: Any, energy: xr.DataArray) -> None:
     style = {"aspect": "equal", "cmap": look.UNSIGNED, "norm": LogNorm(low, largest)}
     image = look.heat_map(ax, energy.where(energy > 0), **style)
     extend = "min" if smallest < low else "neither"
-    bar = look.colour_bar(image, ax, look.label_of(energy), extend=extend)
+    bar = look.colour_bar(image, ax, wording.label_of(energy), extend=extend)
     look.plain_numbers(bar.ax.yaxis, low, largest)
 
 
@@ -90,5 +91,5 @@ def _draw_by_lag(ax: Any, result: xr.Dataset, name: str) -> None:
             ax.set_yscale("log")
     else:
         ax.set_ylim(0, 1.05)
-    ax.set_ylabel(look.label_of(values))
+    ax.set_ylabel(wording.label_of(values))
     look.plain(ax)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from kpops.labels import to_numpy
+from kpops.arrays import to_numpy
 from kpops.learning.trajectories import read_states, trajectory_dimension
 from kpops.plot import style as look
 

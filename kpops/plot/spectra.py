@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from kpops.plot import style as look
+from kpops.plot import wording
 
 _SPECTRA = "kpops.eigsh, kpops.eigvalsh or kpops.svds"
 _DECADES_ABOVE_FLOOR = 2
@@ -76,7 +77,7 @@ def spectrum(result: xr.Dataset | xr.DataArray, ax: Any = None, **style: Any) ->
         at = [{"step": i} for i in range(values.sizes["step"])]
         spectra = [_read(result.isel(i), values.isel(i))._replace(clusters=None) for i in at]
         colours = look.scale_colours(ax, values, "step")
-    style = {"label": look.operator_of(result), **look.long_names(style)}
+    style = {"label": wording.operator_of(result), **look.long_names(style)}
     for i, (each, colour) in enumerate(zip(spectra, colours, strict=True)):
         first = {} if i == 0 else {"label": None}  # one entry in the legend for all steps
         _draw(ax, each, {"color": colour, **style, **first})
@@ -84,8 +85,8 @@ def spectrum(result: xr.Dataset | xr.DataArray, ax: Any = None, **style: Any) ->
     missing = sum(int(np.isnan(each.magnitude).sum()) for each in spectra)
     if missing:
         ax.plot([], [], " ", label=look.once(ax, f"{missing} not found"))
-    name = look.label_of(values)
-    ax.set_xlabel(look.coordinate_label(values, "mode"))
+    name = wording.label_of(values)
+    ax.set_xlabel(wording.coordinate_label(values, "mode"))
     ax.set_ylabel(f"|{name}|" if any(each.negative.any() for each in spectra) else name)
     look.legend_outside(ax)
     return look.plain(ax)
@@ -291,7 +292,7 @@ def density(
     factor = math.log(10) * grid if decades and not cumulative else np.ones(len(grid))
     height = factor * values.values
 
-    default = {"color": look.free_colour(ax), "linewidth": 1, "label": look.operator_of(result)}
+    default = {"color": look.free_colour(ax), "linewidth": 1, "label": wording.operator_of(result)}
     (line,) = ax.plot(grid, height, **{**default, **look.long_names(style)})
     if error is not None:
         look.band(ax, grid, height, factor * error.values, line.get_color())
@@ -303,10 +304,10 @@ def density(
     zeros = float(result.attrs.get("n_zeros", 0))
     if decades and zeros > 0:
         ax.plot([], [], " ", label=look.once(ax, f"{zeros:.0f} zeros\nnot shown"))
-    name = look.coordinate_label(values, "value")
+    name = wording.coordinate_label(values, "value")
     ax.set_xlabel(name)
     per = "decade" if decades else "unit"
-    ax.set_ylabel(look.label_of(values) if cumulative else f"{name}s per {per}")
+    ax.set_ylabel(wording.label_of(values) if cumulative else f"{name}s per {per}")
     look.legend_outside(ax)
     return look.plain(ax)
 

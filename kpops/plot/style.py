@@ -1,8 +1,7 @@
-"""What the figures share: what they take, axes, colours, labels, legends and heat maps."""
+"""What the figures share: what they take, axes, colours, legends and heat maps."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from kpops.kinds import described
+from kpops.plot import wording
 
 # Okabe and Ito (2008): told apart under every common colour blindness, and in grey by lightness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -18,17 +18,8 @@ SIGNED, UNSIGNED = "RdBu_r", "viridis"
 PADDING = "0.85"
 """Colour of steps that a mask leaves out: white is a value of both colour maps, or near one."""
 
-OPERATORS = ("operator", "operator2")
-"""Coordinates that say of which operator a result is; an alignment is of two."""
-
-DURATIONS = {"d": 864e11, "h": 36e11, "min": 6e10, "s": 1e9, "ms": 1e6, "µs": 1e3, "ns": 1.0}
-"""Nanoseconds of a unit."""
-
 # Inches and points of one column of a paper.
 COLUMN, FONT_SIZE = 3.5, 8
-
-# Characters of an axis label that fit beside axes of that size.
-_LABEL_WIDTH = 30
 
 
 def get_axes(ax: Any) -> Any:
@@ -63,61 +54,6 @@ def plain(ax: Any) -> Any:
     """Take away the frame's upper and right sides."""
     ax.spines[["top", "right"]].set_visible(False)
     return ax
-
-
-def label_of(values: xr.DataArray) -> str:
-    """Axis label: the long name with the unit of measure, else the name, in short lines."""
-    text = str(values.attrs.get("long_name", "" if values.name is None else values.name))
-    units = values.attrs.get("units", "1")
-    return textwrap.fill(text if units == "1" else f"{text} ({units})", _LABEL_WIDTH)
-
-
-def coordinate_label(values: xr.DataArray, dim: str, units: str | None = None) -> str:
-    """Label of the axis of a dim, with the unit of measure if it has one."""
-    stem = dim.removesuffix("_in")
-    default = {"step": "training iteration"}.get(stem, stem.replace("_", " "))
-    attrs = {**(values[stem].attrs if stem in values.coords else {}), **values[dim].attrs}
-    text = str(attrs.get("long_name", default))
-    if stem != dim and not text.startswith("input "):
-        text = f"input {text}"
-    units = str(attrs.get("units", "1")) if units is None else units
-    return text if units in ("1", "", stem) else f"{text} ({units})"
-
-
-def names(coordinate: xr.DataArray) -> list[str]:
-    """Texts of the entries of a coordinate, as short as they are unambiguous."""
-    values = np.asarray(coordinate.values)
-    if values.dtype.kind == "M":
-        known = values[~np.isnat(values)]
-        lengths = ("D", "m", "s", "ms", "us", "ns")
-        exact = next(u for u in lengths if (known.astype(f"M8[{u}]") == known).all())
-        texts = values.astype(f"M8[{exact}]").astype(str)
-        return ["NaT" if text == "NaT" else text.replace("T", " ") for text in texts]
-    if values.dtype.kind == "m":
-        units = fitting(values)
-        return [f"{number(value, 6)} {units}" for value in durations(values, units)]
-    if values.dtype.kind == "f":
-        return [f"{value:.6g}" for value in values]
-    entries = values.tolist()
-    return [", ".join(map(str, e)) if isinstance(e, tuple) else str(e) for e in entries]
-
-
-def fitting(durations: np.ndarray) -> str:
-    """Largest unit of which durations hold two at least."""
-    longest = np.nanmax(np.abs(durations / np.timedelta64(1, "ns")), initial=0)
-    return next((u for u, length in DURATIONS.items() if longest >= 2 * length), "ns")
-
-
-def durations(values: np.ndarray, units: str) -> np.ndarray:
-    """Durations as numbers of a unit."""
-    return values / np.timedelta64(1, "ns") / DURATIONS[units]
-
-
-def operator_of(values: xr.Dataset | xr.DataArray) -> str | None:
-    """Symbol of the operator, or the two, that a result is of, if it is of one alone."""
-    there = [values.coords[name] for name in OPERATORS if name in values.coords]
-    symbols = [str(symbol.item()) for symbol in there if not symbol.ndim]
-    return ", ".join(symbols) if symbols and len(symbols) == len(there) else None
 
 
 def free_colour(ax: Any) -> str:
@@ -184,14 +120,6 @@ def legend_outside(ax: Any) -> None:
         )
 
 
-def number(value: float, digits: int = 3) -> str:
-    """Few digits of a number, as mathematics sets it."""
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.{max(digits, 4) if abs(value) >= 1000 else digits}g}"
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return rf"${float(mantissa):g} \times 10^{{{int(exponent)}}}$"
-
-
 def spans_decades(values: Any, decades: float = 1.5) -> bool:
     """Whether `values` span so many decades, but for zeros, and none of them is negative."""
     known = np.asarray(values)[np.isfinite(values) & (np.asarray(values) != 0)]
@@ -215,7 +143,7 @@ def plain_numbers(axis: Any, low: float, high: float) -> None:
     if high < 10 * low:
         axis.set_major_locator(MaxNLocator(5))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 4)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: wording.number(value, 4)))
 
 
 def heat_map(ax: Any, field: xr.DataArray, **style: Any) -> Any:

@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.ticker import AutoLocator, LogLocator, MaxNLocator, ScalarFormatter
 
-from kpops.plot import style as look
+from kpops.plot import wording
 
 _MOST_NAMES = 12
 _LONG = 20
@@ -76,14 +76,14 @@ def places(
     """
     coordinate = values[dim]
     numbers, units = _numbers(axis, coordinate)
-    axis.set_label_text(look.coordinate_label(values, dim, units))
+    axis.set_label_text(wording.coordinate_label(values, dim, units))
     if numbers is None or (even and not _is_even(coordinate.values)):
         numbers = np.arange(coordinate.size, dtype=float)
-        name_ticks(axis, numbers, look.names(coordinate))
+        name_ticks(axis, numbers, wording.names(coordinate))
     elif axis.get_scale() != "linear":
         pass  # the caller's own
     elif even and coordinate.size == 1:
-        name_ticks(axis, numbers, look.names(coordinate))
+        name_ticks(axis, numbers, wording.names(coordinate))
     elif coordinate.dtype.kind == "M":
         locator = AutoDateLocator(minticks=3, maxticks=6)
         axis.set_major_locator(locator)
@@ -107,9 +107,11 @@ def _numbers(axis: Any, coordinate: xr.DataArray) -> tuple[np.ndarray | None, st
         # The ticks leave out what all of them share, such as the year.
         units = None if np.isnat(values).any() else f"from {values.min().astype('M8[D]')}"
     elif values.dtype.kind == "m":
-        units = axis.get_units() if axis.get_units() in look.DURATIONS else look.fitting(values)
+        units = (
+            axis.get_units() if axis.get_units() in wording.DURATIONS else wording.fitting(values)
+        )
         axis.set_units(units)  # a later call, on the same axis, draws in the same unit
-        numbers = look.durations(values, units)
+        numbers = wording.durations(values, units)
     elif values.dtype.kind in "iuf":
         numbers = values.astype(float)
     else:

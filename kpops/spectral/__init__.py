@@ -12,6 +12,7 @@ from kpops.spectral.eig import eigsh
 from kpops.spectral.exact import eigvalsh
 from kpops.spectral.gramian import controllability_gramian, observability_gramian
 from kpops.spectral.maps import frobenius_map
+from kpops.spectral.norm import norm as norm  # a method
 from kpops.spectral.norms import frobenius_norm, schatten_norm, spectral_norm
 from kpops.spectral.rank import effective_rank
 from kpops.spectral.svd import svds

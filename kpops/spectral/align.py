@@ -12,8 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.operators.base import TrajectoryOperator
-from kpops.operators.compose import Sum
+from kpops.operators.base import Sum, TrajectoryOperator
 from kpops.operators.dense import Batches, uncoupled
 from kpops.operators.foreign import as_operator
 from kpops.scalars import check_count

@@ -14,7 +14,8 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.labels import Space, to_numpy
+from kpops.arrays import to_numpy
+from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 from kpops.scalars import generator as seeded
 from kpops.spectral.scaling import power_of_two

@@ -14,7 +14,7 @@ from torch import Tensor
 from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.kinds import described
-from kpops.operators.base import TrajectoryOperator
+from kpops.operators.base import TrajectoryOperator, as_method
 from kpops.operators.foreign import as_operator
 from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as seeded
@@ -41,6 +41,7 @@ _ENDS = {
 }
 
 
+@as_method
 @common.in_full_precision
 @work.shown
 def eigsh(

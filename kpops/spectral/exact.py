@@ -11,8 +11,8 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
+from kpops.arrays import to_numpy
 from kpops.engines.unit_blocks import UnitBlocks
-from kpops.labels import to_numpy
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import batches, dense_blocks
 from kpops.operators.foreign import as_operator

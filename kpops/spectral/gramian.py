@@ -18,11 +18,10 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.engines.alone import alone
 from kpops.engines.base import Engine
+from kpops.engines.exclusive import exclusive_compute
 from kpops.kinds import described
-from kpops.operators.base import TrajectoryOperator
-from kpops.operators.compose import Adjoint, Product, Scaled
+from kpops.operators.base import Adjoint, Product, Scaled, TrajectoryOperator
 from kpops.operators.propagator import Propagator
 from kpops.operators.reduce import Restriction
 from kpops.spectral import common
@@ -166,7 +165,7 @@ def propagator_norm(op: TrajectoryOperator) -> float | None:
     6.0
     """
     total = 0.0
-    with alone(op.device):
+    with exclusive_compute(op.device):
         window = _window(op)
         if window is None:
             return None
@@ -288,7 +287,7 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
     n_trials, n_steps, n_units = P.domain.shape
     chosen = _positions([default] if times is None else times, n_steps)
     recursion = _observability if kind == "observability" else _controllability
-    with alone(P.device):  # tensors of inference mode could not be written to inside
+    with exclusive_compute(P.device):  # tensors of inference mode could not be written to inside
         window = _window(P)
         assert window is not None
         kept = torch.empty(n_trials, len(chosen), n_units, n_units, dtype=torch.float64)

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kpops.labels import to_numpy
-from kpops.operators.base import TrajectoryOperator
-from kpops.operators.compose import Scaled
+from kpops.arrays import to_numpy
+from kpops.operators.base import Scaled, TrajectoryOperator
 from kpops.operators.dense import dense_blocks
 from kpops.scalars import generator as seeded
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.memory import free_bytes
-from kpops.operators.base import TrajectoryOperator
+from kpops.operators.base import TrajectoryOperator, as_method
 from kpops.operators.dense import Batches, batches
 from kpops.operators.foreign import as_operator
 from kpops.scalars import generator as seeded
@@ -26,6 +26,7 @@ from kpops.spectral.start_vectors import start_vectors
 Triplets = tuple[Tensor, Tensor, Tensor]
 
 
+@as_method
 @common.in_full_precision
 @work.shown
 def svds(

@@ -9,8 +9,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.operators.base import TrajectoryOperator
-from kpops.operators.compose import Adjoint, Scaled
+from kpops.operators.base import Adjoint, Scaled, TrajectoryOperator, as_method
 from kpops.operators.dense import batches
 from kpops.operators.foreign import as_operator
 from kpops.operators.propagator import InversePropagator, Propagator
@@ -36,6 +35,7 @@ _TRACE = {"auto": 2, "exact": 2, "hutchinson": 2, "hutch++": 6, "xtrace": 6, "xn
 _DIAGONAL = {"auto": 2, "exact": 2, "hutchinson": 2, "xdiag": 4}
 
 
+@as_method
 @common.in_full_precision
 @work.shown
 def trace(

@@ -11,8 +11,7 @@ from torch import Tensor
 from kpops import work
 from kpops.arrays import as_tensor
 from kpops.labels import Space
-from kpops.operators.base import TrajectoryOperator
-from kpops.operators.compose import bracketed
+from kpops.operators.base import TrajectoryOperator, bracketed
 from kpops.operators.foreign import as_operator
 from kpops.operators.low_rank import LowRank
 from kpops.spectral import common

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from kpops.arrays import as_tensor
+from kpops.arrays import as_tensor, to_numpy
 from kpops.kinds import described
-from kpops.labels import Space, by_name, coordinates_of, to_numpy
+from kpops.labels import Space, by_name, coordinates_of
 
 Criterion = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 

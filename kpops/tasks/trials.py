@@ -12,8 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from kpops.arrays import as_tensor
-from kpops.labels import to_numpy
+from kpops.arrays import as_tensor, to_numpy
 from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as random_generator
 

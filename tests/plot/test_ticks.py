@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.dates import ConciseDateFormatter, date2num
 
 import kpops
-from kpops.plot.style import names
+from kpops.plot.wording import names
 
 RNG = np.random.default_rng(0)
 N = 20

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse.linalg
 import torch
 
-from kpops.labels import to_numpy
+from kpops.arrays import to_numpy
 from kpops.spectral.solvers.krylov import Act, Family, Modes
 from kpops.spectral.solvers.search import Search
 

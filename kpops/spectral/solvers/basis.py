@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kpops.engines import memory
-from kpops.engines.load import considerate
+from kpops.engines.threads import enough_for
 
 # Rounds of making a block orthonormal at most, and lengths that are too short in them.
 _ROUNDS, _WEAK = 10, 1e-3
@@ -77,7 +77,6 @@ class Basis:
         self.room[:, self.n : self.n + block.shape[1]] = block
         self.n += block.shape[1]
 
-    @considerate()
     def remove(self, block: Tensor, since: int = 0) -> Tensor:
         """Subtract from the block, in place, its part along the vectors `since` one on.
 
@@ -87,8 +86,9 @@ class Basis:
             The coefficients (problem, vector of the basis, vector of the block), in float64.
         """
         rows = self.room[:, since : self.n]
-        coefficients = inner(rows, block)
-        block.baddbmm_(coefficients.mT.to(block.dtype), rows, alpha=-1)
+        with enough_for(2 * rows.numel() * block.shape[1]):
+            coefficients = inner(rows, block)
+            block.baddbmm_(coefficients.mT.to(block.dtype), rows, alpha=-1)
         return coefficients
 
     def random(self, n: int, near: Tensor | None = None) -> Tensor:
@@ -107,7 +107,6 @@ class Basis:
             block[:, : near.shape[1]] = near * scale[..., None].to(near.dtype)
         return self.orthonormal(block, 0.0)
 
-    @considerate()
     def orthonormal(self, block: Tensor, scale: float) -> Tensor:
         """Orthonormal vectors that span the block, which is orthogonal to the basis already.
 
@@ -128,6 +127,10 @@ class Basis:
         synchronization requirements: the eigenvectors of the Gram matrix of the block make its
         rows orthogonal, up to the square root of their condition, and so again until they are.
         """
+        with enough_for(2 * block.numel() * block.shape[1]):
+            return self._orthonormal(block, scale)
+
+    def _orthonormal(self, block: Tensor, scale: float) -> Tensor:
         eps = torch.finfo(block.dtype).eps
         left = self.room.shape[2] - self.n
         block, lengths = (part[:, -left:] for part in self._rotated(block))  # the longest
@@ -156,7 +159,6 @@ class Basis:
         self.sound &= gap <= _WEAK
         return block
 
-    @considerate()
     def rotate(self, coefficients: Tensor) -> None:
         """Replace the vectors by combinations of them, orthonormal (problem, vector, new one)."""
         coefficients = coefficients.to(self.room.dtype).mT

@@ -22,7 +22,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kpops.engines.load import considerate
 from kpops.engines.memory import free_bytes
 from kpops.spectral.solvers.basis import Basis, inner
 from kpops.spectral.solvers.search import Search
@@ -141,7 +140,6 @@ class Lanczos:
         """As :meth:`solve`, which is cheap."""
         return self.solve()
 
-    @considerate()
     def solve(self) -> tuple[Tensor, Tensor]:
         """Values and residuals of the modes in the basis, (problem, mode)."""
         h = self.small[:, : self.basis.n, : self.basis.n]
@@ -236,8 +234,7 @@ class Bidiagonal:
     def glance(self, k: int) -> tuple[Tensor, Tensor]:
         """As :meth:`solve`, at a fraction of the cost, if the k leading ones are not too small."""
         b = self.small[:, : self.basis.n, : self.basis.n]
-        with considerate():
-            squares, left = torch.linalg.eigh(b @ b.mT)
+        squares, left = torch.linalg.eigh(b @ b.mT)
         values = squares.clamp_min(0).sqrt()
         leading = values.flatten().topk(min(k, values.numel())).values
         if leading[-1] <= _LOST * leading[0]:
@@ -245,7 +242,6 @@ class Bidiagonal:
         self.rough = True
         return values, _residuals(left[:, self.first :], self.remainder)
 
-    @considerate()
     def solve(self) -> tuple[Tensor, Tensor]:
         """Values and residuals of the modes in the bases, (problem, mode)."""
         b = self.small[:, : self.basis.n, : self.basis.n]

@@ -1,0 +1,31 @@
+"""What a computation with a model holds while it lasts."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# functional_call swaps the weights of a module while it runs, and the levels of torch.func belong
+# to the process, so that two products at a time would spoil each other.
+TORCH_FUNC_LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a child forked in the midst of a product would wait for ever
+    os.register_at_fork(
+        before=TORCH_FUNC_LOCK.acquire,
+        after_in_parent=TORCH_FUNC_LOCK.release,
+        after_in_child=TORCH_FUNC_LOCK.release,
+    )
+
+
+@contextmanager
+def exclusive_compute(device: torch.device) -> Iterator[None]:
+    """One computation at a time, in the precision of the dtype, recorded by no autograd.
+
+    Autocast would compute in a lower precision than the dtype says.
+    """
+    autocast = torch.autocast(device.type, enabled=False)
+    with TORCH_FUNC_LOCK, torch.inference_mode(False), torch.no_grad(), autocast:
+        yield

@@ -1,0 +1,217 @@
+"""What an operator does to arrays: spaces, a counted action on tensors, the crossing to users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from kpops import work
+from kpops.arrays import is_cupy, numpy_dtype
+from kpops.engines.exclusive import exclusive_compute
+from kpops.engines.memory import named_allocations, readable
+from kpops.kinds import Shown, described, is_array
+from kpops.labels import Space, enter
+from kpops.operators.pieces import in_pieces
+
+
+class Action(LinearOperator, Shown):
+    """A linear map between labelled spaces, before any algebra.
+
+    A :class:`kpops.TrajectoryOperator` inherits it, and is what users hold. Vectors come as NumPy,
+    torch or CuPy arrays or as DataArrays, and go as they came; inside there are tensors
+    ``(block, *dims)``. What an array would be asked for is refused, since an operator has no
+    entries.
+    """
+
+    # NumPy and torch hand ``array @ op`` and ``tensor @ op`` to this class.
+    __array_ufunc__ = None
+    __array_priority__ = 1000
+
+    def __init__(
+        self,
+        domain: Space,
+        codomain: Space,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        symbol: str,
+        self_adjoint: bool = False,
+        positive: bool = False,
+        attrs: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(numpy_dtype(dtype), (codomain.size, domain.size))
+        self.domain = domain
+        self.codomain = codomain
+        self.torch_dtype = dtype
+        self.device = torch.device(device)
+        self.symbol = symbol
+        self.self_adjoint = self_adjoint
+        self.positive = positive
+        self.attrs = dict(attrs or {})
+        self.uncoupled: tuple[str, ...] = ()
+        self._count = 0
+
+    def alike(self, *others: Action) -> dict[str, Any]:
+        """Arguments of an operator that computes as this one, made of it and of others.
+
+        Of the provenance, it has what none of them contradicts.
+        """
+        attrs: dict[str, set[str]] = {}
+        for operator in (self, *others):
+            for key, value in operator.attrs.items():
+                attrs.setdefault(key, set()).add(value)
+        common = {key: values.pop() for key, values in attrs.items() if len(values) == 1}
+        return {"dtype": self.torch_dtype, "device": self.device, "attrs": common}
+
+    # What a subclass implements.
+
+    def _apply(self, block: Tensor) -> Tensor:
+        """Map (block, *domain.shape) to (block, *codomain.shape)."""
+        raise NotImplementedError
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        """Map (block, *codomain.shape) to (block, *domain.shape)."""
+        raise NotImplementedError
+
+    # What composition and solvers call: tensors in, tensors out, counted.
+
+    @property
+    def num_matvecs(self) -> int:
+        """Number of vectors that the operator or its adjoint has been applied to."""
+        return self._count
+
+    def count(self, n_vectors: int) -> None:
+        """Take note that the operator has been applied to so many vectors."""
+        self._count += n_vectors
+
+    def apply(self, block: Tensor) -> Tensor:
+        """Apply to a block of vectors on the device.
+
+        Parameters
+        ----------
+        block : Tensor
+            Of shape ``(block, *domain.shape)``.
+
+        Returns
+        -------
+        Tensor
+            Of shape ``(block, *codomain.shape)``.
+        """
+        return self._counted(self._apply, block, self.codomain)
+
+    def apply_adjoint(self, block: Tensor) -> Tensor:
+        """Apply the adjoint to a block of vectors on the device; see :meth:`apply`."""
+        return self._counted(self._apply_adjoint, block, self.domain)
+
+    def _counted(self, act: Callable[[Tensor], Tensor], block: Tensor, space: Space) -> Tensor:
+        if len(block) == 0:
+            return block.new_empty(0, *space.shape)
+        needed = self._numbers_per_vector() * self.dtype.itemsize
+        results = (self.domain.size + self.codomain.size) * self.dtype.itemsize
+        what = named_allocations(lambda: f"a product of {self!r} with {len(block)} vectors")
+        with exclusive_compute(self.device), what:
+            self.count(len(block))
+            if block.is_inference():  # torch.func could not save it for a backward pass
+                block = block.clone()
+            block = block.contiguous()
+            return work.product(lambda: in_pieces(act, block, needed, results), len(block))
+
+    def _numbers_per_vector(self) -> int:
+        """Numbers that the action needs at once for each vector, beside argument and result."""
+        return self.domain.size + self.codomain.size
+
+    # The boundary.
+
+    def _act(self, q: Any) -> Any:
+        if not is_array(q) and not is_cupy(q):
+            raise TypeError(
+                f"{self!r} is applied to {described(q)}: pass a vector as an array, tensor or "
+                "DataArray, or an operator"
+            )
+        if isinstance(q, Tensor) and q.is_complex():
+            return torch.complex(self @ q.real, self @ q.imag)
+        if not isinstance(q, Tensor) and not is_cupy(q) and np.iscomplexobj(q):
+            return self @ np.real(q) + 1j * (self @ np.imag(q))  # real operator, by linearity
+        block, restore = enter(q, self.domain, self.torch_dtype, self.device)
+        return restore(self.apply(block), self.codomain)
+
+    def _matmat(self, X: np.ndarray) -> np.ndarray:
+        return self._act(X)
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        # SciPy passes (n,), (n, 1) or, from 1.18 on, rows (..., n), and reshapes what it gets.
+        rows = np.reshape(x, (-1, self.shape[1]))
+        return self._act(rows.T).T
+
+    def _rmatmat(self, X: np.ndarray) -> np.ndarray:
+        return self.H._matmat(X)
+
+    def _rmatvec(self, x: np.ndarray) -> np.ndarray:
+        return self.H._matvec(x)
+
+    # What only arrays have.
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        self._refuse_entries()
+
+    def __len__(self) -> NoReturn:
+        self._refuse_entries()
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        self._refuse_entries()
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"the truth of {self!r} is not defined: use 'op is not None'")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same object; arrays are not compared with."""
+        if hasattr(other, "__array__") and not isinstance(other, Action | type):
+            self._refuse_entries()
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def _refuse_entries(self) -> NoReturn:
+        rows, columns = self.shape
+        raise TypeError(
+            f"{self!r} is matrix-free, no array and no sequence: op.to_dense() makes the matrix, "
+            f"{rows} x {columns}, which takes {readable(rows * columns * self.dtype.itemsize)}; "
+            "op.select(...) restricts it; kpops.eigsh, svds, trace and scipy.sparse.linalg take it "
+            "as it is, and op @ x applies it"
+        )
+
+    def _noun(self) -> str:
+        return f"the operator {self!r}"
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__}  # at once: other threads may add to it while it is pickled
+
+    def __repr__(self) -> str:
+        spaces = repr(self.domain)
+        if self.codomain != self.domain:
+            spaces += f" -> {self.codomain!r}"
+        kind = ", PSD" if self.positive else ", self-adjoint" if self.self_adjoint else ""
+        dtype = str(self.torch_dtype).removeprefix("torch.")
+        return f"<{self.symbol} {spaces}, {dtype} on {self.device}{kind}>"
+
+
+def check_same(a: Action, b: Action, of_a: str, of_b: str) -> None:
+    """Refuse two operators whose spaces, dtypes or devices keep them apart."""
+    space_a, space_b = getattr(a, of_a), getattr(b, of_b)
+    if space_a != space_b:
+        labels = space_a.misaligned(space_b) if space_a.dims == space_b.dims else []
+        detail = f"; the labels of {labels} differ" if labels else ""
+        raise ValueError(
+            f"{of_a} of {a!r} is {space_a}, {of_b} of {b!r} is {space_b}: they must be equal"
+            + detail
+        )
+    if (a.torch_dtype, a.device) != (b.torch_dtype, b.device):
+        raise ValueError(
+            f"{a!r} and {b!r} compute in different dtypes or on different devices: linearise both "
+            "with the same dtype= and device="
+        )

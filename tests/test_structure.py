@@ -1,0 +1,76 @@
+"""The house, as its syntax trees tell: what imports what, and how long the files are."""
+
+import ast
+from pathlib import Path
+
+import kpops
+
+ROOT = Path(kpops.__file__).parent
+FILES = {
+    ".".join(("kpops", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+# What a function may import: compiled kernels, which load Numba, and what draws; optional packages;
+# what only some systems have; and what changes the warnings' filters when it is imported.
+LATE = ("cupy", "cupyx", "matplotlib", "neurogym", "resource", "scipy.spatial", "scipy.special")
+COMPILED = (
+    "blas",
+    "gated_assembled",
+    "gated_kernels",
+    "gram_numba",
+    "jacobian_numba",
+    "scan_numba",
+)
+DRAWING = ("kpops.plot.ticks",)
+
+
+def imports(name):
+    """Pairs of an imported module and the innermost function around the import, or None."""
+    tree = ast.parse(FILES[name].read_text())
+
+    def walk(node, function):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, function) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{name} imports relatively"
+                for alias in child.names:
+                    full = f"{child.module}.{alias.name}"
+                    yield (full if full in FILES else child.module), function
+            else:
+                inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                yield from walk(child, child if inside else function)
+
+    yield from walk(tree, None)
+
+
+def test_no_two_files_import_each_other_even_by_a_detour():
+    waiting = {name: {m for m, _ in imports(name) if m in FILES and m != name} for name in FILES}
+    while free := [name for name, needs in waiting.items() if not needs]:
+        for name in free:
+            del waiting[name]
+        for needs in waiting.values():
+            needs -= set(free)
+    assert not waiting, f"in circles, or behind one: {sorted(waiting)}"
+
+
+def test_functions_import_only_what_must_come_late():
+    late = {
+        (name, module)
+        for name in FILES
+        for module, function in imports(name)
+        if function is not None and not module.startswith(LATE) and module not in DRAWING
+    }
+    assert not {(name, m) for name, m in late if m.rpartition(".")[2] not in COMPILED}
+
+
+def test_engines_know_no_labels():
+    engines = [name for name in FILES if name.startswith("kpops.engines")]
+    assert not [n for n in engines for m, _ in imports(n) if m.partition(".")[0] == "xarray"]
+
+
+def test_files_can_be_read_in_one_sitting():
+    lengths = {name: len(path.read_text().splitlines()) for name, path in FILES.items()}
+    assert not {name: n for name, n in lengths.items() if n > 400}
