@@ -15,8 +15,9 @@ from torch import Tensor
 import kpops
 from benchmarks.cases import Grid
 from kpops.labels import Space
+from kpops.linalg.exact import eigenvalues
+from kpops.linalg.rounding import noise_floor
 from kpops.operators.base import TrajectoryOperator
-from kpops.spectral import common, structure
 from kpops.spectral.traces import trace
 
 MATVECS = 60
@@ -95,7 +96,7 @@ def problems(grid: Grid) -> Iterator[Problem]:
     for kind, hidden in grid.estimators:
         case = replace(grid.base, kind=kind, hidden=hidden)
         lin = kpops.linearize(case.module(), case.drive())
-        spectrum = structure.eigenvalues(lin.K).values.double().cpu().numpy()
+        spectrum = eigenvalues(lin.K).values.double().cpu().numpy()
         yield Problem(f"K, {case.name}", lin.K, spectrum, of_networks)
         yield Problem(f"flow, {case.name}", lin.flow, squared_spectrum(lin.flow.root), of_networks)
 
@@ -124,7 +125,7 @@ def of_problem(problem: Problem) -> list[dict[str, Any]]:
     estimates = [("trace", method, partial(trace, problem.op)) for method in TRACES]
     for kind, method in RANKS.items():
         estimates.append((kind, method, partial(kpops.effective_rank, problem.op, kind)))
-    rounding = common.noise_floor(problem.op.torch_dtype)
+    rounding = noise_floor(problem.op.torch_dtype)
     return [
         {
             "operator": problem.name,

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
+from kpops.linalg.basis import Basis
 from kpops.operators.base import TrajectoryOperator
-from kpops.spectral.solvers.basis import Basis
 
 _PARTS = {
     # All products go through the one, all orthogonalisation through the others.

@@ -43,8 +43,7 @@ from kpops.spectral import (
     trace,
     truncate,
 )
-from kpops.spectral.common import ConvergenceWarning
-from kpops.work import InterruptWarning, LongWorkWarning
+from kpops.work import ConvergenceWarning, InterruptWarning, LongWorkWarning
 
 __version__ = "0.1.0"
 

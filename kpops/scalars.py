@@ -18,6 +18,12 @@ def check_count(name: str, value: Any, low: int, high: int | None = None) -> Non
         raise ValueError(f"{name}={value}: choose an int {bounds}")
 
 
+def check_modes(k: Any, n: int) -> None:
+    """Refuse a number of modes that an operator of size n does not have."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n:
+        raise ValueError(f"k={k!r}: choose an int from 1 to {n}, the size of the operator")
+
+
 def check_real(name: str, value: Any) -> None:
     """Refuse what is not one real number."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):

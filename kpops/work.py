@@ -28,6 +28,10 @@ class LongWorkWarning(UserWarning):
     """What was asked for will take long."""
 
 
+class ConvergenceWarning(UserWarning):
+    """A solver returned modes that did not meet the tolerance."""
+
+
 class InterruptWarning(UserWarning):
     """Ctrl-C ended a function early, which gave back what it had."""
 
@@ -204,6 +208,11 @@ def warn(message: str, category: type[Warning] = InterruptWarning) -> None:
     while frame.f_back and _is_ours(frame.f_globals):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def warn_unconverged(message: str) -> None:
+    """Warn that something did not converge."""
+    warn(message, ConvergenceWarning)
 
 
 def _is_ours(names: dict[str, Any]) -> bool:

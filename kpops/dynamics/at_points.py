@@ -18,13 +18,14 @@ from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.trajectory import Trajectory
 from kpops.kinds import described
 from kpops.labels import Coordinate, Space, without_multiindex
+from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization, linearize
 from kpops.models.recurrence import as_recurrence
 from kpops.models.start import LearnedStart
 from kpops.operators.base import Product, TrajectoryOperator
+from kpops.precision import in_full_precision
 from kpops.read_inputs import Reading
 from kpops.scalars import check_count
-from kpops.spectral.common import in_full_precision, noise_floor
 
 
 @in_full_precision

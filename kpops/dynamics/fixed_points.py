@@ -29,9 +29,10 @@ from kpops.engines.trajectory import Trajectory
 from kpops.kinds import described
 from kpops.linearization import Linearization
 from kpops.models.recurrence import Recurrence
+from kpops.precision import in_full_precision
 from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as random_generator
-from kpops.spectral.common import in_full_precision, warn
+from kpops.work import warn_unconverged
 
 Rng = int | np.random.Generator | None
 
@@ -319,7 +320,7 @@ def _spread(states: Tensor) -> float:
 def _warn_of_others(points: xr.Dataset, max_iterations: int) -> None:
     others = points.basin_count.values[~(points.converged | points.outlier).values]
     if len(others):
-        warn(
+        warn_unconverged(
             f"fixed_points: {others.sum()} starts came to no minimum of the speed in "
             f"{max_iterations} iterations; the variable 'converged' marks where they are; raise "
             "max_iterations, or tol to take points of that speed for fixed ones"

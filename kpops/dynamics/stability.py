@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kpops.spectral.common import noise_floor
+from kpops.linalg.rounding import noise_floor
 
 
 class Modes(NamedTuple):

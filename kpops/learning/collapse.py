@@ -15,19 +15,22 @@ from kpops.arrays import to_numpy
 from kpops.labels import Space
 from kpops.learning.required import require_linearization
 from kpops.learning.trajectories import trajectory_dimension
+from kpops.linalg.exact import is_cheap
+from kpops.linalg.rank_kinds import KINDS, Question, of_spectrum
+from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 from kpops.operators import TrajectoryOperator
+from kpops.precision import in_full_precision
 from kpops.scalars import generator as seeded
-from kpops.spectral import common, structure
+from kpops.spectral._result import modes_of
 from kpops.spectral.eig import eigsh
-from kpops.spectral.estimators.rank_kinds import KINDS, Question, of_spectrum
 from kpops.spectral.rank import effective_rank
 
 TRAJECTORIES = "trajectories"
 _NUMERICAL = 1e-6
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def collapse(
     lin: Linearization,
@@ -169,7 +172,7 @@ def _of_operator(
         modes = eigsh(reduced, num_modes, v0=v0, rng=options["rng"])
         block = torch.from_numpy(modes.eigenfunction.values).reshape(-1, *kept.shape)
         result["eigenvalue"] = modes.eigenvalue.drop_vars("operator")
-        result["eigenfunction"] = common.modes_of(block, kept, "eigenfunction")
+        result["eigenfunction"] = modes_of(block, kept, "eigenfunction")
     return result
 
 
@@ -182,7 +185,7 @@ def _of_trajectories(
 ) -> xr.Dataset:
     """The same of the matrix of all states, whose squared singular values are variances."""
     variance = trajectory_dimension(lin).variance
-    singular, floor = torch.from_numpy(variance.values).sqrt(), common.noise_floor(lin.dtype)
+    singular, floor = torch.from_numpy(variance.values).sqrt(), noise_floor(lin.dtype)
     questions = [Question(kind, threshold, _NUMERICAL) for kind, _ in kinds]
     ranks = [of_spectrum(singular, question, False, floor) for question in questions]
     result = _ranks(ranks, [0.0] * len(ranks), lin.K.dtype)
@@ -190,7 +193,7 @@ def _of_trajectories(
         modes = np.arange(1, num_modes + 1)
         none = torch.full((num_modes, *kept.shape), torch.nan, dtype=lin.dtype)
         result["eigenvalue"] = variance.reindex(mode=modes)
-        result["eigenfunction"] = common.modes_of(none, kept, "eigenfunction")
+        result["eigenfunction"] = modes_of(none, kept, "eigenfunction")
     return result
 
 
@@ -228,7 +231,7 @@ def _check(of_reduction: tuple[str, ...], of_whole: tuple[str, ...], num_modes: 
 def _reduced(op: TrajectoryOperator, keep: tuple[str, ...]) -> Any:
     """The reduction as a matrix where that is small, so that it is made but once."""
     reduced = op.expand_average(keep)
-    if reduced.shape[0] > structure.DENSE_SIZE or reduced.root is None:
+    if not is_cheap(reduced.shape[0]) or reduced.root is None:
         return reduced
     root = reduced.root
     unit = torch.eye(reduced.shape[0], dtype=op.torch_dtype, device=op.device)

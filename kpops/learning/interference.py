@@ -26,10 +26,11 @@ from kpops.learning.task_alignment import (
     tuning,
 )
 from kpops.learning.trial_groups import Groups, group_trials, of_trials, trial_gradients
+from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 from kpops.operators import ParameterOperator, TrajectoryOperator
+from kpops.precision import in_full_precision
 from kpops.scalars import generator as random_generator
-from kpops.spectral.common import in_full_precision, noise_floor
 
 PAIR = ("task", "task_in")
 

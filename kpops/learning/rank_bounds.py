@@ -18,12 +18,14 @@ from kpops.engines.gram import Gram, learning
 from kpops.engines.places import Place, places_of
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.learning.required import require_linearization
+from kpops.linalg.rank_kinds import Question, of_spectrum
+from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 from kpops.models.gated import GatedRecurrence
 from kpops.operators import TrajectoryOperator
+from kpops.precision import in_full_precision
 from kpops.scalars import generator as seeded
-from kpops.spectral import common
-from kpops.spectral.estimators.rank_kinds import Question, of_spectrum
+from kpops.spectral._result import identity
 from kpops.spectral.rank import effective_rank
 from kpops.spectral.traces import trace
 
@@ -43,7 +45,7 @@ _OF_SUM = ("bound", "rank", "rank_stderr", "participation", "participation_stder
 _UNKNOWN = "unknown"
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def rank_bounds(
     lin: Linearization,
@@ -139,7 +141,7 @@ def rank_bounds(
     require_linearization(lin)
     if not 0 <= tol < 1:
         raise ValueError(f"tol={tol}: choose a fraction of the largest eigenvalue, from 0 to 1")
-    tol = max(tol, common.noise_floor(lin.dtype))
+    tol = max(tol, noise_floor(lin.dtype))
     options = {"num_matvecs": num_matvecs, "rng": seeded(rng)}
     places = places_of(lin.recurrence) if isinstance(lin.recurrence, GatedRecurrence) else {}
     layers = _layers(lin)
@@ -306,7 +308,7 @@ def _dataset(
         {
             "parameter": text(list(lin.parameters), "parameter"),
             "features": text(features, "what the parameter multiplies"),
-            **{k: v for k, v in common.identity(lin.flow).items() if k != "operator"},
+            **{k: v for k, v in identity(lin.flow).items() if k != "operator"},
         },
         attrs={
             **lin.attrs,

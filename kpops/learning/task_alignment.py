@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from kpops.learning.trial_groups import Groups, of_trials
+from kpops.linalg.exact import is_cheap
+from kpops.linalg.probes import jackknife, sphere
+from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
-from kpops.spectral.common import noise_floor
-from kpops.spectral.estimators.moments import jackknife
-from kpops.spectral.estimators.stochastic import sphere
-from kpops.spectral.structure import DENSE_SIZE
 
 _BLOCK = 16
 """Vectors that are taken through the operators of all tasks together."""
@@ -163,7 +162,7 @@ def _averaged(
     rng: np.random.Generator,
 ) -> list[Tensor]:
     """What `act` makes of each random vector; or its sum over a basis, as if of one vector."""
-    exact = size <= DENSE_SIZE
+    exact = is_cheap(size)
     like = torch.empty(0, dtype=lin.dtype, device=lin.device)
     count = size if exact else num_matvecs
     collected: list[list[Tensor]] = []

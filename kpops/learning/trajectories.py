@@ -16,14 +16,16 @@ from kpops.arrays import as_tensor, numpy_dtype
 from kpops.kinds import is_array
 from kpops.labels import Coordinate, Space, by_name, coordinates_of
 from kpops.learning.required import require_linearization
+from kpops.linalg.rank_kinds import Question, of_spectrum
+from kpops.linalg.rounding import fix_signs
 from kpops.linearization import Linearization
-from kpops.spectral import common
-from kpops.spectral.estimators.rank_kinds import Question, of_spectrum
+from kpops.precision import in_full_precision
+from kpops.spectral._result import mode_variables, modes_of
 
 _DIMS = ("trial", "time", "unit")
 
 
-@common.in_full_precision
+@in_full_precision
 def trajectory_dimension(
     states: Any,
     *,
@@ -104,7 +106,7 @@ def trajectory_dimension(
     values, valid, space, attrs = read_states(states, mask)
     singular, axes, n_free = _principal(values, valid, over)
     variance = singular.square() / n_free
-    axes = axes * common.fix_signs(axes)[:, None]
+    axes = axes * fix_signs(axes)[:, None]
     total = variance.sum()
     held = of_spectrum(singular, Question("variance", threshold, 0.0), False, 0.0)
     participation = of_spectrum(singular, Question("participation", threshold, 0.0), False, 0.0)
@@ -112,13 +114,13 @@ def trajectory_dimension(
     configuration = {"over": over, "threshold": threshold}
     result = xr.Dataset(
         {
-            **common.mode_variables(
+            **mode_variables(
                 {
                     "variance": (variance.to(dtype), "variance along the principal axis"),
                     "explained": ((variance / total).to(dtype), "fraction of the variance"),
                 }
             ),
-            "axis": common.modes_of(axes.to(dtype), space.keep(("unit",)), "principal axis"),
+            "axis": modes_of(axes.to(dtype), space.keep(("unit",)), "principal axis"),
             "participation_ratio": (
                 (),
                 numpy_dtype(dtype).type(participation),

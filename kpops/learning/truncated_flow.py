@@ -15,11 +15,12 @@ from kpops.arrays import as_tensor, numpy_dtype
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.losses import Loss
 from kpops.linearization import Linearization
-from kpops.spectral import common
+from kpops.precision import in_full_precision
+from kpops.spectral._result import mode_variables
 from kpops.spectral.truncation import truncate
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def truncated_flow(
     lin: Linearization,
@@ -152,7 +153,7 @@ def truncated_flow(
     result = xr.Dataset(
         {
             **{name: found[name] for name in ("eigenvalue", "residual", "converged")},
-            **common.mode_variables(
+            **mode_variables(
                 {name: (v.to(lin.dtype), text) for name, (v, text) in per_mode.items()}
             ),
             "total_state_change": total(whole_change, "norm of the state change"),

@@ -12,21 +12,22 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
+from kpops.linalg.exact import is_cheap
+from kpops.linalg.probes import dots, jackknife, sphere
+from kpops.linalg.scaling import normalized
 from kpops.operators.base import Sum, TrajectoryOperator
 from kpops.operators.dense import Batches, uncoupled
 from kpops.operators.foreign import as_operator
+from kpops.precision import in_full_precision
 from kpops.scalars import check_count
 from kpops.scalars import generator as seeded
-from kpops.spectral import common, structure
-from kpops.spectral.estimators.moments import jackknife
-from kpops.spectral.estimators.stochastic import dots, sphere
-from kpops.spectral.scaling import normalized
+from kpops.spectral._result import configuration, identity
 
 _BLOCK = 64
 """Vectors that are taken through the operators together."""
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def alignment(
     a: Any,
@@ -123,10 +124,10 @@ def alignment(
             "estimate": ((), scalar(estimate), {"long_name": "alignment", "units": "1"}),
             "stderr": ((), scalar(stderr), {"long_name": "standard error", "units": "1"}),
         },
-        coords=common.identity(a, b),
+        coords=identity(a, b),
         attrs={
             **{k: v for k, v in a.attrs.items() if b.attrs.get(k) == v},
-            **common.configuration(both, num_matvecs=num_matvecs, method=method),
+            **configuration(both, num_matvecs=num_matvecs, method=method),
             "method": method,
             "chosen": how,
             "num_matvecs": used,
@@ -170,7 +171,7 @@ def _shared(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[Batches, bool
 
 
 def _few(a: TrajectoryOperator, b: TrajectoryOperator) -> bool:
-    return _shared(a, b)[0].size <= structure.DENSE_SIZE
+    return is_cheap(_shared(a, b)[0].size)
 
 
 def _of_basis(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[Tensor, int]:

@@ -12,21 +12,25 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
+from kpops.linalg.density import Grid, bulk_edge, make_grid, smoothed
+from kpops.linalg.eigenpairs import eigenpairs
+from kpops.linalg.exact import Spectrum, whole_spectrum
+from kpops.linalg.quadrature import Rule, check_probes, gauss_rule
+from kpops.linalg.rounding import noise_floor
+from kpops.linalg.scaling import normalized, power_of_two
+from kpops.linalg.symmetry import is_self_adjoint
+from kpops.linalg.triplets import singular_triplets
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
+from kpops.precision import in_full_precision
 from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as seeded
-from kpops.spectral import common, structure
-from kpops.spectral.eig import eigsh
-from kpops.spectral.estimators.quadrature_rules import Rule, check_probes, gauss_rule
-from kpops.spectral.estimators.smoothing import Grid, bulk_edge, make_grid, smoothed
-from kpops.spectral.scaling import normalized, power_of_two, undone
-from kpops.spectral.svd import svds
+from kpops.spectral._result import configuration, identity, mode_variables, undone
 
 _STEPS = 64
 
 
-@common.in_full_precision
+@in_full_precision
 def quadrature(
     op: Any,
     functions: Sequence[Callable[[Tensor], Tensor]],
@@ -83,14 +87,14 @@ def quadrature(
     """
     op = as_operator(op)
     check_probes(num_probes, steps)
-    symmetric = common.is_self_adjoint(op)
+    symmetric = is_self_adjoint(op)
     scaled, unit = normalized(op)
     rule = gauss_rule(scaled, num_probes=num_probes, steps=steps, rng=rng, symmetric=symmetric)
     rule = rule.times(unit)
     return torch.stack([rule.sums(f) for f in functions])
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def spectral_density(
     op: Any,
@@ -190,7 +194,7 @@ def spectral_density(
     op, rng = as_operator(op), seeded(rng)
     check_probes(num_probes, steps)
     _check(op, outliers, points, scale, width, method)
-    symmetric = common.is_self_adjoint(op)
+    symmetric = is_self_adjoint(op)
     whole = None
     if method != "lanczos":
         whole = whole_spectrum(op, symmetric, force=method == "exact")
@@ -204,7 +208,7 @@ def spectral_density(
         options = {"num_probes": num_probes, "steps": steps, "rng": rng, "symmetric": symmetric}
         bulk = gauss_rule(scaled, off=modes.vectors, **options).times(unit)
         used, how = bulk.num_matvecs + modes.num_matvecs, f"Gauss rules of {num_probes} vectors"
-    floor = common.noise_floor(op.torch_dtype)
+    floor = noise_floor(op.torch_dtype)
     if whole is None and not symmetric:  # singular values are then roots of eigenvalues
         floor = floor**0.5
     magnitudes = modes.values[modes.values.isfinite()].abs()  # NaN where no mode was found
@@ -216,9 +220,9 @@ def spectral_density(
     kind = "eigenvalue" if symmetric else "singular value"
     return xr.Dataset(
         _variables(op, bulk, modes, grid, zero, kind),
-        coords=common.identity(op),
+        coords=identity(op),
         attrs={
-            **common.configuration(
+            **configuration(
                 op,
                 num_probes=num_probes,
                 steps=steps,
@@ -243,31 +247,6 @@ def spectral_density(
             "n_outliers": n_outliers,
         },
     )
-
-
-def whole_spectrum(
-    op: TrajectoryOperator, symmetric: bool, *, force: bool = False
-) -> tuple[structure.Spectrum, int] | None:
-    """All eigenvalues of a symmetric operator, all singular values of another; and the products.
-
-    From its structure or its dense blocks; None if they are too large to be made without being
-    asked for, which `force` does.
-    """
-    exact = structure.is_exact(op)
-    root = op.root if symmetric and not exact else None
-    if root is not None and root.shape[1] < root.shape[0]:
-        inner = root.H @ root
-        if force or structure.is_small(inner):
-            spectrum = structure.eigenvalues(inner)
-            n_zeros = op.shape[0] - len(spectrum.values)
-            how = f"A = R R* with thin R, R* R as {spectrum.how}"
-            values = spectrum.values.clamp_min(0)
-            return structure.Spectrum(values, n_zeros, how), inner.num_matvecs
-    if not (exact or force):
-        return None
-    before = op.num_matvecs
-    spectrum = structure.eigenvalues(op) if symmetric else structure.singular_values(op)
-    return spectrum, op.num_matvecs - before
 
 
 class _Modes(NamedTuple):
@@ -299,7 +278,7 @@ def _check(
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'lanczos'")
 
 
-def _parted(spectrum: structure.Spectrum, outliers: int) -> tuple[Rule, _Modes]:
+def _parted(spectrum: Spectrum, outliers: int) -> tuple[Rule, _Modes]:
     """A spectrum that is known, as its leading values and a rule of the rest without error."""
     values = spectrum.values.double()
     if not values.isfinite().all():
@@ -315,15 +294,12 @@ def _leading(op: TrajectoryOperator, symmetric: bool, k: int, rng: np.random.Gen
     if k == 0:
         nothing = torch.zeros(0, dtype=torch.float64, device=op.device)
         return _Modes(nothing, nothing, None, 0)
-    result = eigsh(op, k, rng=rng) if symmetric else svds(op, k, rng=rng)
-    names = ("eigenvalue", "eigenfunction") if symmetric else ("singular_value", "left")
-    values, vectors = (torch.from_numpy(result[name].values).to(op.device) for name in names)
-    residuals = torch.from_numpy(result.residual.values).to(op.device)
+    found = (eigenpairs if symmetric else singular_triplets)(op, k, rng=rng)
+    values = found.unit * found.values.double()
     # A mode of the value zero says nothing that the rest does not, and none was found where NaN is.
-    real = values.isfinite() & (values.abs() > common.noise_floor(op.torch_dtype) * abs(values[0]))
-    return _Modes(
-        values.double(), residuals.double(), vectors[real], int(result.attrs["num_matvecs"])
-    )
+    real = values.isfinite() & (values.abs() > noise_floor(op.torch_dtype) * abs(values[0]))
+    vectors = found.vectors[0][real]
+    return _Modes(values, found.residual.double(), vectors, found.num_matvecs)
 
 
 def _mean_and_error(per_probe: Tensor) -> tuple[Tensor, Tensor]:
@@ -366,5 +342,5 @@ def _variables(
             "outlier": (undone(modes.values, 1.0, op, "spectrum"), f"leading {kind}"),
             "outlier_residual": (modes.residuals.to(op.torch_dtype), "relative residual"),
         }
-        variables |= common.mode_variables(leading)
+        variables |= mode_variables(leading)
     return variables

@@ -7,9 +7,7 @@ recursions of one S x S matrix for each trial, so that no block of P is ever for
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,17 +16,16 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.engines.base import Engine
 from kpops.engines.exclusive import exclusive_compute
 from kpops.kinds import described
-from kpops.operators.base import Adjoint, Product, Scaled, TrajectoryOperator
+from kpops.linalg.gramians import _controllability, _observability, _window
+from kpops.operators.base import TrajectoryOperator
 from kpops.operators.propagator import Propagator
-from kpops.operators.reduce import Restriction
-from kpops.spectral import common
-from kpops.spectral.scaling import undone
+from kpops.precision import in_full_precision
+from kpops.spectral._result import configuration, identity, undone
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def observability_gramian(
     lin: Any, times: Sequence[int] | None = None, *, progress: bool = False
@@ -84,7 +81,7 @@ def observability_gramian(
     return _gramians(lin, times, "observability", 0)
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def controllability_gramian(
     lin: Any, times: Sequence[int] | None = None, *, progress: bool = False
@@ -134,144 +131,10 @@ def controllability_gramian(
     return _gramians(lin, times, "controllability", -1)
 
 
-def propagator_norm(op: TrajectoryOperator) -> float | None:
-    """Return the exact Frobenius norm of a propagator, or None for other operators.
-
-    Parameters
-    ----------
-    op : TrajectoryOperator
-        P, an adjoint or multiple of it, a selection ``P.select(...)``, or a block ``R P R'*``.
-
-    Returns
-    -------
-    float or None
-        None if `op` is none of these.
-
-    Notes
-    -----
-    The recursion of :func:`observability_gramian` takes about ``4 S^3`` operations for each trial
-    and step. A selection puts the projection on its rows in the place of I, and its columns choose
-    the entries of the diagonal that are summed.
-
-    Examples
-    --------
-    >>> import torch, kpops
-    >>> from kpops.spectral.gramian import propagator_norm
-    >>> cell = torch.nn.RNN(1, 1, batch_first=True, bias=False).double()
-    >>> for weight in cell.parameters():
-    ...     _ = torch.nn.init.ones_(weight)
-    >>> lin = kpops.linearize(cell, torch.zeros(1, 3, 1).double())
-    >>> round(propagator_norm(lin.P) ** 2, 9)  # a lower triangle of ones
-    6.0
-    """
-    total = 0.0
-    with exclusive_compute(op.device):
-        window = _window(op)
-        if window is None:
-            return None
-        work.expect(window.rows.shape[1], "steps")
-        for t, gramian, scale in _observability(window.P.engine, window.rows):
-            work.advance(1)
-            seen = gramian.diagonal(dim1=1, dim2=2).double() * window.columns[:, t]
-            total += float(scale @ seen.sum(1))
-    return abs(window.factor) * math.sqrt(total)
-
-
 # Which part of which propagator an operator is.
 
 
-@dataclass(frozen=True)
-class _Window:
-    """``factor * D_rows P D_columns``, or its adjoint, with diagonals of zeros and ones.
-
-    `rows` and `columns` are (trial, time, unit).
-    """
-
-    P: Propagator
-    rows: Tensor
-    columns: Tensor
-    factor: float = 1.0
-    adjoint: bool = False
-
-
-def _window(op: TrajectoryOperator) -> _Window | None:
-    if isinstance(op, Propagator):
-        trajectory = op.engine.trajectory
-        valid = trajectory.restrict(torch.ones_like(trajectory.states)[None])[0]
-        return _Window(op, valid, valid)
-    if isinstance(op, Scaled):
-        inner = _window(op.operator)
-        return inner and replace(inner, factor=op.factor * inner.factor)
-    if isinstance(op, Adjoint):
-        inner = _window(op.parent)
-        return inner and replace(inner, adjoint=not inner.adjoint)
-    return _selected(op) if isinstance(op, Product) else None
-
-
-def _selected(op: Product) -> _Window | None:
-    """The window of ``R ... P ... R'*``."""
-    middle, left, right = list(op.factors), [], []
-    while middle and isinstance(middle[0], Restriction):
-        left.append(middle.pop(0))
-    while middle and isinstance(getattr(middle[-1], "parent", None), Restriction):
-        right.append(middle.pop().H)
-    inner = _window(middle[0]) if len(middle) == 1 else None
-    if inner is None:
-        return None
-    rows, columns = (_chosen(left), _chosen(right))[:: -1 if inner.adjoint else 1]
-    return replace(inner, rows=inner.rows * rows, columns=inner.columns * columns)
-
-
-def _chosen(restrictions: list[Restriction]) -> Tensor | float:
-    """Ones where the restrictions, the last of which acts first, keep an entry."""
-    if not restrictions:
-        return 1.0
-    first = restrictions[0]
-    ones = torch.ones(1, *first.codomain.shape, dtype=first.torch_dtype, device=first.device)
-    for restriction in restrictions:
-        ones = restriction.apply_adjoint(ones)
-    return ones[0]
-
-
 # The recursions.
-
-
-def _observability(engine: Engine, rows: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Times t, matrices M (trial, unit, unit) and factors s with S_t = s M, backwards.
-
-    rows : (trial, time, unit), the diagonals that stand for I.
-    """
-    last = rows.shape[1] - 1
-    gramian = torch.diag_embed(rows[:, last])
-    scale = gramian.new_ones(len(rows), dtype=torch.float64)
-    yield last, gramian, scale
-    for t in reversed(range(last)):
-        A = engine.step_jacobians(t + 1)
-        gramian, scale = _kept_finite(A.mT @ gramian @ A, scale)
-        gramian.diagonal(dim1=1, dim2=2).add_(rows[:, t] / scale[:, None])
-        yield t, gramian, scale
-
-
-def _controllability(engine: Engine, valid: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The same for C_t = s M, forwards."""
-    gramian = torch.diag_embed(valid[:, 0])
-    scale = gramian.new_ones(len(valid), dtype=torch.float64)
-    yield 0, gramian, scale
-    for t in range(1, valid.shape[1]):
-        A = engine.step_jacobians(t) * valid[:, t, :, None]
-        gramian, scale = _kept_finite(A @ gramian @ A.mT, scale)
-        gramian.diagonal(dim1=1, dim2=2).add_(valid[:, t] / scale[:, None])
-        yield t, gramian, scale
-
-
-def _kept_finite(gramian: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the size of large matrices, which are squares of entries of P, into the factor."""
-    size = gramian.abs().amax((1, 2))
-    large = size > torch.finfo(gramian.dtype).max ** 0.25
-    if not large.any():
-        return gramian, scale
-    size = torch.where(large, size, 1)
-    return gramian / size[..., None, None], scale * size
 
 
 # Labels.
@@ -308,8 +171,8 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
                 long_name=f"trace of the {kind} Gramian",
             ),
         },
-        coords=common.identity(P),
-        attrs=common.configuration(P, **settings),
+        coords=identity(P),
+        attrs=configuration(P, **settings),
     )
 
 

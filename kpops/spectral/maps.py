@@ -12,20 +12,22 @@ from torch import Tensor
 from kpops import work
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import Space
+from kpops.linalg.exact import is_small
+from kpops.linalg.scaling import normalized, normalized_blocks, raised
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import batches, uncoupled
 from kpops.operators.foreign import as_operator
 from kpops.operators.partial_trace import signs
+from kpops.precision import in_full_precision
 from kpops.scalars import check_count
 from kpops.scalars import generator as seeded
-from kpops.spectral import common, structure
-from kpops.spectral.scaling import normalized, normalized_blocks, raised, undone
+from kpops.spectral._result import configuration, identity, undone
 
 # Vectors that the operator is applied to at a time.
 _BLOCK = 64
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def frobenius_map(
     op: Any,
@@ -108,7 +110,7 @@ def frobenius_map(
     lag = _checked_lag(op, dim, beyond)
     blocks = op.unit_blocks()
     if method == "auto":
-        method = "exact" if blocks is not None or structure.is_small(op) else "probes"
+        method = "exact" if blocks is not None or is_small(op) else "probes"
     before = op.num_matvecs
     if method == "probes":
         scaled, unit = normalized(op)
@@ -123,7 +125,7 @@ def frobenius_map(
         _labelled(op, dim, _summed(samples, lag), lag, raised(unit, 2)),
         coords=_coords(op, dim, with_lags=lag is not None),
         attrs={
-            **common.configuration(op, **settings),
+            **configuration(op, **settings),
             "method": method,
             "num_matvecs": op.num_matvecs - before,
         },
@@ -315,7 +317,7 @@ def _labelled(
 
 
 def _coords(op: TrajectoryOperator, dim: str, *, with_lags: bool) -> dict[str, Any]:
-    coords = common.identity(op)
+    coords = identity(op)
     for space, suffix in ((op.codomain, ""), (op.domain, "_in")):
         for name, coordinate in space.coords.items():
             dims, values, attrs = coordinate.described(name)

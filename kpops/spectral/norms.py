@@ -12,27 +12,22 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
+from kpops.linalg.budget import Answer, empty, estimated, rows_of
+from kpops.linalg.eigenpairs import eigenpairs
+from kpops.linalg.exact import is_exact, is_small, singular_values
+from kpops.linalg.gramians import propagator_norm
+from kpops.linalg.probes import Act
+from kpops.linalg.quadrature import gauss_rule
+from kpops.linalg.scaling import normalized, normalized_blocks, power_of_two
+from kpops.linalg.symmetry import is_self_adjoint
+from kpops.linalg.trace_gram import GramTrace, gram_trace
+from kpops.linalg.triplets import singular_triplets
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
+from kpops.precision import in_full_precision
 from kpops.scalars import check_real
 from kpops.scalars import generator as seeded
-from kpops.spectral import common, structure
-from kpops.spectral.eig import eigsh
-from kpops.spectral.estimators.budget import (
-    Answer,
-    check,
-    empty,
-    estimated,
-    gram_trace,
-    rows_of,
-    scalar_dataset,
-)
-from kpops.spectral.estimators.probing_gram import GramTrace
-from kpops.spectral.estimators.quadrature_rules import gauss_rule
-from kpops.spectral.estimators.sketch import Act
-from kpops.spectral.gramian import propagator_norm
-from kpops.spectral.scaling import normalized, normalized_blocks, power_of_two
-from kpops.spectral.svd import svds
+from kpops.spectral._result import check, configuration, scalar_dataset
 from kpops.spectral.traces import trace
 
 _FROBENIUS = {"auto": 2, "exact": 2, "hutchinson": 2, "xtrace": 6, "xnystrace": 4}
@@ -41,7 +36,7 @@ _PROBES = 8
 """Random vectors of a Gauss rule at least; what is left of the products makes its steps."""
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def frobenius_norm(
     op: Any,
@@ -114,7 +109,7 @@ def frobenius_norm(
     return scalar_dataset(op, "frobenius_norm", answer, "Frobenius norm", settings)
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def schatten_norm(
     op: Any,
@@ -182,18 +177,18 @@ def schatten_norm(
     budget = check(method, _SCHATTEN, num_matvecs, tol)
     name = f"Schatten norm (p = {p:g})"
     settings = {"method": method, "num_matvecs": budget, "tol": tol, "p": float(p)}
-    small = min(op.shape) < 2 or structure.is_exact(op)
+    small = min(op.shape) < 2 or is_exact(op)
     exact = method == "exact" or (method == "auto" and small)
     options = {"num_matvecs": budget, "tol": tol, "rng": rng}
     if not exact and method == "auto":
         special = _special(op, p, options)
         if special is not None:
             special.estimate.attrs["long_name"] = name
-            own = common.configuration(op, what="schatten_norm", **settings)["configuration"]
+            own = configuration(op, what="schatten_norm", **settings)["configuration"]
             return special.assign_attrs(configuration=own)
     before = op.num_matvecs
     if exact:
-        spectrum = structure.singular_values(op)
+        spectrum = singular_values(op)
         norm = _p_norm(spectrum.values.double(), p)
         answer = Answer(norm, 0.0, "exact", spectrum.how, op.num_matvecs - before)
     elif method == "auto" and p == 4:
@@ -207,7 +202,7 @@ def schatten_norm(
     return scalar_dataset(op, "schatten_norm", answer, name, settings)
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def spectral_norm(
     op: Any, *, tol: float = 1e-6, rng: Any = None, progress: bool = False
@@ -255,22 +250,22 @@ def spectral_norm(
     if not 0 < tol < 1:
         raise ValueError(f"tol={tol!r}: choose a relative residual between 0 and 1")
     before = op.num_matvecs
-    if min(op.shape) == 0 or structure.is_exact(op):
-        spectrum = structure.singular_values(op)
+    if min(op.shape) == 0 or is_exact(op):
+        spectrum = singular_values(op)
         norm = float(spectrum.values[0]) if spectrum.values.numel() else 0.0
         answer = Answer(norm, 0.0, "exact", spectrum.how, op.num_matvecs - before, converged=True)
     else:
-        symmetric = common.is_self_adjoint(op)
-        modes = (eigsh if symmetric else svds)(op, 1, tol=tol, rng=rng)
-        values = modes.eigenvalue if symmetric else modes.singular_value
-        norm = abs(float(values[0]))
+        symmetric = is_self_adjoint(op)
+        modes = (eigenpairs if symmetric else singular_triplets)(op, 1, tol=tol, rng=rng)
+        size = abs(float(modes.values[0]))
         answer = Answer(
-            norm,
-            norm * float(modes.residual[0]),
-            modes.attrs["method"],
-            modes.attrs["chosen"],
-            modes.attrs["num_matvecs"],
+            size,
+            size * float(modes.residual[0]),
+            modes.method,
+            modes.chosen,
+            modes.num_matvecs,
             converged=bool(modes.converged[0]),
+            unit=modes.unit,
         )
     return scalar_dataset(op, "spectral_norm", answer, "spectral norm", {"tol": tol})
 
@@ -287,12 +282,12 @@ def _exact_frobenius(op: TrajectoryOperator, method: str) -> tuple[float, str] |
         how = f"K couples no two of {blocks.n_units} units"
         return trace * math.sqrt(scaled.inner(scaled)), how
     root = op.root
-    if root is not None and structure.is_small(root) and root.shape[1] < root.shape[0]:
+    if root is not None and is_small(root) and root.shape[1] < root.shape[0]:
         dense, unit = normalized_blocks(root)
         dense = dense.double()
         how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])} of a factor"
         return unit * unit * float((dense.mT @ dense).norm()), how
-    if method == "exact" or structure.is_small(op):
+    if method == "exact" or is_small(op):
         dense, unit = normalized_blocks(op)
         how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}"
         return unit * float(dense.double().norm()), how
@@ -337,7 +332,7 @@ class _Rules:
     def __init__(self, op: TrajectoryOperator, p: float, rng: np.random.Generator) -> None:
         self.p, self.rng = p, rng
         self.op, self.scale = normalized(op)
-        self.symmetric = common.is_self_adjoint(op)
+        self.symmetric = is_self_adjoint(op)
         self.num_matvecs = 0.0
         self.found = (math.nan, math.nan)
 

@@ -12,30 +12,27 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.memory import free_bytes
+from kpops.linalg.exact import is_cheap, whole_spectrum
+from kpops.linalg.moments import NEEDS_POSITIVE
+from kpops.linalg.probes import left_out
+from kpops.linalg.rank_kinds import KINDS, PROBES, Answer, Question, estimated, of_spectrum
+from kpops.linalg.rounding import noise_floor
+from kpops.linalg.scaling import normalized
+from kpops.linalg.symmetry import is_self_adjoint, refuse_indefinite
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
 from kpops.operators.partial_trace import PartialTrace, ProbedGram, ProbedTrace
+from kpops.precision import in_full_precision
 from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as seeded
-from kpops.spectral import common, structure
-from kpops.spectral.density import whole_spectrum
-from kpops.spectral.estimators.moments import NEEDS_POSITIVE, left_out
-from kpops.spectral.estimators.rank_kinds import (
-    KINDS,
-    PROBES,
-    Answer,
-    Question,
-    estimated,
-    of_spectrum,
-)
-from kpops.spectral.scaling import normalized
+from kpops.spectral._result import configuration, identity
 
 _MOST_MATVECS = 2**16
 # Part of a numerical rank beyond which its standard error is worth a warning.
 _SAYS_LITTLE = 0.25
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def effective_rank(
     op: Any,
@@ -175,7 +172,7 @@ def effective_rank(
         # No rank depends on the scale, but what is reduced may leave the dtype.
         whole, _ = normalized(op)
         op = _reduced(whole, keep, reduction, method, num_matvecs, rng)
-    symmetric = common.is_self_adjoint(op)
+    symmetric = is_self_adjoint(op)
     answer, best = None, Answer(math.nan, math.nan, method, "interrupted before there was any", 0)
     if method in ("auto", "exact") and not isinstance(op, ProbedGram | ProbedTrace):
         answer = _exact(op, question, symmetric, force=method == "exact")
@@ -198,7 +195,7 @@ def effective_rank(
         best = answer
         if rtol is not None and answer.stderr > rtol * answer.estimate:
             if 2 * asked > _MOST_MATVECS or not _may_double(op, whole):
-                common.warn(
+                work.warn_unconverged(
                     f"effective_rank: stderr {answer.stderr:.2g} of {answer.estimate:.4g} after "
                     f"{answer.used} products does not meet rtol={rtol}"
                 )
@@ -208,7 +205,7 @@ def effective_rank(
                 assert keep is not None
                 op = _reduced(whole, keep, reduction, method, asked, rng)
     if kind == "numerical" and rtol is None and answer.stderr > _SAYS_LITTLE * answer.estimate:
-        common.warn(
+        work.warn_unconverged(
             f"effective_rank: the numerical rank is {answer.estimate:.4g} with a standard error of "
             f"{answer.stderr:.2g} after {answer.used} products, which says little: where values "
             "near tol crowd, a count needs the spectrum (method='exact'), a larger tol, more "
@@ -260,7 +257,7 @@ def _reduced(
     exact = op.partial_trace(keep)
     if method == "exact" or not isinstance(exact, PartialTrace):
         return exact
-    if method == "auto" and exact.num_vectors * exact.shape[0] <= structure.DENSE_SIZE:
+    if method == "auto" and is_cheap(exact.num_vectors * exact.shape[0]):
         return exact
     # A probe takes half a product if there is a root, and one for each kept position if not.
     per_probe = 0.5 if op.root is not None else exact.shape[0]
@@ -291,8 +288,8 @@ def _exact(
         return None
     spectrum, used = whole
     if symmetric and not op.positive:
-        common.refuse_indefinite(op, spectrum.values, NEEDS_POSITIVE)
-    floor = common.noise_floor(op.torch_dtype)
+        refuse_indefinite(op, spectrum.values, NEEDS_POSITIVE)
+    floor = noise_floor(op.torch_dtype)
     estimate = of_spectrum(spectrum.values, question, symmetric, floor)
     return Answer(estimate, 0.0, "exact", f"whole spectrum: {spectrum.how}", used)
 
@@ -300,7 +297,7 @@ def _exact(
 def _of_probes(op: ProbedGram | ProbedTrace, question: Question, symmetric: bool) -> Answer:
     """The rank of an estimated partial trace, with the jackknife over its random vectors."""
     parts = op.dense_per_probe()
-    m, floor = len(parts), common.noise_floor(op.torch_dtype)
+    m, floor = len(parts), noise_floor(op.torch_dtype)
     if m < 2:
         raise ValueError(f"{op!r} is from one random vector: a standard error needs at least 2")
 
@@ -308,7 +305,7 @@ def _of_probes(op: ProbedGram | ProbedTrace, question: Question, symmetric: bool
         values = torch.linalg.eigvalsh(matrix) if symmetric else torch.linalg.svdvals(matrix)
         values = values.clamp_min(0) if op.positive else values
         if symmetric and not op.positive:
-            common.refuse_indefinite(op, values, NEEDS_POSITIVE)
+            refuse_indefinite(op, values, NEEDS_POSITIVE)
         return of_spectrum(values.flip(0) if symmetric else values, question, symmetric, floor)
 
     total = parts.sum(0)
@@ -332,7 +329,7 @@ def _dataset(
     scalar = np.dtype(op.dtype).type
     settings = {"threshold": question.threshold, "tol": question.tol, "reduction": reduction}
     attrs = {
-        **common.configuration(op, kind=kind, method=answer.method, **settings),
+        **configuration(op, kind=kind, method=answer.method, **settings),
         "method": answer.method,
         "chosen": answer.chosen,
         "reduction": reduction,
@@ -342,12 +339,12 @@ def _dataset(
     if work.interrupted():
         attrs["converged"] = 0
     if kind == "numerical":
-        attrs |= {"tol": question.tol, "noise_floor": common.noise_floor(op.torch_dtype)}
+        attrs |= {"tol": question.tol, "noise_floor": noise_floor(op.torch_dtype)}
     return xr.Dataset(
         {
             "estimate": ((), scalar(answer.estimate), {"long_name": long_name, "units": "1"}),
             "stderr": ((), scalar(answer.stderr), {"long_name": "standard error", "units": "1"}),
         },
-        coords=common.identity(op, kind=kind),
+        coords=identity(op, kind=kind),
         attrs=attrs,
     )

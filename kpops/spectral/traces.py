@@ -9,34 +9,28 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
+from kpops.linalg.budget import Answer, empty, estimated, rows_of
+from kpops.linalg.diagonal import Actions, Diagonal
+from kpops.linalg.exact import is_small
+from kpops.linalg.quadrature import seek_negative
+from kpops.linalg.scaling import normalized_blocks, raised
+from kpops.linalg.symmetry import is_self_adjoint
+from kpops.linalg.trace import PlainTrace, TraceRun
+from kpops.linalg.trace_gram import gram_trace
 from kpops.operators.base import Adjoint, Scaled, TrajectoryOperator, as_method
 from kpops.operators.dense import batches
 from kpops.operators.foreign import as_operator
 from kpops.operators.propagator import InversePropagator, Propagator
+from kpops.precision import in_full_precision
 from kpops.scalars import generator as seeded
-from kpops.spectral import common, structure
-from kpops.spectral.estimators.budget import (
-    Answer,
-    check,
-    empty,
-    estimated,
-    gram_trace,
-    provenance,
-    rows_of,
-    scalar_dataset,
-)
-from kpops.spectral.estimators.probing import TraceRun
-from kpops.spectral.estimators.probing_diagonal import Actions, Diagonal
-from kpops.spectral.estimators.probing_plain import PlainTrace
-from kpops.spectral.estimators.quadrature_rules import seek_negative
-from kpops.spectral.scaling import normalized_blocks, raised, undone
+from kpops.spectral._result import check, identity, provenance, scalar_dataset, undone
 
 _TRACE = {"auto": 2, "exact": 2, "hutchinson": 2, "hutch++": 6, "xtrace": 6, "xnystrace": 4}
 _DIAGONAL = {"auto": 2, "exact": 2, "hutchinson": 2, "xdiag": 4}
 
 
 @as_method
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def trace(
     op: Any,
@@ -128,7 +122,7 @@ def trace(
     root = op.root
     if _trivial(op, root):
         method = "exact"
-    if method == "xnystrace" and not common.is_self_adjoint(op):
+    if method == "xnystrace" and not is_self_adjoint(op):
         raise ValueError(
             f"{op!r} is not self-adjoint, and method='xnystrace' is for positive semi-definite "
             "operators: use method='xtrace'"
@@ -155,7 +149,7 @@ def trace(
     return scalar_dataset(op, "trace", answer, "trace", settings)
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def diagonal(
     op: Any,
@@ -251,7 +245,7 @@ def diagonal(
     attrs = provenance(op, "diagonal", answer, settings)
     del attrs["a_priori"]
     estimate, stderr = field(answer.estimate, "diagonal"), field(answer.stderr, "standard error")
-    coords = common.identity(op)
+    coords = identity(op)
     return xr.Dataset({"estimate": estimate, "stderr": stderr}, coords, attrs)
 
 
@@ -314,12 +308,12 @@ def _exact_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] |
 def _matrix_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] | None:
     """The diagonal from the matrix of the operator or of its root, if small or insisted on."""
     root = op.root
-    if root is not None and structure.is_small(root) and root.shape[1] < root.shape[0]:
+    if root is not None and is_small(root) and root.shape[1] < root.shape[0]:
         dense, unit = normalized_blocks(root)
         rows = dense.double().square().sum(2) * raised(unit, 2)
         how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])} of a factor"
         return batches(root)[1].join(rows[:, None])[0], how
-    if method == "exact" or structure.is_small(op):
+    if method == "exact" or is_small(op):
         dense, unit = normalized_blocks(op)
         diagonals = dense.diagonal(dim1=1, dim2=2).double() * unit
         how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"

@@ -11,16 +11,19 @@ from torch import Tensor
 from kpops import work
 from kpops.arrays import as_tensor
 from kpops.labels import Space
+from kpops.linalg.rounding import columns, noise_floor
+from kpops.linalg.symmetry import is_self_adjoint
 from kpops.operators.base import TrajectoryOperator, bracketed
 from kpops.operators.foreign import as_operator
 from kpops.operators.low_rank import LowRank
-from kpops.spectral import common
+from kpops.precision import in_full_precision
+from kpops.scalars import check_modes
 from kpops.spectral.eig import eigsh
 from kpops.spectral.start_vectors import in_space
 from kpops.spectral.svd import svds
 
 
-@common.in_full_precision
+@in_full_precision
 @work.shown
 def truncate(
     op: Any,
@@ -94,9 +97,9 @@ def truncate(
     True
     """
     op = as_operator(op)
-    common.check_k(k, min(op.shape))
+    check_modes(k, min(op.shape))
     if modes is None:
-        solver = eigsh if common.is_self_adjoint(op) else svds
+        solver = eigsh if is_self_adjoint(op) else svds
         modes = solver(op, k, tol=tol, method=method, rng=rng)
     else:
         _refuse_others(op, modes, k)
@@ -128,9 +131,9 @@ def _refuse_others(op: TrajectoryOperator, modes: xr.Dataset, k: int) -> None:
     ends = [0, k - 1] if k > 1 else [0]
     inside = left if right is None else right
     gaps = op.apply(inside[ends]) - values[ends].reshape(-1, *[1] * (left.ndim - 1)) * left[ends]
-    residual = common.columns(gaps).double().norm(dim=1).max() / values.double().abs().max()
+    residual = columns(gaps).double().norm(dim=1).max() / values.double().abs().max()
     own = float(modes["residual"][:k].max()) if "residual" in modes else 1e-3
-    if not residual <= 10 * max(own, common.noise_floor(op.torch_dtype)):
+    if not residual <= 10 * max(own, noise_floor(op.torch_dtype)):
         raise ValueError(
             f"modes are not those of {op!r}: their relative residual is {float(residual):.2g} "
             "there; compute them of this very operator, or leave modes out"

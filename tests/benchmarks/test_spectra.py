@@ -150,8 +150,8 @@ def test_shares_of_a_call_are_those_of_its_products():
 
 
 def test_orthogonalisation_has_its_share_and_the_library_is_left_as_it_was():
+    from kpops.linalg.basis import Basis
     from kpops.operators.base import TrajectoryOperator
-    from kpops.spectral.solvers.basis import Basis
 
     before = TrajectoryOperator._counted, Basis.remove
     op = estimators.Diagonal(0.9 ** np.arange(1500))

@@ -6,8 +6,8 @@ import torch
 import xarray as xr
 
 import kpops
+from kpops.linalg.probes import widened
 from kpops.spectral.align import alignment
-from kpops.spectral.estimators.sketch import widened
 
 
 def linearize(seed=0, model=torch.nn.GRU, inputs=None, **options):

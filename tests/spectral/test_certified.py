@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kpops
-from kpops.spectral.solvers import krylov
+from kpops.linalg import lanczos
 
 METHODS = ["block-krylov", "lobpcg", "randomized", "arpack"]
 
@@ -44,7 +44,7 @@ def test_blocks_of_more_than_half_the_space_miss_no_mode(n, k, block):
 
 @pytest.mark.parametrize(("n", "k", "block"), [(60, 2, 10), (60, 2, 2), (80, 4, 4), (50, 1, 5)])
 def test_restarts_of_the_smallest_basis_miss_no_mode(n, k, block, monkeypatch):
-    monkeypatch.setattr(krylov, "_room", lambda k, block, families: k + 3 * block)
+    monkeypatch.setattr(lanczos, "_room", lambda k, block, families: k + 3 * block)
     for seed in range(5):
         rng = np.random.default_rng(seed)
         values = nearly_flat(n, rng)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import kpops
-from kpops.spectral import structure
 
 rng = np.random.default_rng(0)
 FACTOR = rng.standard_normal((30, 3))
@@ -27,7 +26,7 @@ POSITIVE = [n for n in SQUARE if np.linalg.eigvalsh(MATRICES[n]).min() > -1e-9]
 def size(request, monkeypatch):
     """Let operators be small enough for their matrix, or not."""
     if request.param == "estimated":
-        monkeypatch.setattr(structure, "DENSE_SIZE", 0)
+        monkeypatch.setattr("kpops.linalg.exact.DENSE_SIZE", 0)
 
 
 def holds(result, exact):

@@ -8,8 +8,8 @@ import torch
 import xarray as xr
 
 import kpops
+from kpops.linalg import quadrature as lanczos
 from kpops.spectral.density import quadrature, spectral_density
-from kpops.spectral.estimators import quadrature_rules as lanczos
 
 SPECTRA = {
     "flat": np.ones(60),

@@ -9,6 +9,7 @@ import scipy.sparse.linalg as sla
 import torch
 
 import kpops
+from kpops.linalg import lanczos
 
 ITERATIVE = ["block-krylov", "lobpcg", "randomized", "arpack"]
 METHODS = ["exact", *ITERATIVE]
@@ -345,12 +346,11 @@ def test_small_blocks_converge_where_nothing_is_repeated():
 
 
 def test_restarts_lead_to_the_same_modes(monkeypatch):
-    from kpops.spectral.solvers import krylov
 
     matrix = symmetric(1 / (1.0 + np.arange(400)) ** 0.3)
     expected = kpops.eigsh(matrix, k=4, method="exact")
-    monkeypatch.setattr(krylov, "_BLOCKS", 5)
-    monkeypatch.setattr(krylov, "_VECTORS", 30)
+    monkeypatch.setattr(lanczos, "_BLOCKS", 5)
+    monkeypatch.setattr(lanczos, "_VECTORS", 30)
     for function, name in ((kpops.eigsh, "eigenvalue"), (kpops.svds, "singular_value")):
         result = function(matrix, k=4, method="block-krylov", tol=1e-10, rng=0)
         assert result.num_matvecs > 60  # more than the basis holds

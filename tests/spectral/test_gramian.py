@@ -8,12 +8,9 @@ from cases import CASES_AND_ENGINES, STEPS, TRIALS, skip_compiled_elsewhere
 from dense import dense, relative
 
 import kpops
+from kpops.linalg.gramians import propagator_norm
 from kpops.operators import Restriction
-from kpops.spectral.gramian import (
-    controllability_gramian,
-    observability_gramian,
-    propagator_norm,
-)
+from kpops.spectral.gramian import controllability_gramian, observability_gramian
 
 MASK = torch.arange(STEPS) < torch.tensor([[STEPS], [3], [1]])
 

@@ -6,7 +6,7 @@ import scipy.sparse
 import torch
 
 import kpops
-from kpops.spectral import structure
+from kpops.linalg.exact import DENSE_SIZE
 
 KINDS = ["participation", "variance", "entropy", "stable", "numerical"]
 
@@ -35,7 +35,7 @@ def flow_less_K(hidden):
 @pytest.mark.parametrize("hidden", [3, 10])
 def test_a_difference_of_flow_and_K_is_refused(kind, hidden):
     op = flow_less_K(hidden)
-    assert (op.shape[0] > structure.DENSE_SIZE) == (hidden == 10)
+    assert (op.shape[0] > DENSE_SIZE) == (hidden == 10)
     for scale in (1, 1e-150):
         with pytest.raises(ValueError, match="is not positive semi-definite"):
             kpops.effective_rank(scale * op, kind, rng=0)

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse.linalg as sla
 
 import kpops
-from kpops.spectral.solvers import krylov
+from kpops.linalg import lanczos
 
 N = 300
 Q = np.linalg.qr(np.random.default_rng(0).standard_normal((N, N)))[0]
@@ -77,8 +77,8 @@ def test_finished_steps_are_not_lost():
 
 def test_every_stage_can_be_interrupted(monkeypatch):
     """One run for each product, so that restarts, the second search and the end are among them."""
-    monkeypatch.setattr(krylov, "_BLOCKS", 8)
-    monkeypatch.setattr(krylov, "_VECTORS", 16)
+    monkeypatch.setattr(lanczos, "_BLOCKS", 8)
+    monkeypatch.setattr(lanczos, "_VECTORS", 16)
     matrix = (Q[:40, :40] + Q[:40, :40].T) / 2
     values = np.linalg.eigvalsh(matrix)
     largest = np.abs(values).max()

@@ -8,8 +8,8 @@ from cases import BY_NAME, STEPS
 from dense import relative
 
 import kpops
+from kpops.linalg.gramians import propagator_norm
 from kpops.operators import Restriction
-from kpops.spectral.gramian import propagator_norm
 from kpops.spectral.maps import frobenius_map
 
 MASK = torch.arange(STEPS) < torch.tensor([[STEPS], [3], [1]])

@@ -9,7 +9,6 @@ import torch
 
 import kpops
 from kpops.operators.foreign import ForeignOperator
-from kpops.spectral import structure
 from kpops.spectral.norms import frobenius_norm, schatten_norm, spectral_norm
 from kpops.spectral.traces import trace
 
@@ -24,7 +23,7 @@ SPECTRA = {
 @pytest.fixture
 def never_dense(monkeypatch):
     """Let no operator be small enough for its matrix."""
-    monkeypatch.setattr(structure, "DENSE_SIZE", 0)
+    monkeypatch.setattr("kpops.linalg.exact.DENSE_SIZE", 0)
 
 
 def rectangular(singular, rows=N + 30, seed=0):
@@ -74,7 +73,7 @@ def test_structure_costs_no_products_however_large(never_dense):
 def test_scale_does_not_matter(dtype, scale, monkeypatch):
     matrix = rectangular(SPECTRA["algebraic"]).astype(dtype)
     for dense_size in (1024, 0):
-        monkeypatch.setattr(structure, "DENSE_SIZE", dense_size)
+        monkeypatch.setattr("kpops.linalg.exact.DENSE_SIZE", dense_size)
         for function in (
             frobenius_norm,
             spectral_norm,

@@ -8,8 +8,7 @@ import torch
 from test_rank import ESTIMATED, rank, symmetric, textbook
 
 import kpops
-from kpops.spectral.estimators.moments import jackknife
-from kpops.spectral.estimators.sketch import widened
+from kpops.linalg.probes import jackknife, widened
 
 SPECTRA = {
     "nearly flat": np.linspace(1, 1.3, 60),

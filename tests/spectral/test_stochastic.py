@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kpops.spectral.estimators import sketch as sk
-from kpops.spectral.estimators import stochastic
+from kpops.linalg import leave_one_out
+from kpops.linalg import probes as pr
+from kpops.linalg.sketch import Sketch
 
 N, K = 40, 12
 FLOAT64 = torch.zeros((), dtype=torch.float64)
@@ -28,25 +29,25 @@ def general(seed=0):
 
 
 def probes(k=K, n=N, seed=0, like=FLOAT64):
-    return sk.sphere(np.random.default_rng(seed), k, n, like)
+    return pr.sphere(np.random.default_rng(seed), k, n, like)
 
 
 def sketch_of(a, w):
     """Sketch of a matrix, with its products with the basis."""
-    sketch = sk.Sketch(w, w @ a.T)
+    sketch = Sketch(w, w @ a.T)
     sketch.complete(lambda rows: rows @ a.T, len(w))
     return sketch
 
 
 def xtrace(sketch):
-    core = sk.inner(sketch.basis, sketch.products)
-    return stochastic.xtrace(sketch, core, sk.inner(sketch.probes, sketch.products))
+    core = pr.inner(sketch.basis, sketch.products)
+    return leave_one_out.xtrace(sketch, core, pr.inner(sketch.probes, sketch.products))
 
 
 def xnystrace(r, w):
-    sketch = sk.Sketch(w, w @ r.T)
+    sketch = Sketch(w, w @ r.T)
     sketch.complete(lambda rows: rows @ r, len(w))
-    return stochastic.xnystrace(sketch, sk.inner(sketch.products, sketch.products))
+    return leave_one_out.xnystrace(sketch, pr.inner(sketch.products, sketch.products))
 
 
 def without(w, *left_out):
@@ -92,21 +93,21 @@ def test_xnystrace_equals_its_textbook_version_for_every_vector_left_out(seed):
     root, w = general(seed), probes(seed=seed)
     expected = naive_table(naive_xnystrace, root.T @ root, w)
     torch.testing.assert_close(xnystrace(root, w).values, expected, rtol=1e-9, atol=0)
-    shifted = stochastic.shifted_xnystrace(w, w @ (root.T @ root))
+    shifted = leave_one_out.shifted_xnystrace(w, w @ (root.T @ root))
     torch.testing.assert_close(shifted.values, expected, rtol=1e-8, atol=0)
 
 
 def test_xdiag_equals_its_textbook_version():
     a = general()
-    w = sk.signs(np.random.default_rng(0), K, N, FLOAT64)
-    sketch = sk.Sketch(w, w @ a.T)
+    w = pr.signs(np.random.default_rng(0), K, N, FLOAT64)
+    sketch = Sketch(w, w @ a.T)
     sketch.complete(lambda rows: rows @ a, K)
     estimates = []
     for i in range(K):
         q = torch.linalg.qr(a @ without(w, i).T)[0]
         rest = a @ w[i] - q @ (q.T @ a @ w[i])
         estimates.append((q @ (q.T @ a)).diagonal() + w[i] * rest / w[i] ** 2)
-    found = stochastic.xdiag(sketch)
+    found = leave_one_out.xdiag(sketch)
     torch.testing.assert_close(found.mean, torch.stack(estimates).mean(0), rtol=1e-9, atol=1e-12)
 
 
@@ -114,13 +115,13 @@ def test_hutchpp_equals_its_textbook_version():
     a, w, other = general(), probes(seed=1), probes(seed=2)
     sketch = sketch_of(a, w)
     images = other @ a.T
-    found = stochastic.hutchpp(
+    found = leave_one_out.hutchpp(
         sketch,
-        sk.inner(sketch.basis, sketch.products),
+        pr.inner(sketch.basis, sketch.products),
         other,
-        sk.dots(other, images),
-        sk.inner(other, sketch.products),
-        sk.inner(images, sketch.basis),
+        pr.dots(other, images),
+        pr.inner(other, sketch.products),
+        pr.inner(images, sketch.basis),
     )
     q = torch.linalg.qr(a @ w.T)[0]
     for estimate, vector in zip(found, other, strict=True):
@@ -132,7 +133,7 @@ def test_hutchpp_equals_its_textbook_version():
 
 def test_a_sketch_that_grows_says_what_one_of_all_vectors_says():
     a, w = general(), probes()
-    grown = sk.Sketch(w[:5], w[:5] @ a.T)
+    grown = Sketch(w[:5], w[:5] @ a.T)
     grown.complete(lambda rows: rows @ a.T, 5)
     grown.grow(w[5:], w[5:] @ a.T)
     assert grown.missing == K - 5
@@ -157,7 +158,7 @@ def test_a_rank_below_the_number_of_vectors_is_exact_to_rounding(rank, scale, dt
         assert abs(pairs.mean - exact) <= 300 * eps * exact
         assert pairs.stderr <= 300 * eps * exact
     # The shift leaves a trace of every vector, by which a rank of k - 1 looks like a cliff there.
-    shifted = stochastic.shifted_xnystrace(w, w @ a)
+    shifted = leave_one_out.shifted_xnystrace(w, w @ a)
     assert abs(shifted.mean - exact) <= 2000 * eps * exact
     assert shifted.stderr <= (300 * eps if rank < K - 1 else 20 * eps**0.5) * exact
 
@@ -173,13 +174,15 @@ def test_xdiag_of_low_rank_is_exact_though_signs_repeat_each_other():
     a[0, 0], a[1, 1] = 3.0, 2.0  # images of signs take four values only, two up to the sign
     n_checked = 0
     for seed in range(30):
-        w = sk.signs(np.random.default_rng(seed), 5, N, FLOAT64)
+        w = pr.signs(np.random.default_rng(seed), 5, N, FLOAT64)
         counts = torch.unique(w[:, 0] * w[:, 1], return_counts=True)[1]
         if len(counts) < 2 or counts.min() < 2:
             continue  # an image that the others do not span
-        sketch = sk.Sketch(w, w @ a)
+        sketch = Sketch(w, w @ a)
         sketch.complete(lambda rows: rows @ a, 5)
-        torch.testing.assert_close(stochastic.xdiag(sketch).mean, a.diagonal(), atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            leave_one_out.xdiag(sketch).mean, a.diagonal(), atol=1e-12, rtol=0
+        )
         n_checked += 1
     assert n_checked > 10
 
@@ -187,7 +190,7 @@ def test_xdiag_of_low_rank_is_exact_though_signs_repeat_each_other():
 def test_an_indefinite_operator_is_not_for_xnystrace():
     a, w = matrix(np.r_[-1.0, np.linspace(0.1, 1, N - 1)]), probes(k=30)
     with pytest.raises(ValueError, match="not positive semi-definite"):
-        stochastic.shifted_xnystrace(w, w @ a)
+        leave_one_out.shifted_xnystrace(w, w @ a)
 
 
 def test_forms_of_the_sphere_have_the_stated_variance():
@@ -214,7 +217,7 @@ def test_error_bars_of_xnystrace_are_unbiased_where_those_of_the_paper_are_too_s
     for seed in range(300):
         pairs = xnystrace(torch.diag(root), probes(k=30, n=200, seed=seed))
         alone = float(pairs.values.diagonal().var()) / 30
-        results.append((pairs.mean - spectrum.sum(), pairs.stderr / sk.widened(30), alone))
+        results.append((pairs.mean - spectrum.sum(), pairs.stderr / pr.widened(30), alone))
     error, stderr, alone = np.array(results).T
     rms = np.sqrt(np.mean(error**2))
     assert abs(error.mean()) < 4 * rms / np.sqrt(300)
@@ -228,11 +231,11 @@ def test_error_bars_of_xtrace_and_xdiag_are_unbiased():
     traces, diagonals = [], []
     for seed in range(200):
         pairs = xtrace(sketch_of(a, probes(k=20, n=100, seed=seed)))
-        traces.append((pairs.mean - float(a.trace()), pairs.stderr / sk.widened(20)))
-        w = sk.signs(np.random.default_rng(seed), 20, 100, FLOAT64)
-        found = stochastic.xdiag(sketch_of(a, w))
+        traces.append((pairs.mean - float(a.trace()), pairs.stderr / pr.widened(20)))
+        w = pr.signs(np.random.default_rng(seed), 20, 100, FLOAT64)
+        found = leave_one_out.xdiag(sketch_of(a, w))
         gap = (found.mean - a.diagonal()).norm()
-        diagonals.append((float(gap), float(found.stderr.norm()) / sk.widened(20)))
+        diagonals.append((float(gap), float(found.stderr.norm()) / pr.widened(20)))
     for results in (traces, diagonals):
         error, stderr = np.sqrt(np.mean(np.square(results), axis=0))
         assert stderr == pytest.approx(error, rel=0.15)
@@ -240,10 +243,10 @@ def test_error_bars_of_xtrace_and_xdiag_are_unbiased():
 
 def test_scatter_is_mean_and_standard_error():
     values = torch.from_numpy(np.random.default_rng(0).standard_normal((7, 5))) + 1e3
-    scatter = stochastic.Scatter()
+    scatter = pr.Scatter()
     scatter.add(values[0])
     assert scatter.stderr.isnan().all()
     for row in values[1:]:
         scatter.add(row)
     torch.testing.assert_close(scatter.mean, values.mean(0))
-    torch.testing.assert_close(scatter.stderr, sk.widened(7) * values.std(0) / math.sqrt(7))
+    torch.testing.assert_close(scatter.stderr, pr.widened(7) * values.std(0) / math.sqrt(7))

@@ -62,7 +62,7 @@ WARNING = {
 
 @pytest.mark.parametrize("name", WARNING)
 def test_warnings_point_to_the_call(name, monkeypatch):
-    monkeypatch.setattr(kpops.spectral.structure, "DENSE_SIZE", 10)
+    monkeypatch.setattr("kpops.linalg.exact.DENSE_SIZE", 10)
     matrix = np.diag(1 / np.arange(1.0, 2501))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

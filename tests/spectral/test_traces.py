@@ -10,7 +10,6 @@ import torch
 
 import kpops
 from kpops.operators.foreign import ForeignOperator
-from kpops.spectral import structure
 from kpops.spectral.traces import diagonal, trace
 
 N = 200
@@ -33,7 +32,7 @@ METHODS = {
 @pytest.fixture
 def never_dense(monkeypatch):
     """Let no operator be small enough for its matrix."""
-    monkeypatch.setattr(structure, "DENSE_SIZE", 0)
+    monkeypatch.setattr("kpops.linalg.exact.DENSE_SIZE", 0)
 
 
 def operator(spectrum, kind="factored", dtype=np.float64):

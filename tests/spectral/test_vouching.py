@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from kpops.linalg.lanczos import Family, Lanczos, Modes, run
+from kpops.linalg.problem import EigenProblem
+from kpops.linalg.search import Search
 from kpops.operators.foreign import as_operator
-from kpops.spectral.solvers.eigenproblem import EigenProblem
-from kpops.spectral.solvers.krylov import Family, Lanczos, Modes, run
-from kpops.spectral.solvers.search import Search
 
 
 def dense(values, seed):

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kpops.spectral.estimators.quadrature_rules import Rule
+from kpops.linalg.quadrature import Rule
 
 EDGE_COUNT = 10
 """Values below a mode over whose extent it must stand off, to be an outlier."""
+
+
 _ENTRIES = 2**22
 """Grid points times nodes that are smoothed at once."""
 

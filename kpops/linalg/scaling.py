@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kpops.arrays import to_numpy
 from kpops.operators.base import Scaled, TrajectoryOperator
 from kpops.operators.dense import dense_blocks
 from kpops.scalars import generator as seeded
@@ -100,25 +99,3 @@ def raised(unit: float, power: float) -> float:
         return unit**power
     except OverflowError:
         return math.inf
-
-
-def undone(values: Any, unit: float, op: TrajectoryOperator, what: str) -> np.ndarray:
-    """Values times `unit`, in the dtype of the operator if it holds them, else in float64.
-
-    Raises
-    ------
-    ValueError
-        If float64 cannot hold them.
-    """
-    plain = np.asarray(to_numpy(values) if isinstance(values, Tensor) else values, np.float64)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        array = plain * unit
-    before, largest = (np.max(np.abs(a), initial=0, where=~np.isnan(a)) for a in (plain, array))
-    if not np.isfinite(largest) or (before > 0 and largest < np.finfo(np.float64).tiny):
-        raise ValueError(
-            f"the {what} of {op!r} leaves float64: scale the operator, as in op * 1e-100 or "
-            "op * 1e100, and the result back"
-        )
-    own = np.finfo(op.dtype)
-    holds = largest == 0 or own.tiny <= largest <= own.max
-    return array.astype(op.dtype) if holds else array

@@ -24,14 +24,17 @@ from torch import Tensor
 from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.labels import Space
+from kpops.linalg.probes import random_block
+from kpops.linalg.rounding import columns, noise_floor
+from kpops.linalg.scaling import normalized
+from kpops.linalg.symmetry import refuse_indefinite
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches, uncoupled
 from kpops.scalars import check_count
 from kpops.scalars import generator as seeded
-from kpops.spectral import common
-from kpops.spectral.scaling import normalized
 
 Act = Callable[[Tensor], Tensor]
+
 
 _SEEKING = 32
 """Steps of Lanczos that look for a negative eigenvalue."""
@@ -185,7 +188,7 @@ def lanczos(apply: Act, starts: Tensor, steps: int, off: Tensor | None = None) -
             image = image - (image @ off.mT) @ off
         length = image.norm(dim=1)
         largest = torch.maximum(largest, before)
-        going = length > common.noise_floor(starts.dtype) * largest
+        going = length > noise_floor(starts.dtype) * largest
         beside[:, step] = torch.where(going, length, 0)
         if work.interrupted():
             diagonal, beside = diagonal[:, : step + 1], beside[:, : step + 1]
@@ -251,7 +254,7 @@ def gauss_rule(
     Parameters
     ----------
     op : TrajectoryOperator
-        The operator, of about one (:func:`kpops.spectral.scaling.normalized`).
+        The operator, of about one (:func:`kpops.linalg.scaling.normalized`).
     num_probes, steps : int
         Random vectors, and steps of Lanczos from each.
     rng : int, Generator or None
@@ -279,7 +282,7 @@ def gauss_rule(
         if work.interrupted() and first > 1:
             num_probes = first
             break
-        start = common.random_block(op, problem.space, some, rng)
+        start = random_block(op, problem.space, some, rng)
         rows = batches.split(start).flatten(0, 1)
         recursions.append(lanczos(partial(_act, problem, batches), rows, steps, modes))
     n_rest = batches.size - (0 if modes is None else len(modes))
@@ -309,7 +312,7 @@ def _act(problem: Problem, batches: Batches, rows: Tensor) -> Tensor:
 
 def _orthonormal(modes: Tensor, problem: Problem) -> Tensor:
     """Modes of the operator as an orthonormal basis (mode, entry) in the problem's space."""
-    inside = common.columns(modes if problem.into is None else problem.into(modes))
+    inside = columns(modes if problem.into is None else problem.into(modes))
     inside = inside / inside.norm(dim=1, keepdim=True)
     return torch.linalg.qr(inside.T)[0].T.contiguous()
 
@@ -326,7 +329,7 @@ def seek_negative(op: TrajectoryOperator, rng: Any, remedy: str) -> int:
         return 0
     scaled, _ = normalized(op)
     rule = gauss_rule(scaled, num_probes=1, steps=_SEEKING, rng=rng, symmetric=True)
-    common.refuse_indefinite(op, rule.nodes.flatten(), remedy)
+    refuse_indefinite(op, rule.nodes.flatten(), remedy)
     return rule.num_matvecs + 1
 
 

@@ -8,29 +8,14 @@ from torch import Tensor
 
 from kpops.engines import memory
 from kpops.engines.threads import enough_for
+from kpops.linalg.probes import inner, lengths_of
 
 # Rounds of making a block orthonormal at most, and lengths that are too short in them.
 _ROUNDS, _WEAK = 10, 1e-3
+
+
 # Columns of the basis that are recombined at a time.
 _COLUMNS = 2**16
-# Entries that are summed in the precision of the rows, which in sums of many loses digits.
-_SUMMED = 2**14
-
-
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of rows (problem, vector, entry) as (problem, of a, of b), in float64."""
-    if a.shape[2] <= _SUMMED:
-        return (a @ b.mT).double()
-    total = a.new_zeros(len(a), a.shape[1], b.shape[1], dtype=torch.float64)
-    for some, others in zip(a.split(_SUMMED, 2), b.split(_SUMMED, 2), strict=True):
-        total += some @ others.mT
-    return total
-
-
-def lengths_of(block: Tensor) -> Tensor:
-    """Lengths of rows (problem, vector), in float64."""
-    parts = block.split(_SUMMED, 2)
-    return torch.stack([part.norm(dim=2).double() for part in parts]).norm(dim=0)
 
 
 class Basis:

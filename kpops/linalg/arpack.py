@@ -7,8 +7,8 @@ import scipy.sparse.linalg
 import torch
 
 from kpops.arrays import to_numpy
-from kpops.spectral.solvers.krylov import Act, Family, Modes
-from kpops.spectral.solvers.search import Search
+from kpops.linalg.lanczos import Act, Family, Modes
+from kpops.linalg.search import Search
 
 
 def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:

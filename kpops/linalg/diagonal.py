@@ -9,11 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from kpops.spectral.estimators.sketch import Act, Sketch, signs
-from kpops.spectral.estimators.stochastic import Scatter, xdiag
-from kpops.spectral.scaling import power_of_two, raised
+from kpops.linalg.leave_one_out import xdiag
+from kpops.linalg.probes import Act, Scatter, signs
+from kpops.linalg.scaling import power_of_two, raised
+from kpops.linalg.sketch import Sketch
 
 _CHUNK = 64
+
+
 _LEAST = 8
 
 

@@ -8,6 +8,7 @@ whole spectrum is that of small matrices (:mod:`kpops.engines.unit_blocks`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,20 +16,27 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.unit_blocks import UnitBlocks
+from kpops.linalg.scaling import normalized_blocks
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import batches
-from kpops.spectral.scaling import normalized_blocks
+from kpops.operators.dense import batches, dense_blocks
 
 # Up to this size of a block the dense matrix is cheaper and safer than any iteration.
 DENSE_SIZE = 1024
+
+
 # Entries of all dense blocks together, at most, for what is done without being asked for.
 DENSE_ENTRIES = 2**26
+
+
+def is_cheap(size: int) -> bool:
+    """Whether a matrix of that size is decomposed without being asked for."""
+    return size <= DENSE_SIZE
 
 
 def is_small(op: TrajectoryOperator) -> bool:
     """Whether the dense blocks are made without being asked for."""
     inside, outside = batches(op)
-    few = min(inside.size, outside.size) <= DENSE_SIZE
+    few = is_cheap(min(inside.size, outside.size))
     return few and inside.count * inside.size * outside.size <= DENSE_ENTRIES
 
 
@@ -147,3 +155,80 @@ def smaller_dense(op: TrajectoryOperator, blocks: UnitBlocks) -> bool:
 
 def _falling(values: Tensor) -> Tensor:
     return values[values.abs().argsort(descending=True)]
+
+
+ENDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "LM": torch.abs,
+    "LA": torch.clone,
+    "SA": torch.neg,
+}
+"""Which eigenvalues are the leading ones: those of which this is the largest."""
+
+
+def leading(
+    op: TrajectoryOperator, k: int, which: str = "LM", insist: str = ""
+) -> tuple[Tensor, Tensor, str, float]:
+    """The k leading eigenvalues, eigenfunctions (mode, *dims), how, and the largest magnitude.
+
+    The operator is of about one (:func:`kpops.linalg.scaling.normalized`). See
+    :func:`kpops.linalg.exact.check_cost` for `insist`.
+    """
+    blocks = op.unit_blocks()
+    if blocks is not None and which != "SA" and not smaller_dense(op, blocks):
+        total = blocks.n_units * min(blocks.n_rows, blocks.n_columns)
+        if k <= total:
+            values, block = _of_units(op, blocks, k)
+            return values, block, f"K couples no two of {blocks.n_units} units", float(values[0])
+    inside = batches(op)[0]
+    check_cost(op, inside.count, (inside.size,) * 2, 9, insist)
+    work.expect(inside.size + k)
+    dense = dense_blocks(op)
+    values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
+    chosen = ENDS[which](values.flatten()).argsort(descending=True)[:k]
+    problem, mode = chosen // values.shape[1], chosen % values.shape[1]
+    whole = dense.new_zeros(len(dense), k, dense.shape[1])
+    whole[problem, torch.arange(k, device=problem.device)] = vectors[problem, :, mode]
+    block = inside.join(whole)
+    how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
+    return values.flatten()[chosen], block, how, float(values.abs().max())
+
+
+def _of_units(op: TrajectoryOperator, blocks: UnitBlocks, k: int) -> tuple[Tensor, Tensor]:
+    """Leading modes of K, each of which lives on one unit."""
+    every = blocks.eigenvalues()
+    chosen = every.flatten().argsort(descending=True)[:k]
+    units, ranks = chosen // every.shape[1], chosen % every.shape[1]
+    whole = every.new_zeros(k, *op.domain.shape)
+    for unit in units.unique().tolist():
+        here = torch.nonzero(units == unit).flatten()
+        m = blocks.factors(slice(unit, unit + 1))[0]
+        rows = torch.linalg.svd(m, full_matrices=False)[0].flip(1)[:, ranks[here]].mT
+        fields = every.new_zeros(len(here), *op.domain.shape)
+        blocks.place(rows, unit, fields)
+        whole[here] = fields
+    return every.flatten()[chosen], whole
+
+
+def whole_spectrum(
+    op: TrajectoryOperator, symmetric: bool, *, force: bool = False
+) -> tuple[Spectrum, int] | None:
+    """All eigenvalues of a symmetric operator, all singular values of another; and the products.
+
+    From its structure or its dense blocks; None if they are too large to be made without being
+    asked for, which `force` does.
+    """
+    exact = is_exact(op)
+    root = op.root if symmetric and not exact else None
+    if root is not None and root.shape[1] < root.shape[0]:
+        inner = root.H @ root
+        if force or is_small(inner):
+            spectrum = eigenvalues(inner)
+            n_zeros = op.shape[0] - len(spectrum.values)
+            how = f"A = R R* with thin R, R* R as {spectrum.how}"
+            values = spectrum.values.clamp_min(0)
+            return Spectrum(values, n_zeros, how), inner.num_matvecs
+    if not (exact or force):
+        return None
+    before = op.num_matvecs
+    spectrum = eigenvalues(op) if symmetric else singular_values(op)
+    return spectrum, op.num_matvecs - before

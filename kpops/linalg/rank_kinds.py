@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from kpops import work
+from kpops.linalg.eigenpairs import eigenpairs
+from kpops.linalg.gramians import propagator_norm
+from kpops.linalg.moments import NEEDS_POSITIVE, moments
+from kpops.linalg.probes import dots, jackknife, left_out, sphere
+from kpops.linalg.quadrature import Rule, gauss_rule, seek_negative
+from kpops.linalg.rounding import columns, noise_floor
+from kpops.linalg.symmetry import refuse_indefinite
+from kpops.linalg.triplets import singular_triplets
 from kpops.operators.base import TrajectoryOperator
-from kpops.spectral import common
-from kpops.spectral.eig import eigsh
-from kpops.spectral.estimators.moments import NEEDS_POSITIVE, jackknife, left_out, moments
-from kpops.spectral.estimators.quadrature_rules import Rule, gauss_rule, seek_negative
-from kpops.spectral.estimators.stochastic import dots, sphere
-from kpops.spectral.gramian import propagator_norm
-from kpops.spectral.svd import svds
 
 KINDS = {
     "participation": ("hutchinson",),
@@ -29,12 +30,22 @@ KINDS = {
     "numerical": ("lanczos",),
 }
 """Every kind and the methods that estimate it."""
+
+
 PROBES = 16
 """Random vectors of Gauss rules; what is left of the products makes their steps."""
+
+
 _FEW_MODES = 8
+
+
 _LEAST_MATVECS, _LEAST_STEPS = 384, 8
 """With fewer products, neither the modes nor the rules would be of use."""
+
+
 _MOST_MODES = 256
+
+
 _BLOCK = 64
 """Vectors that are taken through the operator together."""
 
@@ -101,7 +112,7 @@ def estimated(
 ) -> Answer:
     """The rank from random vectors, in about `num_matvecs` products and those for modes.
 
-    The operator is of about one (:func:`kpops.spectral.scaling.normalized`).
+    The operator is of about one (:func:`kpops.linalg.scaling.normalized`).
     """
     sought = seek_negative(op, rng, NEEDS_POSITIVE) if symmetric else 0
     match question.kind:
@@ -113,7 +124,7 @@ def estimated(
             answer = _variance(op, question, symmetric, method, num_matvecs, rng)
         case _:
             answer = _by_rules(op, question, symmetric, num_matvecs, rng)
-    rounding = 10 * common.noise_floor(op.torch_dtype) * answer.estimate
+    rounding = 10 * noise_floor(op.torch_dtype) * answer.estimate
     return answer._replace(stderr=math.hypot(answer.stderr, rounding), used=answer.used + sought)
 
 
@@ -186,7 +197,7 @@ def _variance(
     if method == "hutchinson":
         answer = _by_modes(op, question, symmetric, num_matvecs, rng, 8)
         if math.isnan(answer.stderr):
-            common.warn(f"effective_rank: {answer.chosen}; the estimate is a lower bound")
+            work.warn_unconverged(f"effective_rank: {answer.chosen}; the estimate is a lower bound")
         return answer
     rough = _by_rules(op, question, symmetric, num_matvecs, rng)
     if method == "lanczos" or rough.estimate > _MOST_MODES / 2:
@@ -247,17 +258,12 @@ def _leading(
 ) -> tuple[Tensor, Tensor, float, int]:
     """The k leading left vectors as rows, values, relative residual, products that they took."""
     work.check()
+    modes = (eigenpairs if symmetric else singular_triplets)(op, k, rng=rng)
+    values = modes.unit * modes.values
     if symmetric:
-        modes = eigsh(op, k, rng=rng)
-        common.refuse_indefinite(op, torch.from_numpy(modes.eigenvalue.values), NEEDS_POSITIVE)
-        pair = (modes.eigenfunction, modes.eigenvalue)
-    else:
-        modes = svds(op, k, rng=rng)
-        pair = (modes.left, modes.singular_value)
+        refuse_indefinite(op, values, NEEDS_POSITIVE)
     work.check()
-    left, values = (torch.from_numpy(part.values).to(op.device) for part in pair)
-    used = int(modes.attrs["num_matvecs"])
-    return common.columns(left), values, float(modes.residual.max()), used
+    return columns(modes.vectors[0]), values, float(modes.residual.max()), modes.num_matvecs
 
 
 def _by_rules(
@@ -280,9 +286,9 @@ def _by_rules(
     largest = float(values.abs().max())
     if largest == 0:
         return Answer(0.0, 0.0, "lanczos", "the operator is zero", used)
-    floor = common.noise_floor(op.torch_dtype)
+    floor = noise_floor(op.torch_dtype)
     if symmetric:
-        common.refuse_indefinite(op, values, NEEDS_POSITIVE)
+        refuse_indefinite(op, values, NEEDS_POSITIVE)
     if not symmetric:
         floor = floor**0.5  # the rules are of A* A
     least = max(question.tol, floor) * largest
@@ -320,20 +326,18 @@ def _few_modes(
     if k == 0:
         return nothing, None, 0.0, 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", common.ConvergenceWarning)
-        solve = eigsh if symmetric else svds
+        warnings.simplefilter("ignore", work.ConvergenceWarning)
+        solve = eigenpairs if symmetric else singular_triplets
         # A matrix, which small operators are given, would take more products than there are.
         # Of a seed of their own: how often a block must be refilled at random is up to rounding,
         # and must not decide which vectors are drawn after it.
         modes = solve(op, k, method="block-krylov", max_matvecs=most, rng=rng.spawn(1)[0])
-    names = ("eigenvalue", "eigenfunction") if symmetric else ("singular_value", "left")
-    values, vectors = (torch.from_numpy(modes[name].values).to(op.device) for name in names)
-    floor = 2 * common.noise_floor(op.torch_dtype) ** 0.5  # of svds by a Gram operator
-    good = torch.from_numpy(modes.converged.values).to(op.device)
-    good = good & (values.abs() > floor * values.abs().max())
-    residuals = torch.from_numpy(modes.residual.values).to(op.device)[good]
+    values, vectors = modes.unit * modes.values, modes.vectors[0]
+    floor = 2 * noise_floor(op.torch_dtype) ** 0.5  # of svds by a Gram operator
+    good = modes.converged & (values.abs() > floor * values.abs().max())
+    residuals = modes.residual[good]
     doubt = float(residuals.max()) if len(residuals) else 0.0
-    return values[good].double(), vectors[good], doubt, int(modes.attrs["num_matvecs"])
+    return values[good].double(), vectors[good], doubt, modes.num_matvecs
 
 
 def _of_rule(

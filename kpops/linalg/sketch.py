@@ -7,82 +7,12 @@ scale of the operator leaves the dtype.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-Act = Callable[[Tensor], Tensor]
-
-TINY = 1e-300
-
-
-def sphere(rng: np.random.Generator, k: int, n: int, like: Tensor) -> Tensor:
-    """Random vectors (k, n), uniform on the sphere of squared radius n.
-
-    Their quadratic forms scatter less than those of Gaussian vectors, whose length adds to the
-    noise: relative variance ``2 (1/PR - 1/n)`` instead of ``2 / PR`` for a positive operator.
-    """
-    values = torch.from_numpy(rng.standard_normal((k, n)))
-    values *= math.sqrt(n) / values.norm(dim=1, keepdim=True)
-    return values.to(like)
-
-
-def signs(rng: np.random.Generator, k: int, n: int, like: Tensor) -> Tensor:
-    """Random vectors (k, n) of independent entries 1 and -1."""
-    values = torch.from_numpy(2 * rng.integers(0, 2, (k, n), dtype=np.int8) - 1)
-    return values.to(like)
-
-
-def dots(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of the rows of two blocks, summed in float64, shape (k,)."""
-    # Row by row: blocks are large, and copies of them in float64 would be larger.
-    rows = [torch.dot(x.double(), y.double()) for x, y in zip(a, b, strict=True)]
-    return torch.stack(rows) if rows else a.new_zeros(0, dtype=torch.float64)
-
-
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of all rows of `a` with all rows of `b`, in the dtype, given as float64."""
-    return (a @ b.mT).double()
-
-
-def widened(count: int) -> float:
-    """By what the standard error of a mean of so few samples is multiplied.
-
-    The variance of few samples is itself uncertain. With the quantile of Student's t in place of
-    the 2, ``mean +- 2 stderr`` holds the truth as often as for many samples, in 95.4 % of all
-    cases. Quadratic forms are sums of weighted chi-squares, of a kurtosis k from 3 to 15 (one
-    mode), and a variance from m of them has ``2 m / (k - 1)`` degrees of freedom; half of those of
-    normal samples are taken.
-    """
-    freedom = max(1.0, (count - 1) / 2)
-    # Imported here, since it adds a filter to the warnings'.
-    from scipy.special import ndtr, stdtrit
-
-    return float(stdtrit(freedom, ndtr(2))) / 2
-
-
-def mean_and_error(samples: Tensor) -> tuple[float, float]:
-    """Mean of the samples and its standard error, widened; NaN if there is only one.
-
-    Forms of few modes are skewed, and where the mean of some is too low, so is their scatter. By
-    the Edgeworth expansion of Student's t (Hall 1992, The Bootstrap and Edgeworth Expansion,
-    section 2.6) its quantile z moves by ``g (2 z^2 + 1) / (6 sqrt(m))``, g being the skewness; at
-    z = 2 that is the part ``3 g / (4 sqrt(m))`` of it.
-    """
-    m = len(samples)
-    mean, scatter = samples.mean(), samples.std()
-    if m < 2:
-        return float(mean), math.nan
-    skewness = 0.0
-    if m > 2 and scatter > 0:
-        unbiased = m / ((m - 1) * (m - 2))
-        skewness = unbiased * float(((samples - mean) / scatter).pow(3).sum())
-    wider = widened(m) * (1 + 0.75 * abs(skewness) / math.sqrt(m))
-    return float(mean), wider * float(scatter) / math.sqrt(m)
+from kpops.linalg.probes import TINY, Act, dots, inner
 
 
 class Sketch:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kpops import work
+from kpops.linalg.rounding import noise_floor
 
 # A residual says that there is an eigenvalue so near, not that it is the one looked for: in nearly
 # flat spectra the one looked for may be several times further away.
@@ -156,3 +157,50 @@ class Search:
             values = values.clamp_min(0).sqrt()
         told = (torch.cat([part, absent]).cpu().numpy() for part in (values, relative))
         self.over |= bool(self.callback(Progress(self.spent, *told)))
+
+
+class LeadingModes(NamedTuple):
+    """Leading modes of an operator ``unit * A``, and what is certain of them.
+
+    Attributes
+    ----------
+    values : Tensor, shape (mode,)
+        Eigenvalues or singular values of A; NaN for modes that were not found.
+    vectors : tuple of Tensor, shape (mode, *dims)
+        The eigenvectors, or the left and the right singular vectors.
+    unit : float
+        The scale of the operator.
+    residual, converged, cluster : Tensor, shape (mode,)
+        Relative residuals; whether they meet the tolerance with no larger mode missing; numbers
+        that modes share which are not told apart.
+    method, chosen : str
+        How they were found, and why so.
+    num_matvecs : int
+        Products with the operator.
+    """
+
+    values: Tensor
+    vectors: tuple[Tensor, ...]
+    unit: float
+    residual: Tensor
+    converged: Tensor
+    cluster: Tensor
+    method: str
+    chosen: str
+    num_matvecs: int
+
+
+def verdict(residual: Tensor, tol: float, what: str, sure: int) -> Tensor:
+    """Which modes meet the tolerance, of the first `sure` ones that the solver vouches for.
+
+    Warns if some do not.
+    """
+    converged = residual <= max(tol, noise_floor(residual.dtype))  # NaN counts as not converged
+    converged[sure:] = False
+    if not converged.all():
+        work.warn_unconverged(
+            f"{what}{' was interrupted' * work.interrupted()}: {int((~converged).sum())} of "
+            f"{len(converged)} modes did not reach the relative residual {tol:g}, or larger modes "
+            "may be missing; the variable 'converged' marks them"
+        )
+    return converged

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kpops.spectral.solvers.basis import Basis, inner, lengths_of
-from kpops.spectral.solvers.krylov import AT_LEAST, Act, Family, Modes
-from kpops.spectral.solvers.search import Search
+from kpops.linalg.basis import Basis
+from kpops.linalg.lanczos import AT_LEAST, Act, Family, Modes
+from kpops.linalg.probes import inner, lengths_of
+from kpops.linalg.search import Search
 
 
 def iterate(act: Act, family: Family, search: Search, block: int) -> Modes:

@@ -6,7 +6,7 @@
 - One end of the spectrum is made that of largest magnitude by a shift, ``s + A`` or ``s - A`` with
   s above ``||A||``. Krylov spaces are the same, and so is all that is known of them.
 
-The operator is of about one (:func:`kpops.spectral.scaling.normalized`).
+The operator is of about one (:func:`kpops.linalg.scaling.normalized`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ import math
 import torch
 from torch import Tensor
 
+from kpops.linalg.lanczos import Act, Aside, Family, Lanczos, Modes, run
+from kpops.linalg.rounding import columns
+from kpops.linalg.search import Search
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches, uncoupled
-from kpops.spectral import common
-from kpops.spectral.solvers.krylov import Act, Aside, Family, Lanczos, Modes, run
-from kpops.spectral.solvers.search import Search
 
 # Vectors of a block that looks for one mode, to see whether any is missing.
 FEW = 2
+
+
 # Probability that a mode is missing at which it counts as excluded.
 _UNSEEN = 1e-6
+
+
 # Extent of the rest, as a part of the level, that is taken for rounding.
 _FLAT = 1e-12
 
@@ -167,7 +171,7 @@ class EigenProblem:
         values = (self.sign * (modes.values - self.shift)).to(self.op.torch_dtype)
         vectors = modes.vectors[0]
         if self.root is not None:
-            images = common.columns(self.root.apply(vectors))
+            images = columns(self.root.apply(vectors))
             return values, in_order(images).reshape(-1, *self.op.domain.shape)
         whole = vectors.new_zeros(self.family.n_problems, len(vectors), self.family.size)
         whole[modes.problem, torch.arange(len(vectors))] = vectors
@@ -175,7 +179,7 @@ class EigenProblem:
 
 
 def block_lanczos(act: Act, family: Family, search: Search, block: int) -> Modes:
-    """Leading modes by :class:`kpops.spectral.solvers.krylov.Lanczos`."""
+    """Leading modes by :class:`kpops.linalg.lanczos.Lanczos`."""
     return run(Lanczos(act, family, search, block), search, block)
 
 

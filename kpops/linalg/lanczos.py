@@ -23,24 +23,36 @@ import torch
 from torch import Tensor
 
 from kpops.engines.memory import free_bytes
-from kpops.spectral.solvers.basis import Basis, inner
-from kpops.spectral.solvers.search import Search
+from kpops.linalg.basis import Basis
+from kpops.linalg.probes import inner
+from kpops.linalg.search import Search
 
 Act = Callable[[Tensor], Tensor]
 
+
 # Blocks of a full basis; its vectors, at least, where memory allows.
 _BLOCKS, _VECTORS = 40, 400
+
+
 # Blocks before any mode counts as found. The first residuals of a nearly flat spectrum are small
 # whatever stands out of it: of an outlier at distance d they show d / sqrt(n). Each block brings it
 # nearer, by d over the width of the rest.
 AT_LEAST = 6
+
+
 # Part of the free memory that the bases may take.
 _MEMORY = 0.25
+
+
 # A look at the modes of the basis costs as much as some products: the next one is after this part
 # of the way that is left at the present rate of convergence, within these factors of growth.
 _PART, _SOON, _LATE = 0.6, 1.05, 1.25
+
+
 # Singular values below this part of the largest are lost to their squares in float64.
 _LOST = 1e-6
+
+
 # Modes at most that are set aside, and how far each may lower the level, as a part of it.
 _ASIDE, _LOWERED = 20, 1e-3
 

@@ -7,14 +7,18 @@ product with ``R* R``.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kpops.spectral.estimators import stochastic
-from kpops.spectral.estimators.probing import Outcome, TraceRun, is_exact
-from kpops.spectral.estimators.sketch import TINY, Act, Sketch, dots, inner, mean_and_error
+from kpops.linalg.budget import empty, rows_of
+from kpops.linalg.leave_one_out import hutchpp, xnystrace, xtrace
+from kpops.linalg.probes import TINY, Act, dots, inner, mean_and_error
+from kpops.linalg.sketch import Sketch
+from kpops.linalg.trace import Outcome, TraceRun, is_exact
+from kpops.operators.base import TrajectoryOperator
 
 # Products below which there is nothing to learn from a part of them.
 _LEAST = 16
@@ -118,7 +122,7 @@ class GramTrace(TraceRun):
         assert self.second is not None
         half = sketch.first(len(sketch.products))
         j, k = len(half.probes), len(sketch.probes)
-        pairs = stochastic.xnystrace(half, inner(half.products, half.products))
+        pairs = xnystrace(half, inner(half.products, half.products))
         common = pairs.stderr**2 / max(float(half.residuals().var()) / j, TINY)
         forms = self.forms.all
         return {
@@ -176,7 +180,7 @@ class GramTrace(TraceRun):
         sketch, second = self.sketch, self.second
         if sketch is not None and len(sketch.products) > 1:
             half = sketch.first(len(sketch.products))
-            pairs = stochastic.xnystrace(half, inner(half.products, half.products))
+            pairs = xnystrace(half, inner(half.products, half.products))
             found["xnystrace"] = pairs.mean, pairs.stderr
         if second is not None and not second.missing:
             found["xtrace"] = self._xtrace(second)
@@ -192,11 +196,11 @@ class GramTrace(TraceRun):
         j, k = len(second.probes), len(sketch.probes)
         images = sketch.coords.to(self.like) @ sketch.basis
         core, ahead = inner(second.products, second.products), inner(images, second.products)
-        pairs = stochastic.xtrace(second, core, ahead[:j])
+        pairs = xtrace(second, core, ahead[:j])
         if k == j:
             return pairs.mean, pairs.stderr
         forms = sketch.coords[j:].square().sum(1)
-        samples = stochastic.hutchpp(second, core, sketch.probes[j:], forms, ahead[j:], ahead[j:])
+        samples = hutchpp(second, core, sketch.probes[j:], forms, ahead[j:], ahead[j:])
         mean, error = mean_and_error(samples)
         error = pairs.stderr if math.isnan(error) else error
         weight = j / k
@@ -232,3 +236,11 @@ def _spread(gram: Tensor) -> float:
     noise = 2 / math.sqrt(n_ordered / 8)
     inverse = float(cycles) / n_ordered / second**2 if second > 0 else 1.0
     return 1 / max(inverse + noise, noise)
+
+
+def gram_trace(root: TrajectoryOperator, cost: float, method: str, rng: Any) -> GramTrace:
+    """Trace of ``R R*``, in the smaller of the two spaces."""
+    forward, backward = rows_of(root.apply, root.domain), rows_of(root.apply_adjoint, root.codomain)
+    if root.shape[0] < root.shape[1]:
+        forward, backward = backward, forward
+    return GramTrace(forward, backward, min(root.shape), cost, method, rng, empty(root))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,13 +9,15 @@ import torch
 from torch import Tensor
 
 from kpops import work
+from kpops.linalg.probes import TINY, dots, sphere
+from kpops.linalg.quadrature import Problem, problem_of
+from kpops.linalg.symmetry import refuse_indefinite
 from kpops.operators.base import TrajectoryOperator
 from kpops.scalars import generator as seeded
-from kpops.spectral import common
-from kpops.spectral.estimators.quadrature_rules import Problem, problem_of
-from kpops.spectral.estimators.sketch import TINY, dots, sphere, widened
 
 NEEDS_POSITIVE = "an effective rank of a self-adjoint operator needs that: use op @ op.H"
+
+
 _BLOCK, _LEAST = 64, 8
 """Vectors that go through the operator together; of which an interrupted estimate has some."""
 
@@ -37,38 +38,6 @@ class Moments(NamedTuple):
     how: str
 
 
-def jackknife(statistic: Callable[..., Tensor], *samples: Tensor) -> tuple[float, float]:
-    """Estimate and standard error of a function of means, without its bias of first order.
-
-    Parameters
-    ----------
-    statistic : callable
-        Of as many means as there are samples; it must broadcast.
-    *samples : Tensor
-        Shape (probe,), float64; all of the same random vectors.
-
-    Returns
-    -------
-    estimate, stderr : float
-
-    Notes
-    -----
-    Efron and Stein (1981): each random vector is left out in turn.
-    """
-    m = len(samples[0])
-    whole = statistic(*(s.mean() for s in samples))
-    without = statistic(*((s.sum() - s) / (m - 1) for s in samples))
-    return left_out(whole, without)
-
-
-def left_out(whole: Tensor, without: Tensor) -> tuple[float, float]:
-    """The jackknife of a statistic of all random vectors, and of all but each, shape (probe,)."""
-    m = len(without)
-    estimate = m * whole - (m - 1) * without.mean()
-    stderr = ((m - 1) / m * (without - without.mean()).square().sum()).sqrt()
-    return float(estimate), widened(m) * float(stderr)
-
-
 def moments(
     op: TrajectoryOperator, symmetric: bool, num_matvecs: int, rng: Any
 ) -> tuple[list[Moments], int]:
@@ -77,7 +46,7 @@ def moments(
     Parameters
     ----------
     op : TrajectoryOperator
-        A, of about one (:func:`kpops.spectral.scaling.normalized`).
+        A, of about one (:func:`kpops.linalg.scaling.normalized`).
     symmetric : bool
         Whether it is self-adjoint.
     num_matvecs : int
@@ -125,7 +94,7 @@ def moments(
             inside = z @ basis.T
             rest.append(_quotients(z - inside @ basis, y - inside @ mapped))
     if not problem.gram:
-        common.refuse_indefinite(op, plain[0] / plain[2].sqrt().clamp_min(TINY), NEEDS_POSITIVE)
+        refuse_indefinite(op, plain[0] / plain[2].sqrt().clamp_min(TINY), NEEDS_POSITIVE)
     used = problem.cost * max(m, spent)
     candidates = [Moments(plain[0], plain[1], f"{plain.shape[1]} random vectors")]
     if basis is not None and mapped is not None and rest:

@@ -1,4 +1,4 @@
-"""Estimates that cost products: budgets and tolerances, answers, and how they are given back."""
+"""Estimates that spend a budget of matvecs until a tolerance is met."""
 
 from __future__ import annotations
 
@@ -6,41 +6,17 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
+from kpops import work
 from kpops.labels import Space
+from kpops.linalg.probes import Act
+from kpops.linalg.trace import TraceRun
 from kpops.operators.base import TrajectoryOperator
-from kpops.scalars import check_real
-from kpops.spectral import common
-from kpops.spectral.estimators.probing import TraceRun
-from kpops.spectral.estimators.probing_gram import GramTrace
-from kpops.spectral.estimators.sketch import Act
-from kpops.spectral.scaling import undone
 
 _FIRST = 16
 """Products after which a tolerance is looked at for the first time."""
-
-
-def check(method: str, methods: dict[str, int], num_matvecs: int | None, tol: float | None) -> int:
-    """Refuse options that make no sense; the budget."""
-    if method not in methods:
-        raise ValueError(f"method={method!r}: choose one of {', '.join(map(repr, methods))}")
-    if tol is not None:
-        check_real("tol", tol)
-        if not 0 < tol < 1:
-            raise ValueError(f"tol={tol!r}: choose a fraction of the estimate, between 0 and 1")
-    if num_matvecs is None:
-        return 64 if tol is None else 1024
-    whole = isinstance(num_matvecs, int | np.integer) and not isinstance(num_matvecs, bool)
-    if not whole or num_matvecs < methods[method]:
-        raise ValueError(
-            f"num_matvecs={num_matvecs!r}: method={method!r} needs an int of at least "
-            f"{methods[method]} for a standard error"
-        )
-    return int(num_matvecs)
 
 
 class Answer(NamedTuple):
@@ -97,7 +73,7 @@ def estimated(
             break
         last = (estimate, stderr) if done else None
     if tol is not None and not done:
-        common.warn(
+        work.warn_unconverged(
             f"the standard error is {_norm(stderr) / (_norm(estimate) or 1.0):.3g} of the estimate "
             f"after {run.num_matvecs:g} products, more than tol={tol:g}: raise num_matvecs, or tol"
         )
@@ -131,14 +107,6 @@ def _norm(value: float | Tensor) -> float:
     return float(value.norm()) if isinstance(value, Tensor) else abs(value)
 
 
-def gram_trace(root: TrajectoryOperator, cost: float, method: str, rng: Any) -> GramTrace:
-    """Trace of ``R R*``, in the smaller of the two spaces."""
-    forward, backward = rows_of(root.apply, root.domain), rows_of(root.apply_adjoint, root.codomain)
-    if root.shape[0] < root.shape[1]:
-        forward, backward = backward, forward
-    return GramTrace(forward, backward, min(root.shape), cost, method, rng, empty(root))
-
-
 def rows_of(act: Callable[[Tensor], Tensor], space: Space) -> Act:
     """An action on blocks (k, *dims) as one on rows (k, n)."""
     return lambda rows: act(rows.reshape(len(rows), *space.shape)).flatten(1)
@@ -147,34 +115,3 @@ def rows_of(act: Callable[[Tensor], Tensor], space: Space) -> Act:
 def empty(op: TrajectoryOperator) -> Tensor:
     """A tensor of the dtype and on the device of an operator."""
     return torch.empty((), dtype=op.torch_dtype, device=op.device)
-
-
-def provenance(
-    op: TrajectoryOperator, what: str, answer: Answer, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """Attributes of a result."""
-    attrs = {
-        **common.configuration(op, what=what, **settings),
-        "method": answer.method,
-        "chosen": answer.chosen,
-        "num_matvecs": float(answer.num_matvecs),
-        "a_priori": float(answer.a_priori),
-    }
-    if answer.converged is not None:
-        attrs["converged"] = int(answer.converged)
-    return attrs
-
-
-def scalar_dataset(
-    op: TrajectoryOperator, what: str, answer: Answer, long_name: str, settings: dict[str, Any]
-) -> xr.Dataset:
-    """An estimate and its standard error, in the dtype of the operator if it holds them."""
-    estimate, stderr = undone([answer.estimate, answer.stderr], answer.unit, op, long_name)
-    return xr.Dataset(
-        {
-            "estimate": ((), estimate, {"long_name": long_name, "units": "1"}),
-            "stderr": ((), stderr, {"long_name": "standard error", "units": "1"}),
-        },
-        coords=common.identity(op),
-        attrs=provenance(op, what, answer, settings),
-    )

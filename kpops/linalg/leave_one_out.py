@@ -16,19 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kpops.spectral.estimators.sketch import TINY, Sketch, dots, inner, orthonormal, sphere, widened
-
-__all__ = [
-    "Pairs",
-    "Scatter",
-    "dots",
-    "hutchpp",
-    "shifted_xnystrace",
-    "sphere",
-    "xdiag",
-    "xnystrace",
-    "xtrace",
-]
+from kpops.linalg.probes import TINY, Scatter, dots, inner, widened
+from kpops.linalg.sketch import Sketch, orthonormal
 
 
 class Pairs(NamedTuple):
@@ -300,43 +289,6 @@ def hutchpp(
     rest = forms - (((ahead + behind) @ span.mT - z @ h) * z).sum(1)
     lengths = dots(probes, probes) - z.square().sum(1)
     return h.trace() + (n - len(span)) / lengths.clamp_min(TINY) * rest
-
-
-class Scatter:
-    """Mean of vectors and its standard error, entry by entry, in one pass.
-
-    Notes
-    -----
-    Welford (1962), Note on a method for calculating corrected sums of squares and products.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(())
-        self.squares = torch.zeros(())
-
-    def add(self, vector: Tensor) -> None:
-        """Take in a vector."""
-        vector = vector.double()
-        self.count += 1
-        if self.count == 1:
-            self.mean, self.squares = vector, torch.zeros_like(vector)
-            return
-        gap = vector - self.mean
-        self.mean = self.mean + gap / self.count
-        self.squares = self.squares + gap * (vector - self.mean)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance of the mean, as the scatter has it; NaN of a single vector."""
-        if self.count < 2:
-            return torch.full_like(self.mean, math.nan)
-        return self.squares / (self.count - 1) / self.count
-
-    @property
-    def stderr(self) -> Tensor:
-        """Standard error of the mean, widened for few vectors; NaN of a single one."""
-        return widened(max(2, self.count)) * self.variance.sqrt()
 
 
 def xdiag(sketch: Sketch) -> Scatter:

@@ -1,0 +1,1 @@
+"""Spectra, traces and ranks on tensors: no labels, no public names; `spectral/` labels them."""

@@ -1,0 +1,47 @@
+"""Whether an operator is self-adjoint, and whether it has been seen to be indefinite."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kpops.linalg.probes import random_block
+from kpops.linalg.rounding import noise_floor
+from kpops.linalg.scaling import power_of_two
+from kpops.operators.base import TrajectoryOperator
+
+
+def is_self_adjoint(op: TrajectoryOperator) -> bool:
+    """Whether `op` is self-adjoint: by construction, or on random vectors."""
+    if op.self_adjoint:
+        return True
+    if op.domain != op.codomain:
+        return False
+    probes = random_block(op, op.domain, 2, 0)
+    images = op.apply(probes)
+    u, v = probes.double()
+    image_u, image_v = images.double() / power_of_two(images, repr(op))
+    gap = abs(float((u * image_v).sum() - (image_u * v).sum()))
+    scale = float(u.norm() * image_v.norm() + image_u.norm() * v.norm())
+    return gap <= noise_floor(op.torch_dtype) * scale
+
+
+def require_self_adjoint(op: TrajectoryOperator) -> None:
+    """Refuse an operator whose eigenvalues a symmetric solver would get wrong in silence."""
+    if not is_self_adjoint(op):
+        raise ValueError(f"{op!r} is not self-adjoint: use kpops.svds, or eigsh of op @ op.H")
+
+
+def refuse_indefinite(op: TrajectoryOperator, quotients: Tensor, remedy: str) -> None:
+    """Refuse an operator that has been seen to have a negative eigenvalue.
+
+    The least eigenvalue is at most any Rayleigh quotient or Ritz value, so that one below rounding
+    is a proof. That none is seen is no proof of the contrary.
+    """
+    if not len(quotients):
+        return
+    least, largest = float(quotients.min()), float(quotients.abs().max())
+    if least < -noise_floor(op.torch_dtype) * len(quotients) ** 0.5 * largest:
+        raise ValueError(
+            f"{op!r} is not positive semi-definite: an eigenvalue is at most {least / largest:.3g} "
+            f"of the largest magnitude; {remedy}"
+        )

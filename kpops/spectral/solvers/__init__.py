@@ -1,1 +1,0 @@
-"""Iterations for leading modes; ``eigsh`` and ``svds`` choose among them."""
