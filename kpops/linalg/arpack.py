@@ -7,11 +7,12 @@ import scipy.sparse.linalg
 import torch
 
 from kpops.arrays import to_numpy
-from kpops.linalg.lanczos import Act, Family, Modes
+from kpops.linalg.probes import Act
+from kpops.linalg.problem import BatchedSpace, Modes
 from kpops.linalg.search import Search
 
 
-def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
+def arpack(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
     """Leading eigenpairs by ARPACK, on the host and one vector at a time; `block` is not used.
 
     One problem only. From one start vector, Lanczos sees one copy of a repeated eigenvalue; ARPACK
@@ -21,17 +22,17 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
 
     Lehoucq, Sorensen and Yang (1998), ARPACK Users' Guide.
     """
-    n, k = family.size, search.k
+    n, k = space.size, search.k
     if k >= n:
         raise ValueError(f"k={k}: ARPACK finds at most n - 1 = {n - 1} modes; use method='exact'")
-    dtype = to_numpy(torch.empty(0, dtype=family.dtype)).dtype
+    dtype = to_numpy(torch.empty(0, dtype=space.dtype)).dtype
     small = np.finfo(dtype).eps * 64 * n**0.5
 
     def apply(x: np.ndarray) -> np.ndarray:
         if search.stopped:  # by Ctrl-C: the only way out of ARPACK
             nothing = np.zeros(0, dtype), np.zeros((n, 0), dtype)
             raise scipy.sparse.linalg.ArpackNoConvergence("interrupted", *nothing)
-        block = torch.from_numpy(np.ascontiguousarray(x, dtype=dtype)).to(family.device)
+        block = torch.from_numpy(np.ascontiguousarray(x, dtype=dtype)).to(space.device)
         search.spend(1)
         return to_numpy(act(block.reshape(1, 1, n)).reshape(-1))
 
@@ -80,6 +81,6 @@ def arpack(act: Act, family: Family, search: Search, block: int) -> Modes:
             break
         values, vectors = np.append(values, more), np.hstack([vectors, another])
     order = np.argsort(-np.abs(values))[:k]
-    found = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).to(family.device)
-    numbers = torch.from_numpy(values[order].astype(float)).to(family.device)
+    found = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).to(space.device)
+    numbers = torch.from_numpy(values[order].astype(float)).to(space.device)
     return Modes(numbers, torch.zeros(len(order), dtype=torch.long), (found,), k if done else 0)

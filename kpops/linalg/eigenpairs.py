@@ -14,10 +14,11 @@ from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.kinds import described
 from kpops.linalg.arpack import arpack
+from kpops.linalg.certify import FEW, certify_leading
 from kpops.linalg.exact import is_cheap, is_small, leading
-from kpops.linalg.lanczos import AT_LEAST, Lanczos, Modes, run
+from kpops.linalg.lanczos import AT_LEAST, Lanczos, block_lanczos, run
 from kpops.linalg.lobpcg import iterate, lobpcg
-from kpops.linalg.problem import FEW, EigenProblem, block_lanczos
+from kpops.linalg.problem import Modes, SpectralProblem
 from kpops.linalg.rounding import clusters, columns, fix_signs, noise_floor, relative
 from kpops.linalg.scaling import normalized
 from kpops.linalg.search import LeadingModes, Progress, Search, verdict
@@ -70,8 +71,9 @@ def eigenpairs(
         residual = _residual(op, values, block, largest)
     else:
         with work.held(on_interrupt):
-            shift, largest = _shift(op, which, search)
-            problem = EigenProblem(op, k, together=method == "arpack", **shift)
+            sign, shift, largest = _shift(op, which, search)
+            together = method == "arpack"
+            problem = SpectralProblem(op, n_modes=k, together=together, sign=sign, shift=shift)
             values, block, sure = solve(problem, method, search, block_size, near)
             residual = _residual(op, values, block, largest)
         chosen, used = f"{chosen}: in {problem.where}", search.spent + 1
@@ -118,24 +120,24 @@ def start(
     )
 
 
-def _shift(op: TrajectoryOperator, which: str, search: Search) -> tuple[dict[str, float], float]:
-    """The shift that makes the end that is wanted that of largest magnitude, and this magnitude.
+def _shift(op: TrajectoryOperator, which: str, search: Search) -> tuple[float, float, float]:
+    """Sign and shift that make the wanted end that of largest magnitude, and this magnitude.
 
-    It is not needed, and zero, for those of largest magnitude.
+    They are not needed for the modes of largest magnitude: 1, 0 and 0.
     """
     if which == "LM" or (which == "LA" and op.positive):
-        return {}, 0.0
+        return 1.0, 0.0, 0.0
     first = replace(search, k=1, tol=max(search.tol, 1e-2), callback=None)
-    problem = EigenProblem(op, 1)
-    modes = block_lanczos(problem.act, problem.family, first, FEW)
+    problem = SpectralProblem(op, n_modes=1)
+    modes = block_lanczos(problem.act, problem.space, first, FEW)
     search.spend(first.spent + 1)
     search.over |= modes.sure < 1
     largest = float(modes.values[0].abs())
-    return {"sign": 1.0 if which == "LA" else -1.0, "shift": 1.1 * largest}, largest
+    return 1.0 if which == "LA" else -1.0, 1.1 * largest, largest
 
 
 def solve(
-    problem: EigenProblem,
+    problem: SpectralProblem,
     method: str,
     search: Search,
     block_size: int | None,
@@ -147,12 +149,12 @@ def solve(
     """
     if near is not None:
         search.near = problem.bring(near)
-        search.spend(math.ceil(len(near) / 2) if problem.root is not None else 0)
+        search.spend(math.ceil(len(near) / 2) if problem.moves else 0)
     if method == "block-krylov" and block_size is None:
         modes, sure = _in_blocks(problem, search)
     else:
         size = block_size or search.k + 2
-        modes = METHODS[method](problem.act, problem.family, search, size)
+        modes = METHODS[method](problem.act, problem.space, search, size)
         random = near is None and method == "block-krylov"
         sees_all = method == "arpack" or (random and size >= search.k)
         sure = modes.sure if sees_all else _vouched(problem, modes, search)
@@ -164,12 +166,12 @@ def solve(
     return values, block, sure
 
 
-def _in_blocks(problem: EigenProblem, search: Search) -> tuple[Modes, int]:
+def _in_blocks(problem: SpectralProblem, search: Search) -> tuple[Modes, int]:
     """Block Krylov from few vectors, which takes fewer products; from more if copies are missing.
 
     A block of k vectors sees every copy of a repeated eigenvalue that is wanted.
     """
-    process = Lanczos(problem.act, problem.family, search, FEW)
+    process = Lanczos(problem.act, problem.space, search, FEW)
     modes = run(process, search, FEW)
     if search.k <= FEW and search.near is None:
         return modes, modes.sure
@@ -179,15 +181,19 @@ def _in_blocks(problem: EigenProblem, search: Search) -> tuple[Modes, int]:
     if sure == search.k or search.stopped or not enough:
         return modes, sure
     search.near = None
-    modes = block_lanczos(problem.act, problem.family, search, search.k + 2)
+    modes = block_lanczos(problem.act, problem.space, search, search.k + 2)
     return modes, modes.sure
 
 
 def _vouched(
-    problem: EigenProblem, modes: Modes, search: Search, process: Lanczos | None = None
+    problem: SpectralProblem, modes: Modes, search: Search, process: Lanczos | None = None
 ) -> int:
     """The number of modes if a second search misses none, else 0."""
-    return search.k if modes.sure == search.k and problem.vouch(modes, search, process) else 0
+    return (
+        search.k
+        if modes.sure == search.k and certify_leading(problem, modes, search, process)
+        else 0
+    )
 
 
 def _choose(op: TrajectoryOperator, k: int, which: str) -> tuple[str, str]:

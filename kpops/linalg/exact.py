@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kpops import work
 from kpops.engines.unit_blocks import UnitBlocks
+from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.scaling import normalized_blocks
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import batches, dense_blocks
@@ -52,6 +53,8 @@ class Spectrum:
         How many more there are, all zero.
     how : str
         How they were found, in words.
+    num_matvecs : int
+        Products that it took, with the operator or with the smaller one that has its spectrum.
     unit : Tensor or None
         Position of the unit to which each belongs, where units are not coupled.
     """
@@ -59,6 +62,7 @@ class Spectrum:
     values: Tensor
     n_zeros: int
     how: str
+    num_matvecs: int = 0
     unit: Tensor | None = None
 
 
@@ -114,38 +118,38 @@ def eigenvalues(op: TrajectoryOperator, insist: str = "") -> Spectrum:
         order = values.argsort(descending=True)
         unit = blocks.units.start + order // each.shape[1]
         how = f"K couples no two of {blocks.n_units} units"
-        return Spectrum(values[order], op.shape[0] - values.numel(), how, unit)
-    root = op.root
-    if root is not None and root.domain.size < batches(op)[0].size:  # as of J with few parameters
-        check_cost(op, 1, (root.domain.size,) * 2, 4 / 3, insist)
-        work.expect(2 * root.domain.size)
-        dense, scale = normalized_blocks(root.H @ root)
-        how = f"the Gram matrix of {root.symbol}, of size {root.domain.size}"
-        values = torch.linalg.eigvalsh(dense[0]).double() * scale
-        return Spectrum(_falling(values), op.shape[0] - values.numel(), how)
-    inside = batches(op)[0]
-    check_cost(op, inside.count, (inside.size,) * 2, 4 / 3, insist)
-    work.expect(inside.size)
-    dense, scale = normalized_blocks(op)
+        return Spectrum(values[order], op.shape[0] - values.numel(), how, unit=unit)
+    problem = SpectralProblem(op)
+    count, size = problem.sides.count, problem.sides.size
+    check_cost(op, count, (size, size), 4 / 3, insist)
+    work.expect(size if problem.factor is None else 2 * size)
+    before = problem.G.num_matvecs
+    dense, scale = problem.dense()
+    used = problem.G.num_matvecs - before
     if dense.numel() and (dense - dense.mT).abs().max() > 2e3 * torch.finfo(dense.dtype).eps:
         raise ValueError(f"{op!r} is not self-adjoint: use kpops.svds, or eigsh of op @ op.H")
     values = torch.linalg.eigvalsh((dense + dense.mT) / 2).flatten().double() * scale
-    how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
-    return Spectrum(_falling(values), op.shape[0] - values.numel(), how)
+    how = f"{count} dense block(s) of size {size}"
+    if problem.factor is not None:
+        values = values.clamp_min(0)
+        how = f"the Gram matrix of {problem.factor.symbol}, {how}"
+    return Spectrum(_falling(values), problem.n_zeros, how, used)
 
 
 def singular_values(op: TrajectoryOperator) -> Spectrum:
     """All min(m, n) singular values of an operator, from its structure or its dense blocks."""
     if op.self_adjoint:
         spectrum = eigenvalues(op)
-        return Spectrum(spectrum.values.abs(), spectrum.n_zeros, spectrum.how)
+        return replace(spectrum, values=spectrum.values.abs())
     inside, outside = batches(op)
     check_cost(op, inside.count, (outside.size, inside.size), 4, "")
     work.expect(min(outside.size, inside.size))
+    before = op.num_matvecs
     dense, unit = normalized_blocks(op)
     values = torch.linalg.svdvals(dense).flatten().double() * unit
     how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}"
-    return Spectrum(_falling(values), min(op.shape) - values.numel(), how)
+    n_zeros, used = min(op.shape) - values.numel(), op.num_matvecs - before
+    return Spectrum(_falling(values), n_zeros, how, used)
 
 
 def smaller_dense(op: TrajectoryOperator, blocks: UnitBlocks) -> bool:
@@ -211,24 +215,13 @@ def _of_units(op: TrajectoryOperator, blocks: UnitBlocks, k: int) -> tuple[Tenso
 
 def whole_spectrum(
     op: TrajectoryOperator, symmetric: bool, *, force: bool = False
-) -> tuple[Spectrum, int] | None:
-    """All eigenvalues of a symmetric operator, all singular values of another; and the products.
+) -> Spectrum | None:
+    """All eigenvalues of a symmetric operator, all singular values of another.
 
     From its structure or its dense blocks; None if they are too large to be made without being
     asked for, which `force` does.
     """
-    exact = is_exact(op)
-    root = op.root if symmetric and not exact else None
-    if root is not None and root.shape[1] < root.shape[0]:
-        inner = root.H @ root
-        if force or is_small(inner):
-            spectrum = eigenvalues(inner)
-            n_zeros = op.shape[0] - len(spectrum.values)
-            how = f"A = R R* with thin R, R* R as {spectrum.how}"
-            values = spectrum.values.clamp_min(0)
-            return Spectrum(values, n_zeros, how), inner.num_matvecs
-    if not (exact or force):
+    small = is_exact(op) or (symmetric and is_small(SpectralProblem(op).G))
+    if not (small or force):
         return None
-    before = op.num_matvecs
-    spectrum = eigenvalues(op) if symmetric else singular_values(op)
-    return spectrum, op.num_matvecs - before
+    return eigenvalues(op) if symmetric else singular_values(op)

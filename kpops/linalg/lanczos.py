@@ -16,7 +16,6 @@ Several problems of one size are solved side by side: the trials of P.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,11 +23,9 @@ from torch import Tensor
 
 from kpops.engines.memory import free_bytes
 from kpops.linalg.basis import Basis
-from kpops.linalg.probes import inner
+from kpops.linalg.probes import Act, inner
+from kpops.linalg.problem import BatchedSpace, Modes
 from kpops.linalg.search import Search
-
-Act = Callable[[Tensor], Tensor]
-
 
 # Blocks of a full basis; its vectors, at least, where memory allows.
 _BLOCKS, _VECTORS = 40, 400
@@ -57,46 +54,8 @@ _LOST = 1e-6
 _ASIDE, _LOWERED = 20, 1e-3
 
 
-class Family(NamedTuple):
-    """Independent problems of one size.
-
-    Attributes
-    ----------
-    n_problems, size : int
-        Number of problems, and entries of a vector of each.
-    dtype, device
-        In which they are computed.
-    """
-
-    n_problems: int
-    size: int
-    dtype: torch.dtype
-    device: torch.device
-
-
-class Modes(NamedTuple):
-    """Approximate modes of a family of problems, the leading ones of all.
-
-    Attributes
-    ----------
-    values : Tensor, shape (mode,)
-        Of falling magnitude, in float64.
-    problem : Tensor, shape (mode,)
-        To which each belongs.
-    vectors : tuple of Tensor, shape (mode, entry)
-        Eigenvectors, or left and right singular vectors, in that problem.
-    sure : int
-        How many of them, from the first on, were found.
-    """
-
-    values: Tensor
-    problem: Tensor
-    vectors: tuple[Tensor, ...]
-    sure: int
-
-
-class Aside(NamedTuple):
-    """A subspace that is set aside to see what else there is; see :meth:`Lanczos.aside`.
+class Deflation(NamedTuple):
+    """A subspace that is projected out to see what else there is; see :meth:`Lanczos.deflation`.
 
     Attributes
     ----------
@@ -117,7 +76,7 @@ class Lanczos:
     ----------
     act : callable
         Applies the operators: (problem, vector, entry) to the same.
-    family : Family
+    space : BatchedSpace
         What they are.
     search : Search
         What is looked for.
@@ -128,12 +87,12 @@ class Lanczos:
     cost = 1  # products for each vector of the basis
     rough = False  # a glance is all that is needed
 
-    def __init__(self, act: Act, family: Family, search: Search, block: int) -> None:
+    def __init__(self, act: Act, space: BatchedSpace, search: Search, block: int) -> None:
         self.act = act
-        self.size = family.size
-        self.room = _room(search.k, block, [family])
-        self.basis = _basis(family, self.room, search)
-        self.small = _square(family, self.room)
+        self.size = space.size
+        self.room = _room(search.k, block, [space])
+        self.basis = _basis(space, self.room, search)
+        self.small = _square(space, self.room)
         self.related = 0  # first vector of the basis that A relates to the next block
 
     def expand(self, block: Tensor) -> None:
@@ -159,7 +118,7 @@ class Lanczos:
         self.residuals = _residuals(self.axes[:, self.first :], self.remainder)
         return self.values, self.residuals
 
-    def aside(self, level: float) -> Aside:
+    def deflation(self, level: float) -> Deflation:
         """Set modes aside so that nothing above `level` can hide behind them.
 
         In a basis of them and the rest, ``A = [[H, E*], [E, B]]`` with the columns of E as long as
@@ -178,7 +137,7 @@ class Lanczos:
         axes = _picked(self.axes, best) * taken[:, None]
         vectors = axes.mT.to(self.basis.rows.dtype) @ self.basis.rows
         lost = float((lowered.gather(1, best) * taken).sum(1).max())
-        return Aside(vectors, level - lost)
+        return Deflation(vectors, level - lost)
 
     def keep(self, values: Tensor, best: Tensor) -> None:
         """Restart with the modes at the positions `best` (problem, mode) as the basis."""
@@ -206,7 +165,7 @@ class Bidiagonal:
     ----------
     forth, back : callable
         Apply A and A*.
-    inside, outside : Family
+    inside, outside : BatchedSpace
         Domain and codomain of A; the domain is not the larger one.
     search, block
         As of :class:`Lanczos`.
@@ -216,7 +175,13 @@ class Bidiagonal:
     rough = True  # whether only a glance was taken
 
     def __init__(
-        self, forth: Act, back: Act, inside: Family, outside: Family, search: Search, block: int
+        self,
+        forth: Act,
+        back: Act,
+        inside: BatchedSpace,
+        outside: BatchedSpace,
+        search: Search,
+        block: int,
     ) -> None:
         self.forth, self.back = forth, back
         self.size = inside.size
@@ -334,21 +299,21 @@ class _Pace:
         return min(max(expected, soon, n + 1), late)
 
 
-def _room(k: int, block: int, families: list[Family]) -> int:
+def _room(k: int, block: int, spaces: list[BatchedSpace]) -> int:
     """Vectors of a full basis: what memory allows, and at least what the method needs."""
-    first = families[0]
-    per_vector = sum(f.n_problems * f.size for f in families) * torch.finfo(first.dtype).bits // 8
+    first = spaces[0]
+    per_vector = sum(f.n_problems * f.size for f in spaces) * torch.finfo(first.dtype).bits // 8
     fits = int(_MEMORY * free_bytes(first.device)) // max(1, per_vector)
     wanted = max(_BLOCKS * block, _VECTORS, 3 * k + 4 * block)
     return min(first.size, max(min(wanted, fits), k + 3 * block))
 
 
-def _basis(family: Family, room: int, search: Search) -> Basis:
-    return Basis(family.n_problems, room, family.size, family.dtype, family.device, search.rng)
+def _basis(space: BatchedSpace, room: int, search: Search) -> Basis:
+    return Basis(space.n_problems, room, space.size, space.dtype, space.device, search.rng)
 
 
-def _square(family: Family, room: int) -> Tensor:
-    return torch.zeros(family.n_problems, room, room, dtype=torch.float64, device=family.device)
+def _square(space: BatchedSpace, room: int) -> Tensor:
+    return torch.zeros(space.n_problems, room, room, dtype=torch.float64, device=space.device)
 
 
 def _remove(basis: Basis, image: Tensor, related: int) -> Tensor:
@@ -378,3 +343,8 @@ def _combined(basis: Basis, axes: Tensor, problem: Tensor, mode: Tensor) -> Tens
     if len(basis.rows) == 1:
         return columns @ basis.rows[0]
     return torch.stack([c @ basis.rows[p] for c, p in zip(columns, problem.tolist(), strict=True)])
+
+
+def block_lanczos(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
+    """Leading modes by :class:`Lanczos`."""
+    return run(Lanczos(act, space, search, block), search, block)

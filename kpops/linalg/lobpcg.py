@@ -6,20 +6,21 @@ import torch
 from torch import Tensor
 
 from kpops.linalg.basis import Basis
-from kpops.linalg.lanczos import AT_LEAST, Act, Family, Modes
-from kpops.linalg.probes import inner, lengths_of
+from kpops.linalg.lanczos import AT_LEAST
+from kpops.linalg.probes import Act, inner, lengths_of
+from kpops.linalg.problem import BatchedSpace, Modes
 from kpops.linalg.search import Search
 
 
-def iterate(act: Act, family: Family, search: Search, block: int) -> Modes:
+def iterate(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
     """Randomised subspace iteration with Rayleigh-Ritz.
 
     Halko, Martinsson and Tropp (2011), Finding structure with randomness: the power scheme, with
     a look at the modes in each round. Errors fall by the ratio of eigenvalues once a round, so it
     is for spectra that fall fast.
     """
-    empty = Basis(family.n_problems, 0, family.size, family.dtype, family.device, search.rng)
-    block = min(block, family.size)
+    empty = Basis(space.n_problems, 0, space.size, space.dtype, space.device, search.rng)
+    block = min(block, space.size)
     q = empty.random(block, search.near)
     while True:
         image = act(q)
@@ -32,7 +33,7 @@ def iterate(act: Act, family: Family, search: Search, block: int) -> Modes:
         q = empty.orthonormal(ax, float(ax.norm(dim=2).max()))
 
 
-def lobpcg(act: Act, family: Family, search: Search, block: int) -> Modes:
+def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
     """Locally optimal block preconditioned conjugate gradients, without preconditioner.
 
     Knyazev (2001), Toward the optimal preconditioned eigensolver. Each round looks for the best
@@ -41,11 +42,9 @@ def lobpcg(act: Act, family: Family, search: Search, block: int) -> Modes:
     small problem's coefficients (Hetmaniuk and Lehoucq 2006; Duersch, Shao, Yang and Gu 2018),
     since the plain method breaks down on operators of low rank.
     """
-    if 3 * block > family.size:
-        block = family.size  # all of the space: the first look is exact
-    basis = Basis(
-        family.n_problems, 3 * block, family.size, family.dtype, family.device, search.rng
-    )
+    if 3 * block > space.size:
+        block = space.size  # all of the space: the first look is exact
+    basis = Basis(space.n_problems, 3 * block, space.size, space.dtype, space.device, search.rng)
     x = basis.random(block, search.near)
     ax = act(x)
     search.spend(block)

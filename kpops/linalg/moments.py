@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.linalg.probes import TINY, dots, sphere
-from kpops.linalg.quadrature import Problem, problem_of
+from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.symmetry import refuse_indefinite
 from kpops.operators.base import TrajectoryOperator
 from kpops.scalars import generator as seeded
@@ -75,9 +75,9 @@ def moments(
     For ``G = R R*`` both traces are those of ``R* R``, which is applied if it is smaller.
     """
     rng = seeded(rng)
-    problem = problem_of(op, symmetric)
+    problem = SpectralProblem(op, symmetric)
     m = max(2, num_matvecs // problem.cost)
-    work.expect(m * (1 if problem.apply == op.apply else 2))
+    work.expect(m * (1 if problem.factor is None else 2))
     n_pilot = m // 4
     z, y = _images(op, problem, n_pilot, rng)
     decays = n_pilot >= 4 and _participation(z, y) < n_pilot / 2
@@ -93,7 +93,7 @@ def moments(
         if basis is not None and mapped is not None:
             inside = z @ basis.T
             rest.append(_quotients(z - inside @ basis, y - inside @ mapped))
-    if not problem.gram:
+    if problem.factor is None:
         refuse_indefinite(op, plain[0] / plain[2].sqrt().clamp_min(TINY), NEEDS_POSITIVE)
     used = problem.cost * max(m, spent)
     candidates = [Moments(plain[0], plain[1], f"{plain.shape[1]} random vectors")]
@@ -106,13 +106,13 @@ def moments(
 
 
 def _images(
-    op: TrajectoryOperator, problem: Problem, count: int, rng: np.random.Generator
+    op: TrajectoryOperator, problem: SpectralProblem, count: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
-    z = sphere(rng, count, problem.space.size, like)
+    z = sphere(rng, count, problem.G.shape[0], like)
     if count == 0:  # small budgets have no pilot, and operators need not take empty blocks
         return z, z
-    return z, problem.apply(z.reshape(count, *problem.space.shape)).flatten(1)
+    return z, problem.G.apply(z.reshape(count, *problem.G.domain.shape)).flatten(1)
 
 
 def _quotients(z: Tensor, y: Tensor) -> Tensor:
@@ -126,10 +126,10 @@ def _participation(z: Tensor, y: Tensor) -> float:
     return float(first**2 / second) if second > 0 else 0.0
 
 
-def _basis(problem: Problem, y: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _basis(problem: SpectralProblem, y: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Orthonormal rows Q that span the images, and their images; None if all images are zero."""
     largest = y.abs().max()
     if not largest > 0:
         return None, None
     basis = torch.linalg.qr((y / largest).T)[0].T.contiguous()
-    return basis, problem.apply(basis.reshape(-1, *problem.space.shape)).reshape(basis.shape)
+    return basis, problem.G.apply(basis.reshape(-1, *problem.G.domain.shape)).reshape(basis.shape)

@@ -1,186 +1,200 @@
-"""A self-adjoint operator as the solvers see it, in the smallest space that has its spectrum.
+"""The one place that decides in which space a spectrum is computed.
 
-- Where the operator couples no two trials, each is a problem of its own.
-- Where ``A = R R*`` is known with fewer columns of R than rows, ``R* R`` has the same eigenvalues
-  but for zeros, and ``u = R v / sigma`` leads back.
-- One end of the spectrum is made that of largest magnitude by a shift, ``s + A`` or ``s - A`` with
-  s above ``||A||``. Krylov spaces are the same, and so is all that is known of them.
+What is asked of an operator A is asked of a self-adjoint operator G with the same spectrum, in the
+smallest space that has it:
 
-The operator is of about one (:func:`kpops.linalg.scaling.normalized`).
+=================== ================== ======================================================
+asked               G                  where
+=================== ================== ======================================================
+eigenvalues         ``R* R``           ``A = R R*`` is known, R having fewer columns than rows
+eigenvalues         A                  else
+singular values     ``A* A``           they are the roots of the eigenvalues of G
+singular values     ``A A*``           A has fewer rows than columns
+=================== ================== ======================================================
+
+Where G couples no two positions of some dims, as P couples no two trials, there is a problem for
+each of them, all of one size. One end of the spectrum is made that of largest magnitude by a shift,
+``s + A`` or ``s - A`` with s above ``||A||``: Krylov spaces are the same, and so is all that is
+known of them.
 """
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kpops.linalg.lanczos import Act, Aside, Family, Lanczos, Modes, run
 from kpops.linalg.rounding import columns
-from kpops.linalg.search import Search
+from kpops.linalg.scaling import normalized_blocks
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches, uncoupled
 
-# Vectors of a block that looks for one mode, to see whether any is missing.
-FEW = 2
+
+class BatchedSpace(NamedTuple):
+    """The spaces of independent problems of one size.
+
+    Attributes
+    ----------
+    n_problems, size : int
+        Number of problems, and entries of a vector of each.
+    dtype, device
+        In which they are computed.
+    """
+
+    n_problems: int
+    size: int
+    dtype: torch.dtype
+    device: torch.device
 
 
-# Probability that a mode is missing at which it counts as excluded.
-_UNSEEN = 1e-6
+class Modes(NamedTuple):
+    """Approximate modes of a batch of problems, the leading ones of all.
+
+    Attributes
+    ----------
+    values : Tensor, shape (mode,)
+        Of falling magnitude, in float64.
+    problem : Tensor, shape (mode,)
+        To which each belongs.
+    vectors : tuple of Tensor, shape (mode, entry)
+        Eigenvectors, or left and right singular vectors, in that problem.
+    sure : int
+        How many of them, from the first on, were found.
+    """
+
+    values: Tensor
+    problem: Tensor
+    vectors: tuple[Tensor, ...]
+    sure: int
 
 
-# Extent of the rest, as a part of the level, that is taken for rounding.
-_FLAT = 1e-12
-
-
-class EigenProblem:
-    """The eigenvalue problem of an operator.
+class SpectralProblem:
+    """The eigenvalues, or the singular values, of an operator as the algorithms see them.
 
     Parameters
     ----------
     op : TrajectoryOperator
-        Self-adjoint, of about one.
-    k : int
-        Number of modes that are wanted.
+        A, of about one (:func:`kpops.linalg.scaling.normalized`).
+    symmetric : bool
+        Whether it is self-adjoint and its eigenvalues are asked for, else its singular values.
+    n_modes : int
+        Modes that are wanted; zeros that G lacks are among them where it has no more others.
     together : bool
         Take independent problems as one.
     sign, shift : float
-        Solve for ``sign * A + shift`` in place of A.
+        Solve for ``sign * A + shift`` in place of A, which is symmetric.
 
     Attributes
     ----------
-    family : Family
-        The space, or the spaces, in which it is solved.
-    where : str
-        The same in words.
+    G : TrajectoryOperator
+        The operator that is solved for, without sign and shift.
+    factor : TrajectoryOperator or None
+        F with ``G = F* F``, if it is another operator than A.
+    positive : bool
+        Whether no eigenvalue is negative, by construction.
+    sides : Batches
+        The space of G as independent problems.
+    space : BatchedSpace
+        The same in numbers.
+    n_zeros : int
+        Eigenvalues that G lacks, all zero.
+    cost : int
+        Matvecs with A that one with G is worth.
     """
 
     def __init__(
         self,
         op: TrajectoryOperator,
-        k: int,
+        symmetric: bool = True,
         *,
+        n_modes: int = 0,
         together: bool = False,
         sign: float = 1.0,
         shift: float = 0.0,
     ) -> None:
-        self.op = op
+        self.op, self.symmetric = op, symmetric
         self.sign, self.shift = sign, shift
-        self.positive = op.positive and not shift
-        self.sides = Batches(op.domain, () if together else uncoupled(op))
-        root = op.root if self.sides.count == 1 and not shift else None
-        # The zeros that R* R lacks are wanted if there are no more others than modes.
-        shorter = root is not None and k < root.domain.size < op.domain.size
-        self.root = root if shorter else None
-        if self.root is not None:
-            self.sides = Batches(self.root.domain, ())
-            self.where = f"the {self.sides.size} dims of the domain of {self.root.symbol}"
-        elif self.sides.count > 1:
-            dims = " and ".join(uncoupled(op))
-            self.where = f"{self.sides.count} problems of size {self.sides.size}, one per {dims}"
+        self.factor = None if shift else _factor(op, symmetric, n_modes)
+        self.G = op if self.factor is None else self.factor.H @ self.factor
+        self.positive = not shift and (self.factor is not None or op.positive)
+        self.dims = () if together else uncoupled(self.G)
+        self.sides = Batches(self.G.domain, self.dims)
+        self.space = BatchedSpace(self.sides.count, self.sides.size, op.torch_dtype, op.device)
+        self.n_zeros = op.shape[0] - self.G.shape[0] if symmetric else 0
+        self.cost = 1 if symmetric else 2
+
+    @property
+    def where(self) -> str:
+        """The space in words."""
+        if self.dims:
+            problems = f"{self.sides.count} problems of size {self.sides.size}"
+            where = f"{problems}, one per {' and '.join(self.dims)}"
+        elif self.factor is None or not self.symmetric:
+            where = f"the {self.sides.size} dims of the operator"
         else:
-            self.where = f"the {self.sides.size} dims of the operator"
-        if shift:
-            self.where += f", shifted by {shift:.3g}"
-        self.family = Family(self.sides.count, self.sides.size, op.torch_dtype, op.device)
+            where = f"the {self.sides.size} dims of the domain of {self.factor.symbol}"
+        return where + (f", shifted by {self.shift:.3g}" if self.shift else "")
 
     def act(self, x: Tensor) -> Tensor:
-        """Apply the operator; (problem, vector, entry) to the same."""
+        """Apply ``sign * G + shift``; (problem, vector, entry) to the same."""
         block = self.sides.join(x)
-        if self.root is None:
-            image = self.op.apply(block)
-            if self.shift:
-                image = torch.add(image * self.sign, block, alpha=self.shift)
-        else:
-            image = self.root.apply_adjoint(self.root.apply(block))
+        image = self.G.apply(block)
+        if self.shift:
+            image = torch.add(image * self.sign, block, alpha=self.shift)
         return self.sides.split(image).contiguous()
 
+    def dense(self) -> tuple[Tensor, float]:
+        """G as matrices (problem, row, column) of about one, and their scale."""
+        return normalized_blocks(self.G)
+
+    def values(self, eigenvalues: Tensor) -> Tensor:
+        """Eigenvalues or singular values of A, of eigenvalues of G."""
+        eigenvalues = eigenvalues.clamp_min(0) if self.factor is not None else eigenvalues
+        return eigenvalues if self.symmetric else eigenvalues.sqrt()
+
     def bring(self, block: Tensor) -> Tensor:
-        """Vectors of the operator's domain (vector, *dims) in the space of the problem."""
-        if self.root is not None:
-            block = self.root.apply_adjoint(block)
+        """Vectors of the domain of A (vector, *dims) to the space of G (problem, vector, entry).
+
+        Modes of A, or right singular vectors, come to modes of G, up to their lengths.
+        """
+        if self.moves:
+            assert self.factor is not None
+            block = self.factor.apply_adjoint(block) if self.symmetric else self.op.apply(block)
         return self.sides.split(block).contiguous()
 
-    def vouch(self, modes: Modes, search: Search, process: Lanczos | None = None) -> bool:
-        """Whether nothing larger is left off these modes, by a fresh random block.
+    @property
+    def moves(self) -> bool:
+        """Whether G acts on another space than the domain of A."""
+        return self.factor is not None and (self.symmetric or self.factor is not self.op)
 
-        A method may converge to other modes than the leading ones, or find too few copies of one.
-        The search is aside from the modes, and from what else `process`, which found them, knows.
-        """
-        least = float(modes.values.abs().min())
-        largest = float(modes.values.abs().max())
-        unit = math.sqrt(least * largest) if search.squares else largest
-        level = least + 0.5 * search.tol * unit
-        aside = Aside(self._apart(modes), level) if process is None else process.aside(level)
-
-        def off(x: Tensor) -> Tensor:
-            return x - (x @ aside.vectors.mT) @ aside.vectors
-
-        def act(x: Tensor) -> Tensor:
-            return off(self.act(off(x)))
-
-        def decided(theta: float, spent: int) -> bool:
-            degree = spent // block - (1 if self.positive else 2)
-            return theta > level or self._chance(theta, aside.level, degree, block) <= _UNSEEN
-
-        rest = Search(
-            1,
-            search.tol,
-            search.budget - search.spent,
-            search.rng,
-            floor=largest,
-            rounding=search.rounding,
-            ended=decided,
-            squares=search.squares,
-        )
-        block = min(FEW, self.family.size)
-        if not rest.can_afford(block):
-            return False
-        left = run(Lanczos(act, self.family, rest, block), rest, block)
-        search.spend(rest.spent)
-        return left.sure == 1 and float(left.values[0].abs()) <= aside.level
-
-    def _apart(self, modes: Modes) -> Tensor:
-        """The vectors of modes by problem, (problem, mode, entry); zeros in the other problems."""
-        shape = len(modes.values), self.family.n_problems, self.family.size
-        vectors = modes.vectors[0].new_zeros(shape)
-        vectors[torch.arange(len(vectors)), modes.problem] = modes.vectors[0]
-        return vectors.transpose(0, 1).contiguous()
-
-    def _chance(self, theta: float, level: float, degree: int, block: int) -> float:
-        """Bound the probability that a value above `level` is unseen when the largest is `theta`.
-
-        Some polynomial of the degree is T (of Chebyshev) times as large at the level as anywhere
-        in the interval [low, theta]. With a start whose part along the hidden mode is c, it would
-        show as a value above theta unless ``c^2 T^2 (level - theta) <= theta - low``, and a random
-        vector of n entries has so small a c with probability ``c sqrt(2 n / pi)`` at most (after
-        Kuczynski and Wozniakowski 1992, Estimating the largest eigenvalue by the power and Lanczos
-        algorithms with a random start). Every vector of the block has to miss it.
-        """
-        if theta >= level or degree < 1:
-            return 1.0 if theta else 0.0
-        low = 0.0 if self.positive else -theta
-        ratio = (level - theta) / max(theta - low, _FLAT * level)
-        growth = degree * math.acosh(1 + 2 * ratio) - math.log(2)
-        log_miss = 0.5 * math.log(2 * self.family.size / math.pi / ratio) - growth
-        return self.family.n_problems * math.exp(min(0.0, block * log_miss))
+    def own_modes(self, modes: Modes) -> Tensor:
+        """Eigenvectors of G as functions (mode, *dims)."""
+        vectors = modes.vectors[0]
+        whole = vectors.new_zeros(self.sides.count, len(vectors), self.sides.size)
+        whole[modes.problem, torch.arange(len(vectors))] = vectors
+        return self.sides.join(whole)
 
     def lift(self, modes: Modes) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenfunctions (mode, *dims) of the operator itself."""
+        """Eigenvalues and eigenfunctions (mode, *dims) of A; those of G if A is not symmetric."""
         values = (self.sign * (modes.values - self.shift)).to(self.op.torch_dtype)
-        vectors = modes.vectors[0]
-        if self.root is not None:
-            images = columns(self.root.apply(vectors))
-            return values, in_order(images).reshape(-1, *self.op.domain.shape)
-        whole = vectors.new_zeros(self.family.n_problems, len(vectors), self.family.size)
-        whole[modes.problem, torch.arange(len(vectors))] = vectors
-        return values, self.sides.join(whole)
+        block = self.own_modes(modes)
+        if self.symmetric and self.factor is not None:
+            images = columns(self.factor.apply(block))
+            block = in_order(images).reshape(-1, *self.op.domain.shape)
+        return values, block
 
 
-def block_lanczos(act: Act, family: Family, search: Search, block: int) -> Modes:
-    """Leading modes by :class:`kpops.linalg.lanczos.Lanczos`."""
-    return run(Lanczos(act, family, search, block), search, block)
+def _factor(op: TrajectoryOperator, symmetric: bool, n_modes: int) -> TrajectoryOperator | None:
+    """F with ``G = F* F``; None if G is the operator itself."""
+    if not symmetric:
+        return op.H if op.shape[0] < op.shape[1] else op
+    root = op.root
+    if root is None or not n_modes < root.shape[1] < root.shape[0]:
+        return None
+    # The blocks of A may be smaller than the whole domain of R.
+    size = Batches(root.domain, uncoupled(root)).size
+    return root if size <= Batches(op.domain, uncoupled(op)).size else None
 
 
 def in_order(rows: Tensor) -> Tensor:

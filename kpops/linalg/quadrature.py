@@ -13,7 +13,6 @@ finely as if it stood alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,99 +22,17 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.memory import free_bytes
-from kpops.labels import Space
-from kpops.linalg.probes import random_block
-from kpops.linalg.rounding import columns, noise_floor
+from kpops.linalg.probes import Act, random_block
+from kpops.linalg.problem import SpectralProblem
+from kpops.linalg.rounding import noise_floor
 from kpops.linalg.scaling import normalized
 from kpops.linalg.symmetry import refuse_indefinite
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import Batches, uncoupled
 from kpops.scalars import check_count
 from kpops.scalars import generator as seeded
 
-Act = Callable[[Tensor], Tensor]
-
-
 _SEEKING = 32
 """Steps of Lanczos that look for a negative eigenvalue."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A symmetric operator with the spectrum that is asked for, in the smallest space.
-
-    Attributes
-    ----------
-    apply : callable
-        Its action on blocks (vector, *space.shape).
-    space : Space
-        Where it acts.
-    dims : tuple of str
-        Those over which it is block diagonal.
-    gram : bool
-        Whether it is ``R*R`` or ``R R*``, so that no eigenvalue is negative.
-    roots : bool
-        Whether the square roots of its eigenvalues are what is asked for: singular values.
-    n_zeros : int
-        How many eigenvalues of the operator it lacks, all zero.
-    cost : int
-        Products with the operator that one action is worth.
-    into : callable or None
-        From modes of the operator (those of its codomain) to modes of this one, up to length;
-        None if they are the same.
-    """
-
-    apply: Act
-    space: Space
-    dims: tuple[str, ...]
-    gram: bool
-    roots: bool
-    n_zeros: int
-    cost: int
-    into: Act | None = None
-
-    def values(self, nodes: Tensor) -> Tensor:
-        """Eigenvalues or singular values asked for, of its eigenvalues."""
-        nodes = nodes.clamp_min(0) if self.gram else nodes
-        return nodes.sqrt() if self.roots else nodes
-
-
-def problem_of(op: TrajectoryOperator, symmetric: bool) -> Problem:
-    """The eigenvalues of a symmetric operator, the singular values of another, as a problem."""
-    if not symmetric:
-        thin = op.shape[1] < op.shape[0]
-        inner = _gram_inside(op) if thin else _gram_outside(op)
-        into = op.apply_adjoint if thin else None
-        return replace(inner, roots=True, n_zeros=0, cost=2, into=into)
-    root = op.root
-    if root is not None and root.shape[1] < root.shape[0]:
-        return _gram_inside(root)
-    return Problem(op.apply, op.domain, uncoupled(op), op.positive, False, 0, 1)
-
-
-def _gram_inside(root: TrajectoryOperator) -> Problem:
-    return Problem(
-        lambda block: root.apply_adjoint(root.apply(block)),
-        root.domain,
-        uncoupled(root),
-        gram=True,
-        roots=False,
-        n_zeros=root.shape[0] - root.shape[1],
-        cost=1,
-        into=root.apply_adjoint,
-    )
-
-
-def _gram_outside(root: TrajectoryOperator) -> Problem:
-    return Problem(
-        lambda block: root.apply(root.apply_adjoint(block)),
-        root.codomain,
-        uncoupled(root),
-        gram=True,
-        roots=False,
-        n_zeros=0,
-        cost=1,
-    )
 
 
 @dataclass(frozen=True)
@@ -262,29 +179,31 @@ def gauss_rule(
     symmetric : bool
         Whether `op` is self-adjoint.
     off : Tensor, optional
-        Modes (mode, *codomain.shape) with non-zero values, which the rules leave out.
+        Modes (mode, *domain.shape) with non-zero values, which the rules leave out: of `op`, or its
+        right singular vectors.
 
     Returns
     -------
     Rule
     """
-    problem = problem_of(op, symmetric)
-    modes = _orthonormal(off, problem) if off is not None and len(off) else None
+    given = off is not None and len(off)
     # Modes mix the blocks, and so does a projection off them.
-    batches = Batches(problem.space, () if modes is not None else problem.dims)
+    problem = SpectralProblem(op, symmetric, together=bool(given))
+    batches = problem.sides
+    modes = _orthonormal(problem.bring(off)[0]) if off is not None and given else None
     rng = seeded(rng)
-    work.expect(num_probes * min(steps, batches.size) * (1 if problem.apply == op.apply else 2))
+    work.expect(num_probes * min(steps, batches.size) * (1 if problem.factor is None else 2))
     recursions: list[Tridiagonal] = []
     room = free_bytes(op.device) // 4
-    size = max(1, room // (2 * min(steps, batches.size) * problem.space.size * op.dtype.itemsize))
+    size = max(1, room // (2 * min(steps, batches.size) * problem.G.shape[0] * op.dtype.itemsize))
     for first in range(0, num_probes, size):
         some = min(size, num_probes - first)
         if work.interrupted() and first > 1:
             num_probes = first
             break
-        start = random_block(op, problem.space, some, rng)
+        start = random_block(op, problem.G.domain, some, rng)
         rows = batches.split(start).flatten(0, 1)
-        recursions.append(lanczos(partial(_act, problem, batches), rows, steps, modes))
+        recursions.append(lanczos(partial(_act, problem), rows, steps, modes))
     n_rest = batches.size - (0 if modes is None else len(modes))
 
     def rule(steps: int, coarse: Rule | None = None) -> Rule:
@@ -305,16 +224,13 @@ def gauss_rule(
     return rule(steps, rule(max(1, 3 * steps // 4)))
 
 
-def _act(problem: Problem, batches: Batches, rows: Tensor) -> Tensor:
-    batched = rows.unflatten(0, (batches.count, -1))
-    return batches.split(problem.apply(batches.join(batched).contiguous())).flatten(0, 1)
+def _act(problem: SpectralProblem, rows: Tensor) -> Tensor:
+    return problem.act(rows.unflatten(0, (problem.sides.count, -1))).flatten(0, 1)
 
 
-def _orthonormal(modes: Tensor, problem: Problem) -> Tensor:
-    """Modes of the operator as an orthonormal basis (mode, entry) in the problem's space."""
-    inside = columns(modes if problem.into is None else problem.into(modes))
-    inside = inside / inside.norm(dim=1, keepdim=True)
-    return torch.linalg.qr(inside.T)[0].T.contiguous()
+def _orthonormal(modes: Tensor) -> Tensor:
+    """Modes (mode, entry), not of unit length, as an orthonormal basis."""
+    return torch.linalg.qr((modes / modes.norm(dim=1, keepdim=True)).T)[0].T.contiguous()
 
 
 def seek_negative(op: TrajectoryOperator, rng: Any, remedy: str) -> int:

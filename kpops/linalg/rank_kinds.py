@@ -332,7 +332,7 @@ def _few_modes(
         # Of a seed of their own: how often a block must be refilled at random is up to rounding,
         # and must not decide which vectors are drawn after it.
         modes = solve(op, k, method="block-krylov", max_matvecs=most, rng=rng.spawn(1)[0])
-    values, vectors = modes.unit * modes.values, modes.vectors[0]
+    values, vectors = modes.unit * modes.values, modes.vectors[-1]
     floor = 2 * noise_floor(op.torch_dtype) ** 0.5  # of svds by a Gram operator
     good = modes.converged & (values.abs() > floor * values.abs().max())
     residuals = modes.residual[good]

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.memory import free_bytes
+from kpops.linalg.certify import certify_leading
 from kpops.linalg.eigenpairs import check_method, solve, start
 from kpops.linalg.exact import check_cost, is_cheap, is_small
-from kpops.linalg.lanczos import AT_LEAST, Bidiagonal, Family, Modes, run
-from kpops.linalg.problem import EigenProblem
+from kpops.linalg.lanczos import AT_LEAST, Bidiagonal, run
+from kpops.linalg.problem import BatchedSpace, Modes, SpectralProblem
 from kpops.linalg.rounding import clusters, columns, fix_signs, relative
 from kpops.linalg.scaling import normalized, normalized_blocks
 from kpops.linalg.search import LeadingModes, Progress, Search, verdict
@@ -143,14 +144,14 @@ def _by_bidiagonal(
     def acts(act: Callable[[Tensor], Tensor], of: int) -> Callable[[Tensor], Tensor]:
         return lambda x: sides[1 - of].split(act(sides[of].join(x))).contiguous()
 
-    families = [Family(s.count, s.size, op.torch_dtype, op.device) for s in sides]
+    spaces = [BatchedSpace(s.count, s.size, op.torch_dtype, op.device) for s in sides]
     forth, back = acts(op.apply, 0), acts(op.apply_adjoint, 1)
-    wide = families[1].size < families[0].size
+    wide = spaces[1].size < spaces[0].size
     block = block_size or search.k + 2
     if wide:
-        process = Bidiagonal(back, forth, families[1], families[0], search, block)
+        process = Bidiagonal(back, forth, spaces[1], spaces[0], search, block)
     else:
-        process = Bidiagonal(forth, back, families[0], families[1], search, block)
+        process = Bidiagonal(forth, back, spaces[0], spaces[1], search, block)
     modes = run(process, search, block)
     left, right = modes.vectors[::-1] if wide else modes.vectors
     values = modes.values.to(op.torch_dtype)
@@ -168,13 +169,11 @@ def _by_bidiagonal(
 def _vouch(op: TrajectoryOperator, triplets: Triplets, search: Search) -> bool:
     """Whether no larger singular value is left off these, by a fresh random block."""
     left, values, right = triplets
-    wide = op.shape[0] < op.shape[1]
-    gram = op @ op.H if wide else op.H @ op
-    problem = EigenProblem(gram, search.k, together=True)
-    vectors = left if wide else right
+    problem = SpectralProblem(op, symmetric=False, together=True)
+    vectors = left if problem.moves else right
     squares = values.double() ** 2
     modes = Modes(squares, torch.zeros(len(squares), dtype=torch.long), (vectors,), len(squares))
-    return problem.vouch(modes, search)
+    return certify_leading(problem, modes, search)
 
 
 def _by_gram(
@@ -184,11 +183,9 @@ def _by_gram(
     block_size: int | None,
     near: Tensor | None,
 ) -> tuple[Triplets, int]:
-    wide = op.shape[0] < op.shape[1]
-    gram = op @ op.H if wide else op.H @ op
-    problem = EigenProblem(gram, search.k, together=method == "arpack")
+    problem = SpectralProblem(op, symmetric=False, together=method == "arpack")
+    wide = problem.moves
     search.squares = True
-    near = op.apply(near) if wide and near is not None else near
     _, block, sure = solve(problem, method, search, block_size, near)
     found = block.flatten(1).isfinite().all(1)
     act = op.apply_adjoint if wide else op.apply

@@ -199,9 +199,8 @@ def spectral_density(
     if method != "lanczos":
         whole = whole_spectrum(op, symmetric, force=method == "exact")
     if whole is not None:
-        spectrum, used = whole
-        bulk, modes = _parted(spectrum, outliers)
-        how = spectrum.how
+        bulk, modes = _parted(whole, outliers)
+        used, how = whole.num_matvecs, whole.how
     else:
         modes = _leading(op, symmetric, outliers, rng)
         scaled, unit = normalized(op)
@@ -298,7 +297,7 @@ def _leading(op: TrajectoryOperator, symmetric: bool, k: int, rng: np.random.Gen
     values = found.unit * found.values.double()
     # A mode of the value zero says nothing that the rest does not, and none was found where NaN is.
     real = values.isfinite() & (values.abs() > noise_floor(op.torch_dtype) * abs(values[0]))
-    vectors = found.vectors[0][real]
+    vectors = found.vectors[-1][real]
     return _Modes(values, found.residual.double(), vectors, found.num_matvecs)
 
 

@@ -283,15 +283,14 @@ def _exact(
         squares = scaled.inner(scaled)
         how = f"traces of K, block diagonal over {blocks.n_units} units"
         return Answer(1 / squares if squares else 0.0, 0.0, "exact", how, 0)
-    whole = whole_spectrum(op, symmetric, force=force)
-    if whole is None:
+    spectrum = whole_spectrum(op, symmetric, force=force)
+    if spectrum is None:
         return None
-    spectrum, used = whole
     if symmetric and not op.positive:
         refuse_indefinite(op, spectrum.values, NEEDS_POSITIVE)
     floor = noise_floor(op.torch_dtype)
     estimate = of_spectrum(spectrum.values, question, symmetric, floor)
-    return Answer(estimate, 0.0, "exact", f"whole spectrum: {spectrum.how}", used)
+    return Answer(estimate, 0.0, "exact", f"whole spectrum: {spectrum.how}", spectrum.num_matvecs)
 
 
 def _of_probes(op: ProbedGram | ProbedTrace, question: Question, symmetric: bool) -> Answer:

@@ -126,7 +126,7 @@ def test_uncoupled_trials_have_recursions_of_their_own(lin):
     blocks = [lin.P.select(trial=b).to_dense() for b in range(3)]
     expected = 0
     for b, block in enumerate(blocks):
-        values, vectors = np.linalg.eigh(block @ block.T)
+        values, vectors = np.linalg.eigh(block.T @ block)
         expected = expected + (z[:, b] @ vectors) ** 2 @ np.sqrt(values)
     sums = quadrature(lin.P, [lambda x: x], num_probes=4, steps=30, rng=2)
     np.testing.assert_allclose(sums[0], expected, rtol=1e-9)

@@ -206,7 +206,7 @@ def test_a_thin_root_makes_the_whole_spectrum_of_a_long_operator(large):
         result = kpops.effective_rank(flow, kind, tol=1e-9)
         assert float(result.estimate) == pytest.approx(textbook(values, kind, "A", tol=1e-9))
         assert result.num_matvecs == flow.root.shape[1]
-        assert "thin R" in result.chosen
+        assert "Gram matrix of" in result.chosen
 
 
 def test_a_partial_trace_counts_the_products_with_the_operator_itself(large):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from kpops.linalg.lanczos import Family, Lanczos, Modes, run
-from kpops.linalg.problem import EigenProblem
+from kpops.linalg.certify import _chance, certify_leading
+from kpops.linalg.lanczos import Lanczos, run
+from kpops.linalg.problem import BatchedSpace, Modes, SpectralProblem
 from kpops.linalg.search import Search
 from kpops.operators.foreign import as_operator
 
@@ -25,13 +26,13 @@ def test_nothing_above_the_level_hides_behind_what_is_set_aside(seed, signs):
     rng = np.random.default_rng(seed)
     values = 0.87 ** np.arange(120) * rng.choice([-1, 1] if signs else [1, 1], 120)
     matrix = dense(values, seed)
-    family = Family(1, 120, torch.float64, torch.device("cpu"))
+    family = BatchedSpace(1, 120, torch.float64, torch.device("cpu"))
     looking = search(4, budget=40, seed=seed)
     process = Lanczos(lambda x: x @ matrix, family, looking, 2)
     run(process, looking, 2)  # stops with many modes half converged
     told = 0
     for level in np.linspace(0.3, 0.95, 27):
-        vectors, lowered = process.aside(float(level))
+        vectors, lowered = process.deflation(float(level))
         q = vectors[0]
         assert torch.allclose(q @ q.T, torch.eye(len(q), dtype=q.dtype), atol=1e-12)
         off = torch.eye(120, dtype=q.dtype) - q.T @ q
@@ -51,8 +52,8 @@ def test_the_chance_of_an_unseen_mode_is_bounded(block):
     values = torch.from_numpy(np.r_[level * (1 + 1e-12), np.linspace(0, 1, n - 1)])
     op = as_operator(np.eye(2))  # only its sign matters
     op.positive = True
-    problem = EigenProblem(op, 1)
-    problem.family = Family(1, n, torch.float64, torch.device("cpu"))
+    problem = SpectralProblem(op, n_modes=1)
+    problem.space = BatchedSpace(1, n, torch.float64, torch.device("cpu"))
     promised = {0.3: 0, 0.1: 0, 0.01: 0}
     n_runs = 300
     for seed in range(n_runs):
@@ -67,7 +68,7 @@ def test_the_chance_of_an_unseen_mode_is_bounded(block):
             new = torch.linalg.qr(new.T)[0].T
             basis = torch.cat([basis, new])
             theta = float(torch.linalg.eigvalsh((basis * values) @ basis.T)[-1])
-            chance = problem._chance(theta, level, degree, block)
+            chance = _chance(problem, theta, level, degree, block)
             for bound in promised:
                 hits[bound] |= theta < 1.02 and chance <= bound
         for bound in promised:
@@ -80,18 +81,20 @@ def test_the_chance_of_an_unseen_mode_is_bounded(block):
 def test_the_bound_becomes_small_where_there_is_nothing():
     matrix = np.diag(np.r_[np.ones(3), np.linspace(0, 0.5, 500)])
     op = as_operator(matrix @ matrix.T)
-    problem = EigenProblem(op, 3)
+    problem = SpectralProblem(op, n_modes=3)
     vectors = torch.eye(503, dtype=torch.float64)[:3]
     modes = Modes(torch.ones(3), torch.zeros(3, dtype=int), (vectors,), 3)
     looking = search(3)
-    assert problem.vouch(modes, looking)
+    assert certify_leading(problem, modes, looking)
     assert looking.spent < 40
     modes = modes._replace(values=modes.values[:2], vectors=(vectors[:2],))
-    assert problem.vouch(modes._replace(problem=modes.problem[:2]), search(3))  # a third copy
+    assert certify_leading(
+        problem, modes._replace(problem=modes.problem[:2]), search(3)
+    )  # a third copy
     lower = Modes(
         torch.tensor([1.0, 0.25]),
         torch.zeros(2, dtype=int),
         (torch.stack([vectors[0], torch.eye(503, dtype=torch.float64)[-1]]),),
         2,
     )
-    assert not problem.vouch(lower, search(2))
+    assert not certify_leading(problem, lower, search(2))
