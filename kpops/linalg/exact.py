@@ -16,10 +16,13 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.unit_blocks import UnitBlocks
+from kpops.linalg.budget import empty
+from kpops.linalg.gramians import propagator_norm
 from kpops.linalg.problem import SpectralProblem
-from kpops.linalg.scaling import normalized_blocks
-from kpops.operators.base import TrajectoryOperator
+from kpops.linalg.scaling import normalized_blocks, raised
+from kpops.operators.base import Adjoint, Scaled, TrajectoryOperator
 from kpops.operators.dense import batches, dense_blocks
+from kpops.operators.propagator import InversePropagator, Propagator
 
 # Up to this size of a block the dense matrix is cheaper and safer than any iteration.
 DENSE_SIZE = 1024
@@ -225,3 +228,93 @@ def whole_spectrum(
     if not (small or force):
         return None
     return eigenvalues(op) if symmetric else singular_values(op)
+
+
+def _unit_diagonal(op: TrajectoryOperator) -> tuple[float, Tensor] | None:
+    """The factor and the valid entries (*dims), if `op` is a multiple of P, P^-1 or an adjoint."""
+    if isinstance(op, Adjoint):
+        return _unit_diagonal(op.parent)
+    if isinstance(op, Scaled):
+        inside = _unit_diagonal(op.operator)
+        return inside and (op.factor * inside[0], inside[1])
+    if isinstance(op, Propagator | InversePropagator):
+        ones = torch.ones(1, *op.domain.shape, dtype=op.torch_dtype, device=op.device)
+        return 1.0, op.engine.trajectory.restrict(ones)[0]
+    return None
+
+
+def exact_trace(op: TrajectoryOperator, method: str) -> tuple[float, str] | None:
+    """Trace and how it was found; None if it is not cheap and `method` does not insist."""
+    unit = _unit_diagonal(op)
+    if unit is not None:
+        return unit[0] * float(unit[1].double().sum()), "P has a unit diagonal"
+    blocks = op.unit_blocks()
+    if blocks is not None:
+        return blocks.trace(), f"K couples no two of {blocks.n_units} units"
+    found = _matrix_diagonal(op, method)
+    return found and (float(found[0].double().sum()), found[1])
+
+
+def exact_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] | None:
+    """Diagonal (*dims) and how it was found; None as for :func:`exact_trace`."""
+    unit = _unit_diagonal(op)
+    if unit is not None:
+        return unit[0] * unit[1], "P has a unit diagonal"
+    blocks = op.unit_blocks()
+    if blocks is not None:
+        whole = empty(op).new_zeros(1, *op.domain.shape, dtype=torch.float64)
+        for units in blocks.chunks():
+            sums = blocks.factors(units).double().square().sum(2)
+            for unit_number, row in zip(range(blocks.n_units)[units], sums, strict=True):
+                blocks.place(row[None], unit_number, whole)
+        return whole[0], f"K couples no two of {blocks.n_units} units"
+    return _matrix_diagonal(op, method)
+
+
+def _matrix_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] | None:
+    found = _matrix(op, method)
+    if found is None:
+        return None
+    of, dense, unit, how = found
+    if of is op:
+        return batches(op)[0].join((dense.diagonal(dim1=1, dim2=2) * unit)[:, None])[0], how
+    return batches(of)[1].join((dense.square().sum(2) * raised(unit, 2))[:, None])[0], how
+
+
+def _matrix(
+    op: TrajectoryOperator, method: str
+) -> tuple[TrajectoryOperator, Tensor, float, str] | None:
+    """The operator or F with ``A = F F*``, its blocks over their scale, the scale, and words.
+
+    None if they are not small and `method` does not insist.
+    """
+    factor = SpectralProblem(op).factor
+    if factor is not None and is_small(factor):
+        op, words = factor, " of a factor"
+    elif method == "exact" or is_small(op):
+        words = ""
+    else:
+        return None
+    dense, unit = normalized_blocks(op)
+    how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}{words}"
+    return op, dense.double(), unit, how
+
+
+def exact_frobenius(op: TrajectoryOperator, method: str) -> tuple[float, str] | None:
+    """The norm and how it was found; None if it is not cheap and `method` does not insist."""
+    norm = propagator_norm(op)
+    if norm is not None:
+        return norm, "sum of the traces of the observability Gramians of P"
+    blocks = op.unit_blocks()
+    if blocks is not None:
+        trace = blocks.trace() or 1.0
+        scaled = blocks.scaled(1 / trace)
+        how = f"K couples no two of {blocks.n_units} units"
+        return trace * math.sqrt(scaled.inner(scaled)), how
+    found = _matrix(op, method)
+    if found is None:
+        return None
+    of, dense, unit, how = found
+    if of is op:
+        return unit * float(dense.norm()), how
+    return unit * unit * float((dense.mT @ dense).norm()), how

@@ -7,7 +7,6 @@ product with ``R* R``.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,8 @@ from torch import Tensor
 from kpops.linalg.budget import empty, rows_of
 from kpops.linalg.leave_one_out import hutchpp, xnystrace, xtrace
 from kpops.linalg.probes import TINY, Act, dots, inner, mean_and_error
+from kpops.linalg.problem import SpectralProblem
+from kpops.linalg.scaling import power_of_two
 from kpops.linalg.sketch import Sketch
 from kpops.linalg.trace import Outcome, TraceRun, is_exact
 from kpops.operators.base import TrajectoryOperator
@@ -238,9 +239,37 @@ def _spread(gram: Tensor) -> float:
     return 1 / max(inverse + noise, noise)
 
 
-def gram_trace(root: TrajectoryOperator, cost: float, method: str, rng: Any) -> GramTrace:
-    """Trace of ``R R*``, in the smaller of the two spaces."""
-    forward, backward = rows_of(root.apply, root.domain), rows_of(root.apply_adjoint, root.codomain)
-    if root.shape[0] < root.shape[1]:
-        forward, backward = backward, forward
-    return GramTrace(forward, backward, min(root.shape), cost, method, rng, empty(root))
+def gram_trace(
+    op: TrajectoryOperator, cost: float, method: str, rng: np.random.Generator
+) -> GramTrace:
+    """Trace of ``A A*``, in the smaller of the two spaces."""
+    factor = SpectralProblem(op, symmetric=False).factor
+    assert factor is not None
+    forth, back = (
+        rows_of(factor.apply, factor.domain),
+        rows_of(factor.apply_adjoint, factor.codomain),
+    )
+    return GramTrace(forth, back, factor.shape[1], cost, method, rng, empty(op))
+
+
+class Gram:
+    """``F* F`` on rows, divided by a power of two so that it is of the size of F."""
+
+    def __init__(self, factor: TrajectoryOperator) -> None:
+        self.forth = rows_of(factor.apply, factor.domain)
+        self.back = rows_of(factor.apply_adjoint, factor.codomain)
+        self.scale = 0.0
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Apply it."""
+        images = self.forth(rows)
+        self.scale = self.scale or power_of_two(images)
+        return self.back(images / self.scale)
+
+
+def squared_gram_trace(
+    factor: TrajectoryOperator, cost: float, method: str, rng: np.random.Generator
+) -> tuple[GramTrace, Gram]:
+    """Trace of ``(F* F)^2``, and the action, whose scale it is to be multiplied by."""
+    act = Gram(factor)
+    return GramTrace(act, act, factor.shape[1], cost, method, rng, empty(factor)), act

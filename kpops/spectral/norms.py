@@ -12,15 +12,14 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.linalg.budget import Answer, empty, estimated, rows_of
+from kpops.linalg.budget import Answer, estimated
 from kpops.linalg.eigenpairs import eigenpairs
-from kpops.linalg.exact import is_exact, is_small, singular_values
-from kpops.linalg.gramians import propagator_norm
-from kpops.linalg.probes import Act
+from kpops.linalg.exact import exact_frobenius, is_exact, singular_values
+from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.quadrature import gauss_rule
-from kpops.linalg.scaling import normalized, normalized_blocks, power_of_two
+from kpops.linalg.scaling import normalized
 from kpops.linalg.symmetry import is_self_adjoint
-from kpops.linalg.trace_gram import GramTrace, gram_trace
+from kpops.linalg.trace_gram import gram_trace, squared_gram_trace
 from kpops.linalg.triplets import singular_triplets
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
@@ -97,13 +96,17 @@ def frobenius_norm(
     if min(op.shape if op.root is None else op.root.shape) < 2:
         method = "exact"
     before = op.num_matvecs
-    exact = _exact_frobenius(op, method) if method in ("auto", "exact") else None
+    exact = exact_frobenius(op, method) if method in ("auto", "exact") else None
     if exact is not None:
         answer = Answer(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
     else:
-        run, act = _gram_run(op, method, rng)
-        answer = estimated(run, budget, tol, positive=True, power=0.5)
-        if act is not None:
+        factor = SpectralProblem(op).factor
+        if factor is None:
+            run = gram_trace(op, 1.0, method, rng)
+            answer = estimated(run, budget, tol, positive=True, power=0.5)
+        else:  # A = F F*: the trace of (F* F)^2
+            run, act = squared_gram_trace(factor, 1.0, method, rng)
+            answer = estimated(run, budget, tol, positive=True, power=0.5)
             answer = answer._replace(unit=act.scale * answer.unit)
     settings = {"method": method, "num_matvecs": budget, "tol": tol}
     return scalar_dataset(op, "frobenius_norm", answer, "Frobenius norm", settings)
@@ -191,7 +194,9 @@ def schatten_norm(
         norm = _p_norm(spectrum.values.double(), p)
         answer = Answer(norm, 0.0, "exact", spectrum.how, spectrum.num_matvecs)
     elif method == "auto" and p == 4:
-        run, act = _fourth_run(op, rng)
+        smaller = SpectralProblem(op, symmetric=False).factor
+        assert smaller is not None
+        run, act = squared_gram_trace(smaller, 2.0, "auto", rng)
         answer = estimated(run, budget, tol, positive=True, power=0.25)
         answer = answer._replace(unit=math.sqrt(act.scale) * answer.unit)
     elif p == math.inf:
@@ -266,62 +271,6 @@ def spectral_norm(
             unit=modes.unit,
         )
     return scalar_dataset(op, "spectral_norm", answer, "spectral norm", {"tol": tol})
-
-
-def _exact_frobenius(op: TrajectoryOperator, method: str) -> tuple[float, str] | None:
-    """The norm and how it was found; None if it is not cheap and `method` does not insist."""
-    norm = propagator_norm(op)
-    if norm is not None:
-        return norm, "sum of the traces of the observability Gramians of P"
-    blocks = op.unit_blocks()
-    if blocks is not None:
-        trace = blocks.trace() or 1.0
-        scaled = blocks.scaled(1 / trace)
-        how = f"K couples no two of {blocks.n_units} units"
-        return trace * math.sqrt(scaled.inner(scaled)), how
-    root = op.root
-    if root is not None and is_small(root) and root.shape[1] < root.shape[0]:
-        dense, unit = normalized_blocks(root)
-        dense = dense.double()
-        how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])} of a factor"
-        return unit * unit * float((dense.mT @ dense).norm()), how
-    if method == "exact" or is_small(op):
-        dense, unit = normalized_blocks(op)
-        how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}"
-        return unit * float(dense.double().norm()), how
-    return None
-
-
-class _Gram:
-    """``A* A`` on rows, divided by a power of two so that it is of the size of A."""
-
-    def __init__(self, forth: Act, back: Act) -> None:
-        self.forth, self.back, self.scale = forth, back, 0.0
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        images = self.forth(rows)
-        self.scale = self.scale or power_of_two(images)
-        return self.back(images / self.scale)
-
-
-def _gram_run(
-    op: TrajectoryOperator, method: str, rng: np.random.Generator
-) -> tuple[GramTrace, _Gram | None]:
-    """Trace of ``A* A``, of ``(R* R)^2`` where ``A = R R*`` is known: the smallest space."""
-    root = op.root
-    if root is None or root.shape[1] >= root.shape[0]:
-        return gram_trace(op, 1.0, method, rng), None
-    act = _Gram(rows_of(root.apply, root.domain), rows_of(root.apply_adjoint, root.codomain))
-    return GramTrace(act, act, root.shape[1], 1.0, method, rng, empty(op)), act
-
-
-def _fourth_run(op: TrajectoryOperator, rng: np.random.Generator) -> tuple[GramTrace, _Gram]:
-    """Trace of ``(A* A)^2``."""
-    forth, back = rows_of(op.apply, op.domain), rows_of(op.apply_adjoint, op.codomain)
-    if op.shape[0] < op.shape[1]:
-        forth, back = back, forth
-    act = _Gram(forth, back)
-    return GramTrace(act, act, min(op.shape), 2.0, "auto", rng, empty(op)), act
 
 
 class _Rules:

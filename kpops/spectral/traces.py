@@ -11,16 +11,13 @@ from torch import Tensor
 from kpops import work
 from kpops.linalg.budget import Answer, empty, estimated, rows_of
 from kpops.linalg.diagonal import Actions, Diagonal
-from kpops.linalg.exact import is_small
+from kpops.linalg.exact import exact_diagonal, exact_trace
 from kpops.linalg.quadrature import seek_negative
-from kpops.linalg.scaling import normalized_blocks, raised
 from kpops.linalg.symmetry import is_self_adjoint
 from kpops.linalg.trace import PlainTrace, TraceRun
 from kpops.linalg.trace_gram import gram_trace
-from kpops.operators.base import Adjoint, Scaled, TrajectoryOperator, as_method
-from kpops.operators.dense import batches
+from kpops.operators.base import TrajectoryOperator, as_method
 from kpops.operators.foreign import as_operator
-from kpops.operators.propagator import InversePropagator, Propagator
 from kpops.precision import in_full_precision
 from kpops.scalars import generator as seeded
 from kpops.spectral._result import check, identity, provenance, scalar_dataset, undone
@@ -222,7 +219,7 @@ def diagonal(
     if _trivial(op, root):
         method = "exact"
     before = op.num_matvecs
-    exact = _exact_diagonal(op, method) if method in ("auto", "exact") else None
+    exact = exact_diagonal(op, method) if method in ("auto", "exact") else None
     if exact is not None:
         values, chosen = exact
         answer = Answer(values, torch.zeros_like(values), "exact", chosen, op.num_matvecs - before)
@@ -263,59 +260,3 @@ def square(op: Any) -> TrajectoryOperator:
 def _trivial(op: TrajectoryOperator, root: TrajectoryOperator | None) -> bool:
     """Whether there is too little for random vectors to leave out one of several."""
     return min(op.shape if root is None else root.shape) < 2
-
-
-def _unit_diagonal(op: TrajectoryOperator) -> tuple[float, Tensor] | None:
-    """The factor and the valid entries (*dims), if `op` is a multiple of P, P^-1 or an adjoint."""
-    if isinstance(op, Adjoint):
-        return _unit_diagonal(op.parent)
-    if isinstance(op, Scaled):
-        inside = _unit_diagonal(op.operator)
-        return inside and (op.factor * inside[0], inside[1])
-    if isinstance(op, Propagator | InversePropagator):
-        ones = torch.ones(1, *op.domain.shape, dtype=op.torch_dtype, device=op.device)
-        return 1.0, op.engine.trajectory.restrict(ones)[0]
-    return None
-
-
-def exact_trace(op: TrajectoryOperator, method: str) -> tuple[float, str] | None:
-    """Trace and how it was found; None if it is not cheap and `method` does not insist."""
-    unit = _unit_diagonal(op)
-    if unit is not None:
-        return unit[0] * float(unit[1].double().sum()), "P has a unit diagonal"
-    blocks = op.unit_blocks()
-    if blocks is not None:
-        return blocks.trace(), f"K couples no two of {blocks.n_units} units"
-    found = _matrix_diagonal(op, method)
-    return found and (float(found[0].double().sum()), found[1])
-
-
-def _exact_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] | None:
-    unit = _unit_diagonal(op)
-    if unit is not None:
-        return unit[0] * unit[1], "P has a unit diagonal"
-    blocks = op.unit_blocks()
-    if blocks is not None:
-        whole = empty(op).new_zeros(1, *op.domain.shape, dtype=torch.float64)
-        for units in blocks.chunks():
-            sums = blocks.factors(units).double().square().sum(2)
-            for unit_number, row in zip(range(blocks.n_units)[units], sums, strict=True):
-                blocks.place(row[None], unit_number, whole)
-        return whole[0], f"K couples no two of {blocks.n_units} units"
-    return _matrix_diagonal(op, method)
-
-
-def _matrix_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] | None:
-    """The diagonal from the matrix of the operator or of its root, if small or insisted on."""
-    root = op.root
-    if root is not None and is_small(root) and root.shape[1] < root.shape[0]:
-        dense, unit = normalized_blocks(root)
-        rows = dense.double().square().sum(2) * raised(unit, 2)
-        how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])} of a factor"
-        return batches(root)[1].join(rows[:, None])[0], how
-    if method == "exact" or is_small(op):
-        dense, unit = normalized_blocks(op)
-        diagonals = dense.diagonal(dim1=1, dim2=2).double() * unit
-        how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
-        return batches(op)[0].join(diagonals[:, None])[0], how
-    return None

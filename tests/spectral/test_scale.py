@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import kpops
-from kpops.linalg import exact
+from kpops.linalg.exact import DENSE_SIZE
 from kpops.operators.foreign import ForeignOperator
 from kpops.spectral.density import quadrature
 
@@ -132,7 +132,7 @@ def test_diagonals_go_with_the_scale(dtype, scale, size):
 @pytest.mark.parametrize(("dtype", "scale"), SCALES)
 def test_densities_go_with_the_scale(dtype, scale, size):
     # Modes are known to their tolerance only, and the rules off them move by more.
-    outliers = 2 if exact.DENSE_SIZE else 0
+    outliers = 2 if DENSE_SIZE else 0
     options = {"outliers": outliers, "scale": "linear", "steps": 8, "num_probes": 4, "rng": 0}
     for plain, scaled in pairs(symmetric(np.linspace(1, 2, 40)), dtype, scale):
         expected, found = (kpops.spectral_density(a, **options) for a in (plain, scaled))
