@@ -16,7 +16,8 @@ from kpops.labels import Space
 from kpops.learning.required import require_linearization
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linalg.exact import is_cheap
-from kpops.linalg.rank_kinds import KINDS, Question, of_spectrum
+from kpops.linalg.ranks.base import of_spectrum
+from kpops.linalg.ranks.registry import KINDS, rank_spec
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 from kpops.operators import TrajectoryOperator
@@ -186,8 +187,8 @@ def _of_trajectories(
     """The same of the matrix of all states, whose squared singular values are variances."""
     variance = trajectory_dimension(lin).variance
     singular, floor = torch.from_numpy(variance.values).sqrt(), noise_floor(lin.dtype)
-    questions = [Question(kind, threshold, _NUMERICAL) for kind, _ in kinds]
-    ranks = [of_spectrum(singular, question, False, floor) for question in questions]
+    specs = [rank_spec(kind, threshold, _NUMERICAL) for kind, _ in kinds]
+    ranks = [of_spectrum(singular, spec, False, floor) for spec in specs]
     result = _ranks(ranks, [0.0] * len(ranks), lin.K.dtype)
     if num_modes:
         modes = np.arange(1, num_modes + 1)

@@ -18,7 +18,8 @@ from kpops.engines.gram import Gram, learning
 from kpops.engines.places import Place, places_of
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.learning.required import require_linearization
-from kpops.linalg.rank_kinds import Question, of_spectrum
+from kpops.linalg.ranks.base import of_spectrum
+from kpops.linalg.ranks.registry import rank_spec
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 from kpops.models.gated import GatedRecurrence
@@ -211,8 +212,8 @@ def _of_features(gram: Gram, n_valid: int, tol: float) -> dict[str, float]:
     if not gram.factors:  # nothing that changes the state, or only zeros
         return {**row, "feature_participation": 0.0, "bound_at_tol": 0.0}
     moments = torch.linalg.svdvals(gram.factors[0].flatten(0, 1).double()).square()
-    question = Question("participation", 0.95, tol)
-    row["feature_participation"] = of_spectrum(moments, question, True, 0.0)
+    spec = rank_spec("participation", 0.95, tol)
+    row["feature_participation"] = of_spectrum(moments, spec, True, 0.0)
     held = _largest_gains(gram)[:, None] * moments > threshold
     each = (row["maps"] * held.sum(1)).clamp_max(gram.layer.variables * n_valid)
     return {**row, "bound_at_tol": float(each.sum())}

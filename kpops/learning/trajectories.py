@@ -16,7 +16,8 @@ from kpops.arrays import as_tensor, numpy_dtype
 from kpops.kinds import is_array
 from kpops.labels import Coordinate, Space, by_name, coordinates_of
 from kpops.learning.required import require_linearization
-from kpops.linalg.rank_kinds import Question, of_spectrum
+from kpops.linalg.ranks.base import of_spectrum
+from kpops.linalg.ranks.registry import rank_spec
 from kpops.linalg.rounding import fix_signs
 from kpops.linearization import Linearization
 from kpops.precision import in_full_precision
@@ -108,8 +109,8 @@ def trajectory_dimension(
     variance = singular.square() / n_free
     axes = axes * fix_signs(axes)[:, None]
     total = variance.sum()
-    held = of_spectrum(singular, Question("variance", threshold, 0.0), False, 0.0)
-    participation = of_spectrum(singular, Question("participation", threshold, 0.0), False, 0.0)
+    held = of_spectrum(singular, rank_spec("variance", threshold, 0.0), False, 0.0)
+    participation = of_spectrum(singular, rank_spec("participation", threshold, 0.0), False, 0.0)
     dtype = values.dtype
     configuration = {"over": over, "threshold": threshold}
     result = xr.Dataset(

@@ -19,7 +19,7 @@ _FIRST = 16
 """Products after which a tolerance is looked at for the first time."""
 
 
-class Answer(NamedTuple):
+class Estimate(NamedTuple):
     """What a function of this module found, in multiples of `unit`, and how."""
 
     estimate: Any
@@ -51,7 +51,7 @@ class Run(Protocol):
 
 def estimated(
     run: Run, budget: int, tol: float | None, *, positive: bool, power: float = 1.0
-) -> Answer:
+) -> Estimate:
     """Spend the budget, or as much of it as the tolerance needs, twice as much each time.
 
     With `power` it is that power of the estimate that is meant, and its standard error that of the
@@ -83,7 +83,7 @@ def estimated(
         a_priori = power * math.sqrt(2 / (run.num_matvecs * spread)) if spread > 0 else math.nan
     converged = None if tol is None else done
     unit = run.unit(power)
-    return Answer(estimate, stderr, method, why, run.num_matvecs, a_priori, converged, unit)
+    return Estimate(estimate, stderr, method, why, run.num_matvecs, a_priori, converged, unit)
 
 
 _Value = TypeVar("_Value", float, Tensor)

@@ -10,12 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from kpops.linalg.leave_one_out import xdiag
-from kpops.linalg.probes import Act, Scatter, signs
+from kpops.linalg.probes import BLOCK, Act, Scatter, signs
 from kpops.linalg.scaling import power_of_two, raised
 from kpops.linalg.sketch import Sketch
-
-_CHUNK = 64
-
 
 _LEAST = 8
 
@@ -175,8 +172,8 @@ class Diagonal:
                 into.add(form(probe, image))
 
     def _chunks(self, k: int, dim: int) -> Iterator[Tensor]:
-        for start in range(0, k, _CHUNK):
-            yield signs(self.rng, min(_CHUNK, k - start), dim, self.like)
+        for start in range(0, k, BLOCK):
+            yield signs(self.rng, min(BLOCK, k - start), dim, self.like)
 
     def _grow(self, k: int) -> None:
         known = len(self.sketch.probes) if self.sketch else 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kpops import work
-from kpops.linalg.probes import TINY, dots, sphere
+from kpops.linalg.probes import BLOCK, TINY, dots, sphere
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.symmetry import refuse_indefinite
 from kpops.operators.base import TrajectoryOperator
@@ -18,7 +18,7 @@ from kpops.scalars import generator as seeded
 NEEDS_POSITIVE = "an effective rank of a self-adjoint operator needs that: use op @ op.H"
 
 
-_BLOCK, _LEAST = 64, 8
+_LEAST = 8
 """Vectors that go through the operator together; of which an interrupted estimate has some."""
 
 
@@ -84,11 +84,11 @@ def moments(
     basis, mapped = _basis(problem, y) if decays else (None, None)
     spent = n_pilot if basis is None else n_pilot + len(basis)
     plain, rest = _quotients(z, y), []
-    for first in range(spent, m, _BLOCK):
+    for first in range(spent, m, BLOCK):
         if work.interrupted() and plain.shape[1] >= _LEAST:
             m = first
             break
-        z, y = _images(op, problem, min(_BLOCK, m - first), rng)
+        z, y = _images(op, problem, min(BLOCK, m - first), rng)
         plain = torch.cat([plain, _quotients(z, y)], 1)
         if basis is not None and mapped is not None:
             inside = z @ basis.T

@@ -20,6 +20,8 @@ from kpops.scalars import generator as seeded
 Act = Callable[[Tensor], Tensor]
 
 
+BLOCK = 64
+"""Vectors that go through an operator together."""
 TINY = 1e-300
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kpops.linalg.leave_one_out import Pairs, hutchpp, shifted_xnystrace, xtrace
-from kpops.linalg.probes import TINY, Act, dots, inner, mean_and_error, sphere
+from kpops.linalg.probes import BLOCK, TINY, Act, dots, inner, mean_and_error, sphere
 from kpops.linalg.scaling import power_of_two, raised
 from kpops.linalg.sketch import Sketch
 
@@ -25,9 +25,6 @@ NAMES = {
     "xtrace": "XTrace",
     "xnystrace": "XNysTrace",
 }
-
-
-_CHUNK = 64
 
 
 class Outcome(NamedTuple):
@@ -103,8 +100,8 @@ class TraceRun:
         return sphere(self.rng, k, self.dim, self.like)
 
     def _chunks(self, k: int) -> Iterator[Tensor]:
-        for start in range(0, k, _CHUNK):
-            yield self._draw(min(_CHUNK, k - start))
+        for start in range(0, k, BLOCK):
+            yield self._draw(min(BLOCK, k - start))
 
     def _counted(self, act: Act, rows: Tensor) -> Tensor:
         self.products += len(rows)

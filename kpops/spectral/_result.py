@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kpops.arrays import to_numpy
 from kpops.labels import Space
-from kpops.linalg.budget import Answer
+from kpops.linalg.budget import Estimate
 from kpops.linalg.rounding import noise_floor
 from kpops.linalg.search import LeadingModes
 from kpops.operators.base import TrajectoryOperator
@@ -144,7 +144,7 @@ def check(method: str, methods: dict[str, int], num_matvecs: int | None, tol: fl
 
 
 def provenance(
-    op: TrajectoryOperator, what: str, answer: Answer, settings: dict[str, Any]
+    op: TrajectoryOperator, what: str, answer: Estimate, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """Attributes of a result."""
     attrs = {
@@ -160,7 +160,7 @@ def provenance(
 
 
 def scalar_dataset(
-    op: TrajectoryOperator, what: str, answer: Answer, long_name: str, settings: dict[str, Any]
+    op: TrajectoryOperator, what: str, answer: Estimate, long_name: str, settings: dict[str, Any]
 ) -> xr.Dataset:
     """An estimate and its standard error, in the dtype of the operator if it holds them."""
     estimate, stderr = undone([answer.estimate, answer.stderr], answer.unit, op, long_name)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.linalg.exact import is_cheap
-from kpops.linalg.probes import dots, jackknife, sphere
+from kpops.linalg.probes import BLOCK, dots, jackknife, sphere
 from kpops.linalg.scaling import normalized
 from kpops.operators.base import Sum, TrajectoryOperator
 from kpops.operators.dense import Batches, uncoupled
@@ -22,9 +22,6 @@ from kpops.precision import in_full_precision
 from kpops.scalars import check_count
 from kpops.scalars import generator as seeded
 from kpops.spectral._result import configuration, identity
-
-_BLOCK = 64
-"""Vectors that are taken through the operators together."""
 
 
 @in_full_precision
@@ -180,8 +177,8 @@ def _of_basis(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[Tensor, int
     work.expect(2 * batches.size)
 
     def blocks() -> Iterator[Tensor]:
-        for start in range(0, batches.size, _BLOCK):
-            n = min(_BLOCK, batches.size - start)
+        for start in range(0, batches.size, BLOCK):
+            n = min(BLOCK, batches.size - start)
             basis = torch.zeros(
                 batches.count, n, batches.size, dtype=a.torch_dtype, device=a.device
             )
@@ -201,8 +198,8 @@ def _of_probes(
     like = torch.empty(0, dtype=a.torch_dtype, device=a.device)
 
     def blocks() -> Iterator[Tensor]:
-        for start in range(0, m, _BLOCK):
-            z = sphere(rng, min(_BLOCK, m - start), space.size, like)
+        for start in range(0, m, BLOCK):
+            z = sphere(rng, min(BLOCK, m - start), space.size, like)
             yield z.reshape(-1, *space.shape)
 
     return _products(a, b, wide, blocks()), 2 * m

@@ -13,6 +13,7 @@ from kpops import work
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import Space
 from kpops.linalg.exact import is_small
+from kpops.linalg.probes import BLOCK
 from kpops.linalg.scaling import normalized, normalized_blocks, raised
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import batches, uncoupled
@@ -22,9 +23,6 @@ from kpops.precision import in_full_precision
 from kpops.scalars import check_count
 from kpops.scalars import generator as seeded
 from kpops.spectral._result import configuration, identity, undone
-
-# Vectors that the operator is applied to at a time.
-_BLOCK = 64
 
 
 @in_full_precision
@@ -165,7 +163,7 @@ def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: np.random.Ge
     z = signs(shape, op, rng)
     if dim in uncoupled(op):
         # What starts at one position stays there: all of them share a vector.
-        parts = [_energies(op.apply(some), op.codomain, dim) for some in z.split(_BLOCK)]
+        parts = [_energies(op.apply(some), op.codomain, dim) for some in z.split(BLOCK)]
         return torch.diag_embed(torch.cat(parts))
     axis = 1 + op.domain.dims.index(dim)
     n_in, n_out = op.domain.sizes[dim], op.codomain.sizes[dim]
@@ -173,7 +171,7 @@ def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: np.random.Ge
     pairs = torch.cartesian_prod(*(torch.arange(n, device=op.device) for n in (num_probes, n_in)))
     positions = torch.arange(n_in, device=op.device)
     along = [n_in if i == axis else 1 for i in range(1, len(shape))]
-    for some, chosen in zip(result.split(_BLOCK), pairs.split(_BLOCK), strict=True):
+    for some, chosen in zip(result.split(BLOCK), pairs.split(BLOCK), strict=True):
         probe, position = chosen.T
         here = (positions == position[:, None]).reshape(len(chosen), *along)
         some[:] = _energies(op.apply(z[probe] * here), op.codomain, dim)

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.linalg.budget import Answer, estimated
+from kpops.linalg.budget import Estimate, estimated
 from kpops.linalg.eigenpairs import eigenpairs
 from kpops.linalg.exact import exact_frobenius, is_exact, singular_values
 from kpops.linalg.problem import SpectralProblem
@@ -98,7 +98,7 @@ def frobenius_norm(
     before = op.num_matvecs
     exact = exact_frobenius(op, method) if method in ("auto", "exact") else None
     if exact is not None:
-        answer = Answer(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
+        answer = Estimate(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
     else:
         factor = SpectralProblem(op).factor
         if factor is None:
@@ -192,7 +192,7 @@ def schatten_norm(
     if exact:
         spectrum = singular_values(op)
         norm = _p_norm(spectrum.values.double(), p)
-        answer = Answer(norm, 0.0, "exact", spectrum.how, spectrum.num_matvecs)
+        answer = Estimate(norm, 0.0, "exact", spectrum.how, spectrum.num_matvecs)
     elif method == "auto" and p == 4:
         smaller = SpectralProblem(op, symmetric=False).factor
         assert smaller is not None
@@ -256,12 +256,12 @@ def spectral_norm(
     if min(op.shape) == 0 or is_exact(op):
         spectrum = singular_values(op)
         norm = float(spectrum.values[0]) if spectrum.values.numel() else 0.0
-        answer = Answer(norm, 0.0, "exact", spectrum.how, spectrum.num_matvecs, converged=True)
+        answer = Estimate(norm, 0.0, "exact", spectrum.how, spectrum.num_matvecs, converged=True)
     else:
         symmetric = is_self_adjoint(op)
         modes = (eigenpairs if symmetric else singular_triplets)(op, 1, tol=tol, rng=rng)
         size = abs(float(modes.values[0]))
-        answer = Answer(
+        answer = Estimate(
             size,
             size * float(modes.residual[0]),
             modes.method,

@@ -12,10 +12,14 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.memory import free_bytes
+from kpops.linalg.budget import Estimate
 from kpops.linalg.exact import is_cheap, whole_spectrum
 from kpops.linalg.moments import NEEDS_POSITIVE
 from kpops.linalg.probes import left_out
-from kpops.linalg.rank_kinds import KINDS, PROBES, Answer, Question, estimated, of_spectrum
+from kpops.linalg.quadrature import seek_negative
+from kpops.linalg.ranks.base import RankRun, RankSpec, of_spectrum
+from kpops.linalg.ranks.by_rules import PROBES
+from kpops.linalg.ranks.registry import KINDS, rank_spec
 from kpops.linalg.rounding import noise_floor
 from kpops.linalg.scaling import normalized
 from kpops.linalg.symmetry import is_self_adjoint, refuse_indefinite
@@ -163,8 +167,8 @@ def effective_rank(
     numerical 10.0
     """
     op = as_operator(op)
-    question = Question(kind, threshold, tol)
-    _check(question, reduction, method, num_matvecs, rtol)
+    spec = rank_spec(kind, threshold, tol)
+    _check(spec, reduction, method, num_matvecs, rtol)
     work.check_on_interrupt(on_interrupt)
     rng = seeded(rng)
     whole = op
@@ -173,73 +177,75 @@ def effective_rank(
         whole, _ = normalized(op)
         op = _reduced(whole, keep, reduction, method, num_matvecs, rng)
     symmetric = is_self_adjoint(op)
-    answer, best = None, Answer(math.nan, math.nan, method, "interrupted before there was any", 0)
+    answer, best = None, Estimate(math.nan, math.nan, method, "interrupted before there was any", 0)
     if method in ("auto", "exact") and not isinstance(op, ProbedGram | ProbedTrace):
-        answer = _exact(op, question, symmetric, force=method == "exact")
+        answer = _exact(op, spec, symmetric, force=method == "exact")
     if answer is None and not isinstance(op, ProbedGram | ProbedTrace):
         op, _ = normalized(op)
     asked = num_matvecs
     while answer is None:
         if isinstance(op, ProbedGram | ProbedTrace):
-            answer = _of_probes(op, question, symmetric)
-            asked = max(asked, answer.used)  # the least number of probes may have cost more
+            answer = _of_probes(op, spec, symmetric)
+            asked = max(
+                asked, int(answer.num_matvecs)
+            )  # the least number of probes may have cost more
         else:
             try:
                 with work.held(on_interrupt):
-                    answer = estimated(op, question, symmetric, method, asked, rng)
+                    answer = _estimated(RankRun(op, symmetric, spec, method, asked, rng))
             except work.NothingYetError:
                 answer = best
         if work.interrupted():
-            work.warn(f"effective_rank was interrupted after {answer.used} products")
+            work.warn(f"effective_rank was interrupted after {answer.num_matvecs} products")
             break
         best = answer
         if rtol is not None and answer.stderr > rtol * answer.estimate:
             if 2 * asked > _MOST_MATVECS or not _may_double(op, whole):
                 work.warn_unconverged(
                     f"effective_rank: stderr {answer.stderr:.2g} of {answer.estimate:.4g} after "
-                    f"{answer.used} products does not meet rtol={rtol}"
+                    f"{answer.num_matvecs} products does not meet rtol={rtol}"
                 )
                 break
             asked, answer = 2 * asked, None
             if isinstance(op, ProbedGram | ProbedTrace):
                 assert keep is not None
                 op = _reduced(whole, keep, reduction, method, asked, rng)
-    if kind == "numerical" and rtol is None and answer.stderr > _SAYS_LITTLE * answer.estimate:
+    if spec.kind.counts and rtol is None and answer.stderr > _SAYS_LITTLE * answer.estimate:
         work.warn_unconverged(
-            f"effective_rank: the numerical rank is {answer.estimate:.4g} with a standard error of "
-            f"{answer.stderr:.2g} after {answer.used} products, which says little: where values "
-            "near tol crowd, a count needs the spectrum (method='exact'), a larger tol, more "
-            "num_matvecs, or another kind, as 'entropy'"
+            f"effective_rank: the {kind} rank is {answer.estimate:.4g} with a standard error of "
+            f"{answer.stderr:.2g} after {answer.num_matvecs} products, which says little: where "
+            "values near tol crowd, a count needs the spectrum (method='exact'), a larger tol, "
+            "more num_matvecs, or another kind, as 'entropy'"
         )
     if isinstance(op, PartialTrace) and not isinstance(op, ProbedTrace):
-        answer = answer._replace(used=answer.used * op.num_vectors)
-    return _dataset(op, question, symmetric, "none" if keep is None else reduction, answer)
+        answer = answer._replace(num_matvecs=answer.num_matvecs * op.num_vectors)
+    return _dataset(op, spec, symmetric, "none" if keep is None else reduction, answer)
 
 
 def _check(
-    question: Question, reduction: str, method: str, num_matvecs: int, rtol: float | None
+    spec: RankSpec, reduction: str, method: str, num_matvecs: int, rtol: float | None
 ) -> None:
-    kind = question.kind
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: choose from {', '.join(map(repr, KINDS))}")
     if reduction not in ("expand_average", "partial_trace"):
         raise ValueError(f"reduction={reduction!r}: choose 'expand_average' or 'partial_trace'")
-    check_real("threshold", question.threshold)
-    check_real("tol", question.tol)
+    check_real("threshold", spec.threshold)
+    check_real("tol", spec.tol)
     check_count("num_matvecs", num_matvecs, 2)
-    if not 0 < question.threshold < 1:
-        raise ValueError(f"threshold={question.threshold}: choose a fraction between 0 and 1")
-    if not 0 <= question.tol < 1:
-        raise ValueError(f"tol={question.tol}: choose a fraction of the largest, from 0 to 1")
+    if not 0 < spec.threshold < 1:
+        raise ValueError(f"threshold={spec.threshold}: choose a fraction between 0 and 1")
+    if not 0 <= spec.tol < 1:
+        raise ValueError(f"tol={spec.tol}: choose a fraction of the largest, from 0 to 1")
     if rtol is not None:
         check_real("rtol", rtol)
         if not 0 < rtol < 1:
             raise ValueError(f"rtol={rtol}: choose a fraction between 0 and 1")
-    if method not in ("auto", "exact", "hutchinson", "lanczos"):
-        raise ValueError(f"method={method!r}: choose 'auto', 'exact', 'hutchinson' or 'lanczos'")
-    if method not in ("auto", "exact", *KINDS[kind]):
-        others = " or ".join(map(repr, KINDS[kind]))
-        raise ValueError(f"method={method!r} does not give kind={kind!r}: choose {others}")
+    every = {method for kind in KINDS.values() for method in kind.methods}
+    if method not in ("auto", "exact", *every):
+        raise ValueError(f"method={method!r}: choose from {['auto', 'exact', *sorted(every)]}")
+    if method not in ("auto", "exact", *spec.kind.methods):
+        others = " or ".join(map(repr, spec.kind.methods))
+        raise ValueError(
+            f"method={method!r} does not give kind={spec.kind.name!r}: choose {others}"
+        )
 
 
 def _reduced(
@@ -274,26 +280,33 @@ def _may_double(op: TrajectoryOperator, whole: TrajectoryOperator) -> bool:
 
 
 def _exact(
-    op: TrajectoryOperator, question: Question, symmetric: bool, *, force: bool
-) -> Answer | None:
+    op: TrajectoryOperator, spec: RankSpec, symmetric: bool, *, force: bool
+) -> Estimate | None:
     """The rank from exact traces or from the whole spectrum; None if they are too dear."""
-    blocks = op.unit_blocks()
-    if question.kind == "participation" and blocks is not None:
-        scaled = blocks.scaled(1 / (blocks.trace() or 1.0))  # squares might leave the dtype
-        squares = scaled.inner(scaled)
-        how = f"traces of K, block diagonal over {blocks.n_units} units"
-        return Answer(1 / squares if squares else 0.0, 0.0, "exact", how, 0)
+    structured = spec.kind.from_structure(op)
+    if structured is not None:
+        return structured
     spectrum = whole_spectrum(op, symmetric, force=force)
     if spectrum is None:
         return None
     if symmetric and not op.positive:
         refuse_indefinite(op, spectrum.values, NEEDS_POSITIVE)
     floor = noise_floor(op.torch_dtype)
-    estimate = of_spectrum(spectrum.values, question, symmetric, floor)
-    return Answer(estimate, 0.0, "exact", f"whole spectrum: {spectrum.how}", spectrum.num_matvecs)
+    estimate = of_spectrum(spectrum.values, spec, symmetric, floor)
+    return Estimate(estimate, 0.0, "exact", f"whole spectrum: {spectrum.how}", spectrum.num_matvecs)
 
 
-def _of_probes(op: ProbedGram | ProbedTrace, question: Question, symmetric: bool) -> Answer:
+def _estimated(run: RankRun) -> Estimate:
+    """The rank from random vectors."""
+    op = run.op
+    sought = seek_negative(op, run.rng, NEEDS_POSITIVE) if run.symmetric else 0
+    answer = run.spec.kind.estimate(run)
+    rounding = 10 * noise_floor(op.torch_dtype) * answer.estimate
+    error = math.hypot(answer.stderr, rounding)
+    return answer._replace(stderr=error, num_matvecs=answer.num_matvecs + sought)
+
+
+def _of_probes(op: ProbedGram | ProbedTrace, spec: RankSpec, symmetric: bool) -> Estimate:
     """The rank of an estimated partial trace, with the jackknife over its random vectors."""
     parts = op.dense_per_probe()
     m, floor = len(parts), noise_floor(op.torch_dtype)
@@ -305,40 +318,40 @@ def _of_probes(op: ProbedGram | ProbedTrace, question: Question, symmetric: bool
         values = values.clamp_min(0) if op.positive else values
         if symmetric and not op.positive:
             refuse_indefinite(op, values, NEEDS_POSITIVE)
-        return of_spectrum(values.flip(0) if symmetric else values, question, symmetric, floor)
+        return of_spectrum(values.flip(0) if symmetric else values, spec, symmetric, floor)
 
     total = parts.sum(0)
     without = torch.tensor([rank((total - part) / (m - 1)) for part in parts], dtype=torch.float64)
     whole = rank(total / m)
     estimate, stderr = left_out(torch.tensor(whole, dtype=torch.float64), without)
-    if question.kind == "numerical":
+    if spec.kind.counts:
         # A count has no bias of first order to take away: m times its steps would be noise.
         estimate = whole
         stderr = max(stderr, 1.0) if bool((without != whole).any()) else 0.0
     how = f"whole spectrum of a partial trace from {m} random vectors"
     used = math.ceil(m / 2) if isinstance(op, ProbedGram) else m * op.shape[0]
-    return Answer(min(max(estimate, 0.0), op.shape[0]), stderr, "hutchinson", how, used)
+    return Estimate(min(max(estimate, 0.0), op.shape[0]), stderr, "hutchinson", how, used)
 
 
 def _dataset(
-    op: TrajectoryOperator, question: Question, symmetric: bool, reduction: str, answer: Answer
+    op: TrajectoryOperator, spec: RankSpec, symmetric: bool, reduction: str, answer: Estimate
 ) -> xr.Dataset:
-    kind = question.kind
+    kind = spec.kind.name
     long_name = f"effective rank ({kind})"
     scalar = np.dtype(op.dtype).type
-    settings = {"threshold": question.threshold, "tol": question.tol, "reduction": reduction}
+    settings = {"threshold": spec.threshold, "tol": spec.tol, "reduction": reduction}
     attrs = {
         **configuration(op, kind=kind, method=answer.method, **settings),
         "method": answer.method,
         "chosen": answer.chosen,
         "reduction": reduction,
-        "gram": "A" if symmetric or kind != "participation" else "A A*",
-        "num_matvecs": answer.used,
+        "gram": "A" if symmetric or not spec.kind.of_gram else "A A*",
+        "num_matvecs": answer.num_matvecs,
     }
     if work.interrupted():
         attrs["converged"] = 0
-    if kind == "numerical":
-        attrs |= {"tol": question.tol, "noise_floor": noise_floor(op.torch_dtype)}
+    if spec.kind.counts:
+        attrs |= {"tol": spec.tol, "noise_floor": noise_floor(op.torch_dtype)}
     return xr.Dataset(
         {
             "estimate": ((), scalar(answer.estimate), {"long_name": long_name, "units": "1"}),

@@ -9,7 +9,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.linalg.budget import Answer, empty, estimated, rows_of
+from kpops.linalg.budget import Estimate, empty, estimated, rows_of
 from kpops.linalg.diagonal import Actions, Diagonal
 from kpops.linalg.exact import exact_diagonal, exact_trace
 from kpops.linalg.quadrature import seek_negative
@@ -127,7 +127,7 @@ def trace(
     before = op.num_matvecs
     exact = exact_trace(op, method) if method in ("auto", "exact") else None
     if exact is not None:
-        answer = Answer(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
+        answer = Estimate(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
     else:
         run: TraceRun
         if tol is None:
@@ -222,7 +222,9 @@ def diagonal(
     exact = exact_diagonal(op, method) if method in ("auto", "exact") else None
     if exact is not None:
         values, chosen = exact
-        answer = Answer(values, torch.zeros_like(values), "exact", chosen, op.num_matvecs - before)
+        answer = Estimate(
+            values, torch.zeros_like(values), "exact", chosen, op.num_matvecs - before
+        )
     else:
         actions = Actions(
             rows_of(op.apply, op.domain),

@@ -1,0 +1,1 @@
+"""Effective ranks: a file for each kind, and the registry of them."""

@@ -1,0 +1,29 @@
+"""The kinds of effective rank by name: a new one is a file of its own and a line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kpops.linalg.ranks.base import RankKind, RankSpec
+from kpops.linalg.ranks.entropy import Entropy
+from kpops.linalg.ranks.numerical import Numerical
+from kpops.linalg.ranks.participation import Participation
+from kpops.linalg.ranks.stable import Stable
+from kpops.linalg.ranks.variance import Variance
+
+KINDS: dict[str, RankKind] = {
+    kind.name: kind for kind in (Participation(), Variance(), Entropy(), Stable(), Numerical())
+}
+
+
+def rank_spec(kind: Any, threshold: float = 0.95, tol: float = 0.0) -> RankSpec:
+    """The kind of that name with its options.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind.
+    """
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: choose from {', '.join(map(repr, KINDS))}")
+    return RankSpec(KINDS[kind], threshold, tol)
