@@ -25,7 +25,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "block-krylov": {"method": "block-krylov"},
     "block-krylov, blocks of 2": {"method": "block-krylov", "block_size": 2},
     "lobpcg": {"method": "lobpcg"},
-    "randomized": {"method": "randomized"},
     "arpack": {"method": "arpack"},
 }
 

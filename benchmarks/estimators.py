@@ -23,7 +23,7 @@ from kpops.spectral.traces import trace
 MATVECS = 60
 SIZE = 1200
 """Of the matrices: beyond the size up to which kpops takes a matrix as it is."""
-TRACES = ("hutchinson", "hutch++", "xtrace", "xnystrace", "auto")
+TRACES = ("hutchinson", "xtrace", "xnystrace", "auto")
 RANKS = {"participation": "hutchinson", "entropy": "lanczos"}
 
 

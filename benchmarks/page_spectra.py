@@ -30,7 +30,6 @@ _TASKS = {
 _OUTCOMES = ("right", "unsure", "wrong")
 _NAMES = {
     "hutchinson": "Hutchinson",
-    "hutch++": "Hutch++",
     "xtrace": "XTrace",
     "xnystrace": "XNysTrace",
     "auto": "``auto``",

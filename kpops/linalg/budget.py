@@ -12,7 +12,6 @@ from torch import Tensor
 from kpops import work
 from kpops.labels import Space
 from kpops.linalg.probes import Act
-from kpops.linalg.trace import TraceRun
 from kpops.operators.base import TrajectoryOperator
 
 _FIRST = 16
@@ -48,6 +47,9 @@ class Run(Protocol):
     def unit(self, power: float) -> float:
         """What a power of the estimate is to be multiplied by."""
 
+    def participation(self) -> float:
+        """Participation ratio of a positive operator; NaN if nothing is known."""
+
 
 def estimated(
     run: Run, budget: int, tol: float | None, *, positive: bool, power: float = 1.0
@@ -78,8 +80,8 @@ def estimated(
             f"after {run.num_matvecs:g} products, more than tol={tol:g}: raise num_matvecs, or tol"
         )
     a_priori = math.nan
-    if positive and isinstance(run, TraceRun) and estimate > 0:
-        spread = run.forms.participation()
+    if positive and estimate > 0:
+        spread = run.participation()
         a_priori = power * math.sqrt(2 / (run.num_matvecs * spread)) if spread > 0 else math.nan
     converged = None if tol is None else done
     unit = run.unit(power)

@@ -79,6 +79,10 @@ class Diagonal:
         self.sketch: Sketch | None = None
         self.why = "asked for"
 
+    def participation(self) -> float:
+        """Not known."""
+        return math.nan
+
     def unit(self, power: float) -> float:
         """What a power of the estimate is to be multiplied by: images are of about one."""
         return raised(self.scale or 1.0, power)

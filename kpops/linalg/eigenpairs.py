@@ -17,7 +17,7 @@ from kpops.linalg.arpack import arpack
 from kpops.linalg.certify import FEW, certify_leading
 from kpops.linalg.exact import is_cheap, is_small, leading
 from kpops.linalg.lanczos import AT_LEAST, Lanczos, block_lanczos, run
-from kpops.linalg.lobpcg import iterate, lobpcg
+from kpops.linalg.lobpcg import lobpcg
 from kpops.linalg.problem import Modes, SpectralProblem
 from kpops.linalg.rounding import clusters, columns, fix_signs, noise_floor, relative
 from kpops.linalg.scaling import normalized
@@ -29,7 +29,6 @@ from kpops.scalars import generator as seeded
 METHODS: dict[str, Callable[..., Modes]] = {
     "block-krylov": block_lanczos,
     "lobpcg": lobpcg,
-    "randomized": iterate,
     "arpack": arpack,
 }
 

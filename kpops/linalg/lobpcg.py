@@ -1,4 +1,4 @@
-"""Methods that keep no growing basis: randomised subspace iteration, and LOBPCG."""
+"""LOBPCG, which keeps three blocks of vectors and no growing basis."""
 
 from __future__ import annotations
 
@@ -10,27 +10,6 @@ from kpops.linalg.lanczos import AT_LEAST
 from kpops.linalg.probes import Act, inner, lengths_of
 from kpops.linalg.problem import BatchedSpace, Modes
 from kpops.linalg.search import Search
-
-
-def iterate(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
-    """Randomised subspace iteration with Rayleigh-Ritz.
-
-    Halko, Martinsson and Tropp (2011), Finding structure with randomness: the power scheme, with
-    a look at the modes in each round. Errors fall by the ratio of eigenvalues once a round, so it
-    is for spectra that fall fast.
-    """
-    empty = Basis(space.n_problems, 0, space.size, space.dtype, space.device, search.rng)
-    block = min(block, space.size)
-    q = empty.random(block, search.near)
-    while True:
-        image = act(q)
-        search.spend(block)
-        values, axes = _ritz(q, image)
-        x, ax = axes.mT @ q, axes.mT @ image
-        found = _look(search, values, x, ax)
-        if found is not None:
-            return found
-        q = empty.orthonormal(ax, float(ax.norm(dim=2).max()))
 
 
 def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:

@@ -67,14 +67,14 @@ def eigsh(
         modes: for example the ``eigenfunction`` of an earlier result. Iterations start there and
         take fewer products the nearer it is. No mode is missing all the same: a second search makes
         sure, which takes about what is saved where k is 1 or 2. Vectors of NaN are left out.
-    method : {"auto", "exact", "block-krylov", "lobpcg", "randomized", "arpack"}
+    method : {"auto", "exact", "block-krylov", "lobpcg", "arpack"}
         ``"exact"``: from the structure of the operator (K of a gated cell is block diagonal over
         units, P P* over trials) or from its matrix. ``"block-krylov"``: randomised block Lanczos
         with full reorthogonalisation and thick restart. ``"lobpcg"``: conjugate gradients, which
-        keep three blocks of vectors and no more. ``"randomized"``: subspace iteration, for spectra
-        that fall fast. ``"arpack"``: SciPy's Lanczos method, on the host and one vector at a time.
-        ``"auto"``: exact where structure or size make it cheap, or when most modes are asked for;
-        block-krylov else, or lobpcg where there is no memory for its basis.
+        keep three blocks of vectors and no more. ``"arpack"``: SciPy's Lanczos method, on the host
+        and one vector at a time. ``"auto"``: exact where structure or size make it cheap, or when
+        most modes are asked for; block-krylov else, or lobpcg where there is no memory for its
+        basis.
     tol : float
         Relative residual ``||A v - lambda v|| / max|lambda|`` to reach; not below 64 rounding
         units of the dtype.

@@ -19,7 +19,8 @@ from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.quadrature import gauss_rule
 from kpops.linalg.scaling import normalized
 from kpops.linalg.symmetry import is_self_adjoint
-from kpops.linalg.trace_gram import gram_trace, squared_gram_trace
+from kpops.linalg.traces.gram import gram_trace, squared_gram_trace
+from kpops.linalg.traces.registry import METHODS
 from kpops.linalg.triplets import singular_triplets
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
@@ -29,7 +30,7 @@ from kpops.scalars import generator as seeded
 from kpops.spectral._result import check, configuration, scalar_dataset
 from kpops.spectral.traces import trace
 
-_FROBENIUS = {"auto": 2, "exact": 2, "hutchinson": 2, "xtrace": 6, "xnystrace": 4}
+_FROBENIUS = {"auto": 2, "exact": 2} | {name: method.least for name, method in METHODS.items()}
 _SCHATTEN = {"auto": 8, "exact": 2, "lanczos": 8}
 _PROBES = 8
 """Random vectors of a Gauss rule at least; what is left of the products makes its steps."""
@@ -314,6 +315,10 @@ class _Rules:
         error = math.hypot(math.sqrt(variance), 2 * change)
         norm = scale * mean ** (1 / self.p)
         self.found = norm, norm * error / mean / self.p
+
+    def participation(self) -> float:
+        """Not known."""
+        return math.nan
 
     def unit(self, power: float) -> float:
         """What the norm is to be multiplied by."""

@@ -54,7 +54,7 @@ def svds(
         A vector of the domain of `op`, or a block of them with the leading dim ``mode``, near the
         right singular functions: for example ``right`` of an earlier result. As for
         :func:`kpops.eigsh`.
-    method : {"auto", "exact", "block-krylov", "lobpcg", "randomized", "arpack"}
+    method : {"auto", "exact", "block-krylov", "lobpcg", "arpack"}
         ``"exact"`` decomposes the matrix, or that of each trial where none are coupled.
         ``"block-krylov"`` is that of :func:`kpops.eigsh` on the smaller of ``A* A`` and ``A A*``;
         where their rounding would cost digits that `tol` asks for, block Lanczos bidiagonalisation

@@ -14,15 +14,17 @@ from kpops.linalg.diagonal import Actions, Diagonal
 from kpops.linalg.exact import exact_diagonal, exact_trace
 from kpops.linalg.quadrature import seek_negative
 from kpops.linalg.symmetry import is_self_adjoint
-from kpops.linalg.trace import PlainTrace, TraceRun
-from kpops.linalg.trace_gram import gram_trace
+from kpops.linalg.traces.auto import TraceEstimate
+from kpops.linalg.traces.gram import gram_trace
+from kpops.linalg.traces.registry import METHODS
+from kpops.linalg.traces.runs import PlainTrace
 from kpops.operators.base import TrajectoryOperator, as_method
 from kpops.operators.foreign import as_operator
 from kpops.precision import in_full_precision
 from kpops.scalars import generator as seeded
 from kpops.spectral._result import check, identity, provenance, scalar_dataset, undone
 
-_TRACE = {"auto": 2, "exact": 2, "hutchinson": 2, "hutch++": 6, "xtrace": 6, "xnystrace": 4}
+_TRACE = {"auto": 2, "exact": 2} | {name: method.least for name, method in METHODS.items()}
 _DIAGONAL = {"auto": 2, "exact": 2, "hutchinson": 2, "xdiag": 4}
 
 
@@ -44,7 +46,7 @@ def trace(
     ----------
     op : TrajectoryOperator, LinearOperator or array_like
         n x n.
-    method : {"auto", "exact", "hutchinson", "hutch++", "xtrace", "xnystrace"}
+    method : {"auto", "exact", "hutchinson", "xtrace", "xnystrace"}
         ``"exact"`` uses the structure, or makes the matrix; the others are estimates, and
         ``"xnystrace"`` is for positive semi-definite operators: if `op` is not known to be one, 33
         further products look for a negative eigenvalue first. ``"auto"`` is exact where that is
@@ -88,17 +90,17 @@ def trace(
     -----
     Where ``op = R R*`` is known, as of the flow operator, its trace is that of ``R* R`` in the
     smaller of the two spaces, ``||R w||^2`` is a sample of it for half a product, and XNysTrace
-    needs no shift. Methods: Hutchinson (1990), with vectors on the sphere; Meyer, Musco, Musco and
-    Woodruff (2021), Hutch++; Epperly, Tropp and Webber (2024), XTrace, arXiv 2301.07825. Their
-    error bars are corrected for the covariance of the leave-one-out estimates, which the paper
-    leaves out. As the scatter of few samples is uncertain itself, standard errors are widened by
-    Student's t, at half of the degrees of freedom of normal samples since quadratic forms have
-    heavier tails: sevenfold from 2 samples, by half from 8, by 4 % from 64; those of plain forms
-    also by their skewness. An interval of two standard errors then held the trace in 91 to 100 % of
-    200 seeds, 97 % in the mean, by each of the four methods at 8, 16, 32 and 64 products over six
-    spectra. A tolerance is taken as met when two successive rounds, of twice as many products each,
-    meet it and agree within twice their combined error; where the spectrum drops just at the number
-    of vectors of a round, that may still be fooled.
+    needs no shift. Methods: Hutchinson (1990), with vectors on the sphere; Epperly, Tropp and
+    Webber (2024), XTrace, arXiv 2301.07825. Their error bars are corrected for the covariance
+    of the leave-one-out estimates, which the paper leaves out. As the scatter of few samples is
+    uncertain itself, standard errors are widened by Student's t, at half of the degrees of
+    freedom of normal samples since quadratic forms have heavier tails: sevenfold from 2
+    samples, by half from 8, by 4 % from 64; those of plain forms also by their skewness. An
+    interval of two standard errors then held the trace in 91 to 100 % of 200 seeds, 97 % in the
+    mean, by each of the methods at 8, 16, 32 and 64 products over six spectra. A tolerance is
+    taken as met when two successive rounds, of twice as many products each, meet it and agree
+    within twice their combined error; where the spectrum drops just at the number of vectors of
+    a round, that may still be fooled.
 
     Where the leading eigenvalues hold the sum of the squares, XTrace and XNysTrace are more
     accurate by orders of magnitude. If they come in clusters of more than `num_matvecs`, about one
@@ -129,18 +131,18 @@ def trace(
     if exact is not None:
         answer = Estimate(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
     else:
-        run: TraceRun
+        positive = op.positive or method == "xnystrace"
         if tol is None:
-            work.expect(budget * (2 if root is not None and method != "hutch++" else 1))
-        if root is not None and method != "hutch++":
+            work.expect(budget * (1 if root is None else 2))
+        if root is not None:
             run = gram_trace(root, 0.5, method, generator)
         else:
             act, like = rows_of(op.apply, op.domain), empty(op)
-            run = PlainTrace(act, op.shape[0], op.positive, method, generator, like)
+            run = TraceEstimate(PlainTrace(act, op.shape[0], positive, generator, like), method)
         sought = 0
         if method == "xnystrace":
             sought = seek_negative(op, generator, "use method='xtrace' or 'hutchinson'")
-        answer = estimated(run, budget, tol, positive=op.positive or method == "xnystrace")
+        answer = estimated(run, budget, tol, positive=positive)
         answer = answer._replace(num_matvecs=answer.num_matvecs + sought)
     settings = {"method": method, "num_matvecs": budget, "tol": tol}
     return scalar_dataset(op, "trace", answer, "trace", settings)

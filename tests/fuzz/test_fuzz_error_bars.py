@@ -21,7 +21,7 @@ def entropy(values):
 ESTIMATES = {
     **{
         f"trace by {method}": (kpops.trace, {"method": method}, np.sum)
-        for method in ("hutchinson", "hutch++", "xtrace", "xnystrace")
+        for method in ("hutchinson", "xtrace", "xnystrace")
     },
     **{
         f"Frobenius norm by {method}": (kpops.frobenius_norm, {"method": method}, np.linalg.norm)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import kpops
 
-METHODS = ["auto", "block-krylov", "lobpcg", "randomized", "arpack", "exact"]
+METHODS = ["auto", "block-krylov", "lobpcg", "arpack", "exact"]
 PSD = ("flat", "geometric", "steep", "harmonic", "low rank", "one small")
 
 

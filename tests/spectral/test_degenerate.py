@@ -49,7 +49,7 @@ def test_norms(name):
 @pytest.mark.parametrize("name", SQUARE)
 def test_traces_and_diagonals(name):
     matrix = MATRICES[name]
-    for method in ("auto", "hutchinson", "hutch++", "xtrace"):
+    for method in ("auto", "hutchinson", "xtrace"):
         holds(kpops.trace(matrix, method=method, rng=0), np.trace(matrix))
     for method in ("auto", "hutchinson", "xdiag"):
         holds(kpops.diagonal(matrix, method=method, num_matvecs=400, rng=0), np.diag(matrix))
@@ -84,7 +84,7 @@ def test_ranks(name, kind):
 
 
 @pytest.mark.parametrize("name", SQUARE)
-@pytest.mark.parametrize("method", ["auto", "exact", "block-krylov", "lobpcg", "randomized"])
+@pytest.mark.parametrize("method", ["auto", "exact", "block-krylov", "lobpcg"])
 def test_all_eigenpairs(name, method):
     matrix = MATRICES[name]
     n = len(matrix)

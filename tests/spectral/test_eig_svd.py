@@ -11,7 +11,7 @@ import torch
 import kpops
 from kpops.linalg import lanczos
 
-ITERATIVE = ["block-krylov", "lobpcg", "randomized", "arpack"]
+ITERATIVE = ["block-krylov", "lobpcg", "arpack"]
 METHODS = ["exact", *ITERATIVE]
 
 
@@ -433,7 +433,7 @@ def test_wrong_use_is_refused(lin, act, error, told):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("method", ["auto", "block-krylov", "lobpcg", "randomized"])
+@pytest.mark.parametrize("method", ["auto", "block-krylov", "lobpcg"])
 def test_operators_confined_to_a_few_entries_are_no_trap(method, dtype):
     # Products have fewer directions than a block has vectors, and those on two entries only.
     matrix = np.zeros((1500, 1500), dtype)
@@ -446,11 +446,11 @@ def test_operators_confined_to_a_few_entries_are_no_trap(method, dtype):
             expected = np.array([1, 1e-5, 0, 0])
             gaps = np.abs(result.singular_value.values - expected)
             assert (gaps[good] <= 1e-5 if dtype == "float32" else gaps[good] <= 1e-6).all()
-            assert good[0] or method in ("lobpcg", "randomized")
+            assert good[0] or method == "lobpcg"
             assert result.singular_value.values.max() < 1.001
 
 
-@pytest.mark.parametrize("method", ["auto", "lobpcg", "randomized"])
+@pytest.mark.parametrize("method", ["auto", "lobpcg"])
 def test_small_singular_values_do_not_hide_others_in_silence(method):
     values = np.full(8000, 1e-4, np.float32)
     values[:2] = 1, 3e-4

@@ -7,6 +7,8 @@ import pytest
 
 import kpops
 from kpops.linalg.ranks.registry import KINDS
+from kpops.linalg.traces import registry
+from kpops.operators import ForeignOperator
 
 N = 60
 SPECTRUM = 0.8 ** np.arange(N)
@@ -44,6 +46,29 @@ def test_estimates_of_a_rank_hold_it_in_their_error_bars(kind, method):
         found = rank(MATRIX, kind, method=method, num_matvecs=400, rng=seed)
         held += abs(float(found.estimate) - exact) <= 2 * float(found.stderr) + 1e-9 * exact
     assert held >= 7
+
+
+@pytest.mark.parametrize("with_root", [False, True])
+@pytest.mark.parametrize("method", registry.METHODS)
+def test_estimates_of_a_trace_hold_it_in_their_error_bars(method, with_root, monkeypatch):
+    monkeypatch.setattr("kpops.linalg.exact.DENSE_SIZE", 0)
+    factor = ForeignOperator(Q * np.sqrt(SPECTRUM))
+    op = factor @ factor.H if with_root else ForeignOperator(MATRIX)
+    op.positive = op.self_adjoint = True
+    least = registry.METHODS[method].least
+    for budget in (least, 4 * least):
+        held = 0
+        for seed in range(20):
+            found = kpops.trace(op, method=method, num_matvecs=budget, rng=seed)
+            error = abs(float(found.estimate) - SPECTRUM.sum())
+            held += error <= 2 * float(found.stderr) + 1e-12
+            assert found.num_matvecs <= budget
+        assert held >= 16
+
+
+def test_an_unknown_method_is_refused_with_the_list():
+    with pytest.raises(ValueError, match="'guess': choose one of 'auto', 'exact', 'hutchinson'"):
+        kpops.trace(MATRIX, method="guess")
 
 
 def test_an_unknown_kind_is_refused_with_the_list():

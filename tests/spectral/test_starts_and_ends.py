@@ -6,7 +6,7 @@ import torch
 
 import kpops
 
-ITERATIVE = ["block-krylov", "lobpcg", "randomized", "arpack"]
+ITERATIVE = ["block-krylov", "lobpcg", "arpack"]
 
 
 def symmetric(spectrum, seed=0):
@@ -52,10 +52,9 @@ def test_modes_of_a_nearby_operator_save_matvecs(spectrum, size):
     np.testing.assert_allclose(again.eigenvalue, np.linalg.eigvalsh(matrix)[:-7:-1], rtol=1e-10)
 
 
-@pytest.mark.parametrize("method", ["lobpcg", "randomized"])
-def test_modes_from_the_last_checkpoint_save_matvecs(before_and_after, method):
+def test_modes_from_the_last_checkpoint_save_matvecs(before_and_after):
     before, after = before_and_after
-    options = {"k": 4, "method": method, "tol": 1e-4, "rng": 0}
+    options = {"k": 4, "method": "lobpcg", "tol": 1e-4, "rng": 0}
     first = kpops.eigsh(before.flow, **options)
     anew = kpops.eigsh(after.flow, **options)
     again = kpops.eigsh(after.flow, **options, v0=first.eigenfunction)
@@ -92,7 +91,7 @@ def test_exact_modes_are_start_vectors_of_any_operator(before_and_after, get):
 @pytest.mark.parametrize("get", [lambda lin: lin.P, lambda lin: lin.J, lambda lin: lin.J.H])
 def test_right_singular_functions_are_start_vectors(before_and_after, get):
     op = get(before_and_after[1])
-    options = {"k": 4, "method": "randomized", "tol": 1e-3, "rng": 0}
+    options = {"k": 4, "method": "lobpcg", "tol": 1e-3, "rng": 0}
     first = kpops.svds(get(before_and_after[0]), **options)
     again = kpops.svds(op, **options, v0=first.right)
     assert again.num_matvecs < kpops.svds(op, **options).num_matvecs

@@ -1,0 +1,210 @@
+"""Which estimate of a trace pays: found out from a part of the products.
+
+The images of some vectors are made first, which all methods need and which tell what each would
+achieve with the rest of the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kpops.linalg.probes import TINY
+from kpops.linalg.traces.registry import METHODS
+from kpops.linalg.traces.runs import GramTrace, PlainTrace, spans_all
+from kpops.linalg.traces.xnystrace import nystrom_of_first, nystrom_of_gram
+
+# Products below which there is nothing to learn from a part of them.
+_LEAST_PLAIN, _LEAST_GRAM = 8, 16
+
+
+class Outcome(NamedTuple):
+    """An estimate in units of the run, its standard error, the method and why that one."""
+
+    estimate: float
+    stderr: float
+    method: str
+    why: str
+
+
+class TraceEstimate:
+    """An estimate of a trace by the method asked for, or by the one that pays.
+
+    Parameters
+    ----------
+    run : PlainTrace or GramTrace
+        The products that are made for it.
+    method : str
+        One of the registry, or "auto".
+    """
+
+    def __init__(self, run: PlainTrace | GramTrace, method: str) -> None:
+        self.run, self.method = run, method
+
+    @property
+    def num_matvecs(self) -> float:
+        """Products with the operator so far."""
+        return self.run.num_matvecs
+
+    def unit(self, power: float) -> float:
+        """What a power of the estimate is to be multiplied by."""
+        return self.run.unit(power)
+
+    def participation(self) -> float:
+        """Participation ratio of a positive operator; NaN if nothing is known."""
+        return self.run.forms.participation()
+
+    def spend(self, budget: float) -> None:
+        """Use products up to the budget."""
+        run = self.run
+        if isinstance(run, PlainTrace):
+            plain = _adapt_plain if self.method == "auto" else METHODS[self.method].spend_plain
+            plain(run, budget)
+        else:
+            gram = _adapt_gram if self.method == "auto" else METHODS[self.method].spend_gram
+            gram(run, budget)
+
+    def outcome(self) -> Outcome:
+        """The estimate asked for; for "auto" that of the smallest error bar."""
+        run = self.run
+        if isinstance(run, PlainTrace):
+            found = {name: method.of_plain(run) for name, method in METHODS.items()}
+        else:
+            found = {name: method.of_gram(run) for name, method in METHODS.items()}
+        made = {name: estimate for name, estimate in found.items() if estimate is not None}
+        if self.method != "auto":
+            return Outcome(*made[self.method], self.method, run.why)
+        sure = {name: e for name, e in made.items() if not math.isnan(e[1])} or made
+        best = min(sure, key=lambda name: sure[name][1])
+        bars = ", ".join(f"{METHODS[n].title} {e[1] * run.unit(1):.3g}" for n, e in sure.items())
+        return Outcome(*sure[best], best, f"{run.why}; error bars: {bars}")
+
+
+def _adapt_plain(run: PlainTrace, budget: float) -> None:
+    """Spend half on images, decide, spend the rest."""
+    left = run.left(budget)
+    missing = run.sketch.missing if run.sketch else 0
+    if left < _LEAST_PLAIN:
+        run.take_forms(left)
+        run.why = "too few products to learn from"
+        return
+    run.grow((left - missing) // 2)
+    assert run.sketch is not None
+    left = run.left(budget)
+    if spans_all(run.sketch):
+        run.why = f"the rank is below the {len(run.sketch.probes)} vectors"
+        run.complete()
+    elif _xtrace_pays(run, left):
+        run.why = "the products with the basis pay"
+        run.complete()
+    elif run.positive:
+        run.why = "leading modes do not pay a second product"
+        run.grow(left)
+    else:
+        run.why = "no few modes dominate"
+        run.take_forms(left)
+
+
+def _xtrace_pays(run: PlainTrace, left: int) -> bool:
+    """Whether XTrace, with the rest of the products, would do best.
+
+    XNysTrace could use them for more vectors, which captures more of the tail, unless the
+    participation ratio of the tail says that it is too broad for that. Then the error of
+    XNysTrace is what leaks of the tail into k modes, of a variance that falls like ``k^-3``.
+    """
+    assert run.sketch is not None
+    k = len(run.sketch.probes)
+    rest = run.sketch.residual_forms()
+    tail = float(rest.var()) / k
+    if not run.positive:
+        forms = run.forms.all
+        return tail < float(forms.var()) / (len(forms) + left)
+    breadth = 2 * float(rest.mean()) ** 2 / max(float(rest.var()), TINY)
+    nystrom = nystrom_of_first(run, k).stderr ** 2
+    return breadth > 2 * left and tail < nystrom * (k / (k + left)) ** 3
+
+
+def _adapt_gram(run: GramTrace, budget: float) -> None:
+    """Spend half on images, decide; a quarter to complete half of them, decide; the rest."""
+    left = run.left(budget)
+    missing = run.sketch.missing if run.sketch else 0
+    if left < _LEAST_GRAM:
+        run.take_forms(left)
+        run.why = "too few products to learn from"
+        return
+    run.grow((left - missing) // 2)
+    sketch = run.sketch
+    assert sketch is not None
+    k = len(sketch.probes)
+    if spans_all(sketch):
+        run.why = f"the rank is below the {k} vectors"
+        run.complete(k)
+        return
+    spread = _spread(sketch.coords @ sketch.coords.mT)
+    if spread > 2 * k:
+        run.why = f"no few modes dominate (participation ratio of A^2 above {spread:.3g})"
+        run.take_forms(run.left(budget))
+        return
+    run.complete(k // 2)
+    expected = _expected(run, run.left(budget))
+    best = min(expected, key=lambda name: expected[name])
+    if best == "xtrace":
+        run.why = "a few modes stand on a broad tail"
+        run.complete_second()
+    elif best == "hutchinson":
+        run.why = "the leading modes hold too little of the square"
+        run.take_forms(run.left(budget))
+    else:
+        run.why = "the leading modes hold much of the square"
+        run.complete(k)
+
+
+def _expected(run: GramTrace, left: int) -> dict[str, float]:
+    """Variance of each method with the rest of the products.
+
+    The error of XNysTrace is that of its approximation, into whose leading modes the tail
+    leaks by its trace over the number of vectors. It follows from what the images under R miss
+    of each other, up to what the estimates have in common, which half of the vectors tell. That
+    of XTrace is the tail's own, much smaller if the tail is broad, and follows from what the
+    images under A miss of each other.
+    """
+    sketch = run.sketch
+    assert sketch is not None
+    run.second_images()
+    assert run.second is not None
+    half = sketch.first(len(sketch.products))
+    j, k = len(half.probes), len(sketch.probes)
+    pairs = nystrom_of_gram(half)
+    common = pairs.stderr**2 / max(float(half.residuals().var()) / j, TINY)
+    forms = run.forms.all
+    return {
+        "xnystrace": common * float(sketch.residuals().var()) / k,
+        "xtrace": float(run.second.residual_forms().var()) / k,
+        "hutchinson": float(forms.var()) / (len(forms) + left),
+    }
+
+
+def _spread(gram: Tensor) -> float:
+    """Participation ratio of A^2, ``(tr A^2)^2 / tr A^4``, from the forms ``w_i* A w_j``.
+
+    If it exceeds 2 k, the k largest eigenvalues hold at most 0.71 of the sum of the squares of all
+    (by Cauchy and Schwarz), so that to treat them exactly would gain less than to have twice as
+    many vectors. Both traces are means over products of forms around cycles of distinct vectors.
+    What is returned is on the safe side by twice the standard error of the mean over the N
+    cycles of four when there are no modes at all, only noise.
+    """
+    k = len(gram)
+    if k < 8:
+        return 0.0
+    c = gram / gram.diagonal().abs().max().clamp_min(TINY)
+    c = c - torch.diag(c.diagonal())
+    squares = c @ c
+    second = float(squares.trace()) / (k * (k - 1))
+    cycles = squares.square().sum() - 2 * squares.diagonal().square().sum() + (c**4).sum()
+    n_ordered = k * (k - 1) * (k - 2) * (k - 3)
+    noise = 2 / math.sqrt(n_ordered / 8)
+    inverse = float(cycles) / n_ordered / second**2 if second > 0 else 1.0
+    return 1 / max(inverse + noise, noise)

@@ -1,0 +1,51 @@
+"""Traces of Gram operators, and of their squares, in the smaller space."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from kpops.linalg.budget import empty, rows_of
+from kpops.linalg.problem import SpectralProblem
+from kpops.linalg.scaling import power_of_two
+from kpops.linalg.traces.auto import TraceEstimate
+from kpops.linalg.traces.runs import GramTrace
+from kpops.operators.base import TrajectoryOperator
+
+
+def gram_trace(
+    op: TrajectoryOperator, cost: float, method: str, rng: np.random.Generator
+) -> TraceEstimate:
+    """Trace of ``A A*``, in the smaller of the two spaces."""
+    factor = SpectralProblem(op, symmetric=False).factor
+    assert factor is not None
+    forth, back = (
+        rows_of(factor.apply, factor.domain),
+        rows_of(factor.apply_adjoint, factor.codomain),
+    )
+    run = GramTrace(forth, back, factor.shape[1], cost, rng, empty(op))
+    return TraceEstimate(run, method)
+
+
+class Gram:
+    """``F* F`` on rows, divided by a power of two so that it is of the size of F."""
+
+    def __init__(self, factor: TrajectoryOperator) -> None:
+        self.forth = rows_of(factor.apply, factor.domain)
+        self.back = rows_of(factor.apply_adjoint, factor.codomain)
+        self.scale = 0.0
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Apply it."""
+        images = self.forth(rows)
+        self.scale = self.scale or power_of_two(images)
+        return self.back(images / self.scale)
+
+
+def squared_gram_trace(
+    factor: TrajectoryOperator, cost: float, method: str, rng: np.random.Generator
+) -> tuple[TraceEstimate, Gram]:
+    """Trace of ``(F* F)^2``, and the action, whose scale it is to be multiplied by."""
+    act = Gram(factor)
+    run = GramTrace(act, act, factor.shape[1], cost, rng, empty(factor))
+    return TraceEstimate(run, method), act
