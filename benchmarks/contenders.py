@@ -14,8 +14,8 @@ from torch import Tensor
 
 import kpops
 from benchmarks.cases import OPERATORS, Case
-from kpops.engines.choice import ENGINES
 from kpops.engines.memory import free_bytes
+from kpops.engines.select import ENGINES
 from kpops.linearization import Linearization
 
 Product = Callable[[Tensor], Tensor]

@@ -197,29 +197,30 @@ def _by_operators(subject: Subject, rows: Rows, cotangent: Tensor) -> _ByOperato
     d = Rowwise(subject.step, *rows, keep=True)
     generator = torch.Generator().manual_seed(1)
     block = torch.stack([cotangent, _LARGE * cotangent])
-    pulled, gaps = {STATE: d.state_vjp(block)}, []
+    cotangents, gaps = {STATE: d.state_vjp(block)}, []
 
-    def compare(pulled: Tensor, push: Callable[[Tensor], Tensor]) -> None:
-        u = torch.randn(pulled[0].shape, generator=generator).to(pulled)
-        pushed, pulled = push(torch.stack([u, u]))[0], pulled[0]
-        size = cotangent.norm() * pushed.norm() + u.norm() * pulled.norm()
-        gaps.append((((cotangent * pushed).sum() - (u * pulled).sum()).abs(), size, u.norm()))
+    def compare(cotangents: Tensor, jvp: Callable[[Tensor], Tensor]) -> None:
+        u = torch.randn(cotangents[0].shape, generator=generator).to(cotangents)
+        tangents, cotangents = jvp(torch.stack([u, u]))[0], cotangents[0]
+        size = cotangent.norm() * tangents.norm() + u.norm() * cotangents.norm()
+        gaps.append((((cotangent * tangents).sum() - (u * cotangents).sum()).abs(), size, u.norm()))
 
-    compare(pulled[STATE], d.state_jvp)
+    compare(cotangents[STATE], d.state_jvp)
     names = list(rows.parameters)
     if names:
         flat = d.parameter_vjp(block, names)
         compare(flat, lambda u: d.parameter_jvp(u, names))
         parts = flat.split(d.sizes(names), dim=1)
         shapes = (rows.parameters[n].shape for n in names)
-        pulled |= {n: p.reshape(2, *s) for n, p, s in zip(names, parts, shapes, strict=True)}
+        cotangents |= {n: p.reshape(2, *s) for n, p, s in zip(names, parts, shapes, strict=True)}
     value = subject.step({}, rows.x, rows.h).norm() * cotangent.norm()
-    largest = torch.stack([value, *(two[0].norm() for two in pulled.values())]).nan_to_num().max()
+    norms = [two[0].norm() for two in cotangents.values()]
+    largest = torch.stack([value, *norms]).nan_to_num().max()
     # A norm enlarges what it is of: by its eps, up to some hundred times.
     rounding = min(1e3 * torch.finfo(value.dtype).eps, _VANISHES) * largest
-    linear = {n: not _far(two[1] / _LARGE, two[0], rounding) for n, two in pulled.items()}
+    linear = {n: not _far(two[1] / _LARGE, two[0], rounding) for n, two in cotangents.items()}
     adjoint = not any(bool(gap > _tolerance(gap) * size + u * rounding) for gap, size, u in gaps)
-    return _ByOperators({n: two[0] for n, two in pulled.items()}, linear, adjoint, rounding)
+    return _ByOperators({n: two[0] for n, two in cotangents.items()}, linear, adjoint, rounding)
 
 
 def _far(a: Tensor, b: Tensor, rounding: Tensor) -> bool:
@@ -291,7 +292,7 @@ def _is_untrue(subject: Subject, rows: Rows, names: list[str]) -> bool:
             for seed in range(_TRIES):
                 curve, zero = _curve(subject, rows, names, dtype, seed)
                 d = Differential(curve, zero)
-                slope = d.push(torch.ones_like(zero))
+                slope = d.jvp(torch.ones_like(zero))
                 if slope.dtype != dtype:
                     break
                 for step in _STEPS:

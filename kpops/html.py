@@ -39,7 +39,8 @@ def _of_space(space: Space) -> str:
 def _of_operator(op: TrajectoryOperator) -> str:
     rows, columns = op.shape
     kind = "positive semi-definite" if op.positive else "self-adjoint" if op.self_adjoint else ""
-    blocks = f"block diagonal over {', '.join(op.uncoupled)}" if op.uncoupled else ""
+    dims = ", ".join(op.block_diagonal_dims)
+    blocks = f"block diagonal over {dims}" if dims else ""
     size = op.dtype.itemsize
     table = {"from": repr(op.domain), "to": repr(op.codomain)}
     if op.domain == op.codomain:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from kpops import snapshot
 from kpops.arrays import to_numpy
 from kpops.derivatives import is_declared
-from kpops.engines.choice import ENGINES, choose_engine, memory_estimate
 from kpops.engines.classification import classify
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.rowwise import RowFunction, Rowwise
+from kpops.engines.select import ENGINES, choose_engine, memory_estimate
 from kpops.engines.trajectory import Trajectory
 from kpops.kinds import Shown
 from kpops.labels import Space, parameter_space

@@ -275,7 +275,7 @@ def test_the_automatic_engine_follows_model_and_memory(monkeypatch):
     lin = kpops.linearize(user_cell(), inputs(3, 5, 2))
     assert lin.engine.name == "jacobian"
     assert "engine jacobian: not a gated cell; keeps 0.0064" in repr(lin)
-    monkeypatch.setattr("kpops.engines.choice.free_bytes", lambda device: 1500)
+    monkeypatch.setattr("kpops.engines.select.free_bytes", lambda device: 1500)
     lin = kpops.linearize(user_cell(), inputs(3, 5, 2))
     assert lin.engine.name == "autodiff"
     assert "jacobian would keep 0.0064" in repr(lin)
@@ -288,7 +288,7 @@ def test_gates_are_recomputed_where_they_do_not_fit(monkeypatch):
     stored = kpops.linearize(gru(), x)
     monkeypatch.setattr("kpops.engines.gated_layer._SEGMENT_BYTES", defaultdict(lambda: 2**16))
     needed = stored.memory_estimate()["gated_numba"]
-    monkeypatch.setattr("kpops.engines.choice.free_bytes", lambda device: needed)
+    monkeypatch.setattr("kpops.engines.select.free_bytes", lambda device: needed)
     lin = kpops.linearize(gru(), x)
     assert lin.engine.gates == "recomputed"
     assert "gated_numba, gates stored would keep" in repr(lin)

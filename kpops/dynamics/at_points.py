@@ -20,8 +20,8 @@ from kpops.kinds import described
 from kpops.labels import Coordinate, Space, without_multiindex
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization, linearize
+from kpops.models.initial_state import LearnedStart
 from kpops.models.recurrence import as_recurrence
-from kpops.models.start import LearnedStart
 from kpops.operators.base import Product, TrajectoryOperator
 from kpops.precision import in_full_precision
 from kpops.read_inputs import Reading
@@ -174,7 +174,7 @@ class Resolvent(TrajectoryOperator):
         super().__init__(
             space, space, dtype=jacobians.dtype, device=jacobians.device, symbol="(I - A)^-1"
         )
-        self.uncoupled = ("trial", "time")
+        self.block_diagonal_dims = ("trial", "time")
         matrices = torch.eye(jacobians.shape[1]).to(jacobians) - jacobians
         singular = torch.linalg.svdvals(matrices)
         bad = singular[:, -1] <= noise_floor(jacobians.dtype) * singular[:, 0]

@@ -13,7 +13,7 @@ from torch import Tensor
 from kpops import work
 from kpops.dynamics.lyapunov import check_dt, dataset, number_of_modes
 from kpops.dynamics.lyapunov_source import Source, read_source
-from kpops.dynamics.lyapunov_tangent import take_along
+from kpops.dynamics.lyapunov_tangent import evolve_frames
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.memory import check_allocation
 from kpops.labels import Coordinate, Space
@@ -173,7 +173,7 @@ def _forward(
     stops = sorted({transient, *marks, source.space.sizes["time"]})
     index = {mark: i for i, mark in enumerate(marks[: frames.shape[1]])}
     triangles = []
-    for piece in take_along(source, frames.shape[3], stops, None, rng):
+    for piece in evolve_frames(source, frames.shape[3], stops, None, rng):
         if (piece.growth == -torch.inf).any():
             trial, mode = (piece.growth == -torch.inf).nonzero()[0].tolist()
             raise ValueError(

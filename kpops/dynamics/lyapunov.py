@@ -17,7 +17,7 @@ from kpops import work
 from kpops.arrays import to_numpy
 from kpops.dynamics import lyapunov_statistics as statistics
 from kpops.dynamics.lyapunov_source import Source, read_source
-from kpops.dynamics.lyapunov_tangent import take_along
+from kpops.dynamics.lyapunov_tangent import evolve_frames
 from kpops.engines.exclusive import exclusive_compute
 from kpops.labels import Space
 from kpops.scalars import check_count, check_real
@@ -262,7 +262,7 @@ def _grow(
     growth = torch.zeros(n_trials, len(plan.ends), k, dtype=torch.float64)
     log_det = torch.zeros(n_trials, dtype=torch.float64)
     stops = sorted({plan.transient, plan.begin, *plan.ends})
-    for piece in take_along(source, k, stops, interval, rng):
+    for piece in evolve_frames(source, k, stops, interval, rng):
         if piece.stop > plan.begin:
             growth[:, bisect_left(plan.ends, piece.stop)] += piece.growth.cpu()
             log_det += torch.nan if piece.log_det is None else piece.log_det.cpu()

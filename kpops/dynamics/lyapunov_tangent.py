@@ -64,7 +64,7 @@ class Piece(NamedTuple):
     log_det: Tensor | None
 
 
-def take_along(
+def evolve_frames(
     source: Source,
     k: int,
     stops: Sequence[int],
@@ -196,11 +196,11 @@ class _Steps:
         """A of n steps of the chunk, one after the other, on every vector."""
         mask = self.trajectory.mask
         for t in range(begin, begin + n):
-            pushed = self._push(t, block)
-            block = pushed if mask is None else torch.where(mask[:, t, None], pushed, block)
+            tangents = self._jvp(t, block)
+            block = tangents if mask is None else torch.where(mask[:, t, None], tangents, block)
         return block
 
-    def _push(self, t: int, block: Tensor) -> Tensor:
+    def _jvp(self, t: int, block: Tensor) -> Tensor:
         """By forward differentiation of any recurrence; nothing is stored."""
         x, h = self.trajectory.inputs[:, t], self.trajectory.previous[:, t]
         return Rowwise(self.recurrence.step, {}, x, h).state_jvp(block)
@@ -227,15 +227,15 @@ class _GatedSteps(_Steps):
     def _assembles(self, block: Tensor) -> bool:
         return len(self.layers) == 1 and block.shape[2] <= 4 * len(block)
 
-    def _push(self, t: int, block: Tensor) -> Tensor:
+    def _jvp(self, t: int, block: Tensor) -> Tensor:
         if self._assembles(block):
             return _times(self.layers[0].jacobians(t), block)
         new = torch.zeros_like(block)
         for below, layer in zip([None, *self.layers], self.layers, strict=False):
             d = layer.diagonals(slice(t, t + 1))[:, :, 0]
-            layer.push(d, block[..., layer.units], into=new[..., layer.units])
+            layer.jvp(d, block[..., layer.units], into=new[..., layer.units])
             if below is not None:
-                layer.push_input(d, new[..., below.output], into=new[..., layer.units])
+                layer.jvp_input(d, new[..., below.output], into=new[..., layer.units])
         return new
 
 
@@ -262,7 +262,7 @@ class _JacobianSteps(_Steps):
         jacobians = Rowwise(recurrence.step, {}, x, h).state_jacobians()
         self.jacobians = jacobians.unflatten(0, trajectory.states.shape[:2])
 
-    def _push(self, t: int, block: Tensor) -> Tensor:
+    def _jvp(self, t: int, block: Tensor) -> Tensor:
         return _times(self.jacobians[:, t], block)
 
     def log_dets(self) -> Tensor | None:

@@ -60,12 +60,13 @@ class Map:
         """Sum over i of ``weights_i d^2 f_i / dh^2`` at every row, (row, unit, unit)."""
         n_features = len(self.x)
 
-        def pulled(parameters: dict[str, Tensor], both: Tensor, h: Tensor) -> Tensor:
+        def gradient(parameters: dict[str, Tensor], both: Tensor, h: Tensor) -> Tensor:
             x, w = both[..., :n_features], both[..., n_features:]
             return vjp(lambda state: self.recurrence.step(parameters, x, state), h)[1](w)[0]
 
         # The derivative of A^T w: a function of rows again, whose input has taken in the weights.
-        return Rowwise(pulled, {}, torch.cat([self._inputs(h), weights], -1), h).state_jacobians()
+        both = torch.cat([self._inputs(h), weights], -1)
+        return Rowwise(gradient, {}, both, h).state_jacobians()
 
     def _inputs(self, h: Tensor) -> Tensor:
         return self.x.expand(len(h), -1)

@@ -41,7 +41,7 @@ class AutodiffEngine(Engine):
         v[:, :, 0] = q[:, :, 0]
         with enough_for(self._flops_of_step(len(q))):
             for t in range(1, q.shape[2]):
-                v[:, :, t] = q[:, :, t] + _each(self._step(t).push, v[:, :, t - 1])
+                v[:, :, t] = q[:, :, t] + _each(self._step(t).jvp, v[:, :, t - 1])
         return v
 
     def _backpropagate(self, a: Tensor) -> Tensor:
@@ -49,13 +49,13 @@ class AutodiffEngine(Engine):
         v[:, :, -1] = a[:, :, -1]
         with enough_for(self._flops_of_step(len(a))):
             for t in range(a.shape[2] - 1, 0, -1):
-                v[:, :, t - 1] = a[:, :, t - 1] + _each(self._step(t).pull, v[:, :, t])
+                v[:, :, t - 1] = a[:, :, t - 1] + _each(self._step(t).vjp, v[:, :, t])
         return v
 
-    def _advance(self, v: Tensor) -> Tensor:
+    def _jvp_steps(self, v: Tensor) -> Tensor:
         return self._unflatten(self.rows.state_jvp(v.flatten(1, 2)))
 
-    def _pull_back(self, a: Tensor) -> Tensor:
+    def _vjp_steps(self, a: Tensor) -> Tensor:
         return self._unflatten(self.rows.state_vjp(a.flatten(1, 2)))
 
     def _flops_of_step(self, n_vectors: int) -> int:

@@ -89,11 +89,11 @@ class Engine(ABC):
     def _backpropagate(self, a: Tensor) -> Tensor: ...
 
     @abstractmethod
-    def _advance(self, v: Tensor) -> Tensor:
+    def _jvp_steps(self, v: Tensor) -> Tensor:
         """A[t] v[t] for every step; the caller has shifted v."""
 
     @abstractmethod
-    def _pull_back(self, a: Tensor) -> Tensor:
+    def _vjp_steps(self, a: Tensor) -> Tensor:
         """A[t]^T a[t] for every step."""
 
     @cached_property
@@ -117,16 +117,16 @@ class Engine(ABC):
 
     def difference(self, v: Tensor) -> Tensor:
         """P^-1 v: what is left of v when each step's past is propagated away."""
-        return self._restricted(lambda u: u - self._advance(_shift(u, 1)), v)
+        return self._restricted(lambda u: u - self._jvp_steps(_shift(u, 1)), v)
 
     def difference_adjoint(self, a: Tensor) -> Tensor:
         """P^-* a."""
-        return self._restricted(lambda u: u - _shift(self._pull_back(u), -1), a)
+        return self._restricted(lambda u: u - _shift(self._vjp_steps(u), -1), a)
 
     def parameter_jvp(self, dtheta: Tensor, names: Sequence[str]) -> Tensor:
         """J dtheta, for the parameters `names`."""
-        pushed = self.rows.parameter_jvp(dtheta, names)
-        return self.trajectory.restrict(self._unflatten(pushed))
+        tangents = self.rows.parameter_jvp(dtheta, names)
+        return self.trajectory.restrict(self._unflatten(tangents))
 
     def parameter_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
         """J* q, for the parameters `names`."""
@@ -147,11 +147,11 @@ class Engine(ABC):
         """Number of columns of a factor F with K = F F* that is thinner than J; None without."""
         return None
 
-    def factor_push(self, w: Tensor, names: Sequence[str]) -> Tensor:
+    def factor_jvp(self, w: Tensor, names: Sequence[str]) -> Tensor:
         """F w; (block, coefficient) to (block, trial, time, unit)."""
         raise NotImplementedError
 
-    def factor_pull(self, q: Tensor, names: Sequence[str]) -> Tensor:
+    def factor_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
         """F* q."""
         raise NotImplementedError
 

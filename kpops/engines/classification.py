@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kpops.engines.places import places_of
+from kpops.engines.roles import parameter_roles
 from kpops.models.diagonal import DiagonalRecurrence
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
@@ -44,5 +44,5 @@ def _uncoupled(recurrence: GatedRecurrence) -> bool:
 
 def _learns_at_the_top(recurrence: GatedRecurrence, names: Sequence[str]) -> bool:
     """Whether all that learns are affine maps of the last layer, so that nothing is passed up."""
-    places, top = places_of(recurrence), len(recurrence.layers) - 1
-    return all(name in places and places[name][0] == top for name in names)
+    roles, top = parameter_roles(recurrence), len(recurrence.layers) - 1
+    return all(name in roles and roles[name][0] == top for name in names)

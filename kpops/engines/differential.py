@@ -34,16 +34,16 @@ class Differential:
         self.value, self._pullback = made
         self._function, self._point = function, point
 
-    def pull(self, cotangent: Tensor) -> Any:
+    def vjp(self, cotangent: Tensor) -> Any:
         """c^T df, of the form of the point."""
         return self._pullback(cotangent)[0]
 
     @cached_property
-    def push(self) -> Callable[[Any], Tensor]:
+    def jvp(self) -> Callable[[Any], Tensor]:
         """The map of a tangent u of the form of the point to df u; ask for it outside of vmap."""
-        transpose: Any = vjp(self.pull, torch.zeros_like(self.value))[1]
+        transpose: Any = vjp(self.vjp, torch.zeros_like(self.value))[1]
 
-        def pushed(tangent: Any) -> Tensor:
+        def pushforward(tangent: Any) -> Tensor:
             try:
                 return transpose(tangent)[0]
             except RuntimeError as error:
@@ -53,7 +53,7 @@ class Differential:
                 _load_forward_mode()
                 return jvp(self._function, (self._point,), (tangent,))[1]
 
-        return pushed
+        return pushforward
 
 
 @cache

@@ -26,9 +26,9 @@ from kpops.engines.base import Engine
 from kpops.engines.cuda_graph import Action, Recorder
 from kpops.engines.gated_layer import Layer
 from kpops.engines.gram import Gram, bytes_of_factors, learning
-from kpops.engines.memory import room_for
-from kpops.engines.places import Place, by_place, places_of
-from kpops.engines.probe import disagreement, first_steps
+from kpops.engines.memory import uninitialised_like
+from kpops.engines.roles import Role, by_role, parameter_roles
+from kpops.engines.self_check import disagreement, first_steps
 from kpops.engines.threads import enough_for
 from kpops.engines.trajectory import Trajectory
 from kpops.engines.unit_blocks import UnitBlocks
@@ -79,7 +79,7 @@ class GatedEngine(Engine):
         super().__init__(recurrence, parameters, trajectory, gates)
         n_layers = len(self.recurrence.layers)
         self.layers = [Layer(self.recurrence, i, trajectory, gates) for i in range(n_layers)]
-        self._places = places_of(self.recurrence)
+        self._roles = parameter_roles(self.recurrence)
         self._recorder = Recorder()
         self._grams: dict[tuple[str, ...], list[Gram]] = {}
         if check:
@@ -107,8 +107,8 @@ class GatedEngine(Engine):
         """The diagonals and the thin factors of the features, at full or at their `exact` rank."""
         assert isinstance(recurrence, GatedRecurrence)
         n_trials = len(trajectory.states)
-        places = places_of(recurrence)
-        learn = {places.get(name) for name in names}
+        roles = parameter_roles(recurrence)
+        learn = {roles.get(name) for name in names}
         total = longest = 0
         for i in range(len(recurrence.layers)):
             layer = Layer(recurrence, i, trajectory, gates)
@@ -134,10 +134,10 @@ class GatedEngine(Engine):
         """P J J* P* q, for the parameters `names`; in a stack as (P L) diag(K_l) (P L)*."""
         if len(self.layers) == 1 or not self._direct(names):
             return super().flow(q, names)
-        propagate = partial(self._propagate_layers, entire=True)
-        backpropagate = partial(self._backpropagate_layers, entire=True)
-        asked = self._restricted(partial(self._record, "(P L)*", backpropagate), q)
-        forced = self._apply_grams(asked, names)
+        propagate = partial(self._propagate_layers, full_state=True)
+        backpropagate = partial(self._backpropagate_layers, full_state=True)
+        cotangent = self._restricted(partial(self._record, "(P L)*", backpropagate), q)
+        forced = self._apply_grams(cotangent, names)
         return self._restricted(partial(self._record, "P L", propagate), forced)
 
     def _record(self, name: str, action: Action, q: Tensor) -> Tensor:
@@ -147,32 +147,32 @@ class GatedEngine(Engine):
             return action(q)
         return self._recorder(name, action, q)
 
-    def _propagate_layers(self, q: Tensor, *, entire: bool = False) -> Tensor:
-        """P q; if layers pass on their `entire` state, P L q."""
-        v = room_for(q)
+    def _propagate_layers(self, q: Tensor, *, full_state: bool = False) -> Tensor:
+        """P q; if layers pass on their `full_state` state, P L q."""
+        v = uninitialised_like(q)
         forcing = q if len(self.layers) == 1 else q.clone()
         for below, layer in zip([None, *self.layers], self.layers, strict=False):
             if below is not None:
-                gained = v[..., below.output]
-                gained = gained if entire else gained - q[..., below.output]
+                increment = v[..., below.output]
+                increment = increment if full_state else increment - q[..., below.output]
                 for time, d in layer.slices(len(q)):
-                    layer.push_input(d, gained[:, :, time], forcing[:, :, time, layer.units])
+                    layer.jvp_input(d, increment[:, :, time], forcing[:, :, time, layer.units])
             self._propagate_layer(layer, forcing, v)
         return v
 
-    def _backpropagate_layers(self, a: Tensor, *, entire: bool = False) -> Tensor:
-        """P* a; if layers are asked for their `entire` state, (P L)* a."""
-        v = room_for(a)
-        asked = a if len(self.layers) == 1 else a.clone()
+    def _backpropagate_layers(self, a: Tensor, *, full_state: bool = False) -> Tensor:
+        """P* a; if layers are asked for their `full_state` state, (P L)* a."""
+        v = uninitialised_like(a)
+        cotangent = a if len(self.layers) == 1 else a.clone()
         for below, layer in reversed(list(zip([None, *self.layers], self.layers, strict=False))):
-            self._backpropagate_layer(layer, asked, v)
+            self._backpropagate_layer(layer, cotangent, v)
             if below is not None:
                 for time, d in layer.slices(len(a)):
-                    into = asked[:, :, time, below.output]
-                    layer.pull_input(d, v[:, :, time, layer.units], into)
-        if asked is a or entire:
+                    into = cotangent[:, :, time, below.output]
+                    layer.vjp_input(d, v[:, :, time, layer.units], into)
+        if cotangent is a or full_state:
             return v
-        return v.sub_(asked).add_(a)  # b_l - w_l, with w_l what was added to e_l
+        return v.sub_(cotangent).add_(a)  # b_l - w_l, with w_l what was added to e_l
 
     def _propagate_layer(self, layer: Layer, q: Tensor, v: Tensor) -> None:
         """Write P_l q_l into the layer's units of v."""
@@ -185,7 +185,7 @@ class GatedEngine(Engine):
                     new = v[:, :, t].copy_(q[:, :, t])
                     if t > 0:
                         d = diagonals[:, :, t - segment.start].to(q.dtype)
-                        layer.push(d, state, into=new)
+                        layer.jvp(d, state, into=new)
                     state = new
 
     def _backpropagate_layer(self, layer: Layer, a: Tensor, v: Tensor) -> None:
@@ -197,43 +197,43 @@ class GatedEngine(Engine):
             with enough_for(layer.flops(len(v))):
                 for t in reversed(range(max(1, segment.start), segment.stop)):
                     d = diagonals[:, :, t - segment.start].to(v.dtype)
-                    layer.pull(d, v[:, :, t], into=v[:, :, t - 1])
+                    layer.vjp(d, v[:, :, t], into=v[:, :, t - 1])
 
     # Single steps.
 
-    def _advance(self, v: Tensor) -> Tensor:
+    def _jvp_steps(self, v: Tensor) -> Tensor:
         result = torch.zeros_like(v)
         for layer in self.layers:
             for time, d in layer.slices(len(v)):
-                layer.push(d, v[:, :, time, layer.units], result[:, :, time, layer.units])
+                layer.jvp(d, v[:, :, time, layer.units], result[:, :, time, layer.units])
         return self._pass_up(result)
 
-    def _pull_back(self, a: Tensor) -> Tensor:
-        asked = self._pass_down(a)
+    def _vjp_steps(self, a: Tensor) -> Tensor:
+        cotangent = self._pass_down(a)
         result = torch.zeros_like(a)
         for layer in self.layers:
             for time, d in layer.slices(len(a)):
-                layer.pull(d, asked[:, :, time, layer.units], result[:, :, time, layer.units])
+                layer.vjp(d, cotangent[:, :, time, layer.units], result[:, :, time, layer.units])
         return result
 
-    def _pass_up(self, gained: Tensor) -> Tensor:
+    def _pass_up(self, increment: Tensor) -> Tensor:
         """Apply L, in place: what a layer has gained moves the next one in the same step."""
         for below, layer in zip(self.layers[:-1], self.layers[1:], strict=True):
-            for time, d in layer.slices(len(gained)):
-                here = gained[:, :, time]
-                layer.push_input(d, here[..., below.output], here[..., layer.units])
-        return gained
+            for time, d in layer.slices(len(increment)):
+                here = increment[:, :, time]
+                layer.jvp_input(d, here[..., below.output], here[..., layer.units])
+        return increment
 
-    def _pass_down(self, asked: Tensor) -> Tensor:
+    def _pass_down(self, cotangent: Tensor) -> Tensor:
         """Apply L*."""
         if len(self.layers) == 1:
-            return asked
-        asked = asked.clone()
+            return cotangent
+        cotangent = cotangent.clone()
         for below, layer in reversed(list(zip(self.layers[:-1], self.layers[1:], strict=True))):
-            for time, d in layer.slices(len(asked)):
-                here = asked[:, :, time]
-                layer.pull_input(d, here[..., layer.units], here[..., below.output])
-        return asked
+            for time, d in layer.slices(len(cotangent)):
+                here = cotangent[:, :, time]
+                layer.vjp_input(d, here[..., layer.units], here[..., below.output])
+        return cotangent
 
     def step_jacobians(self, t: int) -> Tensor:
         """A of the step at position t, (trial, unit, unit)."""
@@ -245,7 +245,7 @@ class GatedEngine(Engine):
         """J dtheta, for the parameters `names`."""
         if not self._direct(names):
             return super().parameter_jvp(dtheta, names)
-        changes = by_place(dtheta, self._shapes(names))
+        changes = by_role(dtheta, self._shapes(names))
         result = dtheta.new_zeros(len(dtheta), *self.trajectory.states.shape)
         for i, layer in enumerate(self.layers):
             for source in layer.sources:
@@ -260,23 +260,23 @@ class GatedEngine(Engine):
                     if bias is not None:
                         maps = maps + bias[:, None, None].expand(-1, *u.shape[:2], -1)
                     assert isinstance(maps, Tensor)
-                    layer.push_parameters(d, source, maps, result[:, :, time, layer.units])
+                    layer.jvp_parameters(d, source, maps, result[:, :, time, layer.units])
         return self.trajectory.restrict(self._pass_up(result))
 
     def parameter_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
         """J* q, for the parameters `names`."""
         if not self._direct(names):
             return super().parameter_vjp(q, names)
-        asked = self._pass_down(self.trajectory.restrict(q))
+        cotangent = self._pass_down(self.trajectory.restrict(q))
         result = q.new_zeros(len(q), sum(self.parameters[n].numel() for n in names))
-        totals = by_place(result, self._shapes(names))
+        totals = by_role(result, self._shapes(names))
         for i, layer in enumerate(self.layers):
             for source in layer.sources:
                 weight, bias = (totals.get((i, source, role)) for role in ("weight", "bias"))
                 if weight is None and bias is None:
                     continue
                 for time, d in layer.slices(len(q)):
-                    maps = layer.pull_parameters(d, source, asked[:, :, time, layer.units])
+                    maps = layer.vjp_parameters(d, source, cotangent[:, :, time, layer.units])
                     maps = maps.flatten(1, 2)
                     if weight is not None:
                         u = layer.multiplied(source, time).flatten(0, 1)
@@ -289,12 +289,12 @@ class GatedEngine(Engine):
         """J J* q, by the thin factors of the features."""
         if not self._direct(names):
             return super().parameter_gram(q, names)
-        asked = self._pass_down(self.trajectory.restrict(q))
-        return self.trajectory.restrict(self._pass_up(self._apply_grams(asked, names)))
+        cotangent = self._pass_down(self.trajectory.restrict(q))
+        return self.trajectory.restrict(self._pass_up(self._apply_grams(cotangent, names)))
 
     def _apply_grams(self, q: Tensor, names: Sequence[str]) -> Tensor:
         """K_l q_l of all layers."""
-        result = room_for(q)
+        result = uninitialised_like(q)
         for layer, gram in zip(self.layers, self._grams_of(names), strict=True):
             if gram.parts:
                 self._apply_gram(layer, gram, q, result)
@@ -308,22 +308,24 @@ class GatedEngine(Engine):
             return None
         return sum(gram.width for gram in self._grams_of(names))
 
-    def factor_push(self, w: Tensor, names: Sequence[str]) -> Tensor:
+    def factor_jvp(self, w: Tensor, names: Sequence[str]) -> Tensor:
         """F w, with K = F F*; (block, coefficient) to (block, trial, time, unit)."""
         grams = self._grams_of(names)
         result = w.new_zeros(len(w), *self.trajectory.states.shape)
         parts = w.split([gram.width for gram in grams], dim=1)
         for layer, gram, part in zip(self.layers, grams, parts, strict=True):
             if gram.parts:
-                self._push_factor(layer, gram, part, result)
+                self._factor_jvp(layer, gram, part, result)
         return self.trajectory.restrict(self._pass_up(result))
 
-    def factor_pull(self, q: Tensor, names: Sequence[str]) -> Tensor:
+    def factor_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
         """F* q."""
-        asked = self._pass_down(self.trajectory.restrict(q))
+        cotangent = self._pass_down(self.trajectory.restrict(q))
         grams = zip(self.layers, self._grams_of(names), strict=True)
-        pulled = [self._pull_factor(layer, gram, asked) for layer, gram in grams if gram.parts]
-        return torch.cat([q.new_empty(len(q), 0), *pulled], dim=1)
+        cotangents = [
+            self._factor_vjp(layer, gram, cotangent) for layer, gram in grams if gram.parts
+        ]
+        return torch.cat([q.new_empty(len(q), 0), *cotangents], dim=1)
 
     def unit_blocks(self, names: Sequence[str]) -> UnitBlocks | None:
         """K unit by unit, if it couples no two of them: if nothing is passed up a stack."""
@@ -334,13 +336,13 @@ class GatedEngine(Engine):
 
     # K of one layer.
 
-    def _push_factor(self, layer: Layer, gram: Gram, w: Tensor, into: Tensor) -> None:
+    def _factor_jvp(self, layer: Layer, gram: Gram, w: Tensor, into: Tensor) -> None:
         """Write F_l w into the layer's units of `into`, which are zero."""
-        gram.push(gram.split(w), into[..., layer.units])
+        gram.jvp(gram.split(w), into[..., layer.units])
 
-    def _pull_factor(self, layer: Layer, gram: Gram, q: Tensor) -> Tensor:
+    def _factor_vjp(self, layer: Layer, gram: Gram, q: Tensor) -> Tensor:
         """F_l* of the layer's units of q."""
-        return gram.flat(gram.pull(q[..., layer.units]))
+        return gram.flat(gram.vjp(q[..., layer.units]))
 
     def _apply_gram(self, layer: Layer, gram: Gram, q: Tensor, into: Tensor) -> None:
         """Write K_l q_l into the layer's units of `into`."""
@@ -353,17 +355,17 @@ class GatedEngine(Engine):
         grams = self._grams_of(names) if self._direct(names) else []
         return [rank for gram in grams for rank in gram.ranks]
 
-    def _shapes(self, names: Sequence[str]) -> dict[Place, torch.Size]:
-        return {self._places[name]: self.parameters[name].shape for name in names}
+    def _shapes(self, names: Sequence[str]) -> dict[Role, torch.Size]:
+        return {self._roles[name]: self.parameters[name].shape for name in names}
 
     def _direct(self, names: Sequence[str]) -> bool:
-        return all(name in self._places for name in names)
+        return all(name in self._roles for name in names)
 
     def _grams_of(self, names: Sequence[str]) -> list[Gram]:
         key = tuple(sorted(names))
         if key not in self._grams:
-            places = {self._places[name] for name in names}
-            self._grams[key] = [Gram(layer, learning(layer, places)) for layer in self.layers]
+            roles = {self._roles[name] for name in names}
+            self._grams[key] = [Gram(layer, learning(layer, roles)) for layer in self.layers]
         return self._grams[key]
 
     def __getstate__(self) -> dict:
@@ -377,8 +379,8 @@ class GatedEngine(Engine):
         part, q = first_steps(self.trajectory)
         probe = GatedEngine(self.recurrence, self.parameters, part, "stored", check=False)
         rows = q.flatten(1, 2)
-        pairs = [(probe._pull_back(q), probe.rows.state_vjp(rows))]
-        names = tuple(name for name in self.parameters if name in self._places)
+        pairs = [(probe._vjp_steps(q), probe.rows.state_vjp(rows))]
+        names = tuple(name for name in self.parameters if name in self._roles)
         if names:
             reference = probe.rows.parameter_vjp(rows, names)
             pairs.append((probe.parameter_vjp(q, names), reference))

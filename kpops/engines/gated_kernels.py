@@ -62,7 +62,7 @@ def propagate_rows(
     gained, or on exit what this layer has.
     """
     weight, input_weight = weights
-    start, offset, takes, gives, entire, column = where
+    start, offset, has_below, has_above, full_state, column = where
     row0, row1 = rows
     n_block = q.shape[0]
     zero, one = maps.dtype.type(0), maps.dtype.type(1)
@@ -81,13 +81,13 @@ def propagate_rows(
                 for w, p in slopes:
                     add_product(features[r], d[r // n_block, step, p], state[r, w])
             product(gemm, features[row0:row1], weight, from_h, zero)
-        if takes:
+        if has_below:
             product(gemm, passed[t, row0:row1], input_weight, from_x, zero if column else one)
         for r in range(row0, row1):
             b, k = r // n_block, r % n_block
             for i in range(len(new)):
                 new[i] = q[k, b, t, offset + i]
-            if t > 0 or takes:
+            if t > 0 or has_below:
                 for i, w, p in carry:
                     add_product(new[i], d[b, step, p], state[r, w])
                 for i, g, p in gains:
@@ -95,9 +95,9 @@ def propagate_rows(
             for i in range(len(new)):
                 state[r, i] = new[i]
                 v[k, b, t, offset + i] = new[i]
-            if gives:
+            if has_above:
                 passed[t, r] = new[0]
-                if not entire:
+                if not full_state:
                     passed[t, r] -= q[k, b, t, offset]
 
 
@@ -112,7 +112,7 @@ def backpropagate_rows(
     below. Other arguments as of `propagate_rows`.
     """
     weight, input_weight = weights
-    start, offset, takes, gives, entire, column = where
+    start, offset, has_below, has_above, full_state, column = where
     row0, row1 = rows
     n_block = a.shape[0]
     zero, one = maps.dtype.type(0), maps.dtype.type(1)
@@ -128,9 +128,9 @@ def backpropagate_rows(
                 add(new[i], state[r, i])
             for i in range(len(new)):
                 v[k, b, t, offset + i] = new[i]
-            if gives:
+            if has_above:
                 add(new[0], passed[t, r])
-                if entire:
+                if full_state:
                     v[k, b, t, offset] = new[0]
             state[r] = zero
             maps[r] = zero
@@ -138,7 +138,7 @@ def backpropagate_rows(
                 add_product(state[r, w], d[b, step, p], new[i])
             for i, g, p in gains:
                 add_product(maps[r, g], d[b, step, p], new[i])
-        if takes:
+        if has_below:
             product(gemm, to_x, input_weight, passed[t, row0:row1], zero)
         if t == 0:
             continue
@@ -218,8 +218,8 @@ def gather(gemm, d, factors, q, sums, gains, runs, y, where):
                     last = part
             for f, part0, part1, _ in runs:
                 columns = slice(part0 * width, part1 * width)
-                z, asked = factors[f][b, t : t + n], side_by_side(y)[:n, columns]
-                transposed_product(gemm, z, asked, sums[f][k][:, columns], one)
+                z, cotangent = factors[f][b, t : t + n], side_by_side(y)[:n, columns]
+                transposed_product(gemm, z, cotangent, sums[f][k][:, columns], one)
 
 
 @compiled

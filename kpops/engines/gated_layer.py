@@ -169,7 +169,7 @@ class Layer:
 
     # The actions on states.
 
-    def push(self, d: Tensor, ds: Tensor, into: Tensor) -> None:
+    def jvp(self, d: Tensor, ds: Tensor, into: Tensor) -> None:
         """Add A ds to `into`; both (..., variable * hidden)."""
         old, new = self._split(ds), self._split(into)
         u = sum((old[w] if p is None else d[p] * old[w]) for w, p in self.pattern.slopes)
@@ -178,7 +178,7 @@ class Layer:
         for v, w, p in self.pattern.carry:
             new[v].addcmul_(d[p], old[w])
 
-    def pull(self, d: Tensor, a: Tensor, into: Tensor) -> None:
+    def vjp(self, d: Tensor, a: Tensor, into: Tensor) -> None:
         """Add A^T a to `into`; both (..., variable * hidden)."""
         new, old = self._split(a), self._split(into)
         if self.pattern.slopes:
@@ -203,13 +203,13 @@ class Layer:
             blocks[:, v, :, w].diagonal(dim1=1, dim2=2).add_(d[p])
         return blocks.flatten(3).flatten(1, 2)
 
-    def push_input(self, d: Tensor, dx: Tensor, into: Tensor) -> None:
+    def jvp_input(self, d: Tensor, dx: Tensor, into: Tensor) -> None:
         """Add B dx to `into`; (..., feature) to (..., variable * hidden)."""
         assert self.input_weight is not None
         maps = dx @ self.input_weight.mT
         self._spread(self.pattern.inputs, d, maps, self._split(into))
 
-    def pull_input(self, d: Tensor, a: Tensor, into: Tensor) -> None:
+    def vjp_input(self, d: Tensor, a: Tensor, into: Tensor) -> None:
         """Add B^T a to `into`; (..., variable * hidden) to (..., feature)."""
         assert self.input_weight is not None
         pairs, n_maps = self.pattern.inputs, self.pattern.n_inputs
@@ -217,11 +217,11 @@ class Layer:
 
     # The actions on parameters, through the maps of one source.
 
-    def push_parameters(self, d: Tensor, source: str, maps: Tensor, into: Tensor) -> None:
+    def jvp_parameters(self, d: Tensor, source: str, maps: Tensor, into: Tensor) -> None:
         """Add the effect of changed maps (..., gates * hidden) of that source to `into`."""
         self._spread(self.pairs(source), d, maps, self._split(into))
 
-    def pull_parameters(self, d: Tensor, source: str, q: Tensor) -> Tensor:
+    def vjp_parameters(self, d: Tensor, source: str, q: Tensor) -> Tensor:
         """The adjoint: what q asks of the maps of that source, (..., gates * hidden)."""
         n_maps = self.pattern.n_recurrent if source == "recurrent" else self.pattern.n_inputs
         return self._gather(self.pairs(source), n_maps, d, self._split(q))

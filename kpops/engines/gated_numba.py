@@ -20,7 +20,7 @@ from kpops.engines import threads
 from kpops.engines.gated import GatedEngine
 from kpops.engines.gated_layer import Layer, Pairs
 from kpops.engines.gram import Gram
-from kpops.engines.memory import room_for
+from kpops.engines.memory import uninitialised_like
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 
@@ -63,11 +63,11 @@ class GatedNumbaEngine(GatedEngine):
 
     # Through time.
 
-    def _propagate_layers(self, q: Tensor, *, entire: bool = False) -> Tensor:
-        return self._recur_layers("propagate", self.layers, q.contiguous(), entire)
+    def _propagate_layers(self, q: Tensor, *, full_state: bool = False) -> Tensor:
+        return self._recur_layers("propagate", self.layers, q.contiguous(), full_state)
 
-    def _backpropagate_layers(self, a: Tensor, *, entire: bool = False) -> Tensor:
-        return self._recur_layers("backpropagate", self.layers[::-1], a.contiguous(), entire)
+    def _backpropagate_layers(self, a: Tensor, *, full_state: bool = False) -> Tensor:
+        return self._recur_layers("backpropagate", self.layers[::-1], a.contiguous(), full_state)
 
     def transport(self, v: Tensor, time: slice) -> Tensor:
         """Product of A over the steps of a slice of time, on tangent vectors (block, trial, unit).
@@ -85,11 +85,11 @@ class GatedNumbaEngine(GatedEngine):
         verb: str,
         layers: list[Layer],
         q: Tensor,
-        entire: bool = False,
+        full_state: bool = False,
         window: slice | None = None,
     ) -> Tensor:
         """Run a recursion over all of time, or over a push and the steps of a window."""
-        v = room_for(q)
+        v = uninitialised_like(q)
         n_block, n_trials, n_steps, _ = q.shape
         stacked = len(layers) > 1
         shape = (n_steps, n_block * n_trials, layers[0].hidden) if stacked else (0, 0, 0)
@@ -98,7 +98,7 @@ class GatedNumbaEngine(GatedEngine):
             if self._assembles(layer, n_block, n_trials):
                 self._recur_by_trials(verb, layer, q, v, window)
             else:
-                self._recur_by_rows(verb, layer, q, v, passed, entire, window)
+                self._recur_by_rows(verb, layer, q, v, passed, full_state, window)
         return v
 
     def _recur_by_rows(
@@ -108,21 +108,21 @@ class GatedNumbaEngine(GatedEngine):
         q: Tensor,
         v: Tensor,
         passed: Tensor,
-        entire: bool,
+        full_state: bool,
         window: slice | None,
     ) -> None:
         """Run a recursion with all weights of the gates; layers hand on what is `passed`."""
         from kpops.engines import gated_kernels
 
         n_rows = q.shape[0] * q.shape[1]
-        takes, gives = layer.index > 0, layer is not self.layers[-1]
-        gains, n_maps = _gains_through_time(layer, takes=takes)
+        has_below, has_above = layer.index > 0, layer is not self.layers[-1]
+        gains, n_maps = _gains_through_time(layer, has_below=has_below)
         shapes = [
             (n_rows, layer.variables, layer.hidden),
             (n_rows, layer.hidden),
             (n_rows, n_maps, layer.hidden),
         ]
-        column = (n_maps - layer.pattern.n_inputs) * layer.hidden if takes else 0
+        column = (n_maps - layer.pattern.n_inputs) * layer.hidden if has_below else 0
         kernel = getattr(gated_kernels, f"{verb}_rows")
         weights = tuple(w.numpy() for w in self._weights(verb, layer))
         rest = _pairs(layer.pattern.carry), gains, _slopes(layer), *self._buffers(q, shapes)
@@ -130,7 +130,7 @@ class GatedNumbaEngine(GatedEngine):
         bounds = threads.split(n_rows, threads.enough(work), _ROWS)
 
         def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
-            where = start, layer.first_variable, takes, gives, entire, column
+            where = start, layer.first_variable, has_below, has_above, full_state, column
             arrays = layer.by_variable(q).numpy(), layer.by_variable(v).numpy(), passed.numpy(), d
             kernel(gemm, weights, *arrays, *rest, where, part)
 
@@ -190,19 +190,19 @@ class GatedNumbaEngine(GatedEngine):
 
     # Single steps.
 
-    def _pass_up(self, gained: Tensor) -> Tensor:
+    def _pass_up(self, increment: Tensor) -> Tensor:
         for below, layer in zip(self.layers[:-1], self.layers[1:], strict=True):
-            self._pass("up", "propagate", below, layer, gained)
-        return gained
+            self._pass("up", "propagate", below, layer, increment)
+        return increment
 
-    def _pass_down(self, asked: Tensor) -> Tensor:
+    def _pass_down(self, cotangent: Tensor) -> Tensor:
         if len(self.layers) == 1:
-            return asked
-        asked = asked.clone(memory_format=torch.contiguous_format)
+            return cotangent
+        cotangent = cotangent.clone(memory_format=torch.contiguous_format)
         pairs = zip(self.layers[-2::-1], self.layers[:0:-1], strict=True)
         for below, layer in pairs:
-            self._pass("down", "backpropagate", below, layer, asked)
-        return asked
+            self._pass("down", "backpropagate", below, layer, cotangent)
+        return cotangent
 
     def _pass(self, way: str, verb: str, below: Layer, layer: Layer, v: Tensor) -> None:
         """Add to v in one layer what it takes from the other in the same step."""
@@ -259,15 +259,15 @@ class GatedNumbaEngine(GatedEngine):
             into[..., first : first + layer.hidden] = 0
         CompiledGram(gram).apply(q.contiguous(), into)
 
-    def _pull_factor(self, layer: Layer, gram: Gram, q: Tensor) -> Tensor:
+    def _factor_vjp(self, layer: Layer, gram: Gram, q: Tensor) -> Tensor:
         from kpops.engines.gram_numba import CompiledGram
 
-        return gram.flat(CompiledGram(gram).pull(q.contiguous()))
+        return gram.flat(CompiledGram(gram).vjp(q.contiguous()))
 
-    def _push_factor(self, layer: Layer, gram: Gram, w: Tensor, into: Tensor) -> None:
+    def _factor_jvp(self, layer: Layer, gram: Gram, w: Tensor, into: Tensor) -> None:
         from kpops.engines.gram_numba import CompiledGram
 
-        CompiledGram(gram).push(gram.split(w), into)
+        CompiledGram(gram).jvp(gram.split(w), into)
 
 
 def _diagonals(
@@ -286,8 +286,8 @@ def _diagonals(
         yield segment.start, layer.diagonals(segment).movedim(0, 2).contiguous().numpy()
 
 
-def _gains_through_time(layer: Layer, *, takes: bool) -> tuple[np.ndarray, int]:
-    """Diagonals that recurrent maps and, if a layer `takes` some, input maps meet; number of maps.
+def _gains_through_time(layer: Layer, *, has_below: bool) -> tuple[np.ndarray, int]:
+    """Diagonals that recurrent maps, and input maps from a layer below, meet; number of maps.
 
     Input maps have numbers behind the recurrent ones, or the same where they meet the same
     diagonals, so that their sum is all that counts.
@@ -295,7 +295,7 @@ def _gains_through_time(layer: Layer, *, takes: bool) -> tuple[np.ndarray, int]:
     pattern = layer.pattern
     n_maps = pattern.n_recurrent
     same = pattern.inputs == pattern.recurrent and pattern.n_inputs == n_maps
-    if same or not takes:
+    if same or not has_below:
         return _pairs(pattern.recurrent), n_maps
     shifted = tuple((v, n_maps + g, p) for v, g, p in pattern.inputs)
     return _pairs(pattern.recurrent + shifted), n_maps + pattern.n_inputs

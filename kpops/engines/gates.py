@@ -80,8 +80,8 @@ def differentiate(
         phi = recurrence.features(leaves)
         slopes: list[tuple[int, int | None]] = [(w, None) for w, s in enumerate(leaves) if phi is s]
         if not slopes:
-            places = enumerate(kept.derivatives(phi, leaves))
-            slopes = [(w, p) for w, p in places if p is not None]
+            roles = enumerate(kept.derivatives(phi, leaves))
+            slopes = [(w, p) for w, p in roles if p is not None]
         maps = recurrence.from_features(layer, old)
         from_h = tuple(a.clone().requires_grad_() for a in maps)
         from_x = tuple(a.clone().requires_grad_() for a in recurrence.from_input(layer, x))
@@ -109,7 +109,7 @@ class _Kept:
 
     def __init__(self) -> None:
         self.diagonals: list[Tensor] = []
-        self._places: dict[tuple, int] = {}
+        self._roles: dict[tuple, int] = {}
 
     def derivatives(self, value: Tensor, leaves: tuple[Tensor, ...]) -> list[int | None]:
         """Positions of d value / d leaf; None where value does not depend on the leaf."""
@@ -122,7 +122,7 @@ class _Kept:
 
     def _place(self, gradient: Tensor) -> int:
         key = gradient.data_ptr(), gradient.stride()
-        if key not in self._places:  # keeping the tensor keeps its address from being used again
-            self._places[key] = len(self.diagonals)
+        if key not in self._roles:  # keeping the tensor keeps its address from being used again
+            self._roles[key] = len(self.diagonals)
             self.diagonals.append(gradient)
-        return self._places[key]
+        return self._roles[key]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kpops.engines.features import numerical_rank, thin_factor
 from kpops.engines.gated_layer import Layer
-from kpops.engines.places import Place
+from kpops.engines.roles import Role
 
 SOURCES = ("recurrent", "input")
 
@@ -79,35 +79,35 @@ class Gram:
 
     def apply(self, q: Tensor, into: Tensor) -> None:
         """Add K q to `into`; both (block, trial, time, variable * hidden)."""
-        self.push(self.pull(q), into)
+        self.jvp(self.vjp(q), into)
 
-    def pull(self, q: Tensor) -> list[list[Tensor]]:
+    def vjp(self, q: Tensor) -> list[list[Tensor]]:
         """F* q: for each part and each of its factors, (block, rank, hidden)."""
-        asked = [
+        cotangent = [
             [q.new_zeros(len(q), z.shape[-1], self.layer.hidden) for z in self.of(part)]
             for part in self.parts
         ]
         for time, d in self.layer.slices(len(q)):
             old = q[:, :, time].split(self.layer.hidden, dim=-1)
-            for part, sums in zip(self.parts, asked, strict=True):
+            for part, sums in zip(self.parts, cotangent, strict=True):
                 y = sum(d[p] * old[v] for v, p in part.gains).flatten(1, 2)
                 for z, total in zip(self.of(part), sums, strict=True):
                     total += z[:, time].flatten(0, 1).mT @ y
-        return asked
+        return cotangent
 
-    def push(self, asked: list[list[Tensor]], into: Tensor) -> None:
-        """Add F w to `into`, for coefficients as :meth:`pull` gives them."""
+    def jvp(self, cotangent: list[list[Tensor]], into: Tensor) -> None:
+        """Add F w to `into`, for coefficients as :meth:`vjp` gives them."""
         for time, d in self.layer.slices(len(into)):
             new = into[:, :, time].split(self.layer.hidden, dim=-1)
-            for part, sums in zip(self.parts, asked, strict=True):
+            for part, sums in zip(self.parts, cotangent, strict=True):
                 pairs = zip(self.of(part), sums, strict=True)
                 back = reduce(torch.add, (z[:, time].flatten(0, 1) @ total for z, total in pairs))
                 for v, p in part.gains:
                     new[v].addcmul_(d[p], back.unflatten(1, new[v].shape[1:3]))
 
-    def flat(self, asked: list[list[Tensor]]) -> Tensor:
+    def flat(self, cotangent: list[list[Tensor]]) -> Tensor:
         """The coefficients of F side by side, (block, width)."""
-        return torch.cat([w.flatten(1) for of_part in asked for w in of_part], dim=1)
+        return torch.cat([w.flatten(1) for of_part in cotangent for w in of_part], dim=1)
 
     def split(self, w: Tensor) -> list[list[Tensor]]:
         """The inverse of :meth:`flat`."""
@@ -120,10 +120,10 @@ class Gram:
         return [self.factors[i] for i in part.factors]
 
 
-def learning(layer: Layer, places: Container[Place | None]) -> dict[str, tuple[bool, bool]]:
+def learning(layer: Layer, roles: Container[Role | None]) -> dict[str, tuple[bool, bool]]:
     """For each source of a layer, whether its weight and its bias are among these places."""
     i = layer.index
-    return {s: ((i, s, "weight") in places, (i, s, "bias") in places) for s in SOURCES}
+    return {s: ((i, s, "weight") in roles, (i, s, "bias") in roles) for s in SOURCES}
 
 
 def factored(layer: Layer, weights: dict[str, tuple[bool, bool]]) -> list[tuple[str, ...]]:

@@ -52,22 +52,22 @@ class CompiledGram:
         for some in self._groups(len(q)):
             self._spread(self._gather(q[some]), into[some])
 
-    def pull(self, q: Tensor) -> list[list[Tensor]]:
+    def vjp(self, q: Tensor) -> list[list[Tensor]]:
         """F* q: for each part and each of its factors, (block, rank, hidden)."""
-        asked = [
+        cotangent = [
             [q.new_empty(len(q), z.shape[-1], self.layer.hidden) for z in self.gram.of(part)]
             for part in self.gram.parts
         ]
         for some in self._groups(len(q)):
-            for w, total in self._pairs(asked, self._gather(q[some])):
+            for w, total in self._pairs(cotangent, self._gather(q[some])):
                 w[some] = torch.from_numpy(total)
-        return asked
+        return cotangent
 
-    def push(self, asked: list[list[Tensor]], into: Tensor) -> None:
+    def jvp(self, cotangent: list[list[Tensor]], into: Tensor) -> None:
         """Write F w into the layer's units of `into`."""
         for some in self._groups(len(into)):
             sums = self._room(1, len(into[some]))
-            for w, total in self._pairs(asked, sums):
+            for w, total in self._pairs(cotangent, sums):
                 total[:] = w[some].numpy()
             self._spread(sums, into[some])
 
@@ -133,12 +133,12 @@ class CompiledGram:
         return [np.zeros(shape, numpy_dtype(self.layer.previous.dtype)) for shape in shapes]
 
     def _pairs(
-        self, asked: list[list[Tensor]], sums: list[np.ndarray]
+        self, cotangent: list[list[Tensor]], sums: list[np.ndarray]
     ) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Views of the same coefficients of F, part by part."""
         hidden = self.layer.hidden
         for p, part in enumerate(self.gram.parts):
-            for w, factor in zip(asked[p], part.factors, strict=True):
+            for w, factor in zip(cotangent[p], part.factors, strict=True):
                 yield w, sums[factor][0, ..., p * hidden : (p + 1) * hidden]
 
 

@@ -68,10 +68,10 @@ class JacobianEngine(Engine):
         """A of the step at position t, (trial, unit, unit)."""
         return self.jacobians[:, t]
 
-    def _advance(self, v: Tensor) -> Tensor:
+    def _jvp_steps(self, v: Tensor) -> Tensor:
         return (self.jacobians @ v.permute(1, 2, 3, 0)).permute(3, 0, 1, 2)
 
-    def _pull_back(self, a: Tensor) -> Tensor:
+    def _vjp_steps(self, a: Tensor) -> Tensor:
         return (self.jacobians.mT @ a.permute(1, 2, 3, 0)).permute(3, 0, 1, 2)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kpops.engines import blas, threads
 from kpops.engines.blas import product, product_by_transposed
-from kpops.engines.memory import room_for
+from kpops.engines.memory import uninitialised_like
 
 
 @numba.njit(nogil=True, cache=True)
@@ -52,7 +52,7 @@ def backpropagate(jacobians: Tensor, a: Tensor) -> Tensor:
 
 
 def _over_trials(kernel: Callable[..., None], jacobians: Tensor, q: Tensor) -> Tensor:
-    v = room_for(q)
+    v = uninitialised_like(q)
     n_block, n_trials, _, n_units = q.shape
     state = q.new_empty(n_trials, n_block, n_units)  # the vectors of a trial, side by side
     arrays = [a.numpy() for a in (jacobians, q.contiguous(), v, state)]

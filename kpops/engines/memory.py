@@ -115,7 +115,7 @@ def _left(folder: Path, limit: str, usage: str, reclaimable: str) -> Iterator[in
     yield int(most) - used + int(statistics.get(reclaimable, 0))
 
 
-def room_for(block: Tensor) -> Tensor:
+def uninitialised_like(block: Tensor) -> Tensor:
     """A tensor of the shape of `block`, in row-major order, whose values are not set."""
     return room(tuple(block.shape), block.dtype, block.device)
 

@@ -90,7 +90,7 @@ class Rowwise:
         """Apply A to every vector of the block."""
 
         def on_chunk(part: Rowwise, v: Tensor) -> Tensor:
-            return part._each(part._state_differential().push, v)
+            return part._each(part._state_differential().jvp, v)
 
         return torch.cat([on_chunk(part, v[:, s]) for s, part in self._chunks()], dim=1)
 
@@ -98,7 +98,7 @@ class Rowwise:
         """Apply A^T to every vector of the block."""
 
         def on_chunk(part: Rowwise, a: Tensor) -> Tensor:
-            return part._each(part._state_differential().pull, a)
+            return part._each(part._state_differential().vjp, a)
 
         return torch.cat([on_chunk(part, a[:, s]) for s, part in self._chunks()], dim=1)
 
@@ -106,8 +106,8 @@ class Rowwise:
         """Apply D, restricted to the parameters `names` in this order."""
 
         def on_chunk(maps: _Maps) -> Tensor:
-            push = maps.D.push
-            return maps.rows._each(lambda u: push(self._split(u, names)), dtheta)
+            jvp = maps.D.jvp
+            return maps.rows._each(lambda u: jvp(self._split(u, names)), dtheta)
 
         return torch.cat([on_chunk(maps) for maps in self._parameter_maps(names)], dim=1)
 
@@ -116,7 +116,7 @@ class Rowwise:
 
         def on_chunk(maps: _Maps) -> Tensor:
             def flat(u: Tensor) -> Tensor:
-                gradients = maps.D.pull(u)
+                gradients = maps.D.vjp(u)
                 return torch.cat([gradients[name].reshape(-1) for name in names])
 
             return maps.rows._each(flat, q[:, maps.where])
@@ -138,7 +138,7 @@ class Rowwise:
             A = part._state_differential()
             cotangents = basis[:, None].expand(-1, len(part.h), -1)
             # With out_dims=1, vmap fails where the function does not depend on h.
-            jacobians[s] = vmap(A.pull)(cotangents).transpose(0, 1)
+            jacobians[s] = vmap(A.vjp)(cotangents).transpose(0, 1)
         return jacobians
 
     def sizes(self, names: Sequence[str]) -> list[int]:

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from kpops.engines.base import Engine
-from kpops.engines.memory import room_for
-from kpops.engines.probe import disagreement, first_steps
+from kpops.engines.memory import uninitialised_like
 from kpops.engines.rowwise import TEMPORARIES
+from kpops.engines.self_check import disagreement, first_steps
 from kpops.engines.trajectory import Trajectory
 from kpops.models.diagonal import DiagonalRecurrence
 from kpops.models.recurrence import Recurrence
@@ -135,14 +135,14 @@ class ScanEngine(Engine):
             return scan_numba.recur(self.blocks, a, backwards=True)
         return backpropagate(self.rounds, a)
 
-    def _advance(self, v: Tensor) -> Tensor:
+    def _jvp_steps(self, v: Tensor) -> Tensor:
         result = torch.zeros_like(v)
-        _push(self.blocks, self._split(v), into=self._split(result))
+        _jvp(self.blocks, self._split(v), into=self._split(result))
         return result
 
-    def _pull_back(self, a: Tensor) -> Tensor:
+    def _vjp_steps(self, a: Tensor) -> Tensor:
         result = torch.zeros_like(a)
-        _pull(self.blocks, self._split(a), into=self._split(result))
+        _vjp(self.blocks, self._split(a), into=self._split(result))
         return result
 
     def step_jacobians(self, t: int) -> Tensor:
@@ -154,7 +154,7 @@ class ScanEngine(Engine):
         """Compare with automatic differentiation at one trial's first steps."""
         part, q = first_steps(self.trajectory)
         probe = ScanEngine(self.recurrence, self.parameters, part, check=False)
-        gap = disagreement([(probe._pull_back(q), probe.rows.state_vjp(q.flatten(1, 2)))])
+        gap = disagreement([(probe._vjp_steps(q), probe.rows.state_vjp(q.flatten(1, 2)))])
         if gap is not None:
             raise ValueError(
                 f"{type(self.recurrence.module).__name__} couples units, which its "
@@ -179,14 +179,14 @@ def paired(blocks: Tensor) -> list[Tensor]:
 
 def propagate(rounds: Sequence[Tensor], q: Tensor) -> Tensor:
     """P q by a scan; q: (block, trial, time, unit)."""
-    v = room_for(q).copy_(q)
+    v = uninitialised_like(q).copy_(q)
     _scan(rounds, v.unflatten(-1, (len(rounds[0]), -1)))
     return v
 
 
 def backpropagate(rounds: Sequence[Tensor], a: Tensor) -> Tensor:
     """P* a by a scan; a: (block, trial, time, unit)."""
-    v = room_for(a).copy_(a)
+    v = uninitialised_like(a).copy_(a)
     _scan_back(rounds, v.unflatten(-1, (len(rounds[0]), -1)))
     return v
 
@@ -197,9 +197,9 @@ def _scan(rounds: Sequence[Tensor], v: Tensor) -> None:
         return
     A, *coarser = rounds
     odd = v[:, :, 1::2]
-    _push(A[:, :, :, 1::2], v[:, :, : 2 * odd.shape[2] : 2], into=odd)
+    _jvp(A[:, :, :, 1::2], v[:, :, : 2 * odd.shape[2] : 2], into=odd)
     _scan(coarser, odd)
-    _push(A[:, :, :, 2::2], v[:, :, 1:-1:2], into=v[:, :, 2::2])
+    _jvp(A[:, :, :, 2::2], v[:, :, 1:-1:2], into=v[:, :, 2::2])
 
 
 def _scan_back(rounds: Sequence[Tensor], v: Tensor) -> None:
@@ -208,18 +208,18 @@ def _scan_back(rounds: Sequence[Tensor], v: Tensor) -> None:
         return
     A, *coarser = rounds
     odd = v[:, :, 1::2]
-    _pull(A[:, :, :, 2::2], v[:, :, 2::2], into=v[:, :, 1:-1:2])
+    _vjp(A[:, :, :, 2::2], v[:, :, 2::2], into=v[:, :, 1:-1:2])
     _scan_back(coarser, odd)
-    _pull(A[:, :, :, 1::2], odd, into=v[:, :, : 2 * odd.shape[2] : 2])
+    _vjp(A[:, :, :, 1::2], odd, into=v[:, :, : 2 * odd.shape[2] : 2])
 
 
-def _push(A: Tensor, v: Tensor, into: Tensor) -> None:
+def _jvp(A: Tensor, v: Tensor, into: Tensor) -> None:
     """Add A v to `into`."""
     for row, blocks in enumerate(A):
         for column, block in enumerate(blocks):
             into[..., row, :].addcmul_(block, v[..., column, :])
 
 
-def _pull(A: Tensor, a: Tensor, into: Tensor) -> None:
+def _vjp(A: Tensor, a: Tensor, into: Tensor) -> None:
     """Add A^T a to `into`."""
-    _push(A.transpose(0, 1), a, into)
+    _jvp(A.transpose(0, 1), a, into)

@@ -13,7 +13,7 @@ import numba
 from torch import Tensor
 
 from kpops.engines import threads
-from kpops.engines.memory import room_for
+from kpops.engines.memory import uninitialised_like
 
 
 @numba.njit(nogil=True, cache=True)
@@ -41,7 +41,7 @@ def _recur(blocks, q, v, b, backwards):
 
 def recur(blocks: Tensor, q: Tensor, *, backwards: bool) -> Tensor:
     """P q, or P* q if `backwards`; q: (block, trial, time, unit)."""
-    v = room_for(q)
+    v = uninitialised_like(q)
     by_variable = (len(blocks), blocks.shape[-1])
     arrays = [
         blocks.numpy(),

@@ -15,7 +15,7 @@ from kpops.engines.features import numerical_rank
 from kpops.engines.gated import GatedEngine
 from kpops.engines.gated_layer import Layer
 from kpops.engines.gram import Gram, learning
-from kpops.engines.places import Place, places_of
+from kpops.engines.roles import Role, parameter_roles
 from kpops.engines.unit_blocks import UnitBlocks
 from kpops.learning.required import require_linearization
 from kpops.linalg.ranks.base import of_spectrum
@@ -144,7 +144,7 @@ def rank_bounds(
         raise ValueError(f"tol={tol}: choose a fraction of the largest eigenvalue, from 0 to 1")
     tol = max(tol, noise_floor(lin.dtype))
     options = {"num_matvecs": num_matvecs, "rng": seeded(rng)}
-    places = places_of(lin.recurrence) if isinstance(lin.recurrence, GatedRecurrence) else {}
+    places = parameter_roles(lin.recurrence) if isinstance(lin.recurrence, GatedRecurrence) else {}
     layers = _layers(lin)
     n_entries = lin.trajectory.n_valid * lin.space.sizes["unit"]
     rows = []
@@ -190,7 +190,7 @@ def _layers(lin: Linearization) -> list[Layer]:
     return engine.layers
 
 
-def _grams(layers: list[Layer], places: list[Place]) -> list[Gram]:
+def _grams(layers: list[Layer], places: list[Role]) -> list[Gram]:
     """K_l of each layer that has one of these weights and biases."""
     grams = []
     for layer in layers:

@@ -125,14 +125,14 @@ def operator_alignments(
     parts = [of_trials(lin, m) for m in groups.members]
 
     def of_parameters(w: Tensor) -> list[Tensor]:
-        pushed = [part.sensitivity.apply(w) for part in parts]
-        pulled = [p.sensitivity.apply_adjoint(y) for p, y in zip(parts, pushed, strict=True)]
-        return [_grams(pulled), *([_grams(pushed)] if groups.matched else [])]
+        tangents = [part.sensitivity.apply(w) for part in parts]
+        cotangents = [p.sensitivity.apply_adjoint(y) for p, y in zip(parts, tangents, strict=True)]
+        return [_grams(cotangents), *([_grams(tangents)] if groups.matched else [])]
 
     def of_trajectories(z: Tensor) -> list[Tensor]:
         z = _off_mean(z.unflatten(1, parts[0].space.shape))
-        pulled = [part.sensitivity.apply_adjoint(z) for part in parts]
-        pairs = zip(parts, pulled, strict=True)
+        cotangents = [part.sensitivity.apply_adjoint(z) for part in parts]
+        pairs = zip(parts, cotangents, strict=True)
         return [_grams([_off_mean(part.sensitivity.apply(g)) for part, g in pairs])]
 
     n_parameters = lin.parameter_space.size

@@ -61,7 +61,7 @@ def certify_leading(
         return False
     left = run(Lanczos(act, problem.space, rest, block), rest, block)
     search.spend(rest.spent)
-    return left.sure == 1 and float(left.values[0].abs()) <= deflation.level
+    return left.n_certified == 1 and float(left.values[0].abs()) <= deflation.level
 
 
 def _by_problem(problem: SpectralProblem, modes: Modes) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from kpops.linalg.leave_one_out import xdiag
-from kpops.linalg.probes import BLOCK, Act, Scatter, signs
+from kpops.linalg.probes import BLOCK, Act, RunningMoments, signs
 from kpops.linalg.scaling import power_of_two, raised
 from kpops.linalg.sketch import Sketch
 
@@ -75,7 +75,7 @@ class Diagonal:
         self.actions, self.method, self.rng, self.like = actions, method, rng, like
         self.num_matvecs = 0.0
         self.scale: float | None = None
-        self.plain, self.squared = Scatter(), Scatter()
+        self.plain, self.squared = RunningMoments(), RunningMoments()
         self.sketch: Sketch | None = None
         self.why = "asked for"
 
@@ -167,7 +167,7 @@ class Diagonal:
             self._sample(self.squared, self.actions.root, self.actions.root_dim, k, 2, _squares)
 
     def _sample(
-        self, into: Scatter, act: Act, dim: int, k: int, degree: int, form: Callable
+        self, into: RunningMoments, act: Act, dim: int, k: int, degree: int, form: Callable
     ) -> None:
         for probes in self._chunks(k, dim):
             images = self._scaled(act, probes, degree)
@@ -229,7 +229,7 @@ def _total(variance: Tensor) -> float:
     return total if math.isfinite(total) else math.inf
 
 
-def _pooled(a: Scatter, b: Scatter) -> tuple[Tensor, Tensor]:
+def _pooled(a: RunningMoments, b: RunningMoments) -> tuple[Tensor, Tensor]:
     """Mean and standard error of two independent estimates, weighted by their total variances."""
     if min(a.count, b.count) < 2:
         more = a if a.count > b.count else b

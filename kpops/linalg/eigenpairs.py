@@ -19,7 +19,7 @@ from kpops.linalg.exact import is_cheap, is_small, leading
 from kpops.linalg.lanczos import AT_LEAST, Lanczos, block_lanczos, run
 from kpops.linalg.lobpcg import lobpcg
 from kpops.linalg.problem import Modes, SpectralProblem
-from kpops.linalg.rounding import clusters, columns, fix_signs, noise_floor, relative
+from kpops.linalg.rounding import clusters, fix_signs, flatten_vectors, noise_floor, relative
 from kpops.linalg.scaling import normalized
 from kpops.linalg.search import LeadingModes, Progress, Search, verdict
 from kpops.operators.base import TrajectoryOperator
@@ -66,18 +66,18 @@ def eigenpairs(
     if method == "exact":
         work.refuse_interrupted()
         values, block, how, largest = leading(op, k, which, insist)
-        chosen, sure, used = f"{chosen}: {how}", k, op.num_matvecs - before + 1
+        chosen, n_certified, used = f"{chosen}: {how}", k, op.num_matvecs - before + 1
         residual = _residual(op, values, block, largest)
     else:
         with work.held(on_interrupt):
             sign, shift, largest = _shift(op, which, search)
             together = method == "arpack"
             problem = SpectralProblem(op, n_modes=k, together=together, sign=sign, shift=shift)
-            values, block, sure = solve(problem, method, search, block_size, near)
+            values, block, n_certified = solve(problem, method, search, block_size, near)
             residual = _residual(op, values, block, largest)
         chosen, used = f"{chosen}: in {problem.where}", search.spent + 1
     block = block * fix_signs(block).reshape(-1, *[1] * len(op.domain.shape))
-    converged = verdict(residual, tol, f"eigsh by {method}", sure)
+    converged = verdict(residual, tol, f"eigsh by {method}", n_certified)
     cluster = _clusters(values, residual, largest)
     used += len(block)
     return LeadingModes(values, (block,), unit, residual, converged, cluster, method, chosen, used)
@@ -130,7 +130,7 @@ def _shift(op: TrajectoryOperator, which: str, search: Search) -> tuple[float, f
     problem = SpectralProblem(op, n_modes=1)
     modes = block_lanczos(problem.act, problem.space, first, FEW)
     search.spend(first.spent + 1)
-    search.over |= modes.sure < 1
+    search.over |= modes.n_certified < 1
     largest = float(modes.values[0].abs())
     return 1.0 if which == "LA" else -1.0, 1.1 * largest, largest
 
@@ -150,19 +150,19 @@ def solve(
         search.near = problem.bring(near)
         search.spend(math.ceil(len(near) / 2) if problem.moves else 0)
     if method == "block-krylov" and block_size is None:
-        modes, sure = _in_blocks(problem, search)
+        modes, n_certified = _in_blocks(problem, search)
     else:
         size = block_size or search.k + 2
         modes = METHODS[method](problem.act, problem.space, search, size)
         random = near is None and method == "block-krylov"
         sees_all = method == "arpack" or (random and size >= search.k)
-        sure = modes.sure if sees_all else _vouched(problem, modes, search)
+        n_certified = modes.n_certified if sees_all else _certified(problem, modes, search)
     values, block = problem.lift(modes)
     missing = search.k - len(values)
     if missing:
         values = torch.cat([values, values.new_full((missing,), torch.nan)])
         block = torch.cat([block, block.new_full((missing, *block.shape[1:]), torch.nan)])
-    return values, block, sure
+    return values, block, n_certified
 
 
 def _in_blocks(problem: SpectralProblem, search: Search) -> tuple[Modes, int]:
@@ -173,24 +173,24 @@ def _in_blocks(problem: SpectralProblem, search: Search) -> tuple[Modes, int]:
     process = Lanczos(problem.act, problem.space, search, FEW)
     modes = run(process, search, FEW)
     if search.k <= FEW and search.near is None:
-        return modes, modes.sure
+        return modes, modes.n_certified
     # Of what the basis knows beside the modes, one from `near` knows too little to set it aside.
-    sure = _vouched(problem, modes, search, process if search.near is None else None)
+    n_certified = _certified(problem, modes, search, process if search.near is None else None)
     enough = search.budget - search.spent > AT_LEAST * (search.k + 2)
-    if sure == search.k or search.stopped or not enough:
-        return modes, sure
+    if n_certified == search.k or search.stopped or not enough:
+        return modes, n_certified
     search.near = None
     modes = block_lanczos(problem.act, problem.space, search, search.k + 2)
-    return modes, modes.sure
+    return modes, modes.n_certified
 
 
-def _vouched(
+def _certified(
     problem: SpectralProblem, modes: Modes, search: Search, process: Lanczos | None = None
 ) -> int:
     """The number of modes if a second search misses none, else 0."""
     return (
         search.k
-        if modes.sure == search.k and certify_leading(problem, modes, search, process)
+        if modes.n_certified == search.k and certify_leading(problem, modes, search, process)
         else 0
     )
 
@@ -219,8 +219,8 @@ def _residual(op: TrajectoryOperator, values: Tensor, block: Tensor, largest: fl
     found = values.isfinite()
     residual = torch.full_like(values, torch.nan)
     if found.any():
-        vectors = columns(block[found])
-        image = columns(op.apply(block[found]))
+        vectors = flatten_vectors(block[found])
+        image = flatten_vectors(op.apply(block[found]))
         gap = image - values[found, None] * vectors
         every = torch.cat([values[found], values.new_tensor([largest])])
         gap = torch.cat([gap, gap.new_zeros(1, gap.shape[1])])

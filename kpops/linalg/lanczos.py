@@ -259,19 +259,19 @@ def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
         full = process.room < process.size and basis.n + block > process.room
         if not search.can_afford(process.cost * block) or complete or full or basis.n >= next_look:
             values, residuals = process.glance(search.k)
-            chosen, sure = search.look(values, residuals * (not complete))
+            chosen, n_certified = search.look(values, residuals * (not complete))
             early = blocks < AT_LEAST and not complete
-            ended = (sure == search.k and not early) or complete
+            ended = (n_certified == search.k and not early) or complete
             stopped = search.stopped  # read once: Ctrl-C may come at any time
             if process.rough and (ended or full or stopped):
                 values, residuals = process.solve()
-                chosen, sure = search.look(values, residuals * (not complete))
-                ended = (sure == search.k and not early) or complete
+                chosen, n_certified = search.look(values, residuals * (not complete))
+                ended = (n_certified == search.k and not early) or complete
             if ended or stopped:
                 problem, mode = chosen // basis.n, chosen % basis.n
                 vectors = process.vectors(problem, mode)
-                sure = sure if process.sound and not early else 0
-                return Modes(values[problem, mode], problem, vectors, sure)
+                n_certified = n_certified if process.sound and not early else 0
+                return Modes(values[problem, mode], problem, vectors, n_certified)
             next_look = pace.next_look(search.spent // process.cost, basis.n, search.distance)
             if search.ended is not None:  # which may be soon, and looks at small bases are cheap
                 next_look = basis.n + 1

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kpops.linalg.probes import TINY, Scatter, dots, inner, widened
+from kpops.linalg.probes import TINY, RunningMoments, dots, inner, widened
 from kpops.linalg.sketch import Sketch, orthonormal
 
 
@@ -291,7 +291,7 @@ def hutchpp(
     return h.trace() + (n - len(span)) / lengths.clamp_min(TINY) * rest
 
 
-def xdiag(sketch: Sketch) -> Scatter:
+def xdiag(sketch: Sketch) -> RunningMoments:
     """XDiag of a square operator: the mean over its random vectors, and its standard error.
 
     Parameters
@@ -318,7 +318,7 @@ def xdiag(sketch: Sketch) -> Scatter:
     kept = (span.mT @ span).to(sketch.basis)
     for row, column in zip(kept @ sketch.basis, sketch.products, strict=True):
         whole += row.double() * column.double()
-    scatter = Scatter()
+    scatter = RunningMoments()
     for direction, column, length, probe in zip(
         directions, columns, lengths, sketch.probes, strict=True
     ):

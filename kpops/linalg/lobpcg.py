@@ -76,13 +76,15 @@ def _look(search: Search, values: Tensor, x: Tensor, ax: Tensor) -> Modes | None
     """The modes, if they are found or the search must end."""
     gaps = lengths_of(ax - values.to(x.dtype)[..., None] * x)
     complete = x.shape[1] == x.shape[2]
-    chosen, sure = search.look(values, gaps * (not complete))
+    chosen, n_certified = search.look(values, gaps * (not complete))
     if search.spent < AT_LEAST * x.shape[1] and not complete:
-        sure = 0
-    ended = sure == search.k or complete or search.stopped or not search.can_afford(x.shape[1])
-    return _modes(values, x, chosen, sure) if ended else None
+        n_certified = 0
+    ended = (
+        n_certified == search.k or complete or search.stopped or not search.can_afford(x.shape[1])
+    )
+    return _modes(values, x, chosen, n_certified) if ended else None
 
 
-def _modes(values: Tensor, x: Tensor, chosen: Tensor, sure: int) -> Modes:
+def _modes(values: Tensor, x: Tensor, chosen: Tensor, n_certified: int) -> Modes:
     problem, mode = chosen // x.shape[1], chosen % x.shape[1]
-    return Modes(values[problem, mode], problem, (x[problem, mode],), sure)
+    return Modes(values[problem, mode], problem, (x[problem, mode],), n_certified)

@@ -140,7 +140,7 @@ def left_out(whole: Tensor, without: Tensor) -> tuple[float, float]:
     return float(estimate), widened(m) * float(stderr)
 
 
-class Scatter:
+class RunningMoments:
     """Mean of vectors and its standard error, entry by entry, in one pass.
 
     Notes

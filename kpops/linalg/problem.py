@@ -25,10 +25,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kpops.linalg.rounding import columns
+from kpops.linalg.rounding import flatten_vectors
 from kpops.linalg.scaling import normalized_blocks
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import Batches, uncoupled
+from kpops.operators.dense import Batches, block_diagonal_dims
 
 
 class BatchedSpace(NamedTuple):
@@ -66,7 +66,7 @@ class Modes(NamedTuple):
     values: Tensor
     problem: Tensor
     vectors: tuple[Tensor, ...]
-    sure: int
+    n_certified: int
 
 
 class SpectralProblem:
@@ -118,7 +118,7 @@ class SpectralProblem:
         self.factor = None if shift else _factor(op, symmetric, n_modes)
         self.G = op if self.factor is None else self.factor.H @ self.factor
         self.positive = not shift and (self.factor is not None or op.positive)
-        self.dims = () if together else uncoupled(self.G)
+        self.dims = () if together else block_diagonal_dims(self.G)
         self.sides = Batches(self.G.domain, self.dims)
         self.space = BatchedSpace(self.sides.count, self.sides.size, op.torch_dtype, op.device)
         self.n_zeros = op.shape[0] - self.G.shape[0] if symmetric else 0
@@ -180,7 +180,7 @@ class SpectralProblem:
         values = (self.sign * (modes.values - self.shift)).to(self.op.torch_dtype)
         block = self.own_modes(modes)
         if self.symmetric and self.factor is not None:
-            images = columns(self.factor.apply(block))
+            images = flatten_vectors(self.factor.apply(block))
             block = in_order(images).reshape(-1, *self.op.domain.shape)
         return values, block
 
@@ -193,8 +193,8 @@ def _factor(op: TrajectoryOperator, symmetric: bool, n_modes: int) -> Trajectory
     if root is None or not n_modes < root.shape[1] < root.shape[0]:
         return None
     # The blocks of A may be smaller than the whole domain of R.
-    size = Batches(root.domain, uncoupled(root)).size
-    return root if size <= Batches(op.domain, uncoupled(op)).size else None
+    size = Batches(root.domain, block_diagonal_dims(root)).size
+    return root if size <= Batches(op.domain, block_diagonal_dims(op)).size else None
 
 
 def in_order(rows: Tensor) -> Tensor:

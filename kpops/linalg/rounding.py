@@ -11,14 +11,14 @@ def noise_floor(dtype: torch.dtype) -> float:
     return 64 * torch.finfo(dtype).eps
 
 
-def columns(block: Tensor) -> Tensor:
+def flatten_vectors(block: Tensor) -> Tensor:
     """Block (k, *dims) as a matrix whose rows are the flat vectors."""
     return block.flatten(1)
 
 
 def fix_signs(block: Tensor) -> Tensor:
     """Signs (k,) that make the entry of largest magnitude of every vector positive."""
-    flat = columns(block)
+    flat = flatten_vectors(block)
     largest = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True))[:, 0]
     return torch.where(largest < 0, -1.0, 1.0).to(block.dtype)
 

@@ -190,13 +190,13 @@ class LeadingModes(NamedTuple):
     num_matvecs: int
 
 
-def verdict(residual: Tensor, tol: float, what: str, sure: int) -> Tensor:
-    """Which modes meet the tolerance, of the first `sure` ones that the solver vouches for.
+def verdict(residual: Tensor, tol: float, what: str, n_certified: int) -> Tensor:
+    """Which modes meet the tolerance, of the first `n_certified` ones that the solver vouches for.
 
     Warns if some do not.
     """
     converged = residual <= max(tol, noise_floor(residual.dtype))  # NaN counts as not converged
-    converged[sure:] = False
+    converged[n_certified:] = False
     if not converged.all():
         work.warn_unconverged(
             f"{what}{' was interrupted' * work.interrupted()}: {int((~converged).sum())} of "

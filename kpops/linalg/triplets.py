@@ -17,7 +17,7 @@ from kpops.linalg.eigenpairs import check_method, solve, start
 from kpops.linalg.exact import check_cost, is_cheap, is_small
 from kpops.linalg.lanczos import AT_LEAST, Bidiagonal, run
 from kpops.linalg.problem import BatchedSpace, Modes, SpectralProblem
-from kpops.linalg.rounding import clusters, columns, fix_signs, relative
+from kpops.linalg.rounding import clusters, fix_signs, flatten_vectors, relative
 from kpops.linalg.scaling import normalized, normalized_blocks
 from kpops.linalg.search import LeadingModes, Progress, Search, verdict
 from kpops.operators.base import TrajectoryOperator
@@ -56,16 +56,16 @@ def singular_triplets(
     if method == "exact":
         work.refuse_interrupted()
         left, values, right = _exact(op, k, insist)
-        residual, sure = _residual(op, left, values, right), k
+        residual, n_certified = _residual(op, left, values, right), k
     else:
         solver = _by_krylov if method == "block-krylov" else _by_gram
         with work.held(on_interrupt):
-            (left, values, right), sure = solver(op, method, search, block_size, near)
+            (left, values, right), n_certified = solver(op, method, search, block_size, near)
             residual = _residual(op, left, values, right)
     signs = fix_signs(right)[:, None]
     lefts = (signs * left).reshape(-1, *op.codomain.shape)
     rights = (signs * right).reshape(-1, *op.domain.shape)
-    converged = verdict(residual, tol, f"svds by {method}", sure)
+    converged = verdict(residual, tol, f"svds by {method}", n_certified)
     cluster, used = clusters(values, residual), whole.num_matvecs - before
     return LeadingModes(
         values, (lefts, rights), unit, residual, converged, cluster, method, chosen, used
@@ -100,7 +100,7 @@ def _placed(side: Batches, vectors: Tensor, problem: Tensor) -> Tensor:
     """Vectors of single problems as flat vectors of the whole space."""
     whole = vectors.new_zeros(side.count, len(vectors), side.size)
     whole[problem, torch.arange(len(vectors), device=problem.device)] = vectors
-    return columns(side.join(whole))
+    return flatten_vectors(side.join(whole))
 
 
 def _by_krylov(
@@ -127,12 +127,12 @@ def _by_krylov(
         return stop or lost(leading, may_be)
 
     first = replace(search, budget=search.budget // 2, callback=watch)
-    triplets, sure = _by_gram(op, method, first, block_size, near)
+    triplets, n_certified = _by_gram(op, method, first, block_size, near)
     search.spent = 2 * first.spent
     values = triplets[1]
     enough = search.budget - search.spent > 2 * AT_LEAST * (search.k + 2)
     if search.stopped or not enough or not lost(float(values[0]), float(values[-1])):
-        return triplets, sure
+        return triplets, n_certified
     return _by_bidiagonal(op, search, block_size)
 
 
@@ -160,13 +160,15 @@ def _by_bidiagonal(
         values,
         _placed(sides[0], right, modes.problem),
     )
-    sure = modes.sure
+    n_certified = modes.n_certified
     if block < search.k:
-        sure = sure if sure == search.k and _vouch(op, triplets, search) else 0
-    return _padded(triplets, search.k), sure
+        n_certified = (
+            n_certified if n_certified == search.k and _certifies(op, triplets, search) else 0
+        )
+    return _padded(triplets, search.k), n_certified
 
 
-def _vouch(op: TrajectoryOperator, triplets: Triplets, search: Search) -> bool:
+def _certifies(op: TrajectoryOperator, triplets: Triplets, search: Search) -> bool:
     """Whether no larger singular value is left off these, by a fresh random block."""
     left, values, right = triplets
     problem = SpectralProblem(op, symmetric=False, together=True)
@@ -186,20 +188,20 @@ def _by_gram(
     problem = SpectralProblem(op, symmetric=False, together=method == "arpack")
     wide = problem.moves
     search.squares = True
-    _, block, sure = solve(problem, method, search, block_size, near)
+    _, block, n_certified = solve(problem, method, search, block_size, near)
     found = block.flatten(1).isfinite().all(1)
     act = op.apply_adjoint if wide else op.apply
     # The decomposition of the images takes away what the Gram matrix has mixed; of long columns it
     # would lose a digit in single precision.
-    images = columns(act(block[found])).double()
+    images = flatten_vectors(act(block[found])).double()
     parts = torch.linalg.svd(images.mT, full_matrices=False)
     other, values, turn = (part.to(op.torch_dtype) for part in parts)
-    one = turn @ columns(block[found])
+    one = turn @ flatten_vectors(block[found])
     left, right = (one, other.mT) if wide else (other.mT, one)
     # Values that are lost in the rounding of the squares may hide others.
     kept = values * search.tol >= search.rounding * values[:1]
-    sure = min(sure, int(kept.long().cumprod(0).sum()))
-    return _padded((left, values, right), search.k), sure
+    n_certified = min(n_certified, int(kept.long().cumprod(0).sum()))
+    return _padded((left, values, right), search.k), n_certified
 
 
 def _padded(triplets: Triplets, k: int) -> Triplets:
@@ -218,8 +220,8 @@ def _residual(op: TrajectoryOperator, left: Tensor, values: Tensor, right: Tenso
     residual = torch.full_like(values, torch.nan)
     if found.any():
         left, right, scale = left[found], right[found], values[found, None]
-        forth = columns(op.apply(right.reshape(-1, *op.domain.shape))) - scale * left
-        back = columns(op.apply_adjoint(left.reshape(-1, *op.codomain.shape)))
+        forth = flatten_vectors(op.apply(right.reshape(-1, *op.domain.shape))) - scale * left
+        back = flatten_vectors(op.apply_adjoint(left.reshape(-1, *op.codomain.shape)))
         back = back - scale * right
         residual[found] = relative(values[found], forth, back)
     return residual

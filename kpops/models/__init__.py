@@ -5,6 +5,7 @@ from kpops.models.diagonal import DiagonalRecurrence
 from kpops.models.forced import TeacherForced
 from kpops.models.gated import Affine, GatedRecurrence
 from kpops.models.initial import initialize_recurrent, spectral_radius
+from kpops.models.initial_state import LearnedStart
 from kpops.models.low_rank import LowRankCell
 from kpops.models.minimal import MGUCell, MinGRUCell
 from kpops.models.network import Network
@@ -14,7 +15,6 @@ from kpops.models.piecewise_linear import PLRNNCell, ShallowPLRNNCell
 from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence
 from kpops.models.sde import NeuralSDE
 from kpops.models.ssm import DiagonalSSM, LinearTimeVarying, SelectiveSSM
-from kpops.models.start import LearnedStart
 from kpops.models.torch_rnn import TorchRecurrence
 
 __all__ = [

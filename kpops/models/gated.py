@@ -152,7 +152,7 @@ class GatedRecurrence(Recurrence):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state of every row; (row, feature), (row, unit) -> (row, unit)."""
-        return self._advance(self.from_input(0, x), h)
+        return self._jvp_steps(self.from_input(0, x), h)
 
     def along(self, x: Tensor) -> Callable[[int, Tensor], Tensor]:
         """The step from h at every position t; the input maps of all are made at once."""
@@ -160,9 +160,9 @@ class GatedRecurrence(Recurrence):
         if (kind.forward, kind.from_input) != (GatedRecurrence.forward, GatedRecurrence.from_input):
             return super().along(x)
         maps = [gate.unbind(1) for gate in self.from_input(0, x)]
-        return lambda t, h: self._advance(tuple(gate[t] for gate in maps), h)
+        return lambda t, h: self._jvp_steps(tuple(gate[t] for gate in maps), h)
 
-    def _advance(self, from_x: tuple[Tensor, ...], h: Tensor) -> Tensor:
+    def _jvp_steps(self, from_x: tuple[Tensor, ...], h: Tensor) -> Tensor:
         """Next state of every row, from the input maps of the first layer."""
         states: list[Tensor] = []
         for layer, state in enumerate(h.chunk(len(self.layers), dim=-1)):

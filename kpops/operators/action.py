@@ -16,7 +16,7 @@ from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.memory import named_allocations, readable
 from kpops.kinds import Shown, described, is_array
 from kpops.labels import Space, enter
-from kpops.operators.pieces import in_pieces
+from kpops.operators.chunks import apply_chunked
 
 
 class Action(LinearOperator, Shown):
@@ -53,7 +53,7 @@ class Action(LinearOperator, Shown):
         self.self_adjoint = self_adjoint
         self.positive = positive
         self.attrs = dict(attrs or {})
-        self.uncoupled: tuple[str, ...] = ()
+        self.block_diagonal_dims: tuple[str, ...] = ()
         self._count = 0
 
     def alike(self, *others: Action) -> dict[str, Any]:
@@ -67,6 +67,12 @@ class Action(LinearOperator, Shown):
                 attrs.setdefault(key, set()).add(value)
         common = {key: values.pop() for key, values in attrs.items() if len(values) == 1}
         return {"dtype": self.torch_dtype, "device": self.device, "attrs": common}
+
+    @property
+    def uncoupled(self) -> tuple[str, ...]:
+        """The old name of `block_diagonal_dims`."""
+        work.warn_renamed("uncoupled", "block_diagonal_dims")
+        return self.block_diagonal_dims
 
     # What a subclass implements.
 
@@ -119,7 +125,7 @@ class Action(LinearOperator, Shown):
             if block.is_inference():  # torch.func could not save it for a backward pass
                 block = block.clone()
             block = block.contiguous()
-            return work.product(lambda: in_pieces(act, block, needed, results), len(block))
+            return work.product(lambda: apply_chunked(act, block, needed, results), len(block))
 
     def _numbers_per_vector(self) -> int:
         """Numbers that the action needs at once for each vector, beside argument and result."""

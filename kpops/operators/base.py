@@ -77,7 +77,7 @@ class TrajectoryOperator(Action):
         What is known of its structure.
     attrs : dict of str to str
         Provenance: model, measure, engine.
-    uncoupled : tuple of str
+    block_diagonal_dims : tuple of str
         Dims whose positions are known not to be coupled: the operator is block diagonal over them.
     """
 
@@ -205,7 +205,7 @@ class Adjoint(TrajectoryOperator):
             **parent.alike(),
         )
         self.parent = parent
-        self.uncoupled = parent.uncoupled
+        self.block_diagonal_dims = parent.block_diagonal_dims
 
     @property
     def num_matvecs(self) -> int:
@@ -249,7 +249,7 @@ class Product(TrajectoryOperator):
             positive=palindrome and (len(flat) % 2 == 0 or middle.positive),
         )
         self.factors = flat
-        self.uncoupled = _everywhere(flat)
+        self.block_diagonal_dims = _everywhere(flat)
 
     def _make_root(self) -> TrajectoryOperator | None:
         half = len(self.factors) // 2
@@ -290,7 +290,7 @@ class Sum(TrajectoryOperator):
             positive=all(t.positive for t in flat),
         )
         self.terms = flat
-        self.uncoupled = _everywhere(flat)
+        self.block_diagonal_dims = _everywhere(flat)
 
     def _apply(self, block: Tensor) -> Tensor:
         return sum((t.apply(block) for t in self.terms[1:]), self.terms[0].apply(block))
@@ -340,7 +340,7 @@ class Scaled(TrajectoryOperator):
         )
         self.operator = operator
         self.factor = value
-        self.uncoupled = operator.uncoupled
+        self.block_diagonal_dims = operator.block_diagonal_dims
 
     def _make_root(self) -> TrajectoryOperator | None:
         root = self.operator.root
@@ -382,7 +382,8 @@ def _product(factors: list[TrajectoryOperator]) -> TrajectoryOperator:
 
 def _everywhere(operators: list[TrajectoryOperator]) -> tuple[str, ...]:
     """Dims that none of the operators couples."""
-    return tuple(d for d in operators[0].uncoupled if all(d in o.uncoupled for o in operators))
+    first, *rest = (o.block_diagonal_dims for o in operators)
+    return tuple(d for d in first if all(d in other for other in rest))
 
 
 def _are_adjoint(a: TrajectoryOperator, b: TrajectoryOperator) -> bool:

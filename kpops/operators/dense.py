@@ -104,10 +104,10 @@ class DenseOperator(TrajectoryOperator):
         return (block.flatten(1) @ self.matrix).reshape(-1, *self.domain.shape)
 
 
-def uncoupled(op: TrajectoryOperator) -> tuple[str, ...]:
+def block_diagonal_dims(op: TrajectoryOperator) -> tuple[str, ...]:
     """Dims over which the operator is block diagonal, if its two sides have them alike."""
     ours, other = op.domain.sizes, op.codomain.sizes
-    return tuple(d for d in op.uncoupled if ours.get(d) == other.get(d) is not None)
+    return tuple(d for d in op.block_diagonal_dims if ours.get(d) == other.get(d) is not None)
 
 
 def batches(op: TrajectoryOperator, dims: tuple[str, ...] | None = None) -> tuple[Batches, Batches]:
@@ -115,7 +115,7 @@ def batches(op: TrajectoryOperator, dims: tuple[str, ...] | None = None) -> tupl
 
     They run over `dims`, by default all those that the operator does not couple.
     """
-    dims = uncoupled(op) if dims is None else dims
+    dims = block_diagonal_dims(op) if dims is None else dims
     return Batches(op.domain, dims), Batches(op.codomain, dims)
 
 

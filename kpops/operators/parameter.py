@@ -132,7 +132,7 @@ class ThinFactor(TrajectoryOperator):
         self.names = tuple(names)
 
     def _apply(self, block: Tensor) -> Tensor:
-        return self.engine.factor_push(block, self.names)
+        return self.engine.factor_jvp(block, self.names)
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self.engine.factor_pull(block, self.names)
+        return self.engine.factor_vjp(block, self.names)

@@ -131,11 +131,13 @@ class PartialTrace(TrajectoryOperator):
             **op.alike(),
         )
         self.parent = op
-        self.uncoupled = tuple(d for d in kept.dims if d in op.uncoupled)
+        self.block_diagonal_dims = tuple(d for d in kept.dims if d in op.block_diagonal_dims)
         # Shapes that broadcast against the dims of A.
         sizes = op.domain.sizes.items()
         self._kept_shape = [n if d in kept.dims else 1 for d, n in sizes]
-        self._loop_shape = [n if d in traced and d not in op.uncoupled else 1 for d, n in sizes]
+        self._loop_shape = [
+            n if d in traced and d not in op.block_diagonal_dims else 1 for d, n in sizes
+        ]
         self._axes = [2 + op.domain.dims.index(d) for d in traced]
 
     @property
@@ -355,5 +357,5 @@ def _of_unit_blocks(op: TrajectoryOperator, blocks: UnitBlocks, kept: Space) -> 
             matrix += m @ m.T
     symbol = _symbol(op, kept)
     result = DenseOperator(matrix, kept, kept, symbol=symbol, positive=True, attrs=op.attrs)
-    result.uncoupled = ("unit",) if by_unit and layer.variables == 1 else ()
+    result.block_diagonal_dims = ("unit",) if by_unit and layer.variables == 1 else ()
     return result

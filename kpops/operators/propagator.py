@@ -27,7 +27,7 @@ class Propagator(TrajectoryOperator):
     def __init__(self, engine: Engine, space: Space) -> None:
         states = engine.trajectory.states
         super().__init__(space, space, dtype=states.dtype, device=states.device, symbol="P")
-        self.uncoupled = ("trial",)
+        self.block_diagonal_dims = ("trial",)
         self.engine = engine
 
     def _apply(self, block: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class InversePropagator(TrajectoryOperator):
     def __init__(self, engine: Engine, space: Space) -> None:
         states = engine.trajectory.states
         super().__init__(space, space, dtype=states.dtype, device=states.device, symbol="P^-1")
-        self.uncoupled = ("trial",)
+        self.block_diagonal_dims = ("trial",)
         self.engine = engine
 
     def _apply(self, block: Tensor) -> Tensor:

@@ -28,17 +28,17 @@ class ReadoutJacobian(TrajectoryOperator):
     ) -> None:
         h = trajectory.states
         super().__init__(states, outputs, dtype=h.dtype, device=h.device, symbol="C")
-        self.uncoupled = ("trial", "time")
+        self.block_diagonal_dims = ("trial", "time")
         self.rows = rows
         self.trajectory = trajectory
 
     def _apply(self, block: Tensor) -> Tensor:
-        pushed = self.rows.state_jvp(self.trajectory.restrict(block).flatten(1, 2))
-        return self.trajectory.restrict(pushed.unflatten(1, self.codomain.shape[:2]))
+        tangents = self.rows.state_jvp(self.trajectory.restrict(block).flatten(1, 2))
+        return self.trajectory.restrict(tangents.unflatten(1, self.codomain.shape[:2]))
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
-        pulled = self.rows.state_vjp(self.trajectory.restrict(block).flatten(1, 2))
-        return self.trajectory.restrict(pulled.unflatten(1, self.domain.shape[:2]))
+        cotangents = self.rows.state_vjp(self.trajectory.restrict(block).flatten(1, 2))
+        return self.trajectory.restrict(cotangents.unflatten(1, self.domain.shape[:2]))
 
 
 class ReadoutParameterJacobian(TrajectoryOperator):
@@ -64,8 +64,8 @@ class ReadoutParameterJacobian(TrajectoryOperator):
         self.names = tuple(rows.parameters)
 
     def _apply(self, block: Tensor) -> Tensor:
-        pushed = self.rows.parameter_jvp(block, self.names)
-        return self.trajectory.restrict(pushed.unflatten(1, self.codomain.shape[:2]))
+        tangents = self.rows.parameter_jvp(block, self.names)
+        return self.trajectory.restrict(tangents.unflatten(1, self.codomain.shape[:2]))
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
         return self.rows.parameter_vjp(self.trajectory.restrict(block).flatten(1, 2), self.names)

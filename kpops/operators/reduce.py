@@ -45,7 +45,7 @@ class Restriction(TrajectoryOperator):
     ) -> None:
         self.positions = {d: _positions(space, d, p) for d, p in positions.items()}
         super().__init__(space, space.take(self.positions), dtype=dtype, device=device, symbol="R")
-        self.uncoupled = tuple(d for d in space.dims if d not in self.positions)
+        self.block_diagonal_dims = tuple(d for d in space.dims if d not in self.positions)
         self._index = [
             (1 + space.dims.index(d), torch.from_numpy(p).to(device))
             for d, p in self.positions.items()
@@ -82,7 +82,7 @@ class Average(TrajectoryOperator):
     ) -> None:
         keep = (keep,) if isinstance(keep, str) else tuple(keep)
         super().__init__(space, space.keep(keep), dtype=dtype, device=device, symbol="E")
-        self.uncoupled = keep
+        self.block_diagonal_dims = keep
         self._axes = [1 + i for i, d in enumerate(space.dims) if d not in keep]
         self._copies = self.domain.size // self.codomain.size
 

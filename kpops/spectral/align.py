@@ -16,7 +16,7 @@ from kpops.linalg.exact import is_cheap
 from kpops.linalg.probes import BLOCK, dots, jackknife, sphere
 from kpops.linalg.scaling import normalized
 from kpops.operators.base import Sum, TrajectoryOperator
-from kpops.operators.dense import Batches, uncoupled
+from kpops.operators.dense import Batches, block_diagonal_dims
 from kpops.operators.foreign import as_operator
 from kpops.precision import in_full_precision
 from kpops.scalars import check_count
@@ -163,7 +163,7 @@ def _of_unit_blocks(a: TrajectoryOperator, b: TrajectoryOperator) -> Tensor | No
 def _shared(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[Batches, bool]:
     """The smaller side as the blocks that neither couples, and whether it is the codomain."""
     wide = a.shape[0] < a.shape[1]
-    dims = tuple(d for d in uncoupled(a) if d in uncoupled(b))
+    dims = tuple(d for d in block_diagonal_dims(a) if d in block_diagonal_dims(b))
     return Batches(a.codomain if wide else a.domain, dims), wide
 
 

@@ -16,7 +16,7 @@ from kpops.linalg.exact import is_small
 from kpops.linalg.probes import BLOCK
 from kpops.linalg.scaling import normalized, normalized_blocks, raised
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import batches, uncoupled
+from kpops.operators.dense import batches, block_diagonal_dims
 from kpops.operators.foreign import as_operator
 from kpops.operators.partial_trace import signs
 from kpops.precision import in_full_precision
@@ -33,9 +33,10 @@ def frobenius_map(
     *,
     method: str = "auto",
     num_probes: int = 16,
-    beyond: int | None = None,
+    lag_cutoff: int | None = None,
     rng: Any = None,
     progress: bool = False,
+    beyond: int | None = None,
 ) -> xr.Dataset:
     """Squared Frobenius norms of the blocks that lead from each position of a dim to each other.
 
@@ -55,12 +56,14 @@ def frobenius_map(
         Random vectors for each position, 2 or more. They take ``num_probes`` products with `op`
         for each position of the dim, and as many for all of them where `op` is block diagonal over
         it (P over trials).
-    beyond : int, optional
+    lag_cutoff : int, optional
         The lag beyond which energy counts as long-range; default a quarter of the steps.
     rng : int, Generator or None
         Source of the random vectors.
     progress : bool
         Show a bar of the matvecs.
+    beyond : int, optional
+        The old name of `lag_cutoff`.
 
     Returns
     -------
@@ -69,7 +72,7 @@ def frobenius_map(
         codomain, and ``total``, its sum. Of the dim ``time``, if it is the same on both sides, also
         ``energy_by_lag(lag)``, the sum over pairs of positions so far apart in either direction;
         ``near_diagonal(lag)``, the fraction of the energy up to this lag; and ``long_range``, the
-        fraction beyond the lag `beyond`; fractions of a zero operator are NaN. For each variable
+        fraction beyond the lag `lag_cutoff`; fractions of a zero operator are NaN. For each variable
         there is its standard error: ``stderr`` for energy, and others as ``total_stderr``; zero if
         exact.
 
@@ -104,8 +107,11 @@ def frobenius_map(
     {'unit': 4, 'unit_in': 4}
     """
     op, rng = as_operator(op), seeded(rng)
+    if beyond is not None:
+        work.warn_renamed("beyond", "lag_cutoff")
+        lag_cutoff = beyond
     _check(op, dim, method, num_probes)
-    lag = _checked_lag(op, dim, beyond)
+    lag = _checked_lag(op, dim, lag_cutoff)
     blocks = op.unit_blocks()
     if method == "auto":
         method = "exact" if blocks is not None or is_small(op) else "probes"
@@ -118,7 +124,7 @@ def frobenius_map(
         samples = _of_unit_blocks(op, blocks.scaled(1 / unit), dim)[None]
     else:
         samples, unit = _of_dense_blocks(op, dim)
-    settings = {"dim": dim, "method": method, "num_probes": num_probes, "beyond": lag}
+    settings = {"dim": dim, "method": method, "num_probes": num_probes, "lag_cutoff": lag}
     return xr.Dataset(
         _labelled(op, dim, _summed(samples, lag), lag, raised(unit, 2)),
         coords=_coords(op, dim, with_lags=lag is not None),
@@ -139,29 +145,31 @@ def _check(op: TrajectoryOperator, dim: str, method: str, num_probes: int) -> No
     check_count("num_probes", num_probes, 2)
 
 
-def _checked_lag(op: TrajectoryOperator, dim: str, beyond: int | None) -> int | None:
+def _checked_lag(op: TrajectoryOperator, dim: str, lag_cutoff: int | None) -> int | None:
     """The lag beyond which energy is long-range; None where positions have no lags."""
     n_steps = op.domain.sizes[dim]
     same = n_steps == op.codomain.sizes[dim] and dim not in op.domain.misaligned(op.codomain)
     if dim != "time" or not same:
-        if beyond is not None:
-            raise ValueError(f"beyond={beyond}: a lag needs the dim 'time', the same on both sides")
+        if lag_cutoff is not None:
+            raise ValueError(
+                f"lag_cutoff={lag_cutoff}: a lag needs the dim 'time', the same on both sides"
+            )
         return None
-    if beyond is None:
+    if lag_cutoff is None:
         return n_steps // 4
-    if not 0 <= beyond < n_steps:
-        raise ValueError(f"beyond={beyond}: choose a lag from 0 to {n_steps - 1}")
-    return int(beyond)
+    if not 0 <= lag_cutoff < n_steps:
+        raise ValueError(f"lag_cutoff={lag_cutoff}: choose a lag from 0 to {n_steps - 1}")
+    return int(lag_cutoff)
 
 
 # Energies, (out, in), in float64; (probe, out, in) where they are estimated.
 
 
 def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: np.random.Generator) -> Tensor:
-    work.expect(num_probes * (1 if dim in uncoupled(op) else op.domain.sizes[dim]))
+    work.expect(num_probes * (1 if dim in block_diagonal_dims(op) else op.domain.sizes[dim]))
     shape = (num_probes, *op.domain.shape)
     z = signs(shape, op, rng)
-    if dim in uncoupled(op):
+    if dim in block_diagonal_dims(op):
         # What starts at one position stays there: all of them share a vector.
         parts = [_energies(op.apply(some), op.codomain, dim) for some in z.split(BLOCK)]
         return torch.diag_embed(torch.cat(parts))
@@ -190,7 +198,7 @@ def _of_dense_blocks(op: TrajectoryOperator, dim: str) -> tuple[Tensor, float]:
     inside, outside = batches(op)
     dense, unit = normalized_blocks(op)
     squares = dense.double().square()
-    front = len(uncoupled(op))
+    front = len(block_diagonal_dims(op))
     squares = squares.reshape(*outside.shape, *inside.shape[front:])
     row = outside.order.index(op.codomain.dims.index(dim))
     column = len(outside.shape) - front + inside.order.index(op.domain.dims.index(dim))

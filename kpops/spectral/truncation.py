@@ -11,7 +11,7 @@ from torch import Tensor
 from kpops import work
 from kpops.arrays import as_tensor
 from kpops.labels import Space
-from kpops.linalg.rounding import columns, noise_floor
+from kpops.linalg.rounding import flatten_vectors, noise_floor
 from kpops.linalg.symmetry import is_self_adjoint
 from kpops.operators.base import TrajectoryOperator, bracketed
 from kpops.operators.foreign import as_operator
@@ -131,7 +131,7 @@ def _refuse_others(op: TrajectoryOperator, modes: xr.Dataset, k: int) -> None:
     ends = [0, k - 1] if k > 1 else [0]
     inside = left if right is None else right
     gaps = op.apply(inside[ends]) - values[ends].reshape(-1, *[1] * (left.ndim - 1)) * left[ends]
-    residual = columns(gaps).double().norm(dim=1).max() / values.double().abs().max()
+    residual = flatten_vectors(gaps).double().norm(dim=1).max() / values.double().abs().max()
     own = float(modes["residual"][:k].max()) if "residual" in modes else 1e-3
     if not residual <= 10 * max(own, noise_floor(op.torch_dtype)):
         raise ValueError(

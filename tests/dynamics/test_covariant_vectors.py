@@ -68,12 +68,12 @@ def test_the_jacobians_take_each_vector_to_a_positive_multiple_of_the_next(
     vectors, times = result.covariant_vector.values, result.time.values
     for b in range(2):
         for i, t in enumerate(times):
-            pushed = vectors[b, i]
+            tangents = vectors[b, i]
             for A in jacobians[b, t : t + interval]:  # h[t] is the state before step t + 1
-                pushed = A @ pushed
-            lengths = np.linalg.norm(pushed, axis=0)
+                tangents = A @ tangents
+            lengths = np.linalg.norm(tangents, axis=0)
             if i + 1 < len(times):
-                np.testing.assert_allclose(pushed / lengths, vectors[b, i + 1], atol=1e-8)
+                np.testing.assert_allclose(tangents / lengths, vectors[b, i + 1], atol=1e-8)
             rates = np.log(lengths) / interval
             np.testing.assert_allclose(result.growth_rate[b, i], rates, atol=1e-8)
     np.testing.assert_allclose(

@@ -70,7 +70,7 @@ def test_reductions_of_K_take_no_product(name):
         assert reduced.positive
         reduced.to_dense()
     assert lin.K.num_matvecs == 0
-    assert lin.K.partial_trace("unit").uncoupled == (("unit",) if name == "gru" else ())
+    assert lin.K.partial_trace("unit").block_diagonal_dims == (("unit",) if name == "gru" else ())
 
 
 def test_K_of_few_units_at_a_time_is_the_same(monkeypatch):
@@ -137,7 +137,7 @@ def test_structure_is_kept():
         indefinite = difference.partial_trace("unit", num_probes=num_probes)
         assert indefinite.self_adjoint and not indefinite.positive
         assert not lin.P.partial_trace("time", num_probes=num_probes).self_adjoint
-    assert lin.P.partial_trace(("trial", "time")).uncoupled == ("trial",)
+    assert lin.P.partial_trace(("trial", "time")).block_diagonal_dims == ("trial",)
 
 
 @pytest.mark.parametrize(
@@ -255,3 +255,8 @@ def test_dense_operators_are_their_matrix():
     op = DenseOperator(matrix, Space(("unit",), (4,)), Space(("trial", "time"), (2, 3)), symbol="M")
     np.testing.assert_allclose(op.to_dense(), matrix, rtol=1e-14)
     check_operator(op)
+
+
+def test_the_old_name_of_block_diagonal_dims_works_and_warns(lin):
+    with pytest.warns(DeprecationWarning, match="uncoupled is called block_diagonal_dims now"):
+        assert lin.P.uncoupled == lin.P.block_diagonal_dims == ("trial",)

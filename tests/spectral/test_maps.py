@@ -73,7 +73,7 @@ def test_maps_of_K_take_no_product_whichever_way_is_cheaper(name, dim):
 def test_lags_fractions_and_range_follow_from_the_energies():
     op = linearized("gru").flow
     energy = squares(op, "time")
-    result = frobenius_map(op, "time", beyond=2)
+    result = frobenius_map(op, "time", lag_cutoff=2)
     lag = np.abs(np.subtract.outer(range(STEPS), range(STEPS)))
     by_lag = [energy[lag == k].sum() for k in range(STEPS)]
     np.testing.assert_allclose(result.energy_by_lag, by_lag, rtol=1e-12)
@@ -223,8 +223,8 @@ def test_estimates_are_fixed_by_their_seed():
         ({"dim": "neuron"}, r"dim='neuron': choose one of the dims \['trial', 'time', 'unit'\]"),
         ({"dim": "time", "method": "guess"}, "method='guess'"),
         ({"dim": "time", "num_probes": 1}, "num_probes=1"),
-        ({"dim": "time", "beyond": 5}, "beyond=5: choose a lag from 0 to 4"),
-        ({"dim": "unit", "beyond": 1}, "beyond=1: a lag needs the dim 'time'"),
+        ({"dim": "time", "lag_cutoff": 5}, "lag_cutoff=5: choose a lag from 0 to 4"),
+        ({"dim": "unit", "lag_cutoff": 1}, "lag_cutoff=1: a lag needs the dim 'time'"),
     ],
 )
 def test_wrong_options_are_refused(options, told):
@@ -237,3 +237,9 @@ def test_a_matrix_has_the_one_dim_index():
     np.testing.assert_array_equal(frobenius_map(matrix, "index").energy, matrix**2)
     with pytest.raises(ValueError, match=r"dim='time': choose one of the dims \['index'\]"):
         frobenius_map(matrix, "time")
+
+
+def test_the_old_name_of_the_lag_works_and_warns(lin):
+    with pytest.warns(DeprecationWarning, match="beyond is called lag_cutoff now"):
+        old = frobenius_map(lin.P, "time", beyond=2)
+    assert float(old.long_range) == float(frobenius_map(lin.P, "time", lag_cutoff=2).long_range)

@@ -243,7 +243,7 @@ def test_error_bars_of_xtrace_and_xdiag_are_unbiased():
 
 def test_scatter_is_mean_and_standard_error():
     values = torch.from_numpy(np.random.default_rng(0).standard_normal((7, 5))) + 1e3
-    scatter = pr.Scatter()
+    scatter = pr.RunningMoments()
     scatter.add(values[0])
     assert scatter.stderr.isnan().all()
     for row in values[1:]:

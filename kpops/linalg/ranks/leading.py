@@ -10,7 +10,7 @@ from kpops import work
 from kpops.linalg.eigenpairs import eigenpairs
 from kpops.linalg.moments import NEEDS_POSITIVE
 from kpops.linalg.probes import BLOCK, dots, sphere
-from kpops.linalg.rounding import columns
+from kpops.linalg.rounding import flatten_vectors
 from kpops.linalg.symmetry import refuse_indefinite
 from kpops.linalg.triplets import singular_triplets
 from kpops.operators.base import TrajectoryOperator
@@ -26,7 +26,7 @@ def leading_modes(
     if symmetric:
         refuse_indefinite(op, values, NEEDS_POSITIVE)
     work.check()
-    return columns(modes.vectors[0]), values, float(modes.residual.max()), modes.num_matvecs
+    return flatten_vectors(modes.vectors[0]), values, float(modes.residual.max()), modes.num_matvecs
 
 
 def squares_off(

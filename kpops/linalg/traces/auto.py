@@ -77,10 +77,10 @@ class TraceEstimate:
         made = {name: estimate for name, estimate in found.items() if estimate is not None}
         if self.method != "auto":
             return Outcome(*made[self.method], self.method, run.why)
-        sure = {name: e for name, e in made.items() if not math.isnan(e[1])} or made
-        best = min(sure, key=lambda name: sure[name][1])
-        bars = ", ".join(f"{METHODS[n].title} {e[1] * run.unit(1):.3g}" for n, e in sure.items())
-        return Outcome(*sure[best], best, f"{run.why}; error bars: {bars}")
+        known = {name: e for name, e in made.items() if not math.isnan(e[1])} or made
+        best = min(known, key=lambda name: known[name][1])
+        bars = ", ".join(f"{METHODS[n].title} {e[1] * run.unit(1):.3g}" for n, e in known.items())
+        return Outcome(*known[best], best, f"{run.why}; error bars: {bars}")
 
 
 def _adapt_plain(run: PlainTrace, budget: float) -> None:

@@ -9,33 +9,33 @@ from torch import Tensor
 
 from kpops.models.gated import GatedRecurrence
 
-Place = tuple[int, str, str]
+Role = tuple[int, str, str]
 
 
-def places_of(recurrence: GatedRecurrence) -> dict[str, Place]:
+def parameter_roles(recurrence: GatedRecurrence) -> dict[str, Role]:
     """Parameter name to (layer, source, role), for those that are used there and nowhere else."""
     tied = Counter(id(p) for _, p in recurrence.module.named_parameters(remove_duplicate=False))
     names = {id(p): n for n, p in recurrence.parameter_dict().items() if tied[id(p)] <= 1}
-    found: dict[str, list[Place]] = {}
+    found: dict[str, list[Role]] = {}
     for i, maps in enumerate(recurrence.layers):
-        places = {
+        roles = {
             (i, "recurrent", "weight"): maps.recurrent,
             (i, "recurrent", "bias"): maps.recurrent_bias,
             (i, "input", "weight"): maps.input,
             (i, "input", "bias"): maps.input_bias,
         }
-        for place, attribute in places.items():
+        for role, attribute in roles.items():
             if attribute is not None:
                 name = names.get(id(recurrence.weight(attribute)))
                 if name is not None:
-                    found.setdefault(name, []).append(place)
-    return {name: places[0] for name, places in found.items() if len(places) == 1}
+                    found.setdefault(name, []).append(role)
+    return {name: roles[0] for name, roles in found.items() if len(roles) == 1}
 
 
-def by_place(theta: Tensor, shapes: dict[Place, torch.Size]) -> dict[Place, Tensor]:
+def by_role(theta: Tensor, shapes: dict[Role, torch.Size]) -> dict[Role, Tensor]:
     """Views of flat parameter vectors (block, parameter) by place, each in its own shape."""
     parts = theta.split([shape.numel() for shape in shapes.values()], dim=1)
     return {
-        place: part.unflatten(1, shape)
-        for (place, shape), part in zip(shapes.items(), parts, strict=True)
+        role: part.unflatten(1, shape)
+        for (role, shape), part in zip(shapes.items(), parts, strict=True)
     }

@@ -13,7 +13,9 @@ _ALWAYS_FITS = 2**28
 """Bytes that a product may take without asking how much memory is free."""
 
 
-def in_pieces(act: Callable[[Tensor], Tensor], block: Tensor, needed: int, results: int) -> Tensor:
+def apply_chunked(
+    act: Callable[[Tensor], Tensor], block: Tensor, needed: int, results: int
+) -> Tensor:
     """Act on as many vectors of a block at a time as memory allows.
 
     Parameters
