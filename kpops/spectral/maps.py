@@ -72,9 +72,9 @@ def frobenius_map(
         codomain, and ``total``, its sum. Of the dim ``time``, if it is the same on both sides, also
         ``energy_by_lag(lag)``, the sum over pairs of positions so far apart in either direction;
         ``near_diagonal(lag)``, the fraction of the energy up to this lag; and ``long_range``, the
-        fraction beyond the lag `lag_cutoff`; fractions of a zero operator are NaN. For each variable
-        there is its standard error: ``stderr`` for energy, and others as ``total_stderr``; zero if
-        exact.
+        fraction beyond the lag `lag_cutoff`; fractions of a zero operator are NaN. For each
+        variable there is its standard error: ``stderr`` for energy, and others as
+        ``total_stderr``; zero if exact.
 
     Raises
     ------

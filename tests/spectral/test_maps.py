@@ -239,7 +239,8 @@ def test_a_matrix_has_the_one_dim_index():
         frobenius_map(matrix, "time")
 
 
-def test_the_old_name_of_the_lag_works_and_warns(lin):
+def test_the_old_name_of_the_lag_works_and_warns():
+    lin = linearized(next(iter(BY_NAME)))
     with pytest.warns(DeprecationWarning, match="beyond is called lag_cutoff now"):
         old = frobenius_map(lin.P, "time", beyond=2)
     assert float(old.long_range) == float(frobenius_map(lin.P, "time", lag_cutoff=2).long_range)
