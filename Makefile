@@ -52,7 +52,7 @@ docs: $(READY)  ## the documentation, into docs/_build/html; by one thread, so t
 checkpoints: $(READY)  ## train the networks of the gallery and of Reproduction (two hours)
 	$(BIN)/python examples/networks.py
 
-benchmarks: $(READY)  ## products beside other ways to them, growth, memory; writes a page (an hour)
+benchmarks: $(READY)  ## products beside other ways to them, growth, memory, spectra (an hour)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python -m benchmarks
 

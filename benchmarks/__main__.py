@@ -1,4 +1,4 @@
-"""Command line: ``python -m benchmarks`` measures everything and writes the page."""
+"""Command line: ``python -m benchmarks`` measures everything; ``examples/speed.py`` draws it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import page, suite
+from benchmarks import suite
 from benchmarks.cases import Grid, quick
-
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.rst"
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--inputs", choices=("memory_pro", "noise"), default="memory_pro")
-    parser.add_argument("--out", type=Path, help="folder for the JSON file and the page")
+    parser.add_argument("--out", type=Path, help="folder for the JSON file")
     parser.add_argument("--quick", action="store_true", help="a tiny grid, to see that it runs")
-    parser.add_argument("--page", action="store_true", help="only write the page again")
     parser.add_argument("--parts", nargs="+", choices=suite.PARTS, default=suite.PARTS)
     parser.add_argument("--models", nargs="+", choices=Grid.kinds, help="for the products")
     parser.add_argument("--hidden", nargs="+", type=int, help="for the products")
@@ -29,23 +26,19 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def _usual(given: argparse.Namespace) -> bool:
-    return given.page or given.inputs == "memory_pro"
+    return given.inputs == "memory_pro"
 
 
 def main(arguments: list[str] | None = None) -> None:
     given = options(arguments)
     folder = given.out or suite.RESULTS
-    if not given.page:
-        base = replace(Grid.base, inputs=given.inputs, device=given.device)
-        grid = quick(base) if given.quick else Grid(base=base)
-        if given.models:
-            grid = replace(grid, kinds=tuple(given.models))
-        if given.hidden:
-            grid = replace(grid, hidden=tuple(given.hidden))
-        print(suite.run(grid, folder, given.parts))
-    target = given.out / PAGE.name if given.out else PAGE
-    page.write(folder, target)
-    print(target)
+    base = replace(Grid.base, inputs=given.inputs, device=given.device)
+    grid = quick(base) if given.quick else Grid(base=base)
+    if given.models:
+        grid = replace(grid, kinds=tuple(given.models))
+    if given.hidden:
+        grid = replace(grid, hidden=tuple(given.hidden))
+    print(suite.run(grid, folder, given.parts))
 
 
 if __name__ == "__main__":

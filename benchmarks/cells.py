@@ -48,10 +48,10 @@ def trajectory(
     # unbind, not indexing: the derivative of an index is as large as all of the time steps.
     pushes = [None] * inputs.shape[1] if forcing is None else forcing.unbind(1)
     states = []
-    for from_x, jvp in zip(from_inputs(weights, inputs).unbind(1), pushes, strict=True):
+    for from_x, push in zip(from_inputs(weights, inputs).unbind(1), pushes, strict=True):
         state = next_state(kind, weights, from_x, state)
-        if jvp is not None:
-            state = state + jvp
+        if push is not None:
+            state = state + push
         states.append(state)
     return torch.stack(states, dim=1)
 

@@ -126,3 +126,31 @@ def judge(case: dict[str, Any], options: dict[str, Any]) -> Iterator[tuple[str, 
             yield "wrong", error
         else:
             yield ("right" if sure.all() else "unsure"), error
+
+
+OUTCOMES = ("right", "unsure", "wrong")
+
+
+def outcomes_as_text(part: dict[str, Any]) -> list[str]:
+    """Outcomes by method, and by spectrum and method, for a terminal."""
+    counts = _totals(part)
+    lines = [f"{'method':<28}" + "".join(f"{o:>8}" for o in OUTCOMES) + "   worst right"]
+    for method, outcomes in counts.items():
+        numbers = "".join(f"{n:8d}" for n in outcomes.values())
+        lines.append(f"{method:<28}{numbers}   {part['worst'][method]:.1e}")
+    lines += ["", f"{'right / unsure / wrong':<28}" + "".join(f"{m[:13]:>15}" for m in counts)]
+    for spectrum in next(iter(part["outcomes"].values())):
+        cells = [
+            " / ".join(str(part["outcomes"][m][spectrum].get(o, 0)) for o in OUTCOMES)
+            for m in counts
+        ]
+        lines.append(f"{spectrum:<28}" + "".join(f"{cell:>15}" for cell in cells))
+    return lines
+
+
+def _totals(part: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Number of calls by method and outcome."""
+    return {
+        method: {o: sum(n.get(o, 0) for n in by_spectrum.values()) for o in OUTCOMES}
+        for method, by_spectrum in part["outcomes"].items()
+    }

@@ -63,7 +63,7 @@ class StoredJacobians:
 
     def K(self, q: np.ndarray) -> np.ndarray:
         """J J* q."""
-        return self._leave(self.step.jvp(self.step.vjp(self._enter(q).flatten(0, 1))))
+        return self._leave(self.step.push(self.step.pull(self._enter(q).flatten(0, 1))))
 
     def flow(self, q: np.ndarray) -> np.ndarray:
         """P K P* q."""

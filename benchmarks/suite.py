@@ -20,7 +20,6 @@ from benchmarks import (
     large,
     machine,
     memory,
-    page_spectra,
     products,
     scan,
     spectra,
@@ -97,7 +96,7 @@ def run(grid: Grid, out: Path, parts: Sequence[str] = PARTS) -> Path:
 def judged(n_cases: int) -> dict[str, Any]:
     """Solvers on matrices of known spectra; the table of outcomes is printed as well."""
     found = certainty.measure(n_cases, say)
-    print("\n".join(page_spectra.outcomes_as_text(found)))
+    print("\n".join(certainty.outcomes_as_text(found)))
     return found
 
 

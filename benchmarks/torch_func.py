@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, linearize, vjp, vmap
+from torch.func import functional_call, jvp, linearize, vjp, vmap
 
 from benchmarks import cells
 from benchmarks.cases import Case
@@ -23,8 +23,8 @@ from benchmarks.contenders import UNSUPPORTED, Contender, Product
 class Maps(NamedTuple):
     """A derivative and its transpose, for one vector."""
 
-    jvp: Callable[[Any], Tensor]
-    vjp: Callable[[Tensor], Any]
+    push: Callable[[Any], Tensor]
+    pull: Callable[[Tensor], Any]
 
 
 def maps(function: Callable[[Any], Tensor], point: Any, *, traced: bool = False) -> Maps:
@@ -33,22 +33,22 @@ def maps(function: Callable[[Any], Tensor], point: Any, *, traced: bool = False)
     Forward mode evaluates the function again at each product; traced, it is evaluated once, and
     what is linear in the tangent is replayed.
     """
-    vjp_of = vjp(function, point)[1]
+    pullback = vjp(function, point)[1]
     if traced:
-        jvp = linearize(function, point)[1]
+        push = linearize(function, point)[1]
     else:
 
-        def jvp(tangent: Any) -> Tensor:
+        def push(tangent: Any) -> Tensor:
             return jvp(function, (point,), (tangent,))[1]
 
-    return Maps(jvp, lambda cotangent: vjp_of(cotangent)[0])
+    return Maps(push, lambda cotangent: pullback(cotangent)[0])
 
 
 def twice_reverse(function: Callable[[Any], Tensor], point: Any) -> Maps:
     """The same by reverse mode alone: a pullback is linear, and its own pullback pushes."""
-    output, vjp_of = vjp(function, point)
-    transpose = vjp(lambda c: vjp_of(c)[0], torch.zeros_like(output))[1]
-    return Maps(lambda tangent: transpose(tangent)[0], lambda cotangent: vjp_of(cotangent)[0])
+    output, pullback = vjp(function, point)
+    transpose = vjp(lambda c: pullback(c)[0], torch.zeros_like(output))[1]
+    return Maps(lambda tangent: transpose(tangent)[0], lambda cotangent: pullback(cotangent)[0])
 
 
 def over_blocks(action: Callable[[Tensor], Tensor]) -> Product:
@@ -82,10 +82,10 @@ def unrolled(case: Case, *, traced: bool = False) -> Contender:
     return Contender(
         "torch.func traced" if traced else "torch.func unrolled",
         {
-            "P": over_blocks(forced.jvp),
-            "P*": over_blocks(forced.vjp),
-            "K": over_blocks(lambda q: step.jvp(step.vjp(q))),
-            "flow": over_blocks(lambda q: whole.jvp(whole.vjp(q))),
+            "P": over_blocks(forced.push),
+            "P*": over_blocks(forced.pull),
+            "K": over_blocks(lambda q: step.push(step.pull(q))),
+            "flow": over_blocks(lambda q: whole.push(whole.pull(q))),
         },
         divisible=True,
         temporaries=8,
@@ -103,12 +103,12 @@ def fused(case: Case) -> Contender:
     note = ""
     of_outputs = maps(outputs, weights)
     try:
-        of_outputs.jvp(weights)
+        of_outputs.push(weights)
     except UNSUPPORTED:  # no forward mode in the oneDNN layer of nn.LSTM
         of_outputs, note = twice_reverse(outputs, weights), "by two reverse passes"
 
     def flow(q: Tensor) -> Tensor:
-        moved = of_outputs.jvp(of_outputs.vjp(q[..., : case.hidden]))
+        moved = of_outputs.push(of_outputs.pull(q[..., : case.hidden]))
         unseen = case.state_size - case.hidden  # c of an LSTM, of which only the last comes out
         return torch.nn.functional.pad(moved, (0, unseen)) if unseen else moved
 

@@ -15,6 +15,8 @@ ORDER = [
     "g_sweep.py",
     "interference.py",
     "results_with_xarray.py",
+    "speed.py",
+    "claims.py",
 ]
 
 

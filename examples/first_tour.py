@@ -65,13 +65,13 @@ for op in (lin.P, lin.P.H, lin.J, lin.K, lin.flow):
 # kind that it got; with labels, "the response in the memory epoch" is an expression.
 
 direction = np.random.default_rng(0).standard_normal(lin.space.sizes["unit"]).astype("float32")
-jvp = xr.zeros_like(lin.states)
-jvp.loc[{"time": 15}] = direction / np.linalg.norm(direction)
+push = xr.zeros_like(lin.states)
+push.loc[{"time": 15}] = direction / np.linalg.norm(direction)
 
 colours = {"untrained": "#0072B2", "trained": "#D55E00"}
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 for name, each in lins.items():
-    response = each.P @ jvp
+    response = each.P @ push
     size = np.sqrt((response**2).sum("unit")).sel(time=slice(15, None))
     for trial in size:
         ax.semilogy(trial.time, trial, color=colours[name], linewidth=0.6)

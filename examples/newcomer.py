@@ -147,9 +147,9 @@ print("same outputs:", np.allclose(ours, theirs, atol=1e-5))
 # can make, and :math:`P K P^{*}` which changes of the trajectories learning can make. They act on
 # anything with the dims of the states, and ignore what the mask leaves out.
 
-jvp = xr.zeros_like(lin.states)
-jvp[dict(trial=0, time=2, unit=0)] = 1
-carried = lin.P @ jvp
+push = xr.zeros_like(lin.states)
+push[dict(trial=0, time=2, unit=0)] = 1
+carried = lin.P @ push
 print(f"a push of 1 at step 3 is, ten steps later, {float(abs(carried[0, 12]).max()):.3f}")
 
 # %%

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,16 +23,6 @@ _SETTINGS: Any = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
-_DPI = 110
-
-
-def save(name: str, found: Results, folder: Path) -> Path:
-    """Draw a figure and write it as a PNG, the same bytes each time."""
-    path = folder / f"{name}.png"
-    with matplotlib.rc_context(_SETTINGS):
-        figure = DRAW[name](found)
-        figure.savefig(path, dpi=_DPI, metadata={"Software": None})
-    return path
 
 
 def ranks(found: Results, task: str) -> Figure:
@@ -171,8 +160,10 @@ def state_change(found: Results) -> Figure:
 def _grid(
     width: float, height: float, rows: int, columns: int, **shared: Any
 ) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+    with plt.rc_context(_SETTINGS):
+        return plt.subplots(
+            rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **shared
+        )
 
 
 def _legend(ax: Axes, **options: Any) -> None:
@@ -189,13 +180,3 @@ def _plain_logarithm(ax: Axes) -> None:
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-
-
-DRAW = {
-    "ranks_memory_pro": lambda found: ranks(found, "memory_pro"),
-    "ranks_flip_flop": lambda found: ranks(found, "flip_flop"),
-    "over_g": over_g,
-    "eigenfunctions": eigenfunctions,
-    "alignments": alignments,
-    "state_change": state_change,
-}

@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import __main__ as command
-from benchmarks import growth, large, machine, memory, page, page_parts, products, suite, tables
+from benchmarks import certainty, growth, large, machine, memory, products, suite
 from benchmarks.cases import OPERATORS, Case, Grid, quick
 from benchmarks.contenders import Contender
 from benchmarks.reference import Reference
@@ -54,7 +54,7 @@ def micro(monkeypatch):
     )
 
 
-def test_a_run_writes_numbers_and_page(micro, tmp_path):
+def test_a_run_writes_numbers(micro, tmp_path):
     path = suite.run(micro, tmp_path)
     found = json.loads(path.read_text())
     assert path.name == "cpu.json"
@@ -68,37 +68,18 @@ def test_a_run_writes_numbers_and_page(micro, tmp_path):
         assert {(name, operator) for operator in OPERATORS} <= timed
     for record in case["products"]:
         assert ("dash" in record) != ("ms_per_vector" in record)
-        assert "dash" in record or record["fraction_of_floor"] > 0
+        assert "dash" in record or "fraction_of_floor" in record
     assert len(found["growth"]["slopes"]) == 12
-    assert all(r["peak"] > 0 for r in found["memory"])
-    assert all(r["ratio"] > 0 for r in found["busy"])
     assert {r["operator"] for r in found["stacks"]} == set(OPERATORS)
     assert len(found["scan"]["agreement"]) == 3
     assert [r["k"] for r in found["exponents"]["records"]] == [3, 5]
     (spectrum,) = found["spectra"]
     assert [task["task"] for task in spectrum["tasks"]] == ["K", "P", "flow", "participation"]
     by_spectrum = [n for m in found["certainty"]["outcomes"].values() for n in m.values()]
-    assert sum(sum(n.values()) for n in by_spectrum) == 14 * 2 * 6
+    assert sum(sum(n.values()) for n in by_spectrum) == 14 * 2 * len(certainty.METHODS)
     assert sum(n.get("wrong", 0) for n in by_spectrum) == 0
     operators = {r["operator"] for r in found["estimators"]}
     assert {"flat, from 3 to 1", "K, RNN 4", "flow, RNN 4"} <= operators
-
-    page.write(tmp_path, tmp_path / "benchmarks.rst")
-    text = (tmp_path / "benchmarks.rst").read_text()
-    for title in (
-        "At a glance: GRU, 5 units",
-        "Stacks of layers",
-        "State-space layers: the scan and the loops",
-        "Spectra and ranks, end to end",
-        "Right, unsure or wrong",
-        "Errors of estimates, and what they claim",
-        "Lyapunov exponents",
-        "Growth",
-        "Memory",
-        "A busy machine",
-    ):
-        assert f"\n{title}\n~" in text
-    assert text.endswith("On a GPU\n--------\n\nNot measured.\n")
 
 
 def test_parts_of_the_same_circumstances_are_kept(micro, tmp_path):
@@ -162,8 +143,6 @@ def test_shares_of_the_rate_of_products():
         assert r["fraction_of_gemm"] == pytest.approx(
             r["flops"] / (r["ms"] / 1e3) / r["gemm_flops_per_s"]
         )
-    page = page_parts.large({"large": records})
-    assert any("8 units, 4 trials, 6 steps, blocks of 3 vectors" in line for line in page)
 
 
 def test_slopes_of_a_power_law():
@@ -185,11 +164,6 @@ def test_peaks_do_not_start_from_the_size_of_the_parent():
     ballast = torch.ones(2**28)  # 1 GiB
     assert memory.peak_bytes("cpu") > ballast.nbytes
     assert abs(memory.in_process(BASE, None)["peak"] - alone) < ballast.nbytes / 8
-
-
-def test_numbers_have_three_digits():
-    written = [tables.number(x) for x in (12345.6, 123.4, 12.34, 1.234, 0.1234, 0.001234)]
-    assert written == ["12,346", "123", "12.3", "1.23", "0.123", "0.00123"]
 
 
 def test_partial_runs_do_not_overwrite_the_results(capsys):

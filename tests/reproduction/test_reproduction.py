@@ -1,8 +1,7 @@
-"""From tiny networks to files, and from the committed files to the committed page."""
+"""From tiny networks to files, and what the committed files are."""
 
 import dataclasses
 import json
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import xarray as xr
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import kpops
-from reproduction import alignments, measure, page, ranks, results, state_change, trained
+from reproduction import alignments, measure, ranks, results, state_change, trained
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,31 +169,3 @@ def test_committed_files_are_small_and_labelled():
         found = results.read(path)
         for name, values in found.variables.items():
             assert {"long_name", "units"} <= values.attrs.keys(), (path.name, name)
-
-
-def test_committed_page_is_what_the_committed_files_make(tmp_path):
-    page.write(results.FOLDER, tmp_path)
-    made = (tmp_path / "reproduction.rst").read_text()
-    assert made == (page.DOCS / "reproduction.rst").read_text()
-    pictures = {path.name for path in (tmp_path / page.PICTURES).iterdir()}
-    assert pictures == {path.name for path in (page.DOCS / page.PICTURES).iterdir()}
-    assert all(f"{page.PICTURES}/{name}" in made for name in pictures)
-
-
-def test_the_same_figures_twice(tmp_path):
-    for folder in ("one", "two"):
-        page.write(results.FOLDER, tmp_path / folder)
-    for path in (tmp_path / "one" / page.PICTURES).iterdir():
-        assert path.read_bytes() == (tmp_path / "two" / page.PICTURES / path.name).read_bytes()
-
-
-def test_page_needs_no_torch():
-    code = "import sys, reproduction.page; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
-
-def test_scripts_that_the_page_names_are_there():
-    found = results.load(results.FOLDER)
-    for claim in page.CLAIMS:
-        for script in claim(found).script.split(", "):
-            assert (ROOT / script).exists(), script

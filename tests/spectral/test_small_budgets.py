@@ -15,8 +15,8 @@ SPECTRA = {
 }
 CASES = [
     (kpops.trace, "hutchinson", 8),
-    (kpops.trace, 8),
-    (kpops.trace, 16),
+    (kpops.trace, "hutchinson", 16),
+    (kpops.trace, "xnystrace", 8),
     (kpops.trace, "xtrace", 8),
     (kpops.frobenius_norm, "xnystrace", 8),
     (kpops.frobenius_norm, "xnystrace", 16),
