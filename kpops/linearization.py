@@ -205,12 +205,11 @@ class Linearization(Shown):
 
     def __post_init__(self) -> None:
         with exclusive_compute(self.device):
-            names, asked = tuple(self.parameters), (self.engine_asked, self.gates_asked)
-            chosen = choose_engine(*asked, self.recurrence, names, self.trajectory)
-            name, gates, self.engine_reason = chosen
-            self.engine = ENGINES[name](self.recurrence, self.parameters, self.trajectory, gates)
-
-    # The trajectory.
+            parts = self.recurrence, self.parameters, self.trajectory
+            name, self._options, self.engine_reason = choose_engine(
+                self.engine_asked, self.gates_asked, *parts
+            )
+            self.engine = ENGINES[name](*parts, **self._options)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -376,7 +375,7 @@ class Linearization(Shown):
         """
         names = tuple(self.parameters)
         with exclusive_compute(self.device):
-            return memory_estimate(self.recurrence, names, self.trajectory, self.engine.gates)
+            return memory_estimate(self.recurrence, names, self.trajectory, self._options)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__}  # at once: other threads may add operators while it is pickled

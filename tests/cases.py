@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import kpops
+from kpops.engines import select
 
 TRIALS, STEPS, INPUTS, HIDDEN = 3, 5, 2, 4
 
@@ -147,13 +148,16 @@ CASES = [
 ]
 BY_NAME = {case.name: case for case in CASES}
 
-ENGINES = ["autodiff", "jacobian", "gated", "gated_numba"]
-ANY_MODEL = ["autodiff", "jacobian"]
-CASES_AND_ENGINES = [
-    (case, engine)
-    for case in CASES
-    for engine in (ANY_MODEL if case.name == "shared_norm_cell" else ENGINES)
-]
+
+def serving(model: nn.Module) -> list[str]:
+    """Names of all engines of the registry that serve a model on the CPU."""
+    recurrence, cpu = kpops.models.as_recurrence(model), torch.device("cpu")
+    return [name for name, e in select.ENGINES.items() if e.refuses(recurrence, cpu) is None]
+
+
+ENGINES = serving(BY_NAME["gru"].model())
+ANY_MODEL = serving(SharedNormCell())
+CASES_AND_ENGINES = [(case, engine) for case in CASES for engine in serving(case.model())]
 
 
 def skip_compiled_elsewhere(engine: str, device: str) -> None:

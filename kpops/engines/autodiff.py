@@ -29,7 +29,6 @@ class AutodiffEngine(Engine):
         recurrence: Recurrence,
         names: Sequence[str],
         trajectory: Trajectory,
-        gates: str,
         *,
         exact: bool = False,
     ) -> int:

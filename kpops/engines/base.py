@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    variants: ClassVar[dict[str, tuple[dict[str, Any], ...]]] = {"auto": ({},)}
+    """What may be chosen beside the engine: ``gates=`` of the user, and the options that it stands
+    for, best first, with which the engine is made and its bytes are counted."""
     keeps: ClassVar[bool] = False
     """Whether the engine keeps more than the trajectory."""
 
@@ -50,12 +53,10 @@ class Engine(ABC):
         recurrence: Recurrence,
         parameters: dict[str, Tensor],
         trajectory: Trajectory,
-        gates: str = "stored",
     ) -> None:
         self.recurrence = recurrence
         self.parameters = parameters
         self.trajectory = trajectory
-        self.gates = gates
 
     @staticmethod
     def refuses(recurrence: Recurrence, device: torch.device) -> str | None:
@@ -68,7 +69,6 @@ class Engine(ABC):
         recurrence: Recurrence,
         names: Sequence[str],
         trajectory: Trajectory,
-        gates: str,
         *,
         exact: bool = False,
     ) -> int:

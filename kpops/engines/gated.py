@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,8 +38,6 @@ from kpops.models.recurrence import Recurrence
 
 # Largest block whose loop over time is recorded: argument and result are kept twice.
 _RECORDED_BYTES = 2**28
-
-GATES = ("auto", "stored", "float32", "recomputed")
 
 
 class GatedEngine(Engine):
@@ -65,6 +64,10 @@ class GatedEngine(Engine):
     """
 
     name = "gated"
+    variants: ClassVar[dict[str, tuple[dict[str, Any], ...]]] = {
+        "auto": ({"gates": "stored"}, {"gates": "recomputed"}),
+        **{g: ({"gates": g},) for g in ("stored", "float32", "recomputed")},
+    }
     recurrence: GatedRecurrence
 
     def __init__(
@@ -76,7 +79,8 @@ class GatedEngine(Engine):
         *,
         check: bool = True,
     ) -> None:
-        super().__init__(recurrence, parameters, trajectory, gates)
+        super().__init__(recurrence, parameters, trajectory)
+        self.gates = gates
         n_layers = len(self.recurrence.layers)
         self.layers = [Layer(self.recurrence, i, trajectory, gates) for i in range(n_layers)]
         self._roles = parameter_roles(self.recurrence)
@@ -100,8 +104,8 @@ class GatedEngine(Engine):
         recurrence: Recurrence,
         names: Sequence[str],
         trajectory: Trajectory,
-        gates: str,
         *,
+        gates: str = "stored",
         exact: bool = False,
     ) -> int:
         """The diagonals and the thin factors of the features, at full or at their `exact` rank."""

@@ -28,7 +28,6 @@ class JacobianEngine(Engine):
         recurrence: Recurrence,
         names: Sequence[str],
         trajectory: Trajectory,
-        gates: str,
         *,
         exact: bool = False,
     ) -> int:

@@ -45,8 +45,6 @@ class ScanEngine(Engine):
         Those that learn.
     trajectory : Trajectory
         Where everything is linearised.
-    gates : str
-        Of no meaning here.
     check : bool
         Whether to compare one trial's first steps with automatic differentiation.
 
@@ -65,11 +63,10 @@ class ScanEngine(Engine):
         recurrence: Recurrence,
         parameters: dict[str, Tensor],
         trajectory: Trajectory,
-        gates: str = "stored",
         *,
         check: bool = True,
     ) -> None:
-        super().__init__(recurrence, parameters, trajectory, gates)
+        super().__init__(recurrence, parameters, trajectory)
         self.n_variables = len(self.recurrence.variables)
         if check:
             self._check_uncoupled()
@@ -89,7 +86,6 @@ class ScanEngine(Engine):
         recurrence: Recurrence,
         names: Sequence[str],
         trajectory: Trajectory,
-        gates: str,
         *,
         exact: bool = False,
     ) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from kpops.engines.autodiff import AutodiffEngine
 from kpops.engines.base import Engine
-from kpops.engines.gated import GATES, GatedEngine
+from kpops.engines.gated import GatedEngine
 from kpops.engines.gated_numba import GatedNumbaEngine
 from kpops.engines.jacobian import JacobianEngine
 from kpops.engines.memory import free_bytes, readable
@@ -14,31 +15,37 @@ from kpops.engines.scan import ScanEngine
 from kpops.engines.trajectory import Trajectory
 from kpops.models.recurrence import Recurrence
 
-# The first that knows the model, works on the device and fits is the automatic choice.
+# The first that knows the model, works on the device and fits is the automatic choice. A new engine
+# is a file of its own and an entry here.
 ENGINES: dict[str, type[Engine]] = {
     e.name: e for e in (GatedNumbaEngine, GatedEngine, ScanEngine, JacobianEngine, AutodiffEngine)
 }
 
 
 def memory_estimate(
-    recurrence: Recurrence, names: Sequence[str], trajectory: Trajectory, gates: str
+    recurrence: Recurrence, names: Sequence[str], trajectory: Trajectory, options: dict[str, Any]
 ) -> dict[str, int]:
     """Bytes that each engine able to linearise the model keeps beside the trajectory."""
-    device = trajectory.states.device
-    usable = [e for e in ENGINES.values() if e.refuses(recurrence, device) is None]
-    measures = {e.bytes_needed for e in usable}  # the gated ones share theirs, and it takes time
-    needs = {m: m(recurrence, names, trajectory, gates, exact=True) for m in measures}
-    return {e.name: needs[e.bytes_needed] + e.bytes_of_weights(recurrence) for e in usable}
+    found: dict[str, int] = {}
+    measured: dict[object, int] = {}  # the gated ones share theirs, and it takes time
+    for engine in ENGINES.values():
+        if engine.refuses(recurrence, trajectory.states.device) is None:
+            own = options if options in sum(engine.variants.values(), ()) else {}
+            measure = engine.bytes_needed
+            if measure not in measured:
+                measured[measure] = measure(recurrence, names, trajectory, exact=True, **own)
+            found[engine.name] = measured[measure] + engine.bytes_of_weights(recurrence)
+    return found
 
 
 def choose_engine(
     engine: str,
     gates: str,
     recurrence: Recurrence,
-    names: Sequence[str],
+    parameters: Iterable[str],
     trajectory: Trajectory,
-) -> tuple[str, str, str]:
-    """Choose an engine, and what becomes of the gates.
+) -> tuple[str, dict[str, Any], str]:
+    """Choose an engine, and the options that it is made with.
 
     Parameters
     ----------
@@ -48,14 +55,16 @@ def choose_engine(
         What becomes of the diagonals of a gated engine.
     recurrence : Recurrence
         The model.
-    names : sequence of str
-        Its parameters that learn.
+    parameters : iterable of str
+        Names of its parameters that learn.
     trajectory : Trajectory
         Its trajectory.
 
     Returns
     -------
-    name, gates, reason : str
+    name : str
+    options : dict of str to str
+    reason : str
 
     Raises
     ------
@@ -64,28 +73,27 @@ def choose_engine(
     MemoryError
         If what was asked for would not fit.
     """
-    device = trajectory.states.device
+    device, names = trajectory.states.device, tuple(parameters)
     if engine != "auto" and engine not in ENGINES:
         raise ValueError(f"engine={engine!r}: choose 'auto' or one of {sorted(ENGINES)}")
-    if gates not in GATES:
-        raise ValueError(f"gates={gates!r}: choose one of {list(GATES)}")
+    known = list(dict.fromkeys(gates for e in ENGINES.values() for gates in e.variants))
+    if gates not in known:
+        raise ValueError(f"gates={gates!r}: choose one of {known}")
     refusals = {n: e.refuses(recurrence, device) for n, e in ENGINES.items()}
     if engine != "auto" and refusals[engine] is not None:
         raise ValueError(f"engine={engine!r}: {refusals[engine]}")
     usable = [n for n, refusal in refusals.items() if refusal is None]
     candidates = usable if engine == "auto" else [engine]
-    if gates != "auto":
-        candidates = [n for n in candidates if issubclass(ENGINES[n], GatedEngine)]
-        if not candidates:
-            raise ValueError(
-                f"gates={gates!r} is for the gated engines: {refusals['gated'] or 'ask for one'}"
-            )
-    options = [(name, option) for name in candidates for option in _options(ENGINES[name], gates)]
+    options = [(n, o) for n in candidates for o in ENGINES[n].variants.get(gates, ())]
+    if not options:
+        raise ValueError(
+            f"gates={gates!r} is for the gated engines: {refusals['gated'] or 'ask for one'}"
+        )
     free = free_bytes(device)
     needs: dict[str, int] = {}
     for name, option in options:
-        label = f"{name}, gates {option}" if issubclass(ENGINES[name], GatedEngine) else name
-        needs[label] = ENGINES[name].bytes_needed(recurrence, names, trajectory, option)
+        label = ", ".join([name, *(f"{key} {value}" for key, value in option.items())])
+        needs[label] = ENGINES[name].bytes_needed(recurrence, names, trajectory, **option)
         needs[label] += ENGINES[name].bytes_of_weights(recurrence)
         # Where there is a choice, half of the free memory is left to vectors and to the user.
         asked = engine != "auto" or gates != "auto"
@@ -100,13 +108,6 @@ def choose_engine(
     )
 
 
-def _options(engine: type[Engine], gates: str) -> tuple[str, ...]:
-    """What may become of the gates, best first."""
-    if not issubclass(engine, GatedEngine):
-        return ("stored",)
-    return ("stored", "recomputed") if gates == "auto" else (gates,)
-
-
 def _reason(asked: str, label: str, needs: dict[str, int], refusals: dict[str, str | None]) -> str:
     """Why this one, for the repr."""
     kept = needs[label]
@@ -119,5 +120,7 @@ def _reason(asked: str, label: str, needs: dict[str, int], refusals: dict[str, s
         why = "a gated cell"
     else:
         why = "no two units are coupled" if refusals["scan"] is None else "not a gated cell"
-    gates = label.partition(", ")[2]
-    return f"{why}; keeps {readable(kept) if kept else 'nothing'}" + (f", {gates}" if gates else "")
+    options = label.partition(", ")[2]
+    return f"{why}; keeps {readable(kept) if kept else 'nothing'}" + (
+        f", {options}" if options else ""
+    )

@@ -5,19 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from cases import ANY_MODEL, ENGINES
+from cases import serving
 from dense import relative
 from torch import Tensor, nn
 
 import kpops
 from kpops.testing import check_linearization
-
-SERVED_BY = {
-    "gated_numba": ENGINES,
-    "scan": ["scan", *ANY_MODEL],
-    "jacobian": ANY_MODEL,
-}
-"""All engines that serve a model, by the one that is taken for it on a CPU."""
 
 
 class Run(NamedTuple):
@@ -81,7 +74,7 @@ def assert_contract(
     random = torch.get_rng_state()
     D = jacobian(run.states, list(model.parameters()))
     P = jacobian(run.states, [run.kicks])
-    for name in SERVED_BY[engine]:
+    for name in serving(model):
         lin = kpops.linearize(model, inputs, h0=h0, engine=name)
         assert list(lin.parameters) == [name for name, _ in model.named_parameters()]
         assert relative(lin.states.values, run.states.detach()) < 1e-12
