@@ -71,6 +71,11 @@ def test_engines_know_no_labels():
     assert not [n for n in engines for m, _ in imports(n) if m.partition(".")[0] == "xarray"]
 
 
+def test_nothing_looks_at_the_load_of_the_machine():
+    words = ("loadavg", "cpu_percent")
+    assert not [n for n, path in FILES.items() if any(w in path.read_text() for w in words)]
+
+
 def test_files_can_be_read_in_one_sitting():
     lengths = {name: len(path.read_text().splitlines()) for name, path in FILES.items()}
     assert not {name: n for name, n in lengths.items() if n > 400}

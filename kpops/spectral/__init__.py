@@ -1,9 +1,8 @@
-"""Spectra, ranks and estimates: algorithms that know an operator only by its action.
+"""Spectra, ranks and estimates of operators: arguments are checked, `linalg/` computes, labels.
 
-- Modes: ``eig``, ``svd``, ``exact``, ``truncation``; iterations in ``solvers``.
-- Numbers: ``traces``, ``norms``, ``rank``, ``align``; random vectors in ``estimators``.
+- Modes: ``eig``, ``svd``, ``exact``, ``truncation``.
+- Numbers: ``traces``, ``norms``, ``rank``, ``align``.
 - Distributions: ``density`` of the spectrum; ``maps`` and ``gramian`` in trial, time and unit.
-- ``structure`` knows what is exact.
 """
 
 from kpops.spectral.align import alignment
