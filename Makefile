@@ -9,13 +9,16 @@ READY = $(VENV)/.ready
 export MPLBACKEND ?= agg
 
 .PHONY: checkpoints demo test test-slow test-gpu test-latest test-processors fuzz lint types doctest \
-	docs benchmarks check clean
+	docs benchmarks check clean coverage
 
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two minutes)
 	$(BIN)/python examples/dynamic_collapse.py --output outputs
 
-test: $(READY)  ## the test suite without the slow tests (about fifteen minutes)
-	$(BIN)/python -m pytest -m "not slow"
+test: $(READY)  ## the test suite without the slow tests (about fifteen minutes), a core for each worker
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
+
+coverage: $(READY)  ## the share of lines and branches that the test suite runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --cov --cov-report=term -q
 
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow

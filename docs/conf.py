@@ -24,7 +24,7 @@ extensions = [
     "sphinx-mathjax-offline",  # formulas without a network
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "_templates"]
+exclude_patterns = ["_build", "_templates", "decisions"]
 
 # The API pages: one per name, from the docstrings. The class template lists a class's own members,
 # so what comes from SciPy's LinearOperator or from nn.Module stays out.

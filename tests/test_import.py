@@ -1,26 +1,11 @@
-"""Importing kpops is light and changes nothing; rooms import only from the left."""
+"""Importing kpops is light and changes nothing."""
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import kpops
-
-ROOMS = [
-    {"labels", "arrays", "scalars", "kinds", "work"},
-    {"models"},
-    {"engines"},
-    {"operators"},
-    {"snapshot", "read_inputs", "derivatives", "checks", "linearization"},
-    {"spectral", "dynamics", "html"},
-    {"learning"},
-    {"tasks", "training", "plot", "testing"},
-]
-# Methods that only hand on to a room at the right, which they import when they are called.
-HANDED_ON = {("labels.py", "html"), ("operators/base.py", "spectral")}
 
 
 def test_import_loads_no_heavy_library():
@@ -56,22 +41,6 @@ import kpops
 assert state() == before
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_rooms_import_only_from_rooms_to_their_left():
-    package = Path(kpops.__file__).parent
-    rank = {room: i for i, group in enumerate(ROOMS) for room in group}
-    for path in package.rglob("*.py"):
-        parts = path.relative_to(package).with_suffix("").parts
-        if parts == ("__init__",):
-            continue
-        here = rank[parts[0]]
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kpops"):
-                names = node.module.split(".")[1:] or [alias.name for alias in node.names]
-                for room in names[:1] if node.module != "kpops" else names:
-                    late = node.col_offset and (str(path.relative_to(package)), room) in HANDED_ON
-                    assert late or rank[room] <= here, f"{path} imports {room}"
 
 
 def test_every_public_name_is_documented():

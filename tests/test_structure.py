@@ -12,6 +12,17 @@ FILES = {
     ): path
     for path in sorted(ROOT.rglob("*.py"))
 }
+ROOMS = [
+    {"labels", "arrays", "scalars", "kinds", "work", "precision"},
+    {"models"},
+    {"engines"},
+    {"operators"},
+    {"linalg"},
+    {"snapshot", "read_inputs", "derivatives", "checks", "linearization"},
+    {"spectral", "dynamics", "html"},
+    {"learning"},
+    {"tasks", "training", "plot", "testing"},
+]
 # What a function may import: compiled kernels, which load Numba, and what draws; optional packages;
 # what only some systems have; and what changes the warnings' filters when it is imported.
 LATE = ("cupy", "cupyx", "matplotlib", "neurogym", "resource", "scipy.spatial", "scipy.special")
@@ -56,6 +67,13 @@ def test_no_two_files_import_each_other_even_by_a_detour():
     assert not waiting, f"in circles, or behind one: {sorted(waiting)}"
 
 
+def test_rooms_import_only_from_rooms_to_their_left():
+    rank = {room: i for i, group in enumerate(ROOMS) for room in group}
+    ours = [(name, m) for name in FILES for m, _ in imports(name) if m.startswith("kpops.")]
+    pairs = {(a.split(".")[1], b.split(".")[1]) for a, b in ours if a != "kpops"}
+    assert not {(a, b) for a, b in pairs if rank[b] > rank[a]}
+
+
 def test_functions_import_only_what_must_come_late():
     late = {
         (name, module)
@@ -66,9 +84,10 @@ def test_functions_import_only_what_must_come_late():
     assert not {(name, m) for name, m in late if m.rpartition(".")[2] not in COMPILED}
 
 
-def test_engines_know_no_labels():
-    engines = [name for name in FILES if name.startswith("kpops.engines")]
-    assert not [n for n in engines for m, _ in imports(n) if m.partition(".")[0] == "xarray"]
+def test_engines_and_linalg_know_no_labels():
+    rooms = ("kpops.engines", "kpops.linalg")
+    inside = [name for name in FILES if name.startswith(rooms)]
+    assert not [n for n in inside for m, _ in imports(n) if m.partition(".")[0] == "xarray"]
 
 
 def test_nothing_looks_at_the_load_of_the_machine():
