@@ -41,7 +41,7 @@ claims = [
     claims_of_learning.steps(found),
 ]
 for claim in claims:
-    print(f"{claim.title:34}{claim.verdict}")
+    print(f"{claim.title:38}{claim.verdict}")
 if found.missing():
     print("not measured:", ", ".join(found.missing()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
@@ -40,14 +40,10 @@ class Claim:
         The criteria that make the verdict.
     results : Results
         The networks that it is about.
-    script : str
-        Where it is computed.
     notes : sequence of str
         Paragraphs below the criteria.
     tables : sequence of (title, header, rows)
         Further numbers.
-    figures : dict of str to str
-        Names of figures and their captions.
     """
 
     title: str
@@ -55,10 +51,8 @@ class Claim:
     number: str
     checks: Sequence[Check]
     results: Results
-    script: str
     notes: Sequence[str] = ()
     tables: Sequence[tuple[str, list[str], list[list[str]]]] = ()
-    figures: dict[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:

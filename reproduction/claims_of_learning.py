@@ -71,7 +71,6 @@ def over_g(found: Results) -> Claim:
         ),
         checks=checks,
         results=of["gru"] + of["rnn"],
-        script="reproduction/ranks.py, examples/g_sweep.py",
         notes=[
             f"Networks on Memory-Pro with g = {listed([f'{g:g}' for g in scales])}; the rank "
             "correlation over these is taken for each seed. Ranks are the variance ranks over "
@@ -83,11 +82,6 @@ def over_g(found: Results) -> Claim:
             *_reached(of),
         ],
         tables=[("Ranks and speed against g", ["g", *columns], rows)],
-        figures={
-            "over_g": "Against g, a line for each seed: the rank of K before and after training, "
-            "the rank of P before training and at its lowest, and the iterations to thresholds of "
-            "the loss (where they were reached). GRUs above, RNNs below."
-        },
     )
 
 
@@ -179,15 +173,10 @@ def tasks(found: Results) -> Claim:
         + "; ".join(f"{what} at {spread(at[name])}" for name, what in _JUDGED.items()),
         checks=checks,
         results=of,
-        script="reproduction/alignments.py, examples/interference.py",
         notes=_of_tasks(of, at, first),
         tables=[
             ("Contrast of Pro/Anti over Delay/Memory: median (least to largest)", header, rows)
         ],
-        figures={
-            "alignments": "Contrast of Pro/Anti (above 0) over Delay/Memory (below 0) over "
-            "training, a line for each seed; states on the left, operators on the right."
-        },
     )
 
 
@@ -232,7 +221,6 @@ def steps(found: Results) -> Claim:
         number=f"slope in eta: GRU {checks[0].found}, RNN {checks[1].found}",
         checks=checks,
         results=of["gru"] + of["rnn"],
-        script="reproduction/state_change.py, examples/gradient_flow_by_hand.py",
         notes=[
             "The first 20 steps of gradient descent (SGD) of untrained networks on 20 noise-free "
             "trials of Memory-Pro, in float64, with PyTorch's own gradients and states as the "
@@ -244,11 +232,6 @@ def steps(found: Results) -> Claim:
             "at each learning rate, so that their slope need not be 1."
         ],
         tables=[("Relative error of the predicted state change", header, rows)],
-        figures={
-            "state_change": "Relative error of the predicted state change: over the first 20 "
-            "steps (a colour for each learning rate, a line for each seed), and at the first step "
-            "against the learning rate, with a line of slope 1."
-        },
     )
 
 

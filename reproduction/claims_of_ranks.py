@@ -23,7 +23,6 @@ from reproduction.verdicts import between, check, number, spread
 ABOUT_ONE = 1.5
 """Ranks up to this count as about 1: one mode holds 95 % of the sum of squares, or nearly."""
 
-_SCRIPT = "reproduction/ranks.py, examples/dynamic_collapse.py"
 _BEFORE_COLLAPSE = between(500, 1500)
 
 
@@ -60,7 +59,6 @@ def initial(found: Results) -> Claim:
         number=f"P: RNN {spread(rnn)}, GRU {spread(gru)}; K: RNN {spread(first('rnn', K))}",
         checks=checks,
         results=of["gru"] + of["rnn"],
-        script=_SCRIPT,
         tables=[("Ranks before training: median (least to largest)", header, rows)],
     )
 
@@ -89,16 +87,10 @@ def memory(found: Results) -> Claim:
         number=f"GRU: P falls to {gru[0].found}, ends at {gru[2].found}; K at most {gru[3].found}",
         checks=checks,
         results=of["gru"] + of["rnn"],
-        script=_SCRIPT,
         notes=[
             "The paper shows GRUs; RNNs are asked the same questions here.",
             *without_success(of),
         ],
-        figures={
-            "ranks_memory_pro": "Effective ranks over training on Memory-Pro, a line for each "
-            "network. Above: the variance rank of the reduction to time, by the paper's "
-            "definition; below: the participation ratio of the whole operator."
-        },
     )
 
 
@@ -121,9 +113,7 @@ def flip_flop(found: Results) -> Claim:
         f"K at most GRU {checks[1].found}, RNN {checks[3].found}",
         checks=checks,
         results=of["gru"] + of["rnn"],
-        script=_SCRIPT,
         notes=without_success(of),
-        figures={"ranks_flip_flop": "The same for the flip-flop."},
     )
 
 
@@ -148,7 +138,6 @@ def ordering(found: Results) -> Claim:
             )
         ],
         results=of,
-        script=_SCRIPT,
         notes=_disagreement(by_variance, by_participation, count),
         tables=[_by_group(found)],
     )
@@ -192,7 +181,6 @@ def eigenfunctions(found: Results) -> Claim:
         + "; ".join(f"{c.text.split(' training')[0]} {c.found}" for c in checks),
         checks=checks,
         results=of["gru"] + of["rnn"],
-        script="reproduction/ranks.py, examples/eigenfunctions.py",
         notes=[
             "The verdict is on K averaged over units, which leaves functions of trial and time. "
             "The figure of the paper does not say how K was reduced, and the answer depends on it: "
@@ -203,11 +191,6 @@ def eigenfunctions(found: Results) -> Claim:
             *without_success(of),
         ],
         tables=[("Eigenvalues of K under three reductions", header, rows)],
-        figures={
-            "eigenfunctions": "Leading eigenfunctions of K averaged over units, before and after "
-            "training, of the first network of each kind on Memory-Pro; a colour for each of "
-            "four stimuli. Percentages are shares of the trace."
-        },
     )
 
 
