@@ -52,7 +52,7 @@ def as_tensor(array: Any, name: str) -> Tensor:
     if isinstance(array, Tensor):
         return _checked(array, name)
     if is_cupy(array):
-        return _checked(torch.from_dlpack(array), name)
+        return _checked(torch.utils.dlpack.from_dlpack(array), name)
     if isinstance(array, xr.Dataset):
         one = name if name in array else next(iter(array), name)
         raise TypeError(f"{name} is {described(array)}: pass one variable, such as task.{one}")

@@ -377,7 +377,7 @@ class Linearization(Shown):
         with exclusive_compute(self.device):
             return memory_estimate(self.recurrence, names, self.trajectory, self._options)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__}  # at once: other threads may add operators while it is pickled
 
     def __repr__(self) -> str:

@@ -140,7 +140,7 @@ class Engine(ABC):
         """P J J* P* q, for the parameters `names`."""
         return self.propagate(self.parameter_gram(self.backpropagate(q), names))
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__}  # at once: other threads may add to it while it is pickled
 
     def factor_size(self, names: Sequence[str]) -> int | None:

@@ -8,7 +8,7 @@ argument and result are copied in and out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,5 +61,5 @@ class Recorder:
         recording.replay()
         return recording.result.clone()
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_recordings": {}}

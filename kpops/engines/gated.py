@@ -372,7 +372,7 @@ class GatedEngine(Engine):
             self._grams[key] = [Gram(layer, learning(layer, roles)) for layer in self.layers]
         return self._grams[key]
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_grams": {}}
 
     def _check_elementwise(self) -> None:

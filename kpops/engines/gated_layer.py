@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,7 +160,7 @@ class Layer:
             self.previous[trials, time].flatten(0, 1),
         )
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__}  # at once, for the sake of other threads
         return {k: v for k, v in state.items() if k != "_stored"}  # cheap to recompute
 

@@ -40,10 +40,10 @@ class GatedNumbaEngine(GatedEngine):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._room: dict[tuple, list[np.ndarray]] = {}  # of the last product
+        self._room: dict[tuple[Any, ...], list[np.ndarray]] = {}  # of the last product
         self._transposed: dict[int, tuple[Tensor, Tensor]] = {}  # W^T and U^T of each layer
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_room": {}, "_transposed": {}}
 
     @staticmethod

@@ -17,7 +17,7 @@ what does not depend on something has no diagonal. An RNN has 1, a GRU 5, an LST
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ class _Kept:
 
     def __init__(self) -> None:
         self.diagonals: list[Tensor] = []
-        self._roles: dict[tuple, int] = {}
+        self._roles: dict[tuple[Any, ...], int] = {}
 
     def derivatives(self, value: Tensor, leaves: tuple[Tensor, ...]) -> list[int | None]:
         """Positions of d value / d leaf; None where value does not depend on the leaf."""

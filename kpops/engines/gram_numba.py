@@ -9,6 +9,7 @@ columns are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class CompiledGram:
         """Hand them out."""
         self._run(gated_kernels.spread, into, sums)
 
-    def _run(self, kernel: Callable, q: Tensor, sums: list[np.ndarray]) -> None:
+    def _run(self, kernel: Callable[..., Any], q: Tensor, sums: list[np.ndarray]) -> None:
         """Run a kernel over tasks of vectors and rows, segment after segment."""
         layer = self.layer
         vectors, by_rows = self._tasks(len(q))
@@ -99,7 +100,7 @@ class CompiledGram:
 
             def task(
                 i: int,
-                arrays: tuple = arrays,
+                arrays: tuple[Any, ...] = arrays,
                 start: int = segment.start,
                 chunks: list[int] = chunks,
                 n_chunks: int = n_chunks,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class JacobianEngine(Engine):
             self._stored = self.rows.state_jacobians().unflatten(0, (n_trials, n_steps))
         return self._stored
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         # Recomputing is cheaper than shipping S x S numbers per trial and step.
         return {**super().__getstate__(), "_stored": None}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class Rowwise:
         self.keep = keep
         self._kept: tuple[tuple[str, ...], list[_Maps]] | None = None
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}  # closures cannot be pickled
 
     def state_jvp(self, v: Tensor) -> Tensor:

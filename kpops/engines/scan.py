@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ class ScanEngine(Engine):
         """The blocks of every round of the scan."""
         return paired(self.blocks)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         # Cheap to recompute.
         state = super().__getstate__()
         return {k: v for k, v in state.items() if k not in ("blocks", "rounds")}

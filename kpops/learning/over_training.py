@@ -42,7 +42,7 @@ class MeasureError(RuntimeError):
 
 def over_training(
     model: nn.Module,
-    checkpoints: str | os.PathLike | Iterable[tuple[int, Mapping[str, Any]]],
+    checkpoints: str | os.PathLike[str] | Iterable[tuple[int, Mapping[str, Any]]],
     inputs: Any,
     measure: Measure,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -167,7 +167,13 @@ class Diagonal:
             self._sample(self.squared, self.actions.root, self.actions.root_dim, k, 2, _squares)
 
     def _sample(
-        self, into: RunningMoments, act: Act, dim: int, k: int, degree: int, form: Callable
+        self,
+        into: RunningMoments,
+        act: Act,
+        dim: int,
+        k: int,
+        degree: int,
+        form: Callable[..., Any],
     ) -> None:
         for probes in self._chunks(k, dim):
             images = self._scaled(act, probes, degree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -44,5 +45,5 @@ class RowReadout:
             self.recurrence, stand_in(module) if isinstance(module, nn.Module) else module
         )
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stand_in": None}

@@ -138,11 +138,12 @@ class Recurrence(nn.Module):
         """A recurrence of the same tensors that has not seen any call from here on."""
         return stand_in(self)
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> Recurrence:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Recurrence:
         self._swapped = None  # it shares the tensors of before
-        return super()._apply(fn, recurse)
+        moved: Any = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_swapped": None}
 
 

@@ -194,7 +194,7 @@ class Action(LinearOperator, Shown):
     def _noun(self) -> str:
         return f"the operator {self!r}"
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__}  # at once: other threads may add to it while it is pickled
 
     def __repr__(self) -> str:
