@@ -23,9 +23,10 @@ the sum of squares is counted, with interpolation, so that a single mode gives a
 
 import sys
 import textwrap
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository
+from networks import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY))
 
 from reproduction import claims_of_learning, claims_of_ranks, figures, results
 
@@ -57,10 +58,11 @@ def tell(claim):
         print(textwrap.fill(note, 96))
     for title, header, rows in claim.tables:
         print(f"\n{title}")
-        for row in [header, *rows]:
-            print(
-                "  " + "".join(f"{cell:>26}" if i else f"{cell:30}" for i, cell in enumerate(row))
-            )
+        lines = [header, *rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for row in lines:
+            cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+            print("  " + "  ".join(cells).rstrip())
 
 
 # %%

@@ -133,4 +133,4 @@ plt.show()
 # *Collapse.* Whether larger :math:`g` means less of it cannot be told from these, since where
 # :math:`P` begins with many dims the network did not learn, and where the network learned :math:`P`
 # had few dims from the beginning. It takes longer training, several seeds and larger networks:
-# those of the page :doc:`/reproduction`, which ``make checkpoints`` trains.
+# those of the page :doc:`claims`, which ``make checkpoints`` trains.

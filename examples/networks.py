@@ -28,7 +28,8 @@ import xarray as xr
 
 import kpops
 
-COMMITTED = Path(__file__).parent / "checkpoints"
+REPOSITORY = Path(__file__).resolve().parents[1]
+COMMITTED = REPOSITORY / "examples" / "checkpoints"
 CACHE = Path(os.environ.get("KPOPS_CACHE", Path.home() / ".cache" / "kpops")) / "checkpoints"
 
 TASKS = {

@@ -12,14 +12,12 @@ draws. Times are medians of five repetitions or more, without what serves all pr
 """
 
 import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from networks import REPOSITORY
 
-found = json.loads(
-    (Path(__file__).resolve().parents[1] / "benchmarks/results/cpu.json").read_text()
-)
+found = json.loads((REPOSITORY / "benchmarks/results/cpu.json").read_text())
 settings, environment, machine = (found[k] for k in ("settings", "environment", "machine"))
 print(f"{environment['processor']}, {environment['threads']} threads; torch {environment['torch']}")
 print(f"{machine['gemm_flops'] / 1e9:.0f} GFLOP/s in a large matrix product")

@@ -79,7 +79,7 @@ def assert_contract(
         assert list(lin.parameters) == [name for name, _ in model.named_parameters()]
         assert relative(lin.states.values, run.states.detach()) < 1e-12
         _assert_equal(lin, P, D)
-        check_linearization(lin)
+    check_linearization(kpops.linearize(model, inputs, h0=h0))
     _assert_behaves_as_scipys(lin, P, D)
 
     n_trials, n_steps, _ = run.states.shape
