@@ -61,32 +61,12 @@ html_title = f"kpops {release}"
 html_show_sourcelink = False
 html_static_path = ["_static"]
 html_css_files = ["kpops.css"]
-# Only the API reference has pages below it to navigate.
-html_sidebars = {
-    page: []
-    for page in (
-        "index",
-        "start",
-        "concepts",
-        "spectra",
-        "learning",
-        "dynamics",
-        "models",
-        "reproduction",
-        "engines",
-        "benchmarks",
-        "your_cell",
-        "with_others",
-        "troubleshooting",
-        "gpu",
-        "gallery/*",
-        "search",
-    )
-}
+# All pages, with those below the page that is open.
+html_sidebars = {"**": ["sidebar-all.html"]}
 html_theme_options = {
     "logo": {"text": "kpops"},
     "navbar_align": "left",
-    "header_links_before_dropdown": 4,
+    "navbar_center": [],
     "navbar_end": ["theme-switcher"],
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
