@@ -14,11 +14,11 @@ export MPLBACKEND ?= agg
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two minutes)
 	$(BIN)/python examples/dynamic_collapse.py --output outputs
 
-test: $(READY)  ## the test suite without the slow tests (about fifteen minutes), a core for each worker
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
+test: $(READY)  ## the test suite without the slow tests (about five minutes), a core for each worker
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical
 
 coverage: $(READY)  ## the share of lines and branches that the test suite runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --cov --cov-report=term -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --cov --cov-report=term -q
 
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow
@@ -35,7 +35,7 @@ test-processors: $(READY)  ## the suite as other processors round, by one thread
 	$(BIN)/python tests/processors.py
 
 SEED ?= 0
-fuzz: $(READY)  ## 10,000 random models and spectra against dense references (half an hour)
+fuzz: $(READY)  ## 10,000 random models and spectra against dense references (ten minutes)
 	KPOPS_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/fuzz --hypothesis-seed=$(SEED)
 
 doctest: $(READY)  ## the examples in docstrings and in the pages of the documentation

@@ -54,6 +54,7 @@ def micro(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_run_writes_numbers(micro, tmp_path):
     path = suite.run(micro, tmp_path)
     found = json.loads(path.read_text())
