@@ -125,7 +125,7 @@ def refuse_unlike_training(
                 f"the backward pass of {name} to {what} is not linear, so that it has no adjoint: "
                 "leave hooks that clip gradients out"
             )
-    if not ours.adjoint:  # possible only where the push is by forward mode
+    if not ours.adjoint:  # possible only where the jvp is by forward mode
         raise ValueError(
             f"forward and reverse mode of {name} disagree, and it has no second derivative: leave "
             "torch.no_grad and hooks out, or functions such as hardsigmoid, which lack it; those "
@@ -151,7 +151,7 @@ def refuse_unlike_training(
 
 
 class _ByOperators(NamedTuple):
-    """Gradients by name; whether each is linear in the cotangent; whether push and pull agree.
+    """Gradients by name; whether each is linear in the cotangent; whether jvp and vjp agree.
 
     A gradient that vanishes, as by what a norm divides out, is the rounding of its terms.
     """

@@ -279,7 +279,7 @@ def _times(jacobians: Tensor, block: Tensor) -> Tensor:
 def _kind_of_steps(
     recurrence: Recurrence, n_units: int, k: int, device: torch.device
 ) -> type[_Steps]:
-    """The cheapest way to push k vectors.
+    """The cheapest way to k jvps of every step.
 
     A Jacobian costs about as much as pushing its n_units columns, but all steps of a chunk are
     formed at once, which saves the overhead of many small operations.

@@ -1,7 +1,7 @@
 """The engine for gated cells on any device: weights between diagonals, no S x S Jacobian.
 
 A stack is taken layer by layer. With A_l the Jacobian of layer l alone, P_l its propagator and B_l
-its input maps, a layer passes on what it has gained beside its own forcing:
+its input maps, a layer passes on its increment, what it has beside its own forcing:
 
     P:   v_l = P_l f_l,  f_l = q_l + B_l (v_{l-1} - q_{l-1})
     P*:  a_l = b_l - w_l,  b_l = P_l^* (e_l + w_l),  w_{l-1} = B_l^T b_l,
@@ -152,7 +152,7 @@ class GatedEngine(Engine):
         return self._recorder(name, action, q)
 
     def _propagate_layers(self, q: Tensor, *, full_state: bool = False) -> Tensor:
-        """P q; if layers pass on their `full_state` state, P L q."""
+        """P q; if layers pass on their full state and not their increment, P L q."""
         v = uninitialised_like(q)
         forcing = q if len(self.layers) == 1 else q.clone()
         for below, layer in zip([None, *self.layers], self.layers, strict=False):
@@ -165,7 +165,7 @@ class GatedEngine(Engine):
         return v
 
     def _backpropagate_layers(self, a: Tensor, *, full_state: bool = False) -> Tensor:
-        """P* a; if layers are asked for their `full_state` state, (P L)* a."""
+        """P* a; if the cotangents passed down are of full states, (P L)* a."""
         v = uninitialised_like(a)
         cotangent = a if len(self.layers) == 1 else a.clone()
         for below, layer in reversed(list(zip([None, *self.layers], self.layers, strict=False))):
@@ -221,7 +221,7 @@ class GatedEngine(Engine):
         return result
 
     def _pass_up(self, increment: Tensor) -> Tensor:
-        """Apply L, in place: what a layer has gained moves the next one in the same step."""
+        """Apply L, in place: the increment of a layer moves the next one in the same step."""
         for below, layer in zip(self.layers[:-1], self.layers[1:], strict=True):
             for time, d in layer.slices(len(increment)):
                 here = increment[:, :, time]

@@ -56,10 +56,10 @@ def propagate_rows(
 
     `weights` are W^T and U^T. `rows` are the first row of the task and the one behind its last;
     `where` is (first step of the segment, first variable of the layer, whether a layer below passes
-    something up, whether a layer above takes it, whether all of the state or only what it has
-    gained beside q; column at which the input maps begin). On entry `state` is v at the step before
-    the segment, on exit at its last step; `passed` (time, row, hidden) what the layer below has
-    gained, or on exit what this layer has.
+    something up, whether a layer above takes it, whether the full state or only its increment
+    beside q; column at which the input maps begin). On entry `state` is v at the step before the
+    segment, on exit at its last step; `passed` (time, row, hidden) what the layer below has passed
+    on, or on exit what this layer has.
     """
     weight, input_weight = weights
     start, offset, has_below, has_above, full_state, column = where

@@ -96,7 +96,7 @@ class ScanEngine(Engine):
 
     @cached_property
     def blocks(self) -> Tensor:
-        """A[b, t], shape (row, column, trial, time, unit): one push of each variable gives it."""
+        """A[b, t], shape (row, column, trial, time, unit): one jvp for each variable gives it."""
         states = self.trajectory.states
         ones = states.new_zeros(self.n_variables, *states.shape)
         for variable, tangent in enumerate(ones):

@@ -301,7 +301,7 @@ def xdiag(sketch: Sketch) -> RunningMoments:
 
     Returns
     -------
-    Scatter
+    RunningMoments
 
     Notes
     -----

@@ -59,8 +59,8 @@ class Modes(NamedTuple):
         To which each belongs.
     vectors : tuple of Tensor, shape (mode, entry)
         Eigenvectors, or left and right singular vectors, in that problem.
-    sure : int
-        How many of them, from the first on, were found.
+    n_certified : int
+        How many of them, from the first on, are known to be the leading ones.
     """
 
     values: Tensor

@@ -117,7 +117,7 @@ class Search:
         -------
         chosen : Tensor
             Positions of the leading modes among all, flattened.
-        sure : int
+        n_certified : int
             How many of them, from the first on, are converged with no larger one in hiding.
         """
         size = values.abs().flatten()
@@ -191,7 +191,7 @@ class LeadingModes(NamedTuple):
 
 
 def verdict(residual: Tensor, tol: float, what: str, n_certified: int) -> Tensor:
-    """Which modes meet the tolerance, of the first `n_certified` ones that the solver vouches for.
+    """Which modes meet the tolerance, of the first `n_certified` ones.
 
     Warns if some do not.
     """
