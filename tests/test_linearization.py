@@ -286,7 +286,7 @@ def test_the_automatic_engine_follows_model_and_memory(monkeypatch):
 def test_gates_are_recomputed_where_they_do_not_fit(monkeypatch):
     x = inputs(30, 200, 2)
     stored = kpops.linearize(gru(), x)
-    monkeypatch.setattr("kpops.engines.gated_layer._SEGMENT_BYTES", defaultdict(lambda: 2**16))
+    monkeypatch.setattr("kpops.engines.gated.layer._SEGMENT_BYTES", defaultdict(lambda: 2**16))
     needed = stored.memory_estimate()["gated_numba"]
     monkeypatch.setattr("kpops.engines.select.free_bytes", lambda device: needed)
     lin = kpops.linearize(gru(), x)

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from kpops import work
 from kpops.dynamics.lyapunov_source import Source
-from kpops.engines.gated import GatedEngine
-from kpops.engines.gated_numba import GatedNumbaEngine
+from kpops.engines.cpu.gated import GatedNumbaEngine
+from kpops.engines.gated.engine import GatedEngine
 from kpops.engines.rowwise import TEMPORARIES, Rowwise
 from kpops.engines.trajectory import Trajectory
 from kpops.models.gated import GatedRecurrence

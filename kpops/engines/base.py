@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.engines.rowwise import Rowwise
 from kpops.engines.trajectory import Trajectory
-from kpops.engines.unit_blocks import UnitBlocks
 from kpops.models.recurrence import Recurrence
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kpops.engines.roles import parameter_roles
+from kpops.engines.gated.roles import parameter_roles
 from kpops.models.diagonal import DiagonalRecurrence
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence

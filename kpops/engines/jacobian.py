@@ -52,16 +52,16 @@ class JacobianEngine(Engine):
 
     def _propagate(self, q: Tensor) -> Tensor:
         if q.device.type == "cpu":
-            from kpops.engines import jacobian_numba
+            from kpops.engines.cpu import jacobian_kernels
 
-            return jacobian_numba.propagate(self.jacobians, q)
+            return jacobian_kernels.propagate(self.jacobians, q)
         return propagate(self.jacobians, q)
 
     def _backpropagate(self, a: Tensor) -> Tensor:
         if a.device.type == "cpu":
-            from kpops.engines import jacobian_numba
+            from kpops.engines.cpu import jacobian_kernels
 
-            return jacobian_numba.backpropagate(self.jacobians, a)
+            return jacobian_kernels.backpropagate(self.jacobians, a)
         return backpropagate(self.jacobians, a)
 
     def step_jacobians(self, t: int) -> Tensor:

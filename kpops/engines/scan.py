@@ -120,16 +120,16 @@ class ScanEngine(Engine):
 
     def _propagate(self, q: Tensor) -> Tensor:
         if q.device.type == "cpu":
-            from kpops.engines import scan_numba
+            from kpops.engines.cpu import scan_kernels
 
-            return scan_numba.recur(self.blocks, q, backwards=False)
+            return scan_kernels.recur(self.blocks, q, backwards=False)
         return propagate(self.rounds, q)
 
     def _backpropagate(self, a: Tensor) -> Tensor:
         if a.device.type == "cpu":
-            from kpops.engines import scan_numba
+            from kpops.engines.cpu import scan_kernels
 
-            return scan_numba.recur(self.blocks, a, backwards=True)
+            return scan_kernels.recur(self.blocks, a, backwards=True)
         return backpropagate(self.rounds, a)
 
     def _jvp_steps(self, v: Tensor) -> Tensor:

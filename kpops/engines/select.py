@@ -7,8 +7,8 @@ from typing import Any
 
 from kpops.engines.autodiff import AutodiffEngine
 from kpops.engines.base import Engine
-from kpops.engines.gated import GatedEngine
-from kpops.engines.gated_numba import GatedNumbaEngine
+from kpops.engines.cpu.gated import GatedNumbaEngine
+from kpops.engines.gated.engine import GatedEngine
 from kpops.engines.jacobian import JacobianEngine
 from kpops.engines.memory import free_bytes, readable
 from kpops.engines.scan import ScanEngine

@@ -19,18 +19,18 @@ from functools import cache
 
 import torch
 
-FEW = 2.5e7
+FEW_FLOPS = 2.5e7
 """Operations that one thread has done before a second one would pay."""
 
 
 def enough(flops: float) -> int:
     """Threads that are worth so many operations: all that torch is set to use, or one."""
-    return torch.get_num_threads() if flops > FEW else 1
+    return torch.get_num_threads() if flops > FEW_FLOPS else 1
 
 
 @contextmanager
 def enough_for(flops: float) -> Iterator[None]:
-    """Let torch use one thread for operations of less than :data:`FEW` flops each.
+    """Let torch use one thread for operations of less than :data:`FEW_FLOPS` flops each.
 
     An operation on several threads ends when its slowest thread does, and a thread whose core is
     taken by another process waits for some milliseconds: at each of the many small operations of
@@ -52,7 +52,7 @@ def each(task: Callable[[int], None], n_tasks: int) -> None:
 
     With fewer tasks than threads, BLAS takes the spare threads inside each task.
     """
-    from kpops.engines import blas  # Numba is slow to import, and not always needed
+    from kpops.engines.cpu import blas  # Numba is slow to import, and not always needed
 
     threads = min(torch.get_num_threads(), n_tasks)
     inside = torch.get_num_threads() // n_tasks if n_tasks else 1

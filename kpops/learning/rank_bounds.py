@@ -11,12 +11,12 @@ import xarray as xr
 
 from kpops import work
 from kpops.engines.exclusive import exclusive_compute
-from kpops.engines.features import numerical_rank
-from kpops.engines.gated import GatedEngine
-from kpops.engines.gated_layer import Layer
-from kpops.engines.gram import Gram, learning
-from kpops.engines.roles import Role, parameter_roles
-from kpops.engines.unit_blocks import UnitBlocks
+from kpops.engines.gated.engine import GatedEngine
+from kpops.engines.gated.features import numerical_rank
+from kpops.engines.gated.gram import Gram, learning
+from kpops.engines.gated.layer import Layer
+from kpops.engines.gated.roles import Role, parameter_roles
+from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.learning.required import require_linearization
 from kpops.linalg.ranks.base import of_spectrum
 from kpops.linalg.ranks.registry import rank_spec

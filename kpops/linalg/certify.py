@@ -12,7 +12,7 @@ from kpops.linalg.problem import Modes, SpectralProblem
 from kpops.linalg.search import Search
 
 # Vectors of a block that looks for one mode, to see whether any is missing.
-FEW = 2
+SMALL_BLOCK = 2
 # Probability that a mode is missing at which it counts as excluded.
 _UNSEEN = 1e-6
 # Extent of the rest, as a part of the level, that is taken for rounding.
@@ -56,7 +56,7 @@ def certify_leading(
         ended=decided,
         squares=search.squares,
     )
-    block = min(FEW, problem.space.size)
+    block = min(SMALL_BLOCK, problem.space.size)
     if not rest.can_afford(block):
         return False
     left = run(Lanczos(act, problem.space, rest, block), rest, block)

@@ -14,7 +14,7 @@ from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.kinds import described
 from kpops.linalg.arpack import arpack
-from kpops.linalg.certify import FEW, certify_leading
+from kpops.linalg.certify import SMALL_BLOCK, certify_leading
 from kpops.linalg.exact import is_cheap, is_small, leading
 from kpops.linalg.lanczos import AT_LEAST, Lanczos, block_lanczos, run
 from kpops.linalg.lobpcg import lobpcg
@@ -128,7 +128,7 @@ def _shift(op: TrajectoryOperator, which: str, search: Search) -> tuple[float, f
         return 1.0, 0.0, 0.0
     first = replace(search, k=1, tol=max(search.tol, 1e-2), callback=None)
     problem = SpectralProblem(op, n_modes=1)
-    modes = block_lanczos(problem.act, problem.space, first, FEW)
+    modes = block_lanczos(problem.act, problem.space, first, SMALL_BLOCK)
     search.spend(first.spent + 1)
     search.over |= modes.n_certified < 1
     largest = float(modes.values[0].abs())
@@ -170,9 +170,9 @@ def _in_blocks(problem: SpectralProblem, search: Search) -> tuple[Modes, int]:
 
     A block of k vectors sees every copy of a repeated eigenvalue that is wanted.
     """
-    process = Lanczos(problem.act, problem.space, search, FEW)
-    modes = run(process, search, FEW)
-    if search.k <= FEW and search.near is None:
+    process = Lanczos(problem.act, problem.space, search, SMALL_BLOCK)
+    modes = run(process, search, SMALL_BLOCK)
+    if search.k <= SMALL_BLOCK and search.near is None:
         return modes, modes.n_certified
     # Of what the basis knows beside the modes, one from `near` knows too little to set it aside.
     n_certified = _certified(problem, modes, search, process if search.near is None else None)

@@ -2,7 +2,7 @@
 
 An operator may be small; it may couple no two positions of some dims, as P couples no two trials,
 so that a basis of one block serves all blocks at once; and K may couple no two units, so that its
-whole spectrum is that of small matrices (:mod:`kpops.engines.unit_blocks`).
+whole spectrum is that of small matrices (:mod:`kpops.engines.gated.unit_blocks`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kpops import work
-from kpops.engines.unit_blocks import UnitBlocks
+from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.linalg.budget import empty
 from kpops.linalg.gramians import propagator_norm
 from kpops.linalg.problem import SpectralProblem

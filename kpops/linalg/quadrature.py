@@ -65,7 +65,9 @@ class Tridiagonal:
         return nodes, weights, self.beside[:, steps - 1, None] * last.abs()
 
 
-def lanczos(apply: Act, starts: Tensor, steps: int, off: Tensor | None = None) -> Tridiagonal:
+def tridiagonalized(
+    apply: Act, starts: Tensor, steps: int, off: Tensor | None = None
+) -> Tridiagonal:
     """Run Lanczos from every row of `starts`, with full reorthogonalisation.
 
     Parameters
@@ -203,7 +205,7 @@ def gauss_rule(
             break
         start = random_block(op, problem.G.domain, some, rng)
         rows = batches.split(start).flatten(0, 1)
-        recursions.append(lanczos(partial(_act, problem), rows, steps, modes))
+        recursions.append(tridiagonalized(partial(_act, problem), rows, steps, modes))
     n_rest = batches.size - (0 if modes is None else len(modes))
 
     def rule(steps: int, coarse: Rule | None = None) -> Rule:

@@ -20,7 +20,7 @@ import xarray as xr
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from kpops.engines.unit_blocks import UnitBlocks
+from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.kinds import described, is_operator, number_of, refuse_number
 from kpops.operators.action import Action, check_same
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kpops.engines.base import Engine
 from kpops.engines.exclusive import exclusive_compute
-from kpops.engines.unit_blocks import UnitBlocks
+from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.engines.memory import check_allocation
-from kpops.engines.unit_blocks import UnitBlocks
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator, as_method, bracketed
 from kpops.operators.dense import DenseOperator

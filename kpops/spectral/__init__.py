@@ -1,6 +1,6 @@
 """Spectra, ranks and estimates of operators: arguments are checked, `linalg/` computes, labels.
 
-- Modes: ``eig``, ``svd``, ``exact``, ``truncation``.
+- Modes: ``eig``, ``svd``, ``eigvalsh``, ``truncation``.
 - Numbers: ``traces``, ``norms``, ``rank``, ``align``.
 - Distributions: ``density`` of the spectrum; ``maps`` and ``gramian`` in trial, time and unit.
 """
@@ -8,7 +8,7 @@
 from kpops.spectral.align import alignment
 from kpops.spectral.density import spectral_density
 from kpops.spectral.eig import eigsh
-from kpops.spectral.exact import eigvalsh
+from kpops.spectral.eigvalsh import eigvalsh
 from kpops.spectral.gramian import controllability_gramian, observability_gramian
 from kpops.spectral.maps import frobenius_map
 from kpops.spectral.norm import norm as norm  # a method

@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.engines.unit_blocks import UnitBlocks
+from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.labels import Space
 from kpops.linalg.exact import is_small
 from kpops.linalg.probes import BLOCK

@@ -16,9 +16,11 @@ from dense import relative
 from torch import nn
 
 import kpops
-from kpops.engines import gated_layer, gated_numba, threads
+from kpops.engines import threads
+from kpops.engines.cpu import gated as gated_numba
 from kpops.engines.cuda_graph import Recorder, Recording
-from kpops.engines.features import numerical_rank, thin_factor
+from kpops.engines.gated import layer as gated_layer
+from kpops.engines.gated.features import numerical_rank, thin_factor
 
 GATED = ["gated", "gated_numba"]
 GATED_CASES = [c for c in CASES if c.name != "shared_norm_cell"]
@@ -370,7 +372,7 @@ def test_a_single_unit_works(kind, block):
 
 @pytest.mark.parametrize("name", ["gru", "lstm_two_layers", "oscillator"])
 def test_scipys_blas_takes_over_where_torch_exports_none(name, monkeypatch):
-    from kpops.engines import blas
+    from kpops.engines.cpu import blas
 
     reference = linearize(BY_NAME[name], "autodiff")
     monkeypatch.setattr(blas, "_torch_blas", lambda: None)

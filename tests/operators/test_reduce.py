@@ -76,7 +76,7 @@ def test_reductions_of_K_take_no_product(name):
 def test_K_of_few_units_at_a_time_is_the_same(monkeypatch):
     lin = linearized("lstm")
     whole = [lin.K.partial_trace(keep).to_dense() for keep in SUBSETS]
-    monkeypatch.setattr("kpops.engines.unit_blocks._BYTES", {"cpu": 1})
+    monkeypatch.setattr("kpops.engines.gated.unit_blocks._BYTES", {"cpu": 1})
     for keep, matrix in zip(SUBSETS, whole, strict=True):
         assert relative(lin.K.partial_trace(keep).to_dense(), matrix) < 1e-14
 

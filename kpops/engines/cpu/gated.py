@@ -1,4 +1,4 @@
-"""The gated engine compiled for the CPU.
+"""The gated engine compiled for the CPU; the loops are in `gated_kernels`.
 
 The recursions of P and P* are split by rows, the pairs of a trial and a vector of the block: a
 task takes its rows through the whole of time, one product with the weights per step, and never
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from kpops.arrays import numpy_dtype
 from kpops.engines import threads
-from kpops.engines.gated import GatedEngine
-from kpops.engines.gated_layer import Layer, Pairs
-from kpops.engines.gram import Gram
+from kpops.engines.gated.engine import GatedEngine
+from kpops.engines.gated.gram import Gram
+from kpops.engines.gated.layer import Layer, Pairs
 from kpops.engines.memory import uninitialised_like
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
@@ -112,7 +112,7 @@ class GatedNumbaEngine(GatedEngine):
         window: slice | None,
     ) -> None:
         """Run a recursion with all weights of the gates; layers hand on what is `passed`."""
-        from kpops.engines import gated_kernels
+        from kpops.engines.cpu import gated_kernels
 
         n_rows = q.shape[0] * q.shape[1]
         has_below, has_above = layer.index > 0, layer is not self.layers[-1]
@@ -140,12 +140,12 @@ class GatedNumbaEngine(GatedEngine):
         self, verb: str, layer: Layer, q: Tensor, v: Tensor, window: slice | None
     ) -> None:
         """Run a recursion with the Jacobian of each step, assembled."""
-        from kpops.engines import gated_assembled
+        from kpops.engines.cpu import gated_assembled_kernels
 
         n_block, n_trials = q.shape[:2]
         columns = layer.variables * layer.hidden
         shape = n_block * n_trials, layer.variables, layer.hidden
-        kernel = getattr(gated_assembled, f"{verb}_trials")
+        kernel = getattr(gated_assembled_kernels, f"{verb}_trials")
         weight = self._weights(verb, layer)[0].numpy()
         pattern = _pairs(layer.pattern.carry), _pairs(layer.pattern.recurrent), _slopes(layer)
         buffers = self._buffers(q, [shape, shape])
@@ -167,7 +167,7 @@ class GatedNumbaEngine(GatedEngine):
         run: Callable[[int, np.ndarray, int, tuple[int, int]], None],
     ) -> None:
         """Call run(gemm, diagonals, first step, part) for all segments, and parts on all cores."""
-        from kpops.engines import blas
+        from kpops.engines.cpu import blas
 
         gemm = blas.gemm_address(numpy_dtype(self.trajectory.states.dtype))
         for start, d in diagonals:
@@ -206,7 +206,7 @@ class GatedNumbaEngine(GatedEngine):
 
     def _pass(self, way: str, verb: str, below: Layer, layer: Layer, v: Tensor) -> None:
         """Add to v in one layer what it takes from the other in the same step."""
-        from kpops.engines import gated_kernels
+        from kpops.engines.cpu import gated_kernels
 
         kernel = getattr(gated_kernels, f"pass_{way}_rows")
         weight = self._weights(verb, layer)[1].numpy()
@@ -251,7 +251,7 @@ class GatedNumbaEngine(GatedEngine):
     # K.
 
     def _apply_gram(self, layer: Layer, gram: Gram, q: Tensor, into: Tensor) -> None:
-        from kpops.engines.gram_numba import CompiledGram
+        from kpops.engines.cpu.gram import CompiledGram
 
         moved = {v for part in gram.parts for v, _ in part.gains}
         for v in set(range(layer.variables)) - moved:
@@ -260,12 +260,12 @@ class GatedNumbaEngine(GatedEngine):
         CompiledGram(gram).apply(q.contiguous(), into)
 
     def _factor_vjp(self, layer: Layer, gram: Gram, q: Tensor) -> Tensor:
-        from kpops.engines.gram_numba import CompiledGram
+        from kpops.engines.cpu.gram import CompiledGram
 
         return gram.flat(CompiledGram(gram).vjp(q.contiguous()))
 
     def _factor_jvp(self, layer: Layer, gram: Gram, w: Tensor, into: Tensor) -> None:
-        from kpops.engines.gram_numba import CompiledGram
+        from kpops.engines.cpu.gram import CompiledGram
 
         CompiledGram(gram).jvp(gram.split(w), into)
 

@@ -11,8 +11,9 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from kpops.engines import blas, threads
-from kpops.engines.blas import product, product_by_transposed
+from kpops.engines import threads
+from kpops.engines.cpu import blas
+from kpops.engines.cpu.blas import product, product_by_transposed
 from kpops.engines.memory import uninitialised_like
 
 

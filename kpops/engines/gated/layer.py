@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kpops.engines.gates import Pattern, differentiate
+from kpops.engines.gated.gates import Pattern, differentiate
 from kpops.engines.trajectory import Trajectory
 from kpops.models.gated import GatedRecurrence
 
@@ -28,7 +28,7 @@ class Layer:
 
     Blocks are (block, trial, time, ...); `d` are the diagonals (diagonal, trial, time, hidden) of
     the same trials and steps, or those of one step, (diagonal, trial, hidden), with blocks
-    (block, trial, ...). The formulas are those of :mod:`kpops.engines.gates`.
+    (block, trial, ...). The formulas are those of :mod:`kpops.engines.gated.gates`.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kpops.engines.gram import Gram
+from kpops.engines.gated.gram import Gram
 
 # Bytes of the matrices M of the units that are taken together.
 _BYTES = defaultdict(lambda: 2**30, cpu=2**22)

@@ -3,8 +3,8 @@
 Shapes: q, a, v, into (block, trial, time, variable of the stack, hidden); d (trial, step of the
 segment, diagonal, hidden); state (row, variable, hidden), features (row, hidden), maps (row, gate,
 hidden), where row number ``b * n_block + k`` is trial b of vector k. `carry`, `gains`, `inputs` and
-`slopes` are lists as of :class:`kpops.engines.gates.Pattern`; `gemm` is the address of a matrix
-product. A kernel touches only its own rows, or its own vectors.
+`slopes` are lists as of :class:`kpops.engines.gated.gates.Pattern`; `gemm` is the address of a
+matrix product. A kernel touches only its own rows, or its own vectors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from kpops.engines.blas import product, transposed_product
+from kpops.engines.cpu.blas import product, transposed_product
 
 # Fused multiply-add changes the last bit only and saves an instruction in three.
 compiled = numba.njit(nogil=True, cache=True, fastmath={"contract"})

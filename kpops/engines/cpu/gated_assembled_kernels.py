@@ -3,14 +3,14 @@
 With many vectors, most of the time goes into one product with the weights of every gate. The
 Jacobian ``sum_g D_g W_g`` of one trial and step replaces them by a single one; assembling it takes
 as long as the products of some vectors, and nothing of it is kept. Arguments and results are those
-of :mod:`kpops.engines.gated_kernels`, but for `matrix`, which is room for the Jacobian of a task,
-and `trials`, its bounds. There is one slope.
+of :mod:`kpops.engines.cpu.gated_kernels`, but for `matrix`, which is room for the Jacobian of a
+task, and `trials`, its bounds. There is one slope.
 """
 
 from __future__ import annotations
 
-from kpops.engines.blas import product
-from kpops.engines.gated_kernels import add, add_product, compiled, side_by_side
+from kpops.engines.cpu.blas import product
+from kpops.engines.cpu.gated_kernels import add, add_product, compiled, side_by_side
 
 
 @compiled

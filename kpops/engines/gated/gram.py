@@ -1,7 +1,7 @@
 """K of one gated layer: thin factors of the features between the diagonals.
 
 ``K q = sum_g D_g * Z (Z^T (D_g * q))``, for each gate with the factor Z of what its learning
-weights multiply; see :mod:`kpops.engines.features`. So ``K = F F*`` with F the map of as many
+weights multiply; see :mod:`kpops.engines.gated.features`. So ``K = F F*`` with F the map of as many
 coefficients as there are gates, columns of Z and units: ``F w = sum_g D_g * Z w_g``.
 """
 
@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kpops.engines.features import numerical_rank, thin_factor
-from kpops.engines.gated_layer import Layer
-from kpops.engines.roles import Role
+from kpops.engines.gated.features import numerical_rank, thin_factor
+from kpops.engines.gated.layer import Layer
+from kpops.engines.gated.roles import Role
 
 SOURCES = ("recurrent", "input")
 

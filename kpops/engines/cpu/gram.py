@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from kpops.arrays import numpy_dtype
-from kpops.engines import blas, gated_kernels, threads
-from kpops.engines.gram import Gram
+from kpops.engines import threads
+from kpops.engines.cpu import blas, gated_kernels
+from kpops.engines.gated.gram import Gram
 
 # Bytes of what a task makes of its rows at a time, of which there should be some: that should fit
 # in a core's second cache, beside the factors and the sums.
@@ -27,7 +28,7 @@ _SUMS_BYTES = 2**20
 
 
 class CompiledGram:
-    """The actions of a :class:`kpops.engines.gram.Gram`, parallel.
+    """The actions of a :class:`kpops.engines.gated.gram.Gram`, parallel.
 
     Vectors (block, trial, time, unit) are those of the whole stack, in row-major order.
 

@@ -1,8 +1,9 @@
 """The recursions of P and P* over diagonal Jacobians, compiled for the CPU.
 
-One trial is one task, as in :mod:`kpops.engines.jacobian_numba`. A core takes all units of a step
-in one vector operation after the other and each number once, so that a scan, which takes it twice
-in order to have fewer rounds, has nothing to win here.
+Of models that couple no two units; those of gated cells are in `gated_kernels`. One trial is one
+task, as in :mod:`kpops.engines.cpu.jacobian_kernels`. A core takes all units of a step in one
+vector operation after the other and each number once, so that a scan, which takes it twice in order
+to have fewer rounds, has nothing to win here.
 """
 
 from __future__ import annotations

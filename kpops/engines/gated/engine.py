@@ -25,14 +25,14 @@ from torch import Tensor
 
 from kpops.engines.base import Engine
 from kpops.engines.cuda_graph import Action, Recorder
-from kpops.engines.gated_layer import Layer
-from kpops.engines.gram import Gram, bytes_of_factors, learning
+from kpops.engines.gated.gram import Gram, bytes_of_factors, learning
+from kpops.engines.gated.layer import Layer
+from kpops.engines.gated.roles import Role, by_role, parameter_roles
+from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.engines.memory import uninitialised_like
-from kpops.engines.roles import Role, by_role, parameter_roles
 from kpops.engines.self_check import disagreement, first_steps
 from kpops.engines.threads import enough_for
 from kpops.engines.trajectory import Trajectory
-from kpops.engines.unit_blocks import UnitBlocks
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 

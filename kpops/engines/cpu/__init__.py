@@ -1,0 +1,1 @@
+"""What Numba compiles for the CPU: `gated` and `gram` hand out, `*_kernels` are the loops."""

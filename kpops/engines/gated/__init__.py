@@ -1,0 +1,1 @@
+"""Gated cells: affine maps between the diagonals of elementwise gates, in torch."""
