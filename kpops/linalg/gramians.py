@@ -44,7 +44,7 @@ def propagator_norm(op: TrajectoryOperator) -> float | None:
     Examples
     --------
     >>> import torch, kpops
-    >>> from kpops.spectral.gramian import propagator_norm
+    >>> from kpops.linalg.gramians import propagator_norm
     >>> cell = torch.nn.RNN(1, 1, batch_first=True, bias=False).double()
     >>> for weight in cell.parameters():
     ...     _ = torch.nn.init.ones_(weight)
