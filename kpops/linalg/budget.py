@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from kpops import work
-from kpops.labels import Space
 from kpops.linalg.probes import Act
 from kpops.operators.base import TrajectoryOperator
 
@@ -109,9 +108,9 @@ def _norm(value: float | Tensor) -> float:
     return float(value.norm()) if isinstance(value, Tensor) else abs(value)
 
 
-def rows_of(act: Callable[[Tensor], Tensor], space: Space) -> Act:
+def rows_of(act: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Act:
     """An action on blocks (k, *dims) as one on rows (k, n)."""
-    return lambda rows: act(rows.reshape(len(rows), *space.shape)).flatten(1)
+    return lambda rows: act(rows.reshape(len(rows), *shape)).flatten(1)
 
 
 def empty(op: TrajectoryOperator) -> Tensor:

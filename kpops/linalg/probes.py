@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 from kpops.scalars import generator as seeded
 
@@ -102,9 +101,9 @@ def lengths_of(block: Tensor) -> Tensor:
     return torch.stack([part.norm(dim=2).double() for part in parts]).norm(dim=0)
 
 
-def random_block(op: TrajectoryOperator, space: Space, k: int, rng: Any) -> Tensor:
-    """Standard normal block (k, *space.shape) in the dtype and on the device of `op`."""
-    values = seeded(rng).standard_normal((k, *space.shape))
+def random_block(op: TrajectoryOperator, k: int, rng: Any) -> Tensor:
+    """Standard normal block (k, *op.domain.shape) in the dtype and on the device of `op`."""
+    values = seeded(rng).standard_normal((k, *op.domain.shape))
     return torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device)
 
 

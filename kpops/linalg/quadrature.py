@@ -203,7 +203,7 @@ def gauss_rule(
         if work.interrupted() and first > 1:
             num_probes = first
             break
-        start = random_block(op, problem.G.domain, some, rng)
+        start = random_block(problem.G, some, rng)
         rows = batches.split(start).flatten(0, 1)
         recursions.append(tridiagonalized(partial(_act, problem), rows, steps, modes))
     n_rest = batches.size - (0 if modes is None else len(modes))

@@ -16,7 +16,7 @@ def is_self_adjoint(op: TrajectoryOperator) -> bool:
         return True
     if op.domain != op.codomain:
         return False
-    probes = random_block(op, op.domain, 2, 0)
+    probes = random_block(op, 2, 0)
     images = op.apply(probes)
     u, v = probes.double()
     image_u, image_v = images.double() / power_of_two(images, repr(op))

@@ -137,7 +137,7 @@ def trace(
         if root is not None:
             run = gram_trace(root, 0.5, method, generator)
         else:
-            act, like = rows_of(op.apply, op.domain), empty(op)
+            act, like = rows_of(op.apply, op.domain.shape), empty(op)
             run = TraceEstimate(PlainTrace(act, op.shape[0], positive, generator, like), method)
         sought = 0
         if method == "xnystrace":
@@ -229,10 +229,10 @@ def diagonal(
         )
     else:
         actions = Actions(
-            rows_of(op.apply, op.domain),
-            rows_of(op.apply_adjoint, op.domain),
+            rows_of(op.apply, op.domain.shape),
+            rows_of(op.apply_adjoint, op.domain.shape),
             op.shape[0],
-            rows_of(root.apply, root.domain) if root is not None else None,
+            rows_of(root.apply, root.domain.shape) if root is not None else None,
             root.shape[1] if root is not None else 0,
         )
         run = Diagonal(actions, method, generator, empty(op))

@@ -20,8 +20,8 @@ def gram_trace(
     factor = SpectralProblem(op, symmetric=False).factor
     assert factor is not None
     forth, back = (
-        rows_of(factor.apply, factor.domain),
-        rows_of(factor.apply_adjoint, factor.codomain),
+        rows_of(factor.apply, factor.domain.shape),
+        rows_of(factor.apply_adjoint, factor.codomain.shape),
     )
     run = GramTrace(forth, back, factor.shape[1], cost, rng, empty(op))
     return TraceEstimate(run, method)
@@ -31,8 +31,8 @@ class Gram:
     """``F* F`` on rows, divided by a power of two so that it is of the size of F."""
 
     def __init__(self, factor: TrajectoryOperator) -> None:
-        self.forth = rows_of(factor.apply, factor.domain)
-        self.back = rows_of(factor.apply_adjoint, factor.codomain)
+        self.forth = rows_of(factor.apply, factor.domain.shape)
+        self.back = rows_of(factor.apply_adjoint, factor.codomain.shape)
         self.scale = 0.0
 
     def __call__(self, rows: Tensor) -> Tensor:
