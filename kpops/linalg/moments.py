@@ -19,7 +19,7 @@ NEEDS_POSITIVE = "an effective rank of a self-adjoint operator needs that: use o
 
 
 _LEAST = 8
-"""Vectors that go through the operator together; of which an interrupted estimate has some."""
+"""Vectors that an interrupted estimate has at least."""
 
 
 class Moments(NamedTuple):
