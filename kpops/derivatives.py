@@ -11,7 +11,7 @@ All of them are compared here on a few rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ _REMEDIES = {
 }
 
 
+@runtime_checkable
 class Subject(Protocol):
     """What is checked: a recurrence, or a readout of rows."""
 

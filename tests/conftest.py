@@ -1,9 +1,26 @@
-"""Devices: one command checks all of it where a GPU is present, and skips elsewhere."""
+"""Shapes are checked in every test; tests over devices run on a GPU where there is one."""
 
 import signal
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+
+def _checked_modules():
+    """Modules whose annotations hold at every call of the suite; Numba compiles the others."""
+    package = Path(find_spec("kpops").origin).parent
+    for room in ("linalg", "engines", "operators"):
+        for file in sorted((package / room).rglob("*.py")):
+            if file.stem not in ("__init__", "blas") and not file.stem.endswith("_kernels"):
+                yield ".".join(["kpops", *file.relative_to(package).with_suffix("").parts])
+
+
+# A float parameter takes an int, too.
+_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+install_import_hook(list(_checked_modules()), _CHECKER)
 
 _without_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -14,13 +14,7 @@ from torch import Tensor
 from kpops import snapshot, work
 from kpops.arrays import to_numpy
 from kpops.dynamics import search_points
-from kpops.dynamics.given import (
-    bring,
-    like_what,
-    n_inputs,
-    read_model,
-    steady_input,
-)
+from kpops.dynamics.given import bring, like_what, n_inputs, read_model, steady_input
 from kpops.dynamics.label_points import labelled
 from kpops.dynamics.merge_points import merge, nearest, reading_order
 from kpops.engines.exclusive import exclusive_compute

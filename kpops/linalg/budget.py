@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Estimate(NamedTuple):
     unit: float = 1.0
 
 
+@runtime_checkable
 class Run(Protocol):
     """Estimates that spend a budget of products."""
 

@@ -8,10 +8,7 @@ from typing import Any
 import xarray as xr
 
 from kpops import work
-from kpops.linalg.eigenpairs import (
-    check_method,
-    eigenpairs,
-)
+from kpops.linalg.eigenpairs import check_method, eigenpairs
 from kpops.linalg.exact import ENDS
 from kpops.linalg.search import Progress
 from kpops.linalg.symmetry import require_self_adjoint
@@ -19,10 +16,7 @@ from kpops.operators.base import as_method
 from kpops.operators.foreign import as_operator
 from kpops.precision import in_full_precision
 from kpops.scalars import check_modes
-from kpops.spectral._result import (
-    modes_dataset,
-    modes_of,
-)
+from kpops.spectral._result import modes_dataset, modes_of
 from kpops.spectral.start_vectors import start_vectors
 
 _CHOICE = "'LM' (largest magnitude), 'LA' or 'SA' (largest or smallest algebraically)"

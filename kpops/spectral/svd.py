@@ -11,17 +11,12 @@ from torch import Tensor
 from kpops import work
 from kpops.linalg.eigenpairs import check_method
 from kpops.linalg.search import Progress
-from kpops.linalg.triplets import (
-    singular_triplets,
-)
+from kpops.linalg.triplets import singular_triplets
 from kpops.operators.base import TrajectoryOperator, as_method
 from kpops.operators.foreign import as_operator
 from kpops.precision import in_full_precision
 from kpops.scalars import check_modes
-from kpops.spectral._result import (
-    modes_dataset,
-    modes_of,
-)
+from kpops.spectral._result import modes_dataset, modes_of
 from kpops.spectral.start_vectors import start_vectors
 
 

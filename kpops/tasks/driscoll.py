@@ -14,14 +14,7 @@ from numpy.typing import ArrayLike
 from kpops.scalars import generator as random_generator
 from kpops.tasks.driscoll_plans import Plan, category, integration, match, pro
 from kpops.tasks.mixing import mix
-from kpops.tasks.trials import (
-    ANGLE_TOLERANCE,
-    NOISE,
-    Recipe,
-    Rng,
-    attributes,
-    seed_label,
-)
+from kpops.tasks.trials import ANGLE_TOLERANCE, NOISE, Recipe, Rng, attributes, seed_label
 
 Duration = int | Sequence[int]
 

@@ -3,16 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from systems import (
-    RK4,
-    Henon,
-    Linear,
-    Residual,
-    lorenz,
-    normal,
-    random_cell,
-    with_eigenvalues,
-)
+from systems import RK4, Henon, Linear, Residual, lorenz, normal, random_cell, with_eigenvalues
 from test_oracles import linear_rnn
 from torch import nn
 

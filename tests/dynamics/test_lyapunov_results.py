@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from systems import (
-    Henon,
-    normal,
-    random_cell,
-)
+from systems import Henon, normal, random_cell
 from torch import nn
 
 import kpops

@@ -16,10 +16,7 @@ from torch import nn
 
 import kpops
 from kpops.learning.accumulation import accumulate_interference
-from kpops.learning.interference import (
-    interference,
-    interference_operator,
-)
+from kpops.learning.interference import interference, interference_operator
 from kpops.learning.trial_groups import group_trials, of_trials, trial_gradients
 from kpops.testing import check_operator
 

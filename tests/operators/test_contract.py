@@ -78,7 +78,7 @@ class Broken(TrajectoryOperator):
             space,
             space,
             dtype=torch.float64,
-            device="cpu",
+            device=torch.device("cpu"),
             symbol="M",
             self_adjoint=claims["self_adjoint"] or claims["positive"],
             positive=claims["positive"],
