@@ -37,6 +37,7 @@ print(lins["trained"])
 # The last lines show how matvecs are computed. A GRU is a *gated* cell (affine maps, then functions
 # that act unit by unit). So no matrix of derivatives is ever stored, and memory grows with the
 # number of units, not with its square.
+#
 # The operators, and the question each answers
 # --------------------------------------------
 #
@@ -56,6 +57,7 @@ for op in (lin.P, lin.P.H, lin.J, lin.K, lin.flow):
 # %%
 # As matrices they would have :math:`115{,}200^2` entries. kpops never forms them: an operator is
 # defined by its action on a vector. :doc:`/concepts` has the definitions.
+#
 # One matvec
 # ----------
 #

@@ -147,6 +147,7 @@ axes[-1].get_legend().set_title("seed")
 # states of Pro and Anti are the same, opposite targets alone produce it. It does show that all
 # along the plateau, where nothing seems to happen, the errors push gradient descent to separate Pro
 # from Anti, through operators that are nearly the same for both and move them together.
+#
 # By chance?
 # ----------
 #

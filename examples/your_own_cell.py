@@ -141,6 +141,7 @@ print(f"alignment of the two K: {alignment.estimate:.2f} +- {alignment.stderr:.2
 # All weights of full rank see the same few patterns :math:`\tanh h`, and act much more strongly
 # along these than along anything else. A claim about the rank of :math:`K` is a claim about a
 # parametrisation and about a definition (:ref:`which-rank`).
+#
 # Declare what you know
 # ---------------------
 #
