@@ -136,8 +136,8 @@ for ax in grid.axs.flat:
 #
 # netCDF is one file, which every program reads. Zarr is a folder of chunks, for results that are
 # large, written in parallel or kept in a cloud. ``consolidated=False`` only avoids a warning that
-# consolidated metadata are not part of Zarr's version
-# 3. Both return exactly what was stored, numbers and labels.
+# consolidated metadata are not part of version 3 of Zarr. Both return exactly what was stored,
+# numbers and labels.
 
 with tempfile.TemporaryDirectory() as folder:
     result.to_netcdf(Path(folder) / "result.nc")
