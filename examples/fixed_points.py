@@ -75,7 +75,7 @@ plt.show()
 # memories lie a little outside the trials, since the next pulse comes before the state has arrived.
 # Lines are the unstable directions. The right panel shows the leading eigenvalues of :math:`A` at
 # one point of each kind. Each eigenvalue beyond the unit circle is one undecided bit. It lies
-# outside by a few per cent, so the decision takes some tens of steps.
+# outside by a few per cent, so the decision takes a few tens of steps.
 #
 # The outputs show the cube directly. We release the network near each saddle with one unstable
 # direction, a little to either side.

@@ -173,10 +173,10 @@ plt.show()
 # %%
 # The error of the prediction is proportional to the learning rate at each of the twenty steps, as
 # expected for a second-order remainder: the order measured between the rates 0.01 and 0.1 is one
-# within some thousandths. Proposition 1 is thus a statement about small steps, and the figure shows
-# what is small. The prediction is within a few per cent up to a rate of 1, which is not a small
-# rate; beyond it, the first steps of training leave the straight line. What counts is the length of
-# the step, :math:`\eta\,|\nabla L|`, so the predictions improve as the gradient shrinks.
+# within a few thousandths. Proposition 1 is thus a statement about small steps, and the figure
+# shows what is small. The prediction is within a few per cent up to a rate of 1, which is not a
+# small rate; beyond it, the first steps of training leave the straight line. What counts is the
+# length of the step, :math:`\eta\,|\nabla L|`, so the predictions improve as the gradient shrinks.
 #
 # All this concerns plain gradient descent. Adam takes another step, but the rest of the chain is
 # the same: ``lin.J @ step`` is its forcing and ``lin.sensitivity @ step`` its state change.

@@ -1,6 +1,6 @@
 r"""
-What it costs, beside other ways
-================================
+What it costs, compared with other ways
+=======================================
 
 What does a matvec with :math:`P`, :math:`K` or :math:`P K P^{*}` cost, and what would it cost
 without kpops? All contenders below compute the same matvecs, of the same models, on the same
