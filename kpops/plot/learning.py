@@ -1,4 +1,4 @@
-"""Figures of learning: what leading modes carry, and the ranks that features allow."""
+"""Figures of learning: what leading modes capture, and ranks within their bounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from kpops.plot import style as look
-from kpops.plot import wording
+from kpops.plot import ticks, wording
 
 _CAPTURED = {
     "state_change_captured": "state change",
@@ -17,7 +17,7 @@ _CAPTURED = {
 }
 _FRACTIONS = "kpops.truncated_flow or kpops.trajectory_dimension"
 _FEW_MODES = 30
-_BARS = {  # variable: width and lightness of its bar; what is allowed lies behind what is there
+_BARS = {  # height, colour and label of the bar of a variable; the bounds lie behind the rank
     "bound": (0.8, "0.88", "bound by\nthe features"),
     "bound_at_tol": (0.8, "0.72", "bound above\nthe tolerance"),
     "rank": (0.4, look.COLOURS[0], "numerical rank"),
@@ -25,19 +25,18 @@ _BARS = {  # variable: width and lightness of its bar; what is allowed lies behi
 
 
 def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
-    """Plot the fraction that the leading modes hold together against their number.
+    """Plot the fraction that the leading modes capture together against their number.
 
     Parameters
     ----------
     result : Dataset
-        Of :func:`kpops.truncated_flow`: state change, decrease of the loss, and error. Of
-        :func:`kpops.trajectory_dimension`: the variance of the states, with lines where the wanted
+        From :func:`kpops.truncated_flow`: state change, decrease of the loss, and error. From
+        :func:`kpops.trajectory_dimension`: the variance of the states, with a mark where the wanted
         fraction is reached.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+    ax : matplotlib Axes, default: in a new figure
     **style
-        Passed to ``Axes.plot``. With ``label``, which names the result, several can share the
-        axes; the three lines of a truncated flow then share the colour.
+        Passed to ``Axes.plot``. ``label`` names the result, so that several can share the axes;
+        the three lines of a truncated flow then share one colour.
 
     Returns
     -------
@@ -50,19 +49,16 @@ def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import torch, kpops
     >>> ax = kpops.plot.captured(kpops.trajectory_dimension(torch.randn(5, 10, 8)))
     >>> ax.get_xlabel()
     'number of leading modes'
     """
-    from kpops.plot.ticks import places
-
     lines = _fractions(result)
     ax = look.get_axes(ax)
     style = look.long_names(style)
     name = style.pop("label", None)
-    modes = places(ax.xaxis, next(iter(lines.values())), "mode")
+    modes = ticks.places(ax.xaxis, next(iter(lines.values())), "mode")
     few = len(modes) <= _FEW_MODES
     shared = {"color": look.free_colour(ax)} if name else {}
     for (what, values), dashes in zip(lines.items(), ("-", "--", ":"), strict=False):
@@ -77,9 +73,7 @@ def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     ax.set_ylim(0, 1.04)
     ax.set_xlabel("number of leading modes")
     ax.set_ylabel("fraction captured" if len(lines) > 1 else f"fraction of the {next(iter(lines))}")
-    if len(lines) > 1 or name:
-        look.legend_outside(ax)
-    return look.plain(ax)
+    return look.finished(ax) if len(lines) > 1 or name else look.plain(ax)
 
 
 def _fractions(result: xr.Dataset) -> dict[str, xr.DataArray]:
@@ -109,14 +103,13 @@ def _mark_threshold(ax: Any, count: int, lines: dict[str, xr.DataArray]) -> None
 
 
 def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
-    """Plot ranks of the operators of the parameters within the bounds by their features.
+    """Plot the ranks of the parameters' operators within the bounds from their features.
 
     Parameters
     ----------
     result : Dataset
         What :func:`kpops.rank_bounds` returns.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+    ax : matplotlib Axes, default: in a new figure
 
     Returns
     -------
@@ -129,11 +122,10 @@ def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
 
     Notes
     -----
-    On the right stands the share of each parameter in the trace of K.
+    The numbers on the right are the shares of the parameters in the trace of K.
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import torch, kpops
     >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.randn(5, 6, 3))
     >>> ax = kpops.plot.rank_bounds(kpops.rank_bounds(lin))
@@ -159,28 +151,17 @@ def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
     texts = [f"{name}  ({u})" for name, u in zip(names, result["features"].values, strict=False)]
     ax.set_yticks(y, [*texts, "K"])
     ax.invert_yaxis()
+    size = look.small(ax)
+    place = {"xycoords": ax.get_yaxis_transform(), "va": "center"}
     for at, share in enumerate(result["trace_share"].values):
-        ax.annotate(
-            f"{100 * share:.0f} %",
-            (1.01, at),
-            xycoords=ax.get_yaxis_transform(),
-            va="center",
-            fontsize=look.small(ax),
-        )
-    header = {"xycoords": "axes fraction", "va": "bottom", "fontsize": look.small(ax)}
-    ax.annotate("share of\ntr K", (1.01, 1.0), **header)
+        ax.annotate(f"{100 * share:.0f} %", (1.01, at), fontsize=size, **place)
+    place = {"xycoords": "axes fraction", "va": "bottom"}
+    ax.annotate("share of\ntr K", (1.01, 1.0), fontsize=size, **place)
     ax.set_xlabel("rank")
-    ax.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.18, 1.02),
-        borderaxespad=0,
-        frameon=False,
-        fontsize=look.small(ax),
-    )
-    return look.plain(ax)
+    return look.finished(ax, bbox_to_anchor=(1.18, 1.02), handlelength=None)
 
 
 def _with_sum(result: xr.Dataset, variable: str) -> np.ndarray:
-    """The figures of the parameters, then that of K, which is NaN where it has none."""
+    """The values of the parameters, then that of K, or NaN if it has none."""
     total = float(result[f"{variable}_of_sum"]) if f"{variable}_of_sum" in result else np.nan
     return np.append(result[variable].values, total)

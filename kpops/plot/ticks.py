@@ -1,7 +1,4 @@
-"""Where the entries of a dim stand on an axis, and which of them have ticks.
-
-Imports matplotlib, so it is imported by the functions that draw, not at the head of a file.
-"""
+"""Where the entries of a dimension stand on an axis, and which of them have ticks."""
 
 from __future__ import annotations
 
@@ -9,55 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
-from matplotlib.ticker import AutoLocator, LogLocator, MaxNLocator, ScalarFormatter
 
 from kpops.plot import wording
 
 _MOST_NAMES = 12
 _LONG = 20
-"""Characters of all names together that fit below an axis side by side."""
-
-
-class WholeNumbers(MaxNLocator):
-    """Ticks at whole numbers only; a single one where all data stand at one place."""
-
-    def __init__(self, nbins: int | Literal["auto"] = "auto") -> None:
-        super().__init__(nbins, steps=[1, 2, 5, 10], integer=True)
-
-    def __call__(self) -> Any:
-        """Ticks of the axis as it is now."""
-        place = _only_place(self.axis)
-        return place if place.size else super().__call__()
-
-    def tick_values(self, vmin: float, vmax: float) -> Any:
-        """Whole numbers among the round ones of an interval."""
-        return _whole(super().tick_values(vmin, vmax))
-
-
-class WholeDecades(LogLocator):
-    """The same on a logarithmic axis: 1, 2, 5, 10, 20 and so on."""
-
-    def __init__(self) -> None:
-        super().__init__(subs=(1, 2, 5))
-
-    def __call__(self) -> Any:
-        """Ticks of the axis as it is now."""
-        place = _only_place(self.axis)
-        return place if place.size else super().__call__()
-
-    def tick_values(self, vmin: float, vmax: float) -> Any:
-        """Whole numbers among the round ones of an interval."""
-        return _whole(super().tick_values(vmin, vmax))
-
-
-def _only_place(axis: Any) -> np.ndarray:
-    low, high = axis.get_data_interval()
-    return np.array([low] if low == high else [])
-
-
-def _whole(ticks: Any) -> np.ndarray:
-    return np.unique(np.round(ticks)[np.abs(ticks - np.round(ticks)) < 1e-9])
+"""How many characters of names fit side by side below an axis."""
 
 
 def places(
@@ -68,12 +22,17 @@ def places(
     even: bool = False,
     nbins: int | Literal["auto"] = "auto",
 ) -> np.ndarray:
-    """Label an axis for a dim, set its ticks, and return where on it the entries stand.
+    """Label an axis for a dimension, set its ticks, and return where the entries stand on it.
 
-    Numbers, dates and durations stand at their values; names, and what is missing or infinite, are
-    counted from 0. With `even`, so is what is not evenly spaced. Durations are in the unit that
-    the axis has from an earlier call, else in the one that fits.
+    Finite numbers, dates and durations stand at their values. Names, and coordinates with missing
+    or infinite entries, are counted from 0; with `even`, so is what is not evenly spaced. Durations
+    take the unit that the axis has from an earlier call, else the one that fits.
     """
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.ticker import AutoLocator, ScalarFormatter
+
+    from kpops.plot.locators import WholeNumbers
+
     coordinate = values[dim]
     numbers, units = _numbers(axis, coordinate)
     axis.set_label_text(wording.coordinate_label(values, dim, units))
@@ -90,27 +49,27 @@ def places(
         axis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
     else:
         whole = coordinate.dtype.kind in "iu"
-        ticks = WholeNumbers(nbins) if whole else AutoLocator()
-        if nbins != "auto":
-            ticks.set_params(nbins=nbins)
-        axis.set_major_locator(ticks)
+        locator = WholeNumbers(steps=[1, 2, 5, 10], integer=True) if whole else AutoLocator()
+        locator.set_params(nbins=nbins)
+        axis.set_major_locator(locator)
         axis.set_major_formatter(ScalarFormatter(useOffset=False))
     return numbers
 
 
 def _numbers(axis: Any, coordinate: xr.DataArray) -> tuple[np.ndarray | None, str | None]:
-    """Numbers that stand for the entries, None for names; and the unit of times without one."""
+    """Numbers that stand for the entries, None for names; and the unit of dates and durations."""
+    from matplotlib.dates import date2num
+
     values = np.asarray(coordinate.values)
     units = None
     if values.dtype.kind == "M":
         numbers = np.asarray(date2num(values), float)
-        # The ticks leave out what all of them share, such as the year.
+        # The ticks omit what all dates share, such as the year.
         units = None if np.isnat(values).any() else f"from {values.min().astype('M8[D]')}"
     elif values.dtype.kind == "m":
-        units = (
-            axis.get_units() if axis.get_units() in wording.DURATIONS else wording.fitting(values)
-        )
-        axis.set_units(units)  # a later call, on the same axis, draws in the same unit
+        units = axis.get_units()
+        units = units if units in wording.DURATIONS else wording.fitting(values)
+        axis.set_units(units)  # a later call on the same axis draws in the same unit
         numbers = wording.durations(values, units)
     elif values.dtype.kind in "iuf":
         numbers = values.astype(float)
@@ -125,7 +84,7 @@ def _is_even(values: np.ndarray) -> bool:
 
 
 def name_ticks(axis: Any, at: np.ndarray, names: list[str]) -> None:
-    """Write names at some places, of many every few; long ones stand aslant."""
+    """Write names at these places, only some of many; tilt long ones."""
     every = -(-len(names) // _MOST_NAMES)
     shown = names[::every]
     axis.set_ticks(at[::every], shown)

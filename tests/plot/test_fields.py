@@ -133,9 +133,9 @@ def test_a_figure_of_the_caller_is_used():
         ({"modes": [1, 9]}, r"modes=\[1, 9\]: choose among 1 to 7"),
         ({"modes": 0}, "modes=0: choose a positive number"),
         ({"variable": "left"}, "expected left"),
-        ({"over": "layer"}, r"no dim 'layer' in eigenfunction: choose among \['trial'"),
+        ({"over": "layer"}, r"eigenfunction has no dimension 'layer': choose among \['trial'"),
         ({"over": "time"}, "over='time' is the horizontal axis"),
-        ({"layer": 0}, "no dim 'layer'"),
+        ({"layer": 0}, "no dimension 'layer'"),
         ({"unit": "mean"}, "unit='mean': choose a position, a slice or 'rms'"),
         ({"unit": 4}, "unit=4 is out of range: choose 0 to 3"),
     ],
@@ -146,7 +146,7 @@ def test_wrong_choices_are_refused(options, message):
 
 
 def test_what_is_no_field_is_refused():
-    with pytest.raises(ValueError, match="eigenvalue has no dim beside mode"):
+    with pytest.raises(ValueError, match="eigenvalue has the dimension mode alone"):
         kpops.plot.eigenfunctions(modes().eigenvalue)
     with pytest.raises(ValueError, match=r"a ndarray: pass what kpops\.eigsh or kpops\.svds"):
         kpops.plot.eigenfunctions(FIELD)
