@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from kpops.plot import style as look
-from kpops.plot import ticks, wording
+from kpops.plot import wording
 
 _SOURCE = "kpops.lyapunov_spectrum"
 _ALONE, _GIVEN = "alone", "label"
@@ -44,15 +44,12 @@ def lyapunov_spectrum(
     ValueError
         If there are no exponents, they have other dimensions, or the mapping is empty.
 
-    See Also
-    --------
-    over_training : With ``estimate`` for ``exponent``, a line for each mode over the checkpoints.
-
     Notes
     -----
     Error bars are one standard error. A triangle marks the Kaplan-Yorke dimension, if it is known
     and not zero: the number of modes, linearly interpolated, whose exponents add up to zero.
-    Exponents of minus infinity are not drawn, but counted in the legend.
+    Exponents of minus infinity are not drawn, but counted in the legend. With ``exponent`` renamed
+    to ``estimate``, :func:`kpops.plot.over_training` draws a line for each mode over checkpoints.
 
     Examples
     --------
@@ -86,7 +83,7 @@ def _entries(
         for label, entry in result.items():
             if not isinstance(entry, xr.Dataset):
                 raise ValueError(f"there is no Dataset at {label!r}: pass what {_SOURCE} returns")
-            look.with_dims(look.variable(entry, ("exponent",), _SOURCE), ("mode",))
+            look.variable(entry, ("exponent",), _SOURCE, ("mode",))
         labels = np.array(list(result))  # numbers stay numbers, unless texts are among them
         labels = labels if labels.ndim == 1 else np.array([str(label) for label in result])
         over = xr.DataArray(labels, {_GIVEN: labels}, (_GIVEN,))
@@ -103,7 +100,7 @@ def _entries(
 def _draw_spectrum(ax: Any, entry: xr.Dataset, style: dict[str, Any], alone: bool) -> None:
     values = entry["exponent"].values
     ends = np.isneginf(values)
-    modes, values = ticks.places(ax.xaxis, entry["exponent"], "mode")[~ends], values[~ends]
+    modes, values = wording.places(ax.xaxis, entry["exponent"], "mode")[~ends], values[~ends]
     markers = {"marker": "o", "markersize": look.marker_size(len(values))}
     (line,) = ax.plot(modes, values, **{"linewidth": 1, **markers, **style})
     colour = line.get_color()
@@ -120,8 +117,7 @@ def _draw_spectrum(ax: Any, entry: xr.Dataset, style: dict[str, Any], alone: boo
 
 def _dimension(entry: xr.Dataset) -> float:
     """Kaplan-Yorke dimension; zero if it is not known."""
-    dimension = float(entry.get("kaplan_yorke_dimension", math.nan))
-    return 0.0 if math.isnan(dimension) else dimension
+    return float(np.nan_to_num(entry.get("kaplan_yorke_dimension", 0.0)))
 
 
 def lyapunov_history(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
@@ -130,8 +126,7 @@ def lyapunov_history(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     Parameters
     ----------
     result : Dataset
-        What :func:`kpops.lyapunov_spectrum` returns; pass ``result.sel(mode=[1, 2])`` to choose
-        modes.
+        What :func:`kpops.lyapunov_spectrum` returns, or ``.sel(mode=[1, 2])`` of it.
     ax : matplotlib Axes, default: in a new figure
     **style
         Passed to ``Axes.plot``.
@@ -157,10 +152,10 @@ def lyapunov_history(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     >>> kpops.plot.lyapunov_history(kpops.lyapunov_spectrum(lin, k=2)).get_xlabel()
     'time (step)'
     """
-    history = look.with_dims(look.variable(result, ("history",), _SOURCE), ("time", "mode"))
+    history = look.variable(result, ("history",), _SOURCE, ("time", "mode"))
     ax = look.get_axes(ax)
     look.zero_line(ax)
-    time = ticks.places(ax.xaxis, history, "time")
+    time = wording.places(ax.xaxis, history, "time")
     style = look.long_names(style)
     labels = [f"mode {mode}" for mode in wording.names(history["mode"])]
     for i, (colour, label) in enumerate(look.entries(ax, history, "mode", labels)):
@@ -179,8 +174,7 @@ def finite_time_exponents(result: xr.Dataset, ax: Any = None) -> Any:
     Parameters
     ----------
     result : Dataset
-        What :func:`kpops.lyapunov_spectrum` returns; pass ``result.sel(mode=[1, 2])`` to choose
-        modes.
+        What :func:`kpops.lyapunov_spectrum` returns, or ``.sel(mode=[1, 2])`` of it.
     ax : matplotlib Axes, default: in a new figure
 
     Returns
@@ -205,33 +199,25 @@ def finite_time_exponents(result: xr.Dataset, ax: Any = None) -> Any:
     >>> kpops.plot.finite_time_exponents(kpops.lyapunov_spectrum(lin, k=2)).get_ylabel()
     'finite-time exponent (1/step)'
     """
-    values = look.variable(result, ("finite_time_exponent",), _SOURCE)
-    values = look.with_dims(values, ("trial", "time", "mode"))
-    trials = look.variable(result, ("trial_exponent",), _SOURCE)
-    trials = look.with_dims(trials, ("trial", "mode"))
+    values = look.variable(result, ("finite_time_exponent",), _SOURCE, ("trial", "time", "mode"))
+    trials = look.variable(result, ("trial_exponent",), _SOURCE, ("trial", "mode"))
     ax = look.get_axes(ax)
     look.zero_line(ax)
-    modes = ticks.places(ax.xaxis, values, "mode")
+    modes = wording.places(ax.xaxis, values, "mode")
     samples = [column[np.isfinite(column)] for column in values.values.reshape(-1, len(modes)).T]
     there = [i for i, sample in enumerate(samples) if sample.size]
     if there:
-        parts = ax.violinplot(
-            [samples[i] for i in there], modes[there], widths=0.8, showextrema=False
-        )
+        shown = [samples[i] for i in there]
+        parts = ax.violinplot(shown, modes[there], widths=0.8, showextrema=False)
         for body in parts["bodies"]:
             body.set(facecolor=_VIOLIN, edgecolor=look.COLOURS[0], linewidth=0.6, alpha=1)
         parts["bodies"][0].set_label("windows")
     # Dots side by side can be counted, dots on top of one another cannot.
     aside = np.linspace(-0.15, 0.15, len(trials)) if len(trials) > 1 else np.zeros(1)
-    ax.plot(
-        (modes + aside[:, None]).ravel(),
-        np.where(np.isfinite(trials), trials, np.nan).ravel(),
-        "o",
-        color=look.COLOURS[1],
-        markersize=2.5 if trials.size <= 60 else 1.5,
-        markeredgewidth=0,
-        label="trials",
-    )
+    x = (modes + aside[:, None]).ravel()
+    y = np.where(np.isfinite(trials), trials, np.nan).ravel()
+    dots = {"markersize": 2.5 if trials.size <= 60 else 1.5, "markeredgewidth": 0}
+    ax.plot(x, y, "o", color=look.COLOURS[1], label="trials", **dots)
     ax.set_ylabel(wording.label_of(values.assign_attrs(long_name="finite-time exponent")))
     return look.finished(ax)
 
@@ -269,8 +255,8 @@ def covariant_angles(result: xr.Dataset, ax: Any = None) -> Any:
     ['1 and 2', '1 and 3', '2 and 3']
     """
     source = "kpops.covariant_lyapunov_vectors(..., angles=True)"
-    angle = look.variable(result, ("covariant_angle",), source)
-    angle = look.with_dims(angle, ("trial", "time", "mode", "mode_in"))
+    dims = ("trial", "time", "mode", "mode_in")
+    angle = look.variable(result, ("covariant_angle",), source, dims)
     pairs = list(combinations(range(angle.sizes["mode"]), 2))
     if not pairs:
         raise ValueError("one vector has no angle: compute two vectors or more, by k=2")
@@ -295,8 +281,8 @@ def covariant_angles(result: xr.Dataset, ax: Any = None) -> Any:
 def _draw_smallest(ax: Any, angle: xr.DataArray) -> Any:
     smallest = angle.min(("trial", "time"))
     apart = smallest["mode"] != smallest["mode_in"]
-    look_of = {"aspect": "equal", "cmap": look.UNSIGNED, "vmin": 0}
-    image = look.heat_map(ax, smallest.where(apart), **look_of)
+    style = {"aspect": "equal", "cmap": look.UNSIGNED, "vmin": 0}
+    image = look.heat_map(ax, smallest.where(apart), **style)
     ax.set_xlabel(ax.get_ylabel())  # a list against itself: neither is input
     name = f"smallest {angle.attrs.get('long_name', 'angle')}"
     look.colour_bar(image, ax, wording.label_of(angle.assign_attrs(long_name=name)))

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from kpops.plot import style as look
-from kpops.plot import ticks, wording
+from kpops.plot import wording
 
 Result = xr.Dataset | xr.DataArray
 
@@ -17,8 +17,10 @@ _VARIABLES = ("estimate", "effective_rank")
 _RANKS = "kpops.effective_rank, kpops.collapse or kpops.over_training with one of them"
 _ALIGNMENTS = "kpops.alignment"
 _OVER = "kpops.over_training with kpops.effective_rank or kpops.collapse"
-_MARKER = 4
-_DASHES = (("-", "."), ("--", "x"), (":", "+"), ("-.", "1"))
+_DASHES = [
+    {"linestyle": dashes, "marker": marker, "markersize": 4}
+    for dashes, marker in (("-", "."), ("--", "x"), (":", "+"), ("-.", "1"))
+]
 _STDERR = "_stderr"
 """Coordinate of an estimate for its standard error, if that is known."""
 
@@ -74,8 +76,7 @@ def effective_rank(
         ``estimate`` and ``stderr`` of :func:`kpops.effective_rank`, or ``effective_rank`` of
         :func:`kpops.collapse`, with at most two dimensions. The first, such as ``operator``, or the
         labels of the mapping, lie on the horizontal axis; the second has the colours. With
-        ``step``, from :func:`kpops.over_training`, they are lines as in
-        :func:`kpops.plot.over_training`.
+        ``step``, they are lines as in :func:`kpops.plot.over_training`.
     ax : matplotlib Axes, default: in a new figure
     log : bool, optional
         Whether the axis of the ranks is logarithmic; default: if they span 1.5 decades or more.
@@ -93,8 +94,7 @@ def effective_rank(
 
     Notes
     -----
-    A point whose standard error is not known (NaN) is hollow. An exact result has an error of zero,
-    and no visible bar.
+    A point of unknown standard error (NaN) is hollow. An exact result has no visible bar.
 
     Examples
     --------
@@ -165,28 +165,19 @@ def _with_error(result: Result | Mapping[str, Any], source: str) -> xr.DataArray
         return estimate if error is None else estimate.assign_coords({_STDERR: error})
     if not result:
         raise ValueError(f"the mapping is empty: pass labels and what {source} returns")
-    entries = [
-        _with_error(
-            entry if isinstance(entry, Result) else xr.DataArray(np.asarray(entry, float)), source
-        ).rename("estimate")
-        for entry in result.values()
-    ]
+    entries = []
+    for entry in result.values():
+        if not isinstance(entry, Result):
+            entry = xr.DataArray(np.asarray(entry, float))
+        entries.append(_with_error(entry, source).rename("estimate"))
     if any(_STDERR in entry.coords for entry in entries):
-        entries = [
-            entry
-            if _STDERR in entry.coords
-            else entry.assign_coords({_STDERR: xr.full_like(entry, np.nan)})
-            for entry in entries
-        ]
+        for i, entry in enumerate(entries):
+            if _STDERR not in entry.coords:
+                entries[i] = entry.assign_coords({_STDERR: xr.full_like(entry, np.nan)})
     # Where the operators and kinds of the entries differ, they stay beside the labels.
-    joined = xr.concat(
-        entries,
-        dim=xr.DataArray(np.array([str(k) for k in result], object), dims="label", name="label"),
-        combine_attrs="drop_conflicts",
-        join="exact",
-        coords="different",
-        compat="equals",
-    )
+    labels = xr.DataArray(np.array([str(k) for k in result], object), dims="label", name="label")
+    alike: dict[str, Any] = {"combine_attrs": "drop_conflicts", "join": "exact", "compat": "equals"}
+    joined = xr.concat(entries, labels, coords="different", **alike)
     joined["label"].attrs["long_name"] = ""  # the labels speak for themselves
     return joined
 
@@ -226,15 +217,14 @@ def _points(ax: Any, estimate: xr.DataArray, style: dict[str, Any]) -> None:
         estimate["label"].attrs["long_name"] = ""
     horizontal, *series = map(str, estimate.dims)
     names = _labels(estimate, horizontal)
-    looks = [(look.free_colour(ax), None)]
-    if series:
-        looks = look.entries(ax, estimate, series[0], _labels(estimate, series[0]))
+    labels = _labels(estimate, series[0]) if series else [None]
+    looks = look.entries(ax, estimate, str(estimate.dims[-1]), labels)
     for j, (colour, label) in enumerate(looks):
         x = np.arange(len(names)) + 0.6 * ((j + 0.5) / len(looks) - 0.5)
         each = estimate.isel({series[0]: j}) if series else estimate
         mine = {"fmt": "o", "markersize": 4, "capsize": 2, "color": colour, "label": label}
         _points_of(ax, x, each.values, _error(each), {**mine, **style})
-    ticks.name_ticks(ax.xaxis, np.arange(len(names)), names)
+    wording.name_ticks(ax.xaxis, np.arange(len(names)), names)
     ax.set_xlim(-0.6, len(names) - 0.4)
     ax.set_xlabel(wording.coordinate_label(estimate, horizontal))
     ax.set_ylabel(_name(estimate))
@@ -258,7 +248,7 @@ def _lines(estimate: xr.DataArray, ax: Any, log: bool | None, style: dict[str, A
     estimate = look.with_dims(estimate, ("step",), others=2)
     ax = look.get_axes(ax)
     style = look.long_names(style)
-    steps = ticks.places(ax.xaxis, estimate, "step")
+    steps = wording.places(ax.xaxis, estimate, "step")
     if estimate.ndim == 1:
         mine = {"color": look.free_colour(ax), "label": wording.operator_of(estimate), **style}
         look.curve(ax, steps, estimate.values, _error(estimate), **mine)
@@ -286,15 +276,10 @@ def _many_lines(ax: Any, steps: np.ndarray, estimate: xr.DataArray, style: dict[
     for i, (colour, label) in enumerate(looks):
         for j in range(len(kinds)):
             each = estimate.isel({coloured: i} | {dim: j for dim in dashed})
-            mine = {"color": colour, "label": None if j else label, **_dashes(j), **style}
+            mine = {"color": colour, "label": None if j else label, **_DASHES[j], **style}
             look.curve(ax, steps, each.values, _error(each), **mine)
     for j, kind in enumerate(kinds if dashed else []):
-        look.legend_entry(ax, kind, color=look.GREY, **_dashes(j))
-
-
-def _dashes(j: int) -> dict[str, Any]:
-    linestyle, marker = _DASHES[j]
-    return {"linestyle": linestyle, "marker": marker, "markersize": _MARKER}
+        look.legend_entry(ax, kind, color=look.GREY, **_DASHES[j])
 
 
 def _labels(values: xr.DataArray, dim: str) -> list[str]:
@@ -332,12 +317,7 @@ def _write_values(ax: Any, image: Any, values: xr.DataArray) -> None:
     for i, j in np.ndindex(rows, columns):
         value = float(values[i, j])
         light = sum(image.cmap(image.norm(value))[:3]) > 1.5
-        ax.text(
-            left + (j + 0.5) * (right - left) / columns,
-            top + (i + 0.5) * (bottom - top) / rows,
-            f"{value:.2f}",
-            ha="center",
-            va="center",
-            color="black" if light else "white",
-            fontsize=look.small(ax),
-        )
+        x = left + (j + 0.5) * (right - left) / columns
+        y = top + (i + 0.5) * (bottom - top) / rows
+        place = {"ha": "center", "va": "center", "fontsize": look.small(ax)}
+        ax.text(x, y, f"{value:.2f}", color="black" if light else "white", **place)

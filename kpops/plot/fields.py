@@ -1,4 +1,4 @@
-"""Eigenfunctions and singular functions as fields over trials, time and units."""
+"""Heat maps: eigenfunctions and singular functions as fields, and the energy of operators."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 import xarray as xr
 
 from kpops.plot import style as look
-from kpops.plot import ticks, wording
+from kpops.plot import wording
 
 _VARIABLES = ("eigenfunction", "left", "right")
 _MAX_COURSES = 12
+_MAPS = "kpops.frobenius_map"
+_DECADES = 6
 
 
 def eigenfunctions(
@@ -78,14 +80,11 @@ def eigenfunctions(
     """
     field = _chosen(_field(result, variable), modes)
     _check_dims(field, over, positions)
-    # A single position is a list, so that its dimension and label stay for the title.
-    field = field.isel(
-        {
-            dim: [int(position)] if isinstance(position, int | np.integer) else position
-            for dim, position in positions.items()
-            if not isinstance(position, str)
-        }
-    )
+    for dim, position in positions.items():
+        if isinstance(position, int | np.integer):
+            field = field.isel({dim: [int(position)]})  # its label stays for the title
+        elif not isinstance(position, str):
+            field = field.isel({dim: position})
     across = _across(field)
     rest = [str(d) for d in field.dims if d not in ("mode", across)]
     if not rest:
@@ -99,15 +98,13 @@ def eigenfunctions(
     return _draw_panels(panels, not averaged, figure, result)
 
 
-def _field(result: Any, name: str | None) -> xr.DataArray:
-    names = (name,) if name else _VARIABLES
+def _field(result: Any, variable: str | None) -> xr.DataArray:
+    names = (variable,) if variable else _VARIABLES
     field = look.variable(result, names, "kpops.eigsh or kpops.svds", arrays=True)
     field = look.with_dims(field, ("mode",), others=field.ndim)
     if field.ndim < 2:
-        raise ValueError(
-            f"{field.name or 'the field'} has the dimension mode alone: pass fields over time, for "
-            "example"
-        )
+        name = field.name or "the field"
+        raise ValueError(f"{name} has the dimension mode alone: pass fields, such as over time")
     if "mode" not in field.coords:
         field = field.assign_coords(mode=np.arange(1, field.sizes["mode"] + 1))
     return field
@@ -187,7 +184,16 @@ def _draw_panels(
         upper.set_facecolor(look.PADDING)
         _draw_courses(lower, panel, largest, signed)
         upper.set_title(_title(panel, note, result), fontsize=upper.xaxis.label.get_size())
-        _tidy(upper, lower, first=column == 0, last=i + columns >= len(panels))
+        lowest = i + columns >= len(panels)
+        upper.set_xlabel("")
+        upper.tick_params(labelbottom=False)
+        lower.tick_params(labelbottom=lowest)
+        if not lowest:
+            lower.set_xlabel("")
+        if column > 0:
+            upper.set_ylabel("")
+            upper.tick_params(labelleft=False)
+            lower.tick_params(labelleft=False)
     for spare in grid[-2:, (len(panels) - 1) % columns + 1 :].ravel():
         spare.remove()
     name = wording.label_of(result if isinstance(result, xr.DataArray) else panels[0][0])
@@ -213,7 +219,7 @@ def _draw_courses(ax: Any, panel: xr.DataArray, largest: float, signed: bool) ->
     energy = (panel.fillna(0) ** 2).sum(across).values
     strongest = np.sort(np.argsort(-energy, kind="stable")[:_MAX_COURSES])
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(energy)))
-    x = ticks.places(ax.xaxis, panel, across, even=True)
+    x = wording.places(ax.xaxis, panel, across, even=True)
     for i in strongest:
         ax.plot(x, panel.values[i], color=colours[i], linewidth=0.7)
     ax.set_ylim(-1.05 * largest if signed else 0, 1.05 * largest)
@@ -233,33 +239,91 @@ def _mark(ax: Any, panel: xr.DataArray, x: np.ndarray) -> None:
             ax.axvline((x[i] + x[i + 1]) / 2, color=look.GREY, linewidth=0.6, linestyle=":")
 
 
-def _tidy(upper: Any, lower: Any, *, first: bool, last: bool) -> None:
-    upper.set_xlabel("")
-    upper.tick_params(labelbottom=False)
-    lower.tick_params(labelbottom=last)
-    if not last:
-        lower.set_xlabel("")
-    if not first:
-        upper.set_ylabel("")
-        for ax in (upper, lower):
-            ax.tick_params(labelleft=False)
-
-
 def _draw_lines(field: xr.DataArray, figure: Any, result: Any) -> np.ndarray:
     """Draw modes of one dimension in panels, one above the other."""
     modes = field.sizes["mode"]
-    axes = look.new_axes(
-        figure, look.COLUMN, 0.65 * modes + 0.4, modes, 1, sharex=True, sharey=True
-    )
-    (across,) = (str(d) for d in field.dims if d != "mode")
+    shared = {"sharex": True, "sharey": True}
+    axes = look.new_axes(figure, look.COLUMN, 0.65 * modes + 0.4, modes, 1, **shared)
     for ax, entry in zip(axes[:, 0], field.transpose("mode", ...), strict=True):
         look.zero_line(ax, 0.5)
-        x = ticks.places(ax.xaxis, field, across)
+        x = wording.places(ax.xaxis, field, _across(field))
         ax.plot(x, entry.values, color=look.COLOURS[0], linewidth=1)
-        size = look.small(ax)
-        ax.set_title(_title(entry, "", result), loc="left", fontsize=size, pad=2)
+        ax.set_title(_title(entry, "", result), loc="left", fontsize=look.small(ax), pad=2)
         _mark(ax, entry, x)
         look.plain(ax)
         ax.label_outer()
     axes[0, 0].figure.supylabel(wording.label_of(field), fontsize=axes[0, 0].yaxis.label.get_size())
     return axes
+
+
+def frobenius_map(result: xr.Dataset, figure: Any = None) -> np.ndarray:
+    """Plot the energy between positions as a heat map, and against the lag.
+
+    Parameters
+    ----------
+    result : Dataset
+        What :func:`kpops.frobenius_map` returns: ``energy(dim, dim_in)``, and for time
+        ``energy_by_lag(lag)`` and ``near_diagonal(lag)``.
+    figure : matplotlib Figure or SubFigure, default: a new Figure
+
+    Returns
+    -------
+    ndarray of matplotlib Axes
+        Shape (1,), (2,) or (3,): map, energy by lag, fraction of it near the diagonal.
+
+    Raises
+    ------
+    ValueError
+        If there is no energy, or it has other dimensions.
+
+    Notes
+    -----
+    Colours are logarithmic over at most six decades. Cells without energy are blank, as above the
+    diagonal for a causal operator.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.randn(5, 6, 3))
+    >>> len(kpops.plot.frobenius_map(kpops.frobenius_map(lin.P, "time")))
+    3
+    """
+    energy = look.variable(result, ("energy",), _MAPS)
+    pair = [str(d) for d in energy.dims if f"{d}_in" in energy.dims][:1] or ["dim"]
+    energy = look.with_dims(energy, (*pair, f"{pair[0]}_in"))
+    curves = [name for name in ("energy_by_lag", "near_diagonal") if name in result]
+    width = (1, 1.7, 2.2)[len(curves)] * look.COLUMN
+    ratios = [1.2, *[1] * len(curves)]
+    (axes,) = look.new_axes(figure, width, 2.1, 1, len(ratios), width_ratios=ratios)
+    _draw_map(axes[0], energy)
+    for ax, name in zip(axes[1:], curves, strict=True):
+        _draw_by_lag(ax, result, name)
+    return axes
+
+
+def _draw_map(ax: Any, energy: xr.DataArray) -> None:
+    from matplotlib.colors import LogNorm
+
+    positive = energy.values[energy.values > 0]  # leaves NaN out, too
+    largest = float(positive.max(initial=0)) or 1
+    smallest = float(positive.min(initial=largest))
+    low = min(max(smallest, largest / 10**_DECADES), largest / 2)
+    style = {"aspect": "equal", "cmap": look.UNSIGNED, "norm": LogNorm(low, largest)}
+    image = look.heat_map(ax, energy.where(energy > 0), **style)
+    extend = "min" if smallest < low else "neither"
+    bar = look.colour_bar(image, ax, wording.label_of(energy), extend=extend)
+    look.plain_numbers(bar.ax.yaxis, low, largest)
+
+
+def _draw_by_lag(ax: Any, result: xr.Dataset, name: str) -> None:
+    values = look.variable(result, (name,), _MAPS, ("lag",))
+    style = {"color": look.COLOURS[0], "marker": ".", "markersize": 3, "linewidth": 1}
+    error = result.get(f"{name}_stderr")
+    look.curve(ax, wording.places(ax.xaxis, values, "lag"), values.values, error, **style)
+    if name == "energy_by_lag":
+        if (values > 0).any():
+            ax.set_yscale("log")
+    else:
+        ax.set_ylim(0, 1.05)
+    ax.set_ylabel(wording.label_of(values))
+    look.plain(ax)

@@ -84,8 +84,7 @@ def interference(
 
 def _panel(result: xr.Dataset, name: str) -> xr.Dataset:
     """The estimate of a variable and, if it is known, its standard error."""
-    values = look.variable(result, (name,), _SOURCE)
-    values = look.with_dims(values, ("task", "task_in"), ("step", "seed"))
+    values = look.variable(result, (name,), _SOURCE, ("task", "task_in"), ("step", "seed"))
     if "seed" in values.dims:
         error = values.std("seed", ddof=1) / np.sqrt(values.sizes["seed"])
         values = values.mean("seed", keep_attrs=True)

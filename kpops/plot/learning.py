@@ -8,14 +8,15 @@ import numpy as np
 import xarray as xr
 
 from kpops.plot import style as look
-from kpops.plot import ticks, wording
+from kpops.plot import wording
 
-_CAPTURED = {
+_FRACTIONS = {
     "state_change_captured": "state change",
     "loss_decrease_captured": "loss decrease",
     "error_captured": "error",
+    "explained": "variance",
 }
-_FRACTIONS = "kpops.truncated_flow or kpops.trajectory_dimension"
+_SOURCE = "kpops.truncated_flow or kpops.trajectory_dimension"
 _FEW_MODES = 30
 _BARS = {  # height, colour and label of the bar of a variable; the bounds lie behind the rank
     "bound": (0.8, "0.88", "bound by\nthe features"),
@@ -31,8 +32,7 @@ def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     ----------
     result : Dataset
         From :func:`kpops.truncated_flow`: state change, decrease of the loss, and error. From
-        :func:`kpops.trajectory_dimension`: the variance of the states, with a mark where the wanted
-        fraction is reached.
+        :func:`kpops.trajectory_dimension`: variance of the states, marked at the wanted fraction.
     ax : matplotlib Axes, default: in a new figure
     **style
         Passed to ``Axes.plot``. ``label`` names the result, so that several can share the axes;
@@ -54,11 +54,13 @@ def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     >>> ax.get_xlabel()
     'number of leading modes'
     """
+    from matplotlib.ticker import StrMethodFormatter
+
     lines = _fractions(result)
     ax = look.get_axes(ax)
     style = look.long_names(style)
     name = style.pop("label", None)
-    modes = ticks.places(ax.xaxis, next(iter(lines.values())), "mode")
+    modes = wording.places(ax.xaxis, next(iter(lines.values())), "mode")
     few = len(modes) <= _FEW_MODES
     shared = {"color": look.free_colour(ax)} if name else {}
     for (what, values), dashes in zip(lines.items(), ("-", "--", ":"), strict=False):
@@ -68,8 +70,10 @@ def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
         default = {"color": look.free_colour(ax), "linewidth": 1, "marker": marker}
         ax.plot(modes, values.values, **{**default, **shared, **own, "label": label, **style})
     if "n_components" in result:
-        _mark_threshold(ax, int(result["n_components"]), lines)
-    _scale(ax, few)
+        _mark_threshold(ax, int(result["n_components"]), values)
+    if not few or ax.get_xscale() == "log":
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.set_ylim(0, 1.04)
     ax.set_xlabel("number of leading modes")
     ax.set_ylabel("fraction captured" if len(lines) > 1 else f"fraction of the {next(iter(lines))}")
@@ -77,29 +81,22 @@ def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
 
 
 def _fractions(result: xr.Dataset) -> dict[str, xr.DataArray]:
-    look.variable(result, (*_CAPTURED, "explained"), _FRACTIONS)  # refuses what has none of them
-    found = {text: result[name] for name, text in _CAPTURED.items() if name in result}
-    if "explained" in result:
-        found["variance"] = result["explained"].cumsum("mode")
-    return {text: look.with_dims(values, ("mode",)) for text, values in found.items()}
+    look.variable(result, tuple(_FRACTIONS), _SOURCE)  # refuses what has none of them
+    found = {
+        text: look.variable(result, (name,), _SOURCE, ("mode",))
+        for name, text in _FRACTIONS.items()
+        if name in result
+    }
+    if "variance" in found:
+        found["variance"] = found["variance"].cumsum("mode")
+    return found
 
 
-def _scale(ax: Any, few: bool) -> None:
-    from matplotlib.ticker import StrMethodFormatter
-
-    if not few or ax.get_xscale() == "log":
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-
-
-def _mark_threshold(ax: Any, count: int, lines: dict[str, xr.DataArray]) -> None:
-    (values,) = lines.values()
-    if not 1 <= count <= values.size:
-        return
-    colour = ax.lines[-1].get_color()
-    reached = float(values[count - 1])
-    ax.plot([count, count], [0, reached], color=colour, linestyle=":", linewidth=0.8)
-    ax.plot([count], [reached], "o", color=colour, markersize=4, markerfacecolor="white")
+def _mark_threshold(ax: Any, count: int, values: xr.DataArray) -> None:
+    if 1 <= count <= values.size:
+        reached, colour = float(values[count - 1]), ax.lines[-1].get_color()
+        ax.plot([count, count], [0, reached], color=colour, linestyle=":", linewidth=0.8)
+        ax.plot([count], [reached], "o", color=colour, markersize=4, markerfacecolor="white")
 
 
 def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
@@ -133,10 +130,9 @@ def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
     'K'
     """
     for name in (*_BARS, "participation", "participation_stderr", "trace_share"):
-        look.with_dims(look.variable(result, (name,), "kpops.rank_bounds"), ("parameter",))
+        look.variable(result, (name,), "kpops.rank_bounds", ("parameter",))
     names = [*wording.names(result["parameter"]), "K"]
-    if ax is None:
-        ax = look.new_axes(None, 1.75 * look.COLUMN, 0.7 + 0.36 * len(names)).item()
+    ax = look.get_axes(ax, 1.75 * look.COLUMN, 0.7 + 0.36 * len(names))
     y = np.arange(len(names))
     for variable, (height, colour, label) in _BARS.items():
         values = _with_sum(result, variable)

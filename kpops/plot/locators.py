@@ -9,6 +9,8 @@ from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 class _Whole(Locator):
     """Ticks at whole numbers alone; a single one where all data stand at one place."""
 
+    axis: Any
+
     def __call__(self) -> Any:
         """Ticks of the axis as it is now."""
         low, high = self.axis.get_data_interval()

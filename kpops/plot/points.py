@@ -13,6 +13,7 @@ from kpops.arrays import to_numpy
 from kpops.learning.trajectories import read_states, trajectory_dimension
 from kpops.plot import style as look
 
+_SOURCE = "kpops.fixed_points"
 _MANY = 5
 """Points with this many unstable directions, or more, share a colour."""
 _HALF_LENGTH = 0.08
@@ -74,12 +75,16 @@ def fixed_points(
     if states is None and len(at) < 2:
         raise ValueError("one point has no principal components: pass states of trajectories")
     given = at[None] if states is None else states
-    mean, axes, held, paths = _plane(given, at.shape[1], components)
+    mean, axes, shares, paths = _plane(given, at.shape[1], components)
     ax = look.get_axes(ax)
+    courses, places = (paths - mean) @ axes.T, (at - mean) @ axes.T
     if states is not None:
-        _draw_paths(ax, (paths - mean) @ axes.T)
-    places = (at - mean) @ axes.T
-    both = np.concatenate([places, *((paths - mean) @ axes.T)])
+        # A few trajectories are distinct lines, many are a cloud from which points stand out.
+        n = len(courses)
+        style = {"linewidth": 1.0 if n <= 10 else 0.6, "alpha": float(np.clip(20 / n, 0.15, 0.9))}
+        for course in courses:
+            ax.plot(*course.T, color=_PATH, zorder=0, **style)
+    both = np.concatenate([places, *courses])
     half = _HALF_LENGTH * float(np.nanmax(np.nanmax(both, 0) - np.nanmin(both, 0)))
     for name, colour, chosen in _classes(shown):
         _draw_directions(ax, shown.isel(point=chosen), places[chosen], axes * half, colour)
@@ -89,8 +94,8 @@ def fixed_points(
         look.legend_entry(ax, "slow point", color=look.GREY, **hollow)
     _count_hidden(ax, points, shown)
     ax.set_aspect("equal", "datalim")  # lengths of eigenvectors compare in all directions
-    for axis, component, part in zip((ax.xaxis, ax.yaxis), components, held, strict=True):
-        axis.set_label_text(f"principal component {component} ({100 * part:.0f} %)")
+    for axis, component, share in zip((ax.xaxis, ax.yaxis), components, shares, strict=True):
+        axis.set_label_text(f"principal component {component} ({100 * share:.0f} %)")
     return look.finished(ax)
 
 
@@ -100,8 +105,7 @@ def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
     Parameters
     ----------
     points : Dataset
-        What :func:`kpops.fixed_points` returns; pass ``points.isel(point=[0, 8])`` to choose
-        points.
+        What :func:`kpops.fixed_points` returns, or ``.isel(point=[0, 8])`` of it.
     ax : matplotlib Axes, default: in a new figure
 
     Returns
@@ -130,9 +134,8 @@ def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
     ['point 0: stable', 'point 1: stable', 'point 2: 1 unstable']
     """
     shown = _shown(points)
-    real, imaginary = (
-        _of_points(shown, f"eigenvalue_{part}", "mode").values for part in ("real", "imag")
-    )
+    real = _of_points(shown, "eigenvalue_real", "mode").values
+    imaginary = _of_points(shown, "eigenvalue_imag", "mode").values
     # Modes count from 1, by decreasing magnitude; a magnitude of 1, to rounding, is not unstable.
     unstable = shown["mode"].values <= shown["n_unstable"].values[:, None]
     ax = look.get_axes(ax)
@@ -165,7 +168,7 @@ def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
 def _shown(points: Any) -> xr.Dataset:
     """Points that have converged and are no outliers."""
     for name in ("state", "kind", "converged", "outlier", "n_unstable", "is_stable"):
-        _of_points(points, name)
+        look.variable(points, (name,), _SOURCE)
     keep = (points["converged"].astype(bool) & ~points["outlier"].astype(bool)).values
     if not keep.any():
         raise ValueError(
@@ -176,17 +179,16 @@ def _shown(points: Any) -> xr.Dataset:
 
 
 def _of_points(points: Any, name: str, *dims: str) -> xr.DataArray:
-    """A variable of the points, with these further dimensions."""
-    values = look.variable(points, (name,), "kpops.fixed_points")
-    return look.with_dims(values, ("point", *dims)) if dims else values
+    """A variable over the points and these further dimensions."""
+    return look.variable(points, (name,), _SOURCE, ("point", *dims))
 
 
 def _classes(points: xr.Dataset) -> list[tuple[str, str, np.ndarray]]:
     """Name, colour and positions of the points of each number of unstable directions."""
     n_unstable = np.minimum(points["n_unstable"].values, _MANY)
     stable = points["is_stable"].values.astype(bool)
-    classes = [("stable", look.COLOURS[0], stable)]
-    classes.append(("marginal", look.COLOURS[-1], (n_unstable == 0) & ~stable))
+    marginal = (n_unstable == 0) & ~stable
+    classes = [("stable", look.COLOURS[0], stable), ("marginal", look.COLOURS[-1], marginal)]
     for n in range(1, _MANY + 1):
         name = f"{n} unstable" if n < _MANY else f"{n} or more unstable"
         classes.append((name, look.COLOURS[n], n_unstable == n))
@@ -220,14 +222,6 @@ def _plane(
     return mean, chosen["axis"].values.astype(float), chosen["explained"].values, paths
 
 
-def _draw_paths(ax: Any, paths: np.ndarray) -> None:
-    """Draw trajectories: a few as distinct lines, many as a cloud from which points stand out."""
-    n = len(paths)
-    style = {"linewidth": 1.0 if n <= 10 else 0.6, "alpha": float(np.clip(20 / n, 0.15, 0.9))}
-    for path in paths:
-        ax.plot(*path.T, color=_PATH, zorder=0, **style)
-
-
 def _draw_points(ax: Any, points: xr.Dataset, places: np.ndarray, name: str, colour: str) -> None:
     slow = (points["kind"] == "slow").values
     marker, size = ("o", 5.5) if name in ("stable", "marginal") else ("D", 4)
@@ -244,9 +238,8 @@ def _draw_directions(
     """Draw lines along the unstable eigenvectors, which come first among the modes."""
     from matplotlib.collections import LineCollection
 
-    real, imaginary = (
-        _of_points(points, name, "mode", "unit").values for name in ("right_real", "right_imag")
-    )
+    real = _of_points(points, "right_real", "mode", "unit").values
+    imaginary = _of_points(points, "right_imag", "mode", "unit").values
     segments: list[np.ndarray] = []
     for i, n in enumerate(points["n_unstable"].values):
         second = (points["eigenvalue_imag"].values[i, :n] < 0)[:, None]

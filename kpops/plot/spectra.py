@@ -62,8 +62,8 @@ def spectrum(result: xr.Dataset | xr.DataArray, ax: Any = None, **style: Any) ->
     >>> kpops.plot.spectrum(kpops.eigsh(np.diag([3.0, 1.0]), k=2)).get_xlabel()
     'mode'
     """
-    values = look.variable(result, ("eigenvalue", "singular_value"), _SPECTRA, arrays=True)
-    values = look.with_dims(values, ("mode",), ("step",))
+    names = ("eigenvalue", "singular_value")
+    values = look.variable(result, names, _SPECTRA, ("mode",), ("step",), arrays=True)
     ax = look.get_axes(ax)
     if values.ndim == 1:
         spectra, colours = [_read(result, values)], [look.free_colour(ax)]
@@ -99,27 +99,26 @@ class _Spectrum(NamedTuple):
 
 
 def _read(result: xr.Dataset | xr.DataArray, values: xr.DataArray) -> _Spectrum:
-    details = result if isinstance(result, xr.Dataset) else xr.Dataset()
+    details: Any = result if isinstance(result, xr.Dataset) else {}
     exact = 64 * np.finfo(values.dtype if values.dtype.kind == "f" else float).eps
     signed = values.values.astype(float)
     magnitude = np.abs(signed)
     largest = float(magnitude[np.isfinite(magnitude)].max(initial=0))
     floor = largest * float(result.attrs.get("noise_floor", exact))
     has_floor = isinstance(result, xr.Dataset) or "noise_floor" in result.attrs
-    modes = values["mode"].values if "mode" in values.coords else np.arange(1, values.size + 1)
+    below = (magnitude < floor) & has_floor
     unsure = np.zeros(values.size, bool)
     if "converged" in details:
-        unsure = ~details["converged"].values.astype(bool)
-    below = (magnitude < floor) & has_floor
+        unsure = ~details["converged"].values.astype(bool) & ~below & ~np.isnan(signed)
     return _Spectrum(
-        modes,
-        magnitude,
-        floor if has_floor else 0.0,
-        below,
-        signed < -floor,
-        unsure & ~below & ~np.isnan(signed),
-        details["residual"].values * largest if "residual" in details else None,
-        details["cluster"].values if "cluster" in details else None,
+        modes=values["mode"].values if "mode" in values.coords else np.arange(1, values.size + 1),
+        magnitude=magnitude,
+        floor=floor if has_floor else 0.0,
+        below=below,
+        negative=signed < -floor,
+        unsure=unsure,
+        bound=details["residual"].values * largest if "residual" in details else None,
+        clusters=details["cluster"].values if "cluster" in details else None,
     )
 
 
@@ -143,40 +142,29 @@ def _draw(ax: Any, each: _Spectrum, style: dict[str, Any]) -> None:
 
 def _mark_special(ax: Any, line: Any, negative: np.ndarray, unsure: np.ndarray) -> None:
     """Mark modes that are negative or not converged; the legend has each meaning once."""
+    (x, y), colour = line.get_data(), line.get_color()
     explained: list[str] = []
     for chosen, marker, hollow, meanings in (
         (negative & ~unsure, "v", False, ("negative",)),
         (~negative & unsure, "o", True, ("not converged",)),
         (negative & unsure, "v", True, ("negative", "not converged")),
     ):
-        if not chosen.any():
-            continue
-        new = [meaning for meaning in meanings if meaning not in explained]
-        explained += new
-        colour = line.get_color()
-        ax.plot(
-            line.get_xdata()[chosen],
-            line.get_ydata()[chosen],
-            marker,
-            color=colour,
-            markerfacecolor="white" if hollow else colour,
-            markersize=line.get_markersize() + 1,
-            label=look.once(ax, ", ".join(new)) if new else "_nolegend_",
-        )
+        if chosen.any():
+            new = [meaning for meaning in meanings if meaning not in explained]
+            explained += new
+            label = look.once(ax, ", ".join(new)) if new else None
+            face = {"color": colour, "markerfacecolor": "white" if hollow else colour}
+            size = line.get_markersize() + 1
+            ax.plot(x[chosen], y[chosen], marker, markersize=size, label=label, **face)
 
 
 def _mark_clusters(ax: Any, modes: np.ndarray, labels: np.ndarray) -> None:
     starts = np.flatnonzero(np.diff(labels, prepend=labels[:1] - 1))
+    shade = {"color": "0.88", "linewidth": 0, "zorder": 0}
     for first, last in zip(starts, np.append(starts[1:], len(labels)) - 1, strict=True):
         if last > first and labels[first] >= 0:
-            ax.axvspan(
-                modes[first] - 0.35,
-                modes[last] + 0.35,
-                color="0.88",
-                linewidth=0,
-                zorder=0,
-                label=look.once(ax, "degenerate"),
-            )
+            label = look.once(ax, "degenerate")
+            ax.axvspan(modes[first] - 0.35, modes[last] + 0.35, label=label, **shade)
 
 
 def _draw_floor(ax: Any, each: _Spectrum, colour: Any) -> None:
@@ -254,8 +242,7 @@ def density(
     'eigenvalue'
     """
     wanted = "cumulative" if cumulative else "density"
-    values = look.variable(result, (wanted,), "kpops.spectral_density")
-    values = look.with_dims(values, ("value",))
+    values = look.variable(result, (wanted,), "kpops.spectral_density", ("value",))
     ax = look.get_axes(ax)
     grid = values["value"].values
     decades = result.attrs.get("scale") == "log"
@@ -299,39 +286,24 @@ def _height_axis(
 
 def _draw_edge(ax: Any, result: xr.Dataset) -> None:
     edge = float(result.attrs.get("bulk_edge", math.nan))
-    if math.isfinite(edge) and edge > 0:
+    if 0 < edge < math.inf:
         two_sided = float(result["value"][0]) < -edge / 2
+        dashed = {"color": look.GREY, "linestyle": "--", "linewidth": 0.8}
         for position in (edge, -edge) if two_sided else (edge,):
-            ax.axvline(
-                position,
-                color=look.GREY,
-                linestyle="--",
-                linewidth=0.8,
-                label=look.once(ax, "bulk edge"),
-            )
+            ax.axvline(position, label=look.once(ax, "bulk edge"), **dashed)
 
 
 def _draw_outliers(ax: Any, result: xr.Dataset, colour: Any) -> None:
-    if "outlier" not in result:
-        return
-    modes = result["outlier"].values
+    modes = result["outlier"].values if "outlier" in result else np.empty(0)
     modes = modes[np.isfinite(modes)]
     if ax.get_xscale() == "log":
         modes = modes[modes > 0]
     n = int(result.attrs.get("n_outliers", len(modes)))
-    for part, face, label in (
+    place = {"transform": ax.get_xaxis_transform(), "clip_on": False, "markersize": 4}
+    for part, face, text in (
         (modes[:n], colour, "outlier"),
         (modes[n:], "white", "leading, in bulk"),
     ):
         if len(part):
-            ax.plot(
-                part,
-                np.full(len(part), 0.03),
-                "v",
-                color=colour,
-                markerfacecolor=face,
-                markersize=4,
-                transform=ax.get_xaxis_transform(),
-                clip_on=False,
-                label=look.once(ax, label),
-            )
+            looks = {"color": colour, "markerfacecolor": face, "label": look.once(ax, text)}
+            ax.plot(part, np.full(len(part), 0.03), "v", **looks, **place)

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from kpops.kinds import described
-from kpops.plot import ticks, wording
+from kpops.plot import wording
 
 # Okabe and Ito (2008): distinct under every common colour blindness, and in grey by lightness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -22,10 +22,10 @@ PADDING = "0.85"
 COLUMN, FONT_SIZE = 3.5, 8
 
 
-def get_axes(ax: Any) -> Any:
-    """Return `ax`, else the Axes of a new figure as wide as a column."""
+def get_axes(ax: Any, width: float = COLUMN, height: float = 0.72 * COLUMN) -> Any:
+    """Return `ax`, else the Axes of a new figure."""
     if ax is None:
-        return new_axes(None, COLUMN, 0.72 * COLUMN).item()
+        return new_axes(None, width, height).item()
     if not hasattr(ax, "lines"):
         raise TypeError(f"ax is {described(ax)}: pass Axes of matplotlib, or None for new ones")
     return ax
@@ -91,10 +91,10 @@ def scale_colours(ax: Any, values: xr.DataArray, dim: str) -> list[Any]:
     dark = mpl.colormaps[UNSIGNED](np.linspace(0, 0.9, 256))
     image = mpl.cm.ScalarMappable(cmap=mpl.colors.ListedColormap(dark))
     bar = colour_bar(image, ax, "")
-    at = ticks.places(bar.ax.yaxis, values, dim)
+    at = wording.places(bar.ax.yaxis, values, dim)
     alone = 0.5 * (at.min() == at.max())
     image.set_clim(at.min() - alone, at.max() + alone)
-    ticks.places(bar.ax.yaxis, values, dim)  # again, since a new range brings its own ticks
+    wording.places(bar.ax.yaxis, values, dim)  # again, since a new range brings its own ticks
     return [mpl.colors.to_hex(colour) for colour in image.to_rgba(at)]
 
 
@@ -149,10 +149,10 @@ def marker_size(n: int) -> int:
     return 4 if n <= 12 else 3 if n <= 60 else 2
 
 
-def spans_decades(values: Any, decades: float = 1.5) -> bool:
-    """Whether the nonzero `values` are positive and span this many decades."""
-    known = np.asarray(values)[np.isfinite(values) & (np.asarray(values) != 0)]
-    return known.size > 0 and known.min() > 0 and known.max() >= 10**decades * known.min()
+def spans_decades(values: np.ndarray) -> bool:
+    """Whether the nonzero `values` are positive and span a decade and a half."""
+    known = values[np.isfinite(values) & (values != 0)]
+    return known.size > 0 and known.min() > 0 and known.max() >= 10**1.5 * known.min()
 
 
 def log_values(ax: Any) -> None:
@@ -180,19 +180,14 @@ def heat_map(ax: Any, field: xr.DataArray, **style: Any) -> Any:
 
     Dimensions that are evenly spaced keep their numbers on the axis; others are counted and named.
     """
-    rows, columns = (
-        ticks.places(axis, field, str(dim), even=True, nbins=5)
-        for axis, dim in zip((ax.yaxis, ax.xaxis), field.dims, strict=True)
-    )
-    (top, bottom), (left, right) = _edges(rows), _edges(columns)
+    edges = []
+    for axis, dim in zip((ax.yaxis, ax.xaxis), field.dims, strict=True):
+        at = wording.places(axis, field, str(dim), even=True, nbins=5)
+        half = (at[1] - at[0]) / 2 if len(at) > 1 else 0.5
+        edges.append((at[0] - half, at[-1] + half))
+    (top, bottom), (left, right) = edges
     look = {"aspect": "auto", "interpolation": "nearest", "extent": (left, right, bottom, top)}
     return ax.imshow(field.values, **{**look, **style})
-
-
-def _edges(at: np.ndarray) -> tuple[float, float]:
-    """Outer edges of cells around evenly spaced numbers."""
-    half = (at[1] - at[0]) / 2 if len(at) > 1 else 0.5
-    return at[0] - half, at[-1] + half
 
 
 def colour_bar(image: Any, axes: Any, label: str, **style: Any) -> Any:
@@ -207,9 +202,9 @@ def colour_bar(image: Any, axes: Any, label: str, **style: Any) -> Any:
 
 
 def variable(
-    result: Any, names: Sequence[str], source: str, *, arrays: bool = False
+    result: Any, names: Sequence[str], source: str, *dims: Any, arrays: bool = False
 ) -> xr.DataArray:
-    """First of the named variables that a Dataset has; refuse complex ones, and all else.
+    """First of the named variables of a Dataset, checked by :func:`with_dims` if `dims` are given.
 
     `source` names what returns such Datasets. With `arrays`, any DataArray is accepted as well.
     """
@@ -231,13 +226,13 @@ def variable(
         raise ValueError(
             f"{name} is complex: draw its parts, {name}.real and {name}.imag, or abs({name})"
         )
-    return values
+    return with_dims(values, *dims) if dims else values
 
 
 def with_dims(
     values: xr.DataArray, needed: Sequence[str], optional: Sequence[str] = (), others: int = 0
 ) -> xr.DataArray:
-    """Values with the needed dimensions last; refuse, with the remedy, what a figure cannot show.
+    """Values with the needed dimensions last; refuse what a figure cannot show, with the remedy.
 
     At most `others` dimensions may be neither needed nor optional.
     """
