@@ -1,4 +1,4 @@
-"""Run the parts, and write what they found to a JSON file after each."""
+"""Run the parts, and write the results to a JSON file after each."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ PARTS = (
     "busy",
 )
 ONLY_ON = {"large": "cuda", "certainty": "cpu"}
-"""Parts for one kind of device: too large for a few cores, or of small matrices on the host."""
+"""Parts for one kind of device: too large for a few cores, or small matrices on the host."""
 RESULTS = Path(__file__).parent / "results"
 
 
 def run(grid: Grid, out: Path, parts: Sequence[str] = PARTS) -> Path:
     """Measure `parts` on the device of the grid.
 
-    Parts that are not run now are kept from an earlier file if it is of the same environment,
-    the same problems and the same inputs.
+    Other parts are kept from an earlier file if that has the same environment, problems and
+    inputs.
 
     Returns
     -------
@@ -94,14 +94,14 @@ def run(grid: Grid, out: Path, parts: Sequence[str] = PARTS) -> Path:
 
 
 def judged(n_cases: int) -> dict[str, Any]:
-    """Solvers on matrices of known spectra; the table of outcomes is printed as well."""
+    """Judge solvers on matrices of known spectra, and print the table of outcomes."""
     found = certainty.measure(n_cases, say)
     print("\n".join(certainty.outcomes_as_text(found)))
     return found
 
 
 def settings(grid: Grid) -> dict[str, Any]:
-    """The problems that the numbers belong to."""
+    """The problems to which the numbers belong."""
     base = grid.base
     return {
         "inputs": base.inputs,
@@ -134,5 +134,5 @@ def write(path: Path, found: dict[str, Any]) -> None:
 
 
 def say(what: str) -> None:
-    """Tell how far it is, without mixing with what is printed as a result."""
+    """Report progress on stderr, apart from the printed results."""
     print(what, file=sys.stderr, flush=True)

@@ -170,16 +170,18 @@ def _with_error(result: Result | Mapping[str, Any], source: str) -> xr.DataArray
         if not isinstance(entry, Result):
             entry = xr.DataArray(np.asarray(entry, float))
         entries.append(_with_error(entry, source).rename("estimate"))
-    if any(_STDERR in entry.coords for entry in entries):
-        for i, entry in enumerate(entries):
-            if _STDERR not in entry.coords:
-                entries[i] = entry.assign_coords({_STDERR: xr.full_like(entry, np.nan)})
-    # Where the operators and kinds of the entries differ, they stay beside the labels.
+    known = [_STDERR] if any(_STDERR in entry.coords for entry in entries) else []
+    variables = []
+    for entry in entries:
+        if known and _STDERR not in entry.coords:
+            entry = entry.assign_coords({_STDERR: xr.full_like(entry, np.nan)})
+        variables.append(entry.reset_coords(known))
     labels = xr.DataArray(np.array([str(k) for k in result], object), dims="label", name="label")
     alike: dict[str, Any] = {"combine_attrs": "drop_conflicts", "join": "exact", "compat": "equals"}
-    joined = xr.concat(entries, labels, coords="different", **alike)
+    # Where the operators and kinds of the entries differ, they stay beside the labels.
+    joined = xr.concat(variables, labels, data_vars="all", coords="different", **alike)
     joined["label"].attrs["long_name"] = ""  # the labels speak for themselves
-    return joined
+    return joined.set_coords(known)["estimate"]
 
 
 def _error(estimate: xr.DataArray) -> np.ndarray | None:
