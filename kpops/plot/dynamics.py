@@ -280,9 +280,8 @@ def covariant_angles(result: xr.Dataset, ax: Any = None) -> Any:
 
 def _draw_smallest(ax: Any, angle: xr.DataArray) -> Any:
     smallest = angle.min(("trial", "time"))
-    apart = smallest["mode"] != smallest["mode_in"]
-    style = {"aspect": "equal", "cmap": look.UNSIGNED, "vmin": 0}
-    image = look.heat_map(ax, smallest.where(apart), **style)
+    shown = smallest.where(smallest["mode"] != smallest["mode_in"])
+    image = look.heat_map(ax, shown, aspect="equal", cmap=look.UNSIGNED, vmin=0)
     ax.set_xlabel(ax.get_ylabel())  # a list against itself: neither is input
     name = f"smallest {angle.attrs.get('long_name', 'angle')}"
     look.colour_bar(image, ax, wording.label_of(angle.assign_attrs(long_name=name)))

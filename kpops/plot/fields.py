@@ -78,6 +78,8 @@ def eigenfunctions(
     >>> axes[0, 0].get_ylabel()
     'unit'
     """
+    if "mode" in getattr(result, "dims", ()) and "mode" not in result.coords:
+        result = result.assign_coords(mode=np.arange(1, result.sizes["mode"] + 1))
     field = _chosen(_field(result, variable), modes)
     _check_dims(field, over, positions)
     for dim, position in positions.items():
@@ -105,8 +107,6 @@ def _field(result: Any, variable: str | None) -> xr.DataArray:
     if field.ndim < 2:
         name = field.name or "the field"
         raise ValueError(f"{name} has the dimension mode alone: pass fields, such as over time")
-    if "mode" not in field.coords:
-        field = field.assign_coords(mode=np.arange(1, field.sizes["mode"] + 1))
     return field
 
 

@@ -45,6 +45,12 @@ def test_the_first_six_modes_are_shown_at_their_strongest_units():
     assert (axes[0, 0].get_ylabel(), axes[3, 1].get_xlabel()) == ("trial", "time")
 
 
+def test_modes_without_labels_count_from_one_and_keep_their_eigenvalues():
+    unlabelled = kpops.plot.eigenfunctions(modes().drop_vars("mode"), [1, 7], unit=0)
+    labelled = kpops.plot.eigenfunctions(modes(), [1, 7], unit=0)
+    assert [a.get_title() for a in unlabelled[:, 0]] == [a.get_title() for a in labelled[:, 0]]
+
+
 def test_all_panels_share_one_symmetric_scale():
     axes = kpops.plot.eigenfunctions(modes(), unit=0)
     largest = np.abs(FIELD[:6, :, :, 0]).max()
