@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         grid = replace(grid, kinds=tuple(given.models))
     if given.hidden:
         grid = replace(grid, hidden=tuple(given.hidden))
-    print(suite.run(grid, folder, given.parts))
+    print(*suite.run(grid, folder, given.parts), sep="\n")
 
 
 if __name__ == "__main__":

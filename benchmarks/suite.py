@@ -50,10 +50,12 @@ _MEASURES: dict[str, Callable[[Grid, Callable[[str], None]], Any]] = {
 PARTS = ("products", *_MEASURES)
 ONLY_ON = {"large": "cuda", "certainty": "cpu"}
 """Parts for one kind of device: too large for a few cores, or small matrices on the host."""
+ACCURACY = ("certainty", "estimators")
+"""Parts that measure no time, in a file of their own: another machine may have made it."""
 RESULTS = Path(__file__).parent / "results"
 
 
-def run(grid: Grid, out: Path, parts: Sequence[str] = PARTS) -> Path:
+def run(grid: Grid, out: Path, parts: Sequence[str] = PARTS) -> list[Path]:
     """Measure `parts` on the device of the grid.
 
     Other parts are kept from an earlier file if that has the same environment, problems and
@@ -61,32 +63,40 @@ def run(grid: Grid, out: Path, parts: Sequence[str] = PARTS) -> Path:
 
     Returns
     -------
-    Path
-        The JSON file ``<cpu|cuda>.json`` in the folder `out`.
+    list of Path
+        The JSON files ``<cpu|cuda>.json`` and ``<cpu|cuda>_accuracy.json`` in the folder `out`, of
+        which only those with a measured part are written.
     """
     device = torch.device(grid.base.device).type
-    path = out / f"{device}.json"
-    start = {
-        "device": device,
-        "environment": machine.environment(grid.base.device),
-        "settings": settings(grid),
-    }
+    environment = machine.environment(grid.base.device)
+    start = {"device": device, "environment": environment, "settings": settings(grid)}
+    files = {"": [p for p in PARTS if p not in ACCURACY], "_accuracy": list(ACCURACY)}
+    paths = []
+    for suffix, own in files.items():
+        measured = [p for p in own if p in parts and ONLY_ON.get(p, device) == device]
+        if measured:
+            paths.append(out / f"{device}{suffix}.json")
+            _measure(grid, paths[-1], start, measured)
+    return paths
+
+
+def _measure(grid: Grid, path: Path, start: dict[str, Any], parts: Sequence[str]) -> None:
     found = start | kept(path, start)
-    say("the machine itself")
-    found["machine"] = machine.abilities(grid)
-    write(path, found)
+    if not set(parts) <= set(ACCURACY):
+        say("the machine itself")
+        found["machine"] = machine.abilities(grid)
+        write(path, found)
     if "products" in parts:
         found["products"] = []
         for case in grid.cases():
             found["products"].append(products.measure(case, grid, found["machine"], say))
             gc.collect()
             write(path, found)
-    for part, measure in _MEASURES.items():
-        if part in parts and ONLY_ON.get(part, device) == device:
-            found[part] = measure(grid, say)
+    for part in parts:
+        if part != "products":
+            found[part] = _MEASURES[part](grid, say)
             gc.collect()
             write(path, found)
-    return path
 
 
 def settings(grid: Grid) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from networks import REPOSITORY
 
-found = json.loads((REPOSITORY / "benchmarks/results/cpu.json").read_text())
+results = REPOSITORY / "benchmarks/results"
+found, judged = (json.loads((results / f"{n}.json").read_text()) for n in ("cpu", "cpu_accuracy"))
 settings, environment, machine = (found[k] for k in ("settings", "environment", "machine"))
 print(f"{environment['processor']}, {environment['threads']} threads; torch {environment['torch']}")
 print(f"{machine['gemm_flops'] / 1e9:.0f} GFLOP/s in a large matrix product")
@@ -128,7 +129,7 @@ for record in found["spectra"]:
 # ones. The table counts outcomes over random matrices with known spectra, some of them hard (flat,
 # clustered, repeated, of low rank), in float32 and float64 and at all scales:
 
-certainty = found["certainty"]
+certainty = judged["certainty"]
 print(f"{2 * certainty['cases']} calls of eigsh and svds by each method")
 print(f"{'':28}{'right':>8}{'unsure':>8}{'wrong':>8}")
 for method, spectra in certainty["outcomes"].items():
@@ -144,7 +145,7 @@ for method, spectra in certainty["outcomes"].items():
 # orders of magnitude. Where modes come in clusters larger than the number of matvecs, Hutchinson is
 # unbeaten. ``auto`` decides from a part of the matvecs.
 
-traces = [r for r in found["estimators"] if r["quantity"] == "trace"]
+traces = [r for r in judged["estimators"] if r["quantity"] == "trace"]
 operators = list(dict.fromkeys(r["operator"] for r in traces))
 fig, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
 for i, method in enumerate(("hutchinson", "xtrace", "xnystrace", "auto")):
