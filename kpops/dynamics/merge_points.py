@@ -1,4 +1,4 @@
-"""Points that several starts have come to, each kept once."""
+"""Keep each point once that several starts have reached."""
 
 from __future__ import annotations
 
@@ -6,32 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BYTES = 2**26  # of distances that are there together
+_BYTES = 2**26  # of distances in memory at a time
 
 
 def merge(
     states: np.ndarray, speed: np.ndarray, kind: np.ndarray, distance: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the best point, leave out all that is near it, keep the best of the rest, and so on.
+    """Keep the best point, drop all points near it, keep the best of the rest, and so on.
 
-    What is kept is apart from each other, and near everything that is not: isolated points are
-    found once, and a continuum is covered, however many starts have come to it.
+    Kept points are apart from each other, and every other one is near one of them: isolated points
+    are found once, and a continuum is covered, however many starts reached it. The best points have
+    the least kind, and among these the least speed; near means up to `distance`.
 
-    Parameters
-    ----------
-    states : ndarray, shape (start, unit)
-        Where the starts have come to.
-    speed, kind : ndarray, shape (start,)
-        What they have found there. The best are of the least kind, and of these the slowest.
-    distance : float
-        States that are no farther from each other are near.
-
-    Returns
-    -------
-    kept : ndarray of int
-        The points, the best first.
-    count : ndarray of int
-        How many starts each stands for, itself among them.
+    Returns the positions of the kept points, the best first, and how many starts each stands for.
     """
     # Imported here, since scipy.special, which this loads, adds a filter to the warnings'.
     from scipy.spatial import cKDTree
@@ -51,14 +38,3 @@ def nearest(points: Tensor, starts: Tensor) -> Tensor:
     """Distance of every point (point, unit) to the nearest start (start, unit)."""
     parts = points.split(max(1, _BYTES // starts[:, 0].nbytes))
     return torch.cat([torch.cdist(part, starts).amin(1) for part in parts])
-
-
-def reading_order(
-    states: np.ndarray, n_unstable: np.ndarray, kind: np.ndarray, distance: float
-) -> np.ndarray:
-    """Order of points: by kind, number of unstable directions, and the states themselves.
-
-    States are rounded to the `distance`, so that their own rounding does not decide.
-    """
-    digits = np.round(states / distance)
-    return np.lexsort((*digits.T[::-1], n_unstable, kind))
