@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.dynamics.lyapunov import check_dt, dataset, number_of_modes
+from kpops.dynamics.lyapunov import dataset
 from kpops.dynamics.lyapunov_source import Source, read_source
 from kpops.dynamics.lyapunov_tangent import evolve_frames
 from kpops.engines.exclusive import exclusive_compute
@@ -112,9 +112,7 @@ def covariant_lyapunov_vectors(
     >>> print(f"{float(result.covariant_angle.isel(trial=0, time=0)[0, 1]):.3f}")  # arctan 1.5
     0.983
     """
-    check_dt(dt)
-    source = read_source(lin_or_model, inputs, h0, n_steps, dtype)
-    k = number_of_modes(k, source)
+    source, k = read_source(lin_or_model, k, inputs, h0, n_steps, dt, dtype)
     total = source.space.sizes["time"]
     if int(source.lengths.min()) < total:
         raise ValueError("the linearization has a mask: linearise trials of one length together")
@@ -218,13 +216,9 @@ def _backward(triangles: list[tuple[int, Tensor]], marks: Sequence[int], vectors
     return rates
 
 
-_NAMES: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "covariant_vector": (("trial", "time", "unit", "mode"), "covariant Lyapunov vector", "1"),
-    "growth_rate": (("trial", "time", "mode"), "growth rate of the covariant vector", "rate"),
-    "exponent": (("mode",), "mean growth rate of the covariant vectors", "rate"),
-    "covariant_angle": (
-        ("trial", "time", "mode", "mode_in"),
-        "angle between covariant vectors",
-        "rad",
-    ),
+_NAMES = {
+    "covariant_vector": ("trial time unit mode", "covariant Lyapunov vector", "1"),
+    "growth_rate": ("trial time mode", "growth rate of the covariant vector", "rate"),
+    "exponent": ("mode", "mean growth rate of the covariant vectors", "rate"),
+    "covariant_angle": ("trial time mode mode_in", "angle between covariant vectors", "rad"),
 }

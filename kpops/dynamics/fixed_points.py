@@ -12,9 +12,8 @@ from torch import Tensor
 
 from kpops import snapshot, work
 from kpops.arrays import to_numpy
-from kpops.dynamics import search_points
 from kpops.dynamics.given import bring, like_what, n_inputs, read_model, steady_input
-from kpops.dynamics.merge_points import merge, nearest
+from kpops.dynamics.search_points import Found, Map, merge, nearest, search
 from kpops.dynamics.stability import labelled
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.memory import check_allocation
@@ -25,7 +24,6 @@ from kpops.models.recurrence import Recurrence
 from kpops.precision import in_full_precision
 from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as random_generator
-from kpops.work import warn_unconverged
 
 _MATRICES = 16  # of the size of a Jacobian, in memory for each point with its eigenvectors
 
@@ -162,27 +160,36 @@ def fixed_points(
     settings = _check(tol, merge_distance, jitter, max_iterations)
     generator = random_generator(rng)
     problem = _read(model, starts, input, dtype, device, generator)
-    starts = _jittered(problem.starts, jitter, generator)
-    spread = _spread(problem.states)
+    starts, states = problem.starts, problem.states
+    if jitter:
+        noise = torch.from_numpy(generator.standard_normal(starts.shape))
+        starts = starts + jitter * noise.to(starts)
+    spread = float((states - states.mean(0)).square().sum(1).mean().sqrt()) or 1.0
     distance = merge_distance * spread
     with exclusive_compute(starts.device):
         x = steady_input(problem.recurrence, problem.x)
-        f = search_points.Map(problem.recurrence, x)
+        f = Map(problem.recurrence, x)
         inputs = x.expand(len(starts), 1, -1)
         snapshot.run_from(problem.recurrence, inputs, starts, None)  # refuses random models
-        found = search_points.search(f, starts, tol, 0.1 * distance, max_iterations)
-        states, speed, kind = map(to_numpy, found)
-        kept, count = merge(states, speed, kind, distance)
-        n_bytes = _MATRICES * len(kept) * x.element_size() * states.shape[1] ** 2
+        found = search(f, starts, tol, 0.1 * distance, max_iterations)
+        ends, speed, kind = map(to_numpy, found)
+        kept, count = merge(ends, speed, kind, distance)
+        n_bytes = _MATRICES * len(kept) * x.element_size() * ends.shape[1] ** 2
         check_allocation(f"the eigenvectors of {len(kept)} points", n_bytes, x.device)
-        points = search_points.Found(*(part[torch.from_numpy(kept).to(x.device)] for part in found))
+        points = Found(*(part[torch.from_numpy(kept).to(x.device)] for part in found))
         jacobians = f.jacobians(points.states)
     away = nearest(points.states, starts) / spread
     result = labelled(problem.recurrence, problem.x, points, jacobians, count, away)
-    digits = np.round(states[kept] / distance)  # so that rounding does not decide the order
+    digits = np.round(ends[kept] / distance)  # so that rounding does not decide the order
     order = np.lexsort((*digits.T[::-1], result.n_unstable.values, kind[kept]))
     result = result.isel(point=order).assign_coords(point=result.point)
-    _warn_of_others(result, max_iterations)
+    others = result.basin_count.values[~(result.converged | result.outlier).values]
+    if len(others):
+        work.warn_unconverged(
+            f"fixed_points: {others.sum()} starts came to no minimum of the speed in "
+            f"{max_iterations} iterations; the variable 'converged' marks their points; raise "
+            "max_iterations, or tol to accept their speed as that of fixed points"
+        )
     return result.assign_attrs(
         model=type(problem.recurrence.module).__name__,
         dtype=str(problem.x.dtype).removeprefix("torch."),
@@ -230,12 +237,17 @@ def _read(
     h0 = starts if np.ndim(starts) else None
     recurrence = read_model(model if lin is None else lin.recurrence, dtype, device, h0=h0)
     like = like_what(recurrence, {"starts": starts}, dtype)
-    states = None if lin is None else _valid_states(lin).to(like)
-    if isinstance(starts, int | np.integer) and not isinstance(starts, bool):
+    trajectory = None if lin is None else lin.trajectory
+    states = None
+    if trajectory is not None:
+        mask = trajectory.mask
+        states = trajectory.states.flatten(0, 1) if mask is None else trajectory.states[mask]
+        states = states.to(like)
+    if isinstance(starts, int | np.integer):
         begin = _drawn(states, int(starts), generator)
     else:
         begin = _states_of(starts, recurrence.state_size, like, dtype is not None)
-    x = _input_of(recurrence, None if lin is None else lin.trajectory, x, like, dtype is not None)
+    x = _input_of(recurrence, trajectory, x, like, dtype is not None)
     return _Problem(recurrence, x, begin, begin if states is None else states)
 
 
@@ -273,11 +285,6 @@ def _states_of(starts: Any, size: int | None, like: Tensor, convert: bool) -> Te
     return states.reshape(-1, states.shape[-1])
 
 
-def _valid_states(lin: Linearization) -> Tensor:
-    states, mask = lin.trajectory.states, lin.trajectory.mask
-    return states.flatten(0, 1) if mask is None else states[mask]
-
-
 def _drawn(states: Tensor | None, n: int, generator: np.random.Generator) -> Tensor:
     if states is None:
         raise ValueError(
@@ -288,24 +295,3 @@ def _drawn(states: Tensor | None, n: int, generator: np.random.Generator) -> Ten
         raise ValueError(f"starts={n}: choose 1 or more")
     chosen = generator.choice(len(states), size=n, replace=n > len(states))
     return states[torch.from_numpy(chosen).to(states.device)]
-
-
-def _jittered(starts: Tensor, jitter: float, generator: np.random.Generator) -> Tensor:
-    if jitter == 0:
-        return starts
-    return starts + jitter * torch.from_numpy(generator.standard_normal(starts.shape)).to(starts)
-
-
-def _spread(states: Tensor) -> float:
-    """Root mean square distance from the mean, or 1 if that is zero."""
-    return float((states - states.mean(0)).square().sum(1).mean().sqrt()) or 1.0
-
-
-def _warn_of_others(points: xr.Dataset, max_iterations: int) -> None:
-    others = points.basin_count.values[~(points.converged | points.outlier).values]
-    if len(others):
-        warn_unconverged(
-            f"fixed_points: {others.sum()} starts came to no minimum of the speed in "
-            f"{max_iterations} iterations; the variable 'converged' marks their points; raise "
-            "max_iterations, or tol to accept their speed as that of fixed points"
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from kpops.dynamics.lyapunov_source import Source, read_source
 from kpops.dynamics.lyapunov_tangent import evolve_frames
 from kpops.engines.exclusive import exclusive_compute
 from kpops.labels import Space
-from kpops.scalars import check_count, check_real
+from kpops.scalars import check_count
 
 _WINDOWS = 100  # finite-time exponents of a trial, about, where no window is given
 
@@ -163,14 +162,19 @@ def lyapunov_spectrum(
     >>> dict(result.trial_exponent.sizes), result.attrs["dynamics"]
     ({'trial': 5, 'mode': 3}, 'driven')
     """
-    check_dt(dt)
-    source = read_source(lin_or_model, inputs, h0, n_steps, dtype)
-    k = number_of_modes(k, source)
+    source, k = read_source(lin_or_model, k, inputs, h0, n_steps, dt, dtype)
     if interval is not None:
         check_count("interval", interval, 1)
     plan = _plan(source, transient, frame_transient, window)
+    n_trials = source.space.sizes["trial"]
+    growth = torch.zeros(n_trials, len(plan.ends), k, dtype=torch.float64)
+    log_det = torch.zeros(n_trials, dtype=torch.float64)
+    stops = sorted({plan.transient, plan.begin, *plan.ends})
     with exclusive_compute(source.start.device):
-        growth, log_det = _grow(source, k, plan, interval, rng)
+        for piece in evolve_frames(source, k, stops, interval, rng):
+            if piece.stop > plan.begin:
+                growth[:, bisect_left(plan.ends, piece.stop)] += piece.growth.cpu()
+                log_det += torch.nan if piece.log_det is None else piece.log_det.cpu()
     if dt is not None:
         growth, log_det = growth / dt, log_det / dt
     steps = plan.steps(source.lengths).to(growth)
@@ -234,53 +238,14 @@ def _plan(source: Source, transient: int, frame_transient: int | None, window: i
     return plan
 
 
-def _grow(
-    source: Source,
-    k: int,
-    plan: _Plan,
-    interval: int | None,
-    rng: int | np.random.Generator | None,
-) -> tuple[Tensor, Tensor]:
-    """Growth (trial, window, mode), and log |det| (trial,) of all that is counted, or NaN."""
-    n_trials = source.space.sizes["trial"]
-    growth = torch.zeros(n_trials, len(plan.ends), k, dtype=torch.float64)
-    log_det = torch.zeros(n_trials, dtype=torch.float64)
-    stops = sorted({plan.transient, plan.begin, *plan.ends})
-    for piece in evolve_frames(source, k, stops, interval, rng):
-        if piece.stop > plan.begin:
-            growth[:, bisect_left(plan.ends, piece.stop)] += piece.growth.cpu()
-            log_det += torch.nan if piece.log_det is None else piece.log_det.cpu()
-    return growth, log_det
-
-
-# Checks and labels, shared with the covariant vectors.
-
-
-def number_of_modes(k: int | None, source: Source) -> int:
-    """Number of modes; all by default."""
-    n_units = source.space.sizes["unit"]
-    if k is None:
-        return n_units
-    check_count("k", k, 1, n_units)
-    return int(k)
-
-
-def check_dt(dt: float | None) -> None:
-    """Refuse a step without a positive, finite duration."""
-    if dt is not None:
-        check_real("dt", dt)
-        if not 0 < dt < math.inf:
-            raise ValueError(f"dt={dt}: pass the time that a step takes, above 0")
-
-
 def dataset(
     source: Source,
     space: Space,
     variables: dict[str, Tensor],
-    names: dict[str, tuple[tuple[str, ...], str, str]],
+    names: dict[str, tuple[str, str, str]],
     settings: dict[str, Any],
 ) -> xr.Dataset:
-    """Label variables by their dims, long names and units.
+    """Label variables by their dims, long names and units, also for the covariant vectors.
 
     The units "rate" stand for 1/step, or for 1/time if `dt` is given.
     """
@@ -288,7 +253,7 @@ def dataset(
     result = {}
     for name, values in variables.items():
         dims, long_name, units = names[name]
-        here = space.keep(dims) if dims else Space((), ())
+        here = space.keep(tuple(dims.split())) if dims else Space((), ())
         array = here.label(to_numpy(values.to(source.start.dtype)), long_name=long_name)
         rate = "1/step" if dt is None else "1/time"
         array.attrs["units"] = rate if units == "rate" else units
@@ -299,19 +264,19 @@ def dataset(
     return xr.Dataset(result, attrs={**source.attrs, **attrs})
 
 
-_NAMES: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "exponent": (("mode",), "Lyapunov exponent", "rate"),
-    "stderr": (("mode",), "standard error of the Lyapunov exponent", "rate"),
-    "trial_exponent": (("trial", "mode"), "Lyapunov exponent of the trial", "rate"),
-    "trial_stderr": (("trial", "mode"), "standard error of the trial's exponent", "rate"),
+_NAMES = {
+    "exponent": ("mode", "Lyapunov exponent", "rate"),
+    "stderr": ("mode", "standard error of the Lyapunov exponent", "rate"),
+    "trial_exponent": ("trial mode", "Lyapunov exponent of the trial", "rate"),
+    "trial_stderr": ("trial mode", "standard error of the trial's exponent", "rate"),
     "finite_time_exponent": (
-        ("trial", "time", "mode"),
+        "trial time mode",
         "Lyapunov exponent of the window that ends here",
         "rate",
     ),
-    "finite_time_std": (("mode",), "standard deviation of the finite-time exponents", "rate"),
-    "history": (("time", "mode"), "Lyapunov exponent of the run up to here", "rate"),
-    "kaplan_yorke_dimension": ((), "Kaplan-Yorke dimension", "1"),
-    "entropy_bound": ((), "sum of the positive exponents", "rate"),
-    "mean_log_det": ((), "mean of log |det A|", "rate"),
+    "finite_time_std": ("mode", "standard deviation of the finite-time exponents", "rate"),
+    "history": ("time mode", "Lyapunov exponent of the run up to here", "rate"),
+    "kaplan_yorke_dimension": ("", "Kaplan-Yorke dimension", "1"),
+    "entropy_bound": ("", "sum of the positive exponents", "rate"),
+    "mean_log_det": ("", "mean of log |det A|", "rate"),
 }

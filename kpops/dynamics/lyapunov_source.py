@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from kpops.labels import Coordinate, Space
 from kpops.linearization import Linearization
 from kpops.models.recurrence import Recurrence, as_recurrence
 from kpops.read_inputs import read_inputs, read_state, trajectory_space
-from kpops.scalars import check_count
+from kpops.scalars import check_count, check_real
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,8 @@ class Source:
                 piece = self._run(h, time)
                 h = piece.states[:, -1]
             else:
-                inputs, previous, states = (
-                    part[:, time] for part in (whole.inputs, whole.previous, whole.states)
-                )
-                mask = None if whole.mask is None else whole.mask[:, time]
-                piece = Trajectory(inputs, previous, states, mask)
+                parts = (part[:, time] for part in (whole.inputs, whole.previous, whole.states))
+                piece = Trajectory(*parts, None if whole.mask is None else whole.mask[:, time])
             yield first, piece
 
     def _run(self, h: Tensor, time: slice) -> Trajectory:
@@ -87,24 +85,33 @@ class Source:
 
 @torch.inference_mode(False)
 def read_source(
-    lin_or_model: Any, inputs: Any, h0: Any, n_steps: int | None, dtype: torch.dtype | None
-) -> Source:
-    """Source of a linearization, or of a model with inputs or a number of steps."""
+    lin_or_model: Any,
+    k: int | None,
+    inputs: Any,
+    h0: Any,
+    n_steps: int | None,
+    dt: float | None,
+    dtype: torch.dtype | None,
+) -> tuple[Source, int]:
+    """Check the arguments; return the trajectories and the number of modes, all by default."""
+    if dt is not None:
+        check_real("dt", dt)
+        if not 0 < dt < math.inf:
+            raise ValueError(f"dt={dt}: pass the time that a step takes, above 0")
     if isinstance(lin_or_model, Linearization):
+        lin, stored = lin_or_model, lin_or_model.trajectory
         given = {"inputs": inputs, "h0": h0, "n_steps": n_steps, "dtype": dtype}
         extra = [name for name, value in given.items() if value is not None]
         if extra:
             raise ValueError(f"{extra} given, but a linearization has its own: leave them out")
-        stored = lin_or_model.trajectory
-        return Source(
-            lin_or_model.recurrence,
-            lin_or_model.space,
-            stored.previous[:, 0],
-            stored.inputs,
-            stored,
-            lin_or_model.attrs,
-        )
-    return _of_model(lin_or_model, inputs, h0, n_steps, dtype)
+        start = stored.previous[:, 0]
+        source = Source(lin.recurrence, lin.space, start, stored.inputs, stored, lin.attrs)
+    else:
+        source = _of_model(lin_or_model, inputs, h0, n_steps, dtype)
+    n_units = source.space.sizes["unit"]
+    if k is not None:
+        check_count("k", k, 1, n_units)
+    return source, n_units if k is None else int(k)
 
 
 def _of_model(model: Any, inputs: Any, h0: Any, n_steps: Any, dtype: torch.dtype | None) -> Source:

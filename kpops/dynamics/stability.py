@@ -79,9 +79,6 @@ def stability(jacobians: Tensor, values: Tensor) -> Stability:
     )
 
 
-_POINT, _MODE, _VECTOR = ("point",), ("point", "mode"), ("point", "mode", "unit")
-
-
 def labelled(
     recurrence: Recurrence,
     x: Tensor,
@@ -94,42 +91,42 @@ def labelled(
     n_points, n_units = points.states.shape
     sizes = {"point": n_points, "mode": n_units, "unit": n_units, "feature": len(x)}
     coords: dict[str, Any] = {d: ((d,), np.arange(n) + (d == "mode")) for d, n in sizes.items()}
-    units = recurrence.unit_coords(n_units).items()
-    coords |= {name: (("unit",), values) for name, values in units}
+    of_units = recurrence.unit_coords(n_units)
+    coords |= {name: (("unit",), values) for name, values in of_units.items()}
     space = Space(tuple(sizes), tuple(sizes.values()), coords)
     eigen = modes(jacobians)
     judged = stability(jacobians, eigen.values)
     kind = np.array(KINDS, dtype=object)[to_numpy(points.kind)]
     converged = points.kind != NEITHER
-    variables: dict[str, tuple[tuple[str, ...], Any, str, str]] = {
-        "state": (("point", "unit"), points.states, "state h", "1"),
-        "input": (("feature",), x, "constant input x", "1"),
-        "speed": (_POINT, points.speed, "speed |f(h) - h|", "1/step"),
-        "kind": (_POINT, kind, "fixed point, slow point or neither", "1"),
-        "converged": (_POINT, converged, "whether it is a fixed or a slow point", "1"),
-        "basin_count": (_POINT, count, "number of starts that led there", "1"),
-        "start_distance": (_POINT, start_distance, "distance to a start over spread", "1"),
-        "outlier": (_POINT, start_distance > 1, "whether it is far from all starts", "1"),
-        "n_unstable": (_POINT, judged.n_unstable, "number of unstable directions", "1"),
-        "is_stable": (_POINT, judged.is_stable, "whether all directions are stable", "1"),
-        "spectral_radius": (_POINT, judged.spectral_radius, "spectral radius of A", "1"),
-        "eigenvector_condition": (_POINT, eigen.condition, "condition of the eigenvectors", "1"),
-        "time_constant": (_MODE, judged.time_constant, "time constant", "step"),
-        **_parts("eigenvalue", _MODE, eigen.values, "eigenvalue"),
-        **_parts("right", _VECTOR, eigen.right, "right eigenvector"),
-        **_parts("left", _VECTOR, eigen.left, "left eigenvector"),
+    variables: dict[str, tuple[str, Any, str, str]] = {
+        "state": ("point unit", points.states, "state h", "1"),
+        "input": ("feature", x, "constant input x", "1"),
+        "speed": ("point", points.speed, "speed |f(h) - h|", "1/step"),
+        "kind": ("point", kind, "fixed point, slow point or neither", "1"),
+        "converged": ("point", converged, "whether it is a fixed or a slow point", "1"),
+        "basin_count": ("point", count, "number of starts that led there", "1"),
+        "start_distance": ("point", start_distance, "distance to a start over spread", "1"),
+        "outlier": ("point", start_distance > 1, "whether it is far from all starts", "1"),
+        "n_unstable": ("point", judged.n_unstable, "number of unstable directions", "1"),
+        "is_stable": ("point", judged.is_stable, "whether all directions are stable", "1"),
+        "spectral_radius": ("point", judged.spectral_radius, "spectral radius of A", "1"),
+        "eigenvector_condition": ("point", eigen.condition, "condition of the eigenvectors", "1"),
+        "time_constant": ("point mode", judged.time_constant, "time constant", "step"),
+        **_parts("eigenvalue", "point mode", eigen.values, "eigenvalue"),
+        **_parts("right", "point mode unit", eigen.right, "right eigenvector"),
+        **_parts("left", "point mode unit", eigen.left, "left eigenvector"),
     }
     result = {}
     for name, (dims, values, long_name, units) in variables.items():
         array = np.array(to_numpy(values) if isinstance(values, Tensor) else values)
-        label = space.keep(dims).label(array, long_name=long_name)
+        label = space.keep(tuple(dims.split())).label(array, long_name=long_name)
         result[name] = label.assign_attrs(units=units)
     return xr.Dataset(result)
 
 
 def _parts(
-    name: str, dims: tuple[str, ...], values: Tensor, long_name: str
-) -> dict[str, tuple[tuple[str, ...], Any, str, str]]:
+    name: str, dims: str, values: Tensor, long_name: str
+) -> dict[str, tuple[str, Any, str, str]]:
     """Real and imaginary part, since netCDF has no complex numbers."""
     return {
         f"{name}_real": (dims, values.real, f"{long_name}, real part", "1"),

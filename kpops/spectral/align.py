@@ -50,10 +50,8 @@ def alignment(
         known unit by unit, or the basis has at most 1024 vectors.
     num_matvecs : int
         Random vectors, at least 2: matvecs with each of the operators.
-    rng : int, Generator or None
-        Source of the random vectors.
-    progress : bool
-        Show a bar of the matvecs.
+    rng, progress
+        As for :func:`kpops.trace`.
 
     Returns
     -------
@@ -103,12 +101,16 @@ def alignment(
     used, how = 0, "K is block diagonal over units"
     if samples is None:
         a, b = (normalized(op)[0] for op in (a, b))  # no angle depends on the scale
-        batches, wide = _shared(a, b)
+        # The smaller side, as the blocks that neither couples.
+        wide = a.shape[0] < a.shape[1]
+        space = a.codomain if wide else a.domain
+        dims = tuple(d for d in block_diagonal_dims(a) if d in block_diagonal_dims(b))
+        batches = Batches(space, dims)
         if method == "exact" or (method == "auto" and is_cheap(batches.size)):
             n, blocks = batches.size, _basis(a, batches)
             method, how = "exact", f"a basis of {n} vectors"
         else:
-            n, blocks = num_matvecs, _probes(a, a.codomain if wide else a.domain, num_matvecs, rng)
+            n, blocks = num_matvecs, _probes(a, space, num_matvecs, rng)
             method, how = "hutchinson", f"{num_matvecs} shared random vectors"
         used = 2 * n
         work.expect(used)
@@ -161,13 +163,6 @@ def _of_unit_blocks(a: TrajectoryOperator, b: TrajectoryOperator) -> Tensor | No
     first, second = (x.scaled(1 / (x.trace() or 1.0)) for x in (first, second))
     products = [first.inner(second), first.inner(first), second.inner(second)]
     return torch.tensor(products, dtype=torch.float64)[:, None]
-
-
-def _shared(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[Batches, bool]:
-    """The smaller side as the blocks that neither couples, and whether it is the codomain."""
-    wide = a.shape[0] < a.shape[1]
-    dims = tuple(d for d in block_diagonal_dims(a) if d in block_diagonal_dims(b))
-    return Batches(a.codomain if wide else a.domain, dims), wide
 
 
 def _basis(a: TrajectoryOperator, batches: Batches) -> Iterator[Tensor]:

@@ -71,10 +71,8 @@ def spectral_density(
     method : {"auto", "exact", "lanczos"}
         ``"exact"`` smooths the whole spectrum; ``"auto"`` does so where the spectrum is cheap:
         small operators, and K of gated cells.
-    rng : int, Generator or None
-        Source of the random vectors.
-    progress : bool
-        Show a bar of the matvecs.
+    rng, progress
+        As for :func:`kpops.trace`.
 
     Returns
     -------
@@ -128,7 +126,16 @@ def spectral_density(
     """
     op, rng = as_operator(op), seeded(rng)
     check_probes(num_probes, steps)
-    _check(op, outliers, points, scale, width, method)
+    check_count("outliers", outliers, 0, min(op.shape) - 1)
+    check_count("points", points, 2)
+    if scale not in ("auto", "linear", "log"):
+        raise ValueError(f"scale={scale!r}: choose 'auto', 'linear' or 'log'")
+    if width is not None:
+        check_real("width", width)
+        if not 0 < width < math.inf:
+            raise ValueError(f"width={width}: choose a positive number, or None for the default")
+    if method not in ("auto", "exact", "lanczos"):
+        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'lanczos'")
     symmetric = is_self_adjoint(op)
     exact = method == "exact"
     whole = None if method == "lanczos" else whole_spectrum(op, symmetric, force=exact)
@@ -181,21 +188,6 @@ class _Modes(NamedTuple):
     residuals: Tensor
     vectors: Tensor | None
     num_matvecs: int
-
-
-def _check(
-    op: TrajectoryOperator, outliers: int, points: int, scale: str, width: float | None, method: str
-) -> None:
-    check_count("outliers", outliers, 0, min(op.shape) - 1)
-    check_count("points", points, 2)
-    if scale not in ("auto", "linear", "log"):
-        raise ValueError(f"scale={scale!r}: choose 'auto', 'linear' or 'log'")
-    if width is not None:
-        check_real("width", width)
-        if not 0 < width < math.inf:
-            raise ValueError(f"width={width}: choose a positive number, or None for the default")
-    if method not in ("auto", "exact", "lanczos"):
-        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'lanczos'")
 
 
 def _parted(spectrum: Spectrum, outliers: int) -> tuple[Rule, _Modes]:

@@ -120,7 +120,11 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
             "forced by states"
         )
     n_trials, n_steps, n_units = P.domain.shape
-    chosen = _positions([default] if times is None else times, n_steps)
+    times = [default] if times is None else times
+    chosen = np.atleast_1d(np.asarray(times))
+    if chosen.dtype.kind not in "iu" or ((chosen < -n_steps) | (chosen >= n_steps)).any():
+        raise ValueError(f"times={times!r}: choose positions from 0 to {n_steps - 1}, as ints")
+    chosen = np.arange(n_steps)[chosen]
     recursion = _observability if kind == "observability" else _controllability
     with exclusive_compute(P.device):  # no inference mode, whose tensors cannot be written to
         window = _window(P)
@@ -136,15 +140,11 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
                 kept[:, i] = scale[:, None, None] * symmetric.double()
     what = f"{kind} Gramian"
     trace = undone(traces, 1.0, P, f"trace of the {what}")
-    trials = P.domain.keep(("trial", "time"))
-    return xr.Dataset(
-        {
-            "gramian": _labelled(P, kept, chosen, what),
-            "trace": trials.label(trace, long_name=f"trace of the {what}"),
-        },
-        coords=identity(P),
-        attrs=configuration(P, times=chosen.tolist()),
-    )
+    variables = {
+        "gramian": _labelled(P, kept, chosen, what),
+        "trace": P.domain.keep(("trial", "time")).label(trace, long_name=f"trace of the {what}"),
+    }
+    return xr.Dataset(variables, identity(P), configuration(P, times=chosen.tolist()))
 
 
 def _labelled(P: Propagator, matrices: Tensor, times: np.ndarray, long_name: str) -> xr.DataArray:
@@ -159,10 +159,3 @@ def _labelled(P: Propagator, matrices: Tensor, times: np.ndarray, long_name: str
         coords=coords | inside | {"at_time": (("at_time",), labels[times], attrs)},
         attrs=unitless(long_name),
     )
-
-
-def _positions(times: Sequence[int], n_steps: int) -> np.ndarray:
-    wanted = np.atleast_1d(np.asarray(times))
-    if wanted.dtype.kind not in "iu" or ((wanted < -n_steps) | (wanted >= n_steps)).any():
-        raise ValueError(f"times={times!r}: choose positions from 0 to {n_steps - 1}, as ints")
-    return np.arange(n_steps)[wanted]

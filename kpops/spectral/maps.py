@@ -58,10 +58,8 @@ def frobenius_map(
         over trials).
     lag_cutoff : int, optional
         Energy beyond this lag counts as long-range. Default: a quarter of the steps.
-    rng : int, Generator or None
-        Source of the random vectors.
-    progress : bool
-        Show a bar of the matvecs.
+    rng, progress
+        As for :func:`kpops.trace`.
     beyond : int, optional
         The old name of `lag_cutoff`.
 
@@ -109,7 +107,12 @@ def frobenius_map(
     if beyond is not None:
         work.warn_renamed("beyond", "lag_cutoff")
         lag_cutoff = beyond
-    _check(op, dim, method, num_probes)
+    shared = [d for d in op.domain.dims if d in op.codomain.dims]
+    if dim not in shared:
+        raise ValueError(f"dim={dim!r}: choose one of the dims {shared} of both sides of {op!r}")
+    if method not in ("auto", "exact", "probes"):
+        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'probes'")
+    check_count("num_probes", num_probes, 2)
     lag = _checked_lag(op, dim, lag_cutoff)
     blocks = op.unit_blocks()
     if method == "auto":
@@ -130,15 +133,6 @@ def frobenius_map(
     }
     variables = _labelled(op, dim, _summed(samples, lag), lag, raised(unit, 2))
     return xr.Dataset(variables, _coords(op, dim, with_lags=lag is not None), attrs)
-
-
-def _check(op: TrajectoryOperator, dim: str, method: str, num_probes: int) -> None:
-    shared = [d for d in op.domain.dims if d in op.codomain.dims]
-    if dim not in shared:
-        raise ValueError(f"dim={dim!r}: choose one of the dims {shared} of both sides of {op!r}")
-    if method not in ("auto", "exact", "probes"):
-        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'probes'")
-    check_count("num_probes", num_probes, 2)
 
 
 def _checked_lag(op: TrajectoryOperator, dim: str, lag_cutoff: int | None) -> int | None:

@@ -66,10 +66,8 @@ def frobenius_norm(
 
     Raises
     ------
-    ValueError
-        If an option is unknown or out of range, or `op` is not finite.
-    MemoryError
-        If the matrix of ``method="exact"`` would not fit.
+    ValueError, MemoryError
+        As for :func:`kpops.trace`, but any shape of `op` will do.
 
     Warns
     -----
@@ -139,10 +137,8 @@ def schatten_norm(
 
     Raises
     ------
-    ValueError
-        If `p` is below 1, or an option is unknown or out of range.
-    MemoryError
-        If the matrix of ``method="exact"`` would not fit.
+    ValueError, MemoryError
+        As for :func:`kpops.frobenius_norm`, or if `p` is below 1.
 
     Warns
     -----

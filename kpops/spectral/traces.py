@@ -175,10 +175,8 @@ def diagonal(
 
     Raises
     ------
-    ValueError
-        If `op` is not square, or an option is unknown or out of range.
-    MemoryError
-        If the matrix of ``method="exact"`` would not fit.
+    ValueError, MemoryError
+        As for :func:`kpops.trace`.
 
     Warns
     -----
