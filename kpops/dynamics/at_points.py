@@ -84,7 +84,7 @@ def linearize_at(
         )
     states, x, labels = _read(points, input)
     lin = model if isinstance(model, Linearization) else _at(model, states, x, options)
-    return _stay(lin, *_brought(lin, states, x, options.get("dtype") is not None), labels, n_steps)
+    return _stay(lin, states, x, labels, n_steps, convert=options.get("dtype") is not None)
 
 
 @in_full_precision
@@ -155,7 +155,7 @@ def stationary_response(
 
 
 class Resolvent(TrajectoryOperator):
-    """R = (I - A)^-1 at points: a constant forcing q moves them to ``v = A v + q``.
+    """R = (I - A)^-1 at points: a constant forcing q moves them by v, with ``v = A v + q``.
 
     Parameters
     ----------
@@ -240,8 +240,10 @@ def _at(model: Any, states: Any, x: Any, options: dict[str, Any]) -> Linearizati
     )
 
 
-def _brought(lin: Linearization, states: Any, x: Any, convert: bool) -> tuple[Tensor, Tensor]:
-    """States, and what steps at the constant input read, as tensors of the linearization."""
+def _stay(
+    lin: Linearization, states: Any, x: Any, labels: np.ndarray, n_steps: int, *, convert: bool
+) -> Linearization:
+    """The linearization with steps that all start at the same states and read the same input."""
     like = lin.trajectory.states
     n_units, n_features = like.shape[2], n_inputs(lin.recurrence, lin.trajectory.inputs.shape[2])
     h = bring(states, like, "points", convert)
@@ -251,23 +253,16 @@ def _brought(lin: Linearization, states: Any, x: Any, convert: bool) -> tuple[Te
             f"points has shape {tuple(h.shape)} and input {tuple(x.shape)}, expected (point, "
             f"{n_units}) and ({n_features},) for this linearization"
         )
-    return h, steady_input(lin.recurrence, x)
-
-
-def _stay(
-    lin: Linearization, h: Tensor, x: Tensor, labels: np.ndarray, n_steps: int
-) -> Linearization:
-    """The linearization with steps that all start at the same states."""
-    n_points, n_units = h.shape
-    inputs = x.expand(n_points, n_steps, -1).contiguous()
+    n_points = len(h)
+    inputs = steady_input(lin.recurrence, x).expand(n_points, n_steps, -1).contiguous()
     with exclusive_compute(h.device):
         new = lin.recurrence(inputs[:, 0], h)
-    previous, states = (part[:, None].expand(-1, n_steps, -1).contiguous() for part in (h, new))
+    before, after = (part[:, None].expand(-1, n_steps, -1).contiguous() for part in (h, new))
     coords = {
         "trial": Coordinate(("trial",), labels),
         "time": Coordinate(("time",), np.arange(1, n_steps + 1)),
         **{k: c for k, c in lin.space.coords.items() if c.dims in ((), ("unit",))},
     }
     space = Space(("trial", "time", "unit"), (n_points, int(n_steps), n_units), coords)
-    trajectory = Trajectory(inputs, previous, states, None)
+    trajectory = Trajectory(inputs, before, after, None)
     return replace(lin, trajectory=trajectory, space=space, reading=Reading())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,18 +159,17 @@ def fixed_points(
     """
     settings = _check(tol, merge_distance, jitter, max_iterations)
     generator = random_generator(rng)
-    problem = _read(model, starts, input, dtype, device, generator)
-    starts, states = problem.starts, problem.states
+    recurrence, given, starts, states = _read(model, starts, input, dtype, device, generator)
     if jitter:
         noise = torch.from_numpy(generator.standard_normal(starts.shape))
         starts = starts + jitter * noise.to(starts)
     spread = float((states - states.mean(0)).square().sum(1).mean().sqrt()) or 1.0
     distance = merge_distance * spread
     with exclusive_compute(starts.device):
-        x = steady_input(problem.recurrence, problem.x)
-        f = Map(problem.recurrence, x)
+        x = steady_input(recurrence, given)
+        f = Map(recurrence, x)
         inputs = x.expand(len(starts), 1, -1)
-        snapshot.run_from(problem.recurrence, inputs, starts, None)  # refuses random models
+        snapshot.run_from(recurrence, inputs, starts, None)  # refuses random models
         found = search(f, starts, tol, 0.1 * distance, max_iterations)
         ends, speed, kind = map(to_numpy, found)
         kept, count = merge(ends, speed, kind, distance)
@@ -179,7 +178,7 @@ def fixed_points(
         points = Found(*(part[torch.from_numpy(kept).to(x.device)] for part in found))
         jacobians = f.jacobians(points.states)
     away = nearest(points.states, starts) / spread
-    result = labelled(problem.recurrence, problem.x, points, jacobians, count, away)
+    result = labelled(recurrence, given, points, jacobians, count, away)
     digits = np.round(ends[kept] / distance)  # so that rounding does not decide the order
     order = np.lexsort((*digits.T[::-1], result.n_unstable.values, kind[kept]))
     result = result.isel(point=order).assign_coords(point=result.point)
@@ -191,21 +190,12 @@ def fixed_points(
             "max_iterations, or tol to accept their speed as that of fixed points"
         )
     return result.assign_attrs(
-        model=type(problem.recurrence.module).__name__,
-        dtype=str(problem.x.dtype).removeprefix("torch."),
+        model=type(recurrence.module).__name__,
+        dtype=str(given.dtype).removeprefix("torch."),
         spread=spread,
         n_starts=len(starts),
         configuration=json.dumps(settings, sort_keys=True),
     )
-
-
-class _Problem(NamedTuple):
-    """A model, its input, where to start, and the states that define the spread."""
-
-    recurrence: Recurrence
-    x: Tensor
-    starts: Tensor
-    states: Tensor
 
 
 def _check(
@@ -228,7 +218,8 @@ def _read(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     generator: np.random.Generator,
-) -> _Problem:
+) -> tuple[Recurrence, Tensor, Tensor, Tensor]:
+    """A model, its input, where to start, and the states that define the spread."""
     lin = model if isinstance(model, Linearization) else None
     if isinstance(starts, bool | xr.Dataset | Linearization):
         raise TypeError(
@@ -248,7 +239,7 @@ def _read(
     else:
         begin = _states_of(starts, recurrence.state_size, like, dtype is not None)
     x = _input_of(recurrence, trajectory, x, like, dtype is not None)
-    return _Problem(recurrence, x, begin, begin if states is None else states)
+    return recurrence, x, begin, begin if states is None else states
 
 
 def _input_of(

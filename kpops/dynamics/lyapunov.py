@@ -21,7 +21,7 @@ from kpops.engines.exclusive import exclusive_compute
 from kpops.labels import Space
 from kpops.scalars import check_count
 
-_WINDOWS = 100  # finite-time exponents of a trial, about, where no window is given
+_WINDOWS = 100  # approximate number of windows of a trial, by default
 
 
 @work.shown

@@ -60,8 +60,9 @@ class Source:
                 piece = self._run(h, time)
                 h = piece.states[:, -1]
             else:
-                parts = (part[:, time] for part in (whole.inputs, whole.previous, whole.states))
-                piece = Trajectory(*parts, None if whole.mask is None else whole.mask[:, time])
+                mask = None if whole.mask is None else whole.mask[:, time]
+                inputs, previous = whole.inputs[:, time], whole.previous[:, time]
+                piece = Trajectory(inputs, previous, whole.states[:, time], mask)
             yield first, piece
 
     def _run(self, h: Tensor, time: slice) -> Trajectory:

@@ -176,7 +176,7 @@ def _step(rows: Rows, damping: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_minimum(f: Map, rows: Rows, near: float) -> Tensor:
-    """Whether q has a minimum near every row that is not a zero of q."""
+    """Whether q has a minimum near each row that is no zero of it."""
     g = _times(rows.J.mT, rows.F)
     H = rows.J.mT @ rows.J + f.curvatures(rows.h, rows.F)
     triangle, info = torch.linalg.cholesky_ex(H)
@@ -202,7 +202,7 @@ def merge(
 
     Returns the positions of the kept points, the best first, and how many starts each stands for.
     """
-    # Imported here, since scipy.special, which this loads, adds a filter to the warnings'.
+    # Imported here, since it loads scipy.special, which adds a filter of warnings.
     from scipy.spatial import cKDTree
 
     tree = cKDTree(states)

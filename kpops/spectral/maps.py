@@ -142,7 +142,7 @@ def _checked_lag(op: TrajectoryOperator, dim: str, lag_cutoff: int | None) -> in
     if dim != "time" or not same:
         if lag_cutoff is not None:
             raise ValueError(
-                f"lag_cutoff={lag_cutoff}: lags need the dim 'time', the same on both sides"
+                f"lag_cutoff={lag_cutoff}: a lag needs the dim 'time', the same on both sides"
             )
         return None
     if lag_cutoff is None:

@@ -273,8 +273,10 @@ class _Rules:
         probes = max(min(_PROBES, left // 2), int(math.sqrt(left)))
         if probes < 2:
             return
-        options = {"num_probes": probes, "steps": max(1, left // probes), "rng": self.rng}
-        rule = gauss_rule(self.op, symmetric=self.symmetric, **options)
+        steps = max(1, left // probes)
+        rule = gauss_rule(
+            self.op, num_probes=probes, steps=steps, rng=self.rng, symmetric=self.symmetric
+        )
         self.num_matvecs += rule.num_matvecs
         scale = float(rule.nodes.abs().max())
         if scale == 0:
