@@ -260,8 +260,9 @@ def dataset(
         if "time" in dims and dt is not None:
             array["time"].attrs["units"] = "time"
         result[name] = array
-    attrs = {"dynamics": source.dynamics, "configuration": json.dumps(settings, sort_keys=True)}
-    return xr.Dataset(result, attrs={**source.attrs, **attrs})
+    text = json.dumps(settings, sort_keys=True, default=np.generic.item)
+    attrs = {**source.attrs, "dynamics": source.dynamics, "configuration": text}
+    return xr.Dataset(result, attrs=attrs)
 
 
 _NAMES = {

@@ -109,7 +109,7 @@ def configuration(op: TrajectoryOperator, **settings: Any) -> dict[str, Any]:
     return {
         **op.attrs,
         "dtype": str(op.torch_dtype).removeprefix("torch."),
-        "configuration": json.dumps(settings, sort_keys=True),
+        "configuration": json.dumps(settings, sort_keys=True, default=np.generic.item),
     }
 
 
