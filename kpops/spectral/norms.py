@@ -91,14 +91,14 @@ def frobenius_norm(
     method = feasible(op, method)
     answer = exact_answer(exact_frobenius, op, method)
     if answer is None:
-        factor, scale = SpectralProblem(op).factor, 1.0
+        factor, act = SpectralProblem(op).factor, None
         if factor is None:
             run = gram_trace(op, 1.0, method, rng)
         else:  # A = F F*: the trace of (F* F)^2
             run, act = squared_gram_trace(factor, 1.0, method, rng)
-            scale = act.scale
         answer = estimated(run, budget, tol, positive=True, power=0.5)
-        answer = answer._replace(unit=scale * answer.unit)
+        if act is not None:  # its scale is known once it has run
+            answer = answer._replace(unit=act.scale * answer.unit)
     settings = {"method": method, "num_matvecs": budget, "tol": tol}
     return scalar_dataset(op, "frobenius_norm", answer, "Frobenius norm", settings)
 
