@@ -164,11 +164,7 @@ def covariant_lyapunov_vectors(
 
 
 def _forward(
-    source: Source,
-    transient: int,
-    marks: Sequence[int],
-    frames: Tensor,
-    rng: int | np.random.Generator | None,
+    source: Source, transient: int, marks: Sequence[int], frames: Tensor, rng: Any
 ) -> list[tuple[int, Tensor]]:
     """Write Q at the first marks into `frames`; return the pieces from there on as (end, R)."""
     stops = sorted({transient, *marks, source.space.sizes["time"]})

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,11 +54,7 @@ class Piece(NamedTuple):
 
 
 def evolve_frames(
-    source: Source,
-    k: int,
-    stops: Sequence[int],
-    interval: int | None,
-    rng: int | np.random.Generator | None,
+    source: Source, k: int, stops: Sequence[int], interval: int | None, rng: Any
 ) -> Iterator[Piece]:
     """Move k random tangents along every trajectory, from the first to the last of `stops`.
 
@@ -99,9 +94,7 @@ class _Frames:
     never rises again: their growth stays -inf, and their columns go on in arbitrary directions.
     """
 
-    def __init__(
-        self, like: Tensor, k: int, interval: int | None, rng: int | np.random.Generator | None
-    ) -> None:
+    def __init__(self, like: Tensor, k: int, interval: int | None, rng: Any) -> None:
         drawn = random_generator(rng).standard_normal((k, *like.shape))
         self.matrices = torch.linalg.qr(torch.from_numpy(drawn).to(like).permute(1, 2, 0)).Q
         self.dead = torch.zeros(len(like), k, dtype=torch.bool, device=like.device)

@@ -245,15 +245,9 @@ def spectral_norm(
         symmetric = is_self_adjoint(op)
         modes = (eigenpairs if symmetric else singular_triplets)(op, 1, tol=tol, rng=rng)
         size = abs(float(modes.values[0]))
-        answer = Estimate(
-            size,
-            size * float(modes.residual[0]),
-            modes.method,
-            modes.chosen,
-            modes.num_matvecs,
-            converged=bool(modes.converged[0]),
-            unit=modes.unit,
-        )
+        error, converged = size * float(modes.residual[0]), bool(modes.converged[0])
+        how = (modes.method, modes.chosen, modes.num_matvecs)
+        answer = Estimate(size, error, *how, converged=converged, unit=modes.unit)
     return scalar_dataset(op, "spectral_norm", answer, "spectral norm", {"tol": tol})
 
 

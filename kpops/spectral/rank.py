@@ -92,10 +92,8 @@ def effective_rank(
         ``"variance"`` and ``"stable"`` come on top.
     rtol : float, optional
         Double `num_matvecs` until the standard error is at most this fraction of the estimate.
-    rng : int, Generator or None
-        Source of the random vectors.
-    progress : bool
-        Show the matvecs so far.
+    rng, progress
+        As for :func:`kpops.trace`.
     on_interrupt : {"raise", "return"}
         What Ctrl-C does during an estimate. With ``"return"`` the first one ends it after the
         current matvec: the estimate so far, or NaN, is returned with a warning and the attribute
