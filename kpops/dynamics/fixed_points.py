@@ -64,7 +64,8 @@ def fixed_points(
         one that rounding explains: 16 units of it times ``sqrt(S) + |h|``, plus 4 units times
         ``|A - I| |h|``.
     merge_distance : float
-        Points up to this distance are one, relative to the spread of the states; see Notes.
+        Points up to this distance apart count as one, relative to the spread of the states; see
+        Notes.
     jitter : float
         Standard deviation of Gaussian noise to add to every entry of the starts.
     max_iterations : int

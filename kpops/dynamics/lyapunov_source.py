@@ -120,8 +120,8 @@ def _of_model(model: Any, inputs: Any, h0: Any, n_steps: Any, dtype: torch.dtype
         as_recurrence(model)  # refuses it by name
     if (inputs is None) == (n_steps is None):
         raise ValueError(
-            f"n_steps={n_steps} with{'out' if inputs is None else ''} inputs: pass either inputs, "
-            "which set the number of steps, or n_steps to run without"
+            f"n_steps={n_steps} with{'out' if inputs is None else ''} inputs: pass inputs, which "
+            "set the number of steps, or n_steps to run without"
         )
     if n_steps is not None:
         check_count("n_steps", n_steps, 1)

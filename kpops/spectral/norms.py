@@ -119,8 +119,8 @@ def schatten_norm(
 
     Parameters
     ----------
-    op, num_matvecs, tol, rng, progress
-        As for :func:`kpops.frobenius_norm`; an infinite p ignores `num_matvecs`.
+    op : TrajectoryOperator, LinearOperator or array_like
+        m x n.
     p : float
         At least 1: 1 is the nuclear norm, 2 the Frobenius norm, infinity the spectral norm.
     method : {"auto", "exact", "lanczos"}
@@ -129,6 +129,8 @@ def schatten_norm(
         :func:`kpops.frobenius_norm` for p = 2, :func:`kpops.spectral_norm` for infinite p,
         :func:`kpops.trace` for p = 1 if `op` is known to be positive, the mean of ``||A* A z||^2``
         for p = 4, and ``"lanczos"`` for the rest.
+    num_matvecs, tol, rng, progress
+        As for :func:`kpops.trace`; an infinite p ignores `num_matvecs`.
 
     Returns
     -------

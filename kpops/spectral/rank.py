@@ -88,8 +88,8 @@ def effective_rank(
         ``"auto"`` is exact where structure allows (small operators and reductions, K of gated
         cells).
     num_matvecs : int
-        Approximate matvecs of an estimate. ``"lanczos"`` takes at least 384, and leading modes for
-        ``"variance"`` and ``"stable"`` come on top.
+        Approximate number of matvecs of an estimate. ``"lanczos"`` takes at least 384, and leading
+        modes for ``"variance"`` and ``"stable"`` come on top.
     rtol : float, optional
         Double `num_matvecs` until the standard error is at most this fraction of the estimate.
     rng, progress
