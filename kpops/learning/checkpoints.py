@@ -1,7 +1,8 @@
-"""Checkpoints on disk: written whole or not at all, read lazily and safely."""
+"""Checkpoints on disk: written whole or not at all, by one process; read lazily and safely."""
 
 from __future__ import annotations
 
+import errno
 import io
 import operator
 import os
@@ -9,24 +10,32 @@ import re
 import secrets
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from socket import gethostname
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PATTERN = "step_*.pt"
 KEYS = ("state_dict", "model_state_dict", "model")
 TEMPORARY = ".tmp"
 CONTENT = {"step", "model", "optimizer", "loss", "seed", "configuration"}
+LOCK = ".lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # of file systems that cannot lock
 
 
 class Checkpoints(Sequence[tuple[int, dict[str, Tensor]]]):
-    """Checkpoints of a training, in the order of their steps, each loaded when asked for.
+    """Checkpoints of a training in the order of their steps, as :func:`checkpoints` returns them.
 
-    Made by :func:`checkpoints`. An integer index gives ``(step, state_dict)``, a slice gives
-    Checkpoints.
+    An integer index loads and returns ``(step, state_dict)``; a slice returns Checkpoints.
 
     Attributes
     ----------
@@ -52,8 +61,7 @@ class Checkpoints(Sequence[tuple[int, dict[str, Tensor]]]):
             paths = {step: self._paths[step] for step in self.steps[index]}
             return Checkpoints(paths, self._key, self._prefix)
         step = self.steps[index]
-        path = self._paths[step]
-        return step, _without(self._prefix, _state_dict(_read(path), self._key, path), path)
+        return step, _state_dict(self._paths[step], self._key, self._prefix)
 
     def __repr__(self) -> str:
         return f"Checkpoints(steps={self.steps})"
@@ -69,27 +77,27 @@ def checkpoints(
 ) -> Checkpoints:
     r"""Checkpoints in `folder`, as a sequence of ``(step, state_dict)`` in order of their steps.
 
-    Nothing is loaded before it is asked for, and the sequence can be iterated again. The tensors
-    are on the CPU; ``model.load_state_dict`` takes them to the model's device.
+    Each is loaded when it is accessed, and the sequence can be iterated repeatedly. The tensors
+    are on the CPU; ``model.load_state_dict`` moves them to the model's device.
 
     Parameters
     ----------
     folder : path
-        What was given to :func:`kpops.training.train`, or a folder of anybody's files written by
+        The folder passed to :func:`kpops.training.train`, or one with other files written by
         ``torch.save``: state dicts, dicts that contain one, ``.ckpt`` files of Lightning.
     pattern : str
-        Glob pattern of the files, relative to the folder; ``**/`` looks into folders in it.
+        Glob pattern of the files, relative to the folder; ``**/`` searches subfolders.
     step : str or callable, optional
-        Where a file's step stands: a regular expression with one group, searched for in the path
-        relative to `folder`, or a callable from the path. By default the last number in the file's
+        How to find a file's step: a regular expression with one group, searched for in the path
+        relative to `folder`, or a function of the path. Default: the last number in the file's
         name, without its suffix.
     key : str, optional
-        Where in the file the state dict is. By default it is the file's content, or the first of
-        its entries "state_dict", "model_state_dict" and "model" that is a dict.
+        Entry of the file that holds the state dict. Default: the first of "state_dict",
+        "model_state_dict" and "model" that is a dict, or else the whole content.
     prefix : str
-        Only the weights whose names start with it are taken, and it is removed. DataParallel puts
-        "module." before all names, ``torch.compile`` "_orig_mod.", Lightning the name of the
-        attribute that holds the model, such as "model.".
+        Take only the weights whose names start with it, and remove it. DataParallel puts "module."
+        before all names, ``torch.compile`` "_orig_mod.", Lightning the name of the attribute that
+        holds the model, such as "model.".
 
     Returns
     -------
@@ -100,18 +108,18 @@ def checkpoints(
     FileNotFoundError
         If the folder does not exist or no file matches.
     ValueError
-        If a file has no step, or two files have the same. When a file is read: if `prefix` starts
-        none of the names.
+        If a file has no step, or two files have the same. On access: if no name starts with
+        `prefix`.
     OSError
-        When a file is read: if it is damaged, or holds other objects than tensors and plain Python.
+        On access: if the file is damaged, or holds anything but tensors and plain Python.
     TypeError
-        When a file is read: if there is no state dict in it.
+        On access: if the file holds no state dict.
 
     Notes
     -----
-    Files are read by ``torch.load(..., weights_only=True)``, which runs no code from them, after
-    the checksums in them were compared: a file with a changed bit is refused. For files that need
-    more, :func:`kpops.over_training` takes any iterable of (step, state_dict).
+    The checksums in a file are verified, so a single changed bit is detected; then it is read by
+    ``torch.load(..., weights_only=True)``, which runs no code from it. For files that need more,
+    :func:`kpops.over_training` takes any iterable of (step, state_dict).
 
     Examples
     --------
@@ -128,7 +136,7 @@ def checkpoints(
     >>> [(step, sorted(state)) for step, state in saved]
     [(20, ['bias', 'weight']), (100, ['bias', 'weight'])]
 
-    Files of another library, with a version behind the step and the model under a name:
+    A file of another library, with a version after the step and a prefix before the names:
 
     >>> state = {f"net.{name}": value for name, value in readout.state_dict().items()}
     >>> torch.save({"epoch": 3, "state_dict": state}, folder / "epoch=3-step=400-v1.ckpt")
@@ -151,7 +159,7 @@ def checkpoints(
 def _find(
     folder: Path, pattern: str, step: str | Callable[[Path], int] | None = None
 ) -> dict[int, Path]:
-    """Step to path, in the order of the steps."""
+    """Paths by step, in the order of the steps."""
     paths: dict[int, Path] = {}
     for path in sorted(folder.glob(pattern)):
         number = operator.index(step(path)) if callable(step) else _step(path, folder, step)
@@ -185,7 +193,7 @@ def _step(path: Path, folder: Path, expression: str | None) -> int:
 def _read(path: Path) -> Any:
     try:
         data = path.read_bytes()
-        _compare_checksums(data)
+        _verify_checksums(data)
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises errors of any kind
         raise OSError(
@@ -195,19 +203,20 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _compare_checksums(data: bytes) -> None:
-    """Compare the checksum of every record, which PyTorch writes and does not read."""
+def _verify_checksums(data: bytes) -> None:
+    """Verify the checksum of every record, which PyTorch writes but does not read."""
     if not data.startswith(b"PK"):  # the format before PyTorch 1.6, which has none
         return
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         # All are zero where torch.serialization.set_crc32_options(False) was called.
         damaged = archive.testzip() if any(r.CRC for r in archive.infolist()) else None
     if damaged is not None:
-        raise ValueError(f"the checksum of its record {damaged} is another")
+        raise ValueError(f"the checksum of its record {damaged} does not match")
 
 
-def _state_dict(content: Any, key: str | None, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a file holds."""
+def _state_dict(path: Path, key: str | None, prefix: str) -> dict[str, Tensor]:
+    """The state dict in a file, without the prefix of its names."""
+    content = _read(path)
     if not isinstance(content, dict):
         raise TypeError(f"'{path}' holds a {type(content).__name__}, expected a state dict")
     candidates = KEYS if key is None else (key,)
@@ -220,22 +229,19 @@ def _state_dict(content: Any, key: str | None, path: Path) -> dict[str, Tensor]:
             f"'{path}' holds no state dict{where}, its entries are {list(content)[:10]}: "
             "pass the one that is as key="
         )
-    return state
-
-
-def _without(prefix: str, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     if not prefix:
         return state
     chosen = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not chosen:
         raise ValueError(
-            f"prefix={prefix!r} starts no name in '{path}', whose names are {list(state)[:5]}..."
+            f"prefix={prefix!r} starts no name in '{path}', whose names are {list(state)[:5]}...: "
+            "pass what they start with"
         )
     return chosen
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Content of the newest readable checkpoint of `train`, None if there is none."""
+    """Content of the newest readable checkpoint of `train`, or None."""
     for path in reversed(_find(folder, PATTERN).values()):
         try:
             content = _read(path)
@@ -249,8 +255,8 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is either complete or not there, whenever the process dies."""
-    # In memory first: Ctrl-C while PyTorch writes to a file comes out as an error of its writer.
+    """Write a file that is either complete or absent, whenever the process dies."""
+    # In memory first: PyTorch's file writer turns Ctrl-C into an error of its own.
     data = io.BytesIO()
     torch.save(content, data)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
@@ -265,6 +271,53 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote have left."""
+    """Remove the temporary files of processes that were killed while writing."""
     for path in folder.glob(f".step_*{TEMPORARY}"):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_trainer(folder: Path) -> Iterator[str | None]:
+    """Keep other trainings out of `folder`; yields what keeps this one out, or None.
+
+    The operating system locks a file, which is removed at the end. The lock ends with its process,
+    so a killed one blocks nobody.
+    """
+    if fcntl is None:
+        yield None
+        return
+    path = folder / LOCK
+    try:
+        descriptor, busy = _take(path)
+    except OSError as error:
+        yield f"cannot be written to or locked: {error}"
+        return
+    try:
+        yield busy
+    finally:
+        if busy is None:
+            with suppress(OSError):
+                path.unlink()  # while the lock still holds
+        os.close(descriptor)
+
+
+def _take(path: Path) -> tuple[int, str | None]:
+    """Open the file, and lock it or name the holder."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()} on {gethostname()}".encode())
+                    return descriptor, None
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            return descriptor, f"is being trained in by {holder}"
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in _NO_LOCKS:
+                return descriptor, None
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder has removed the file meanwhile

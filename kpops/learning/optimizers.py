@@ -1,4 +1,4 @@
-"""The rule of the parameter updates: an optimizer, and the schedule of its learning rate."""
+"""Parameter updates: an optimizer, and the schedule of its learning rate."""
 
 from __future__ import annotations
 
@@ -15,24 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kpops.kinds import described
-from kpops.learning.fingerprints import attributes
+from kpops.learning.resumption import attributes
 from kpops.scalars import check_real
 
 Factory = Callable[[list[nn.Parameter], float], "Optimizer | tuple[Optimizer, LRScheduler]"]
 
 
 class Updates:
-    """An optimizer and, where there is one, its scheduler, which moves once per step.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Its parameters that require grad are updated.
-    optimizer : str or callable
-        See :func:`kpops.training.train`.
-    learning_rate : float
-        Passed on to the optimizer.
-    """
+    """The optimizer of a model and its scheduler, if any; see :func:`kpops.training.train`."""
 
     def __init__(self, model: nn.Module, optimizer: str | Factory, learning_rate: float) -> None:
         check_real("learning_rate", learning_rate)
@@ -40,7 +30,7 @@ class Updates:
             raise ValueError(f"learning_rate={learning_rate}: pass a positive number")
         parameters = [p for p in model.parameters() if p.requires_grad]
         make = optimizer if callable(optimizer) else _by_name(optimizer)
-        # A Python number, since NumPy's in the optimizer's state would make checkpoints unreadable.
+        # A Python float: one of NumPy's in the state would make checkpoints unreadable.
         made = make(parameters, float(learning_rate))
         pair = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         self.optimizer: Optimizer = pair[0]
@@ -54,7 +44,7 @@ class Updates:
             self.scheduler.step()
 
     def state(self) -> dict[str, Any]:
-        """All that the next update depends on beside parameters and gradients."""
+        """All that the next update depends on, besides parameters and gradients."""
         state = {"optimizer": self.optimizer.state_dict()}
         if self.scheduler is not None:
             state["scheduler"] = self.scheduler.state_dict()
@@ -63,8 +53,8 @@ class Updates:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned, to the bit."""
         self.optimizer.load_state_dict(state["optimizer"])
-        # torch has cast that to the dtype of the parameters. Some optimizers keep float32 scalars
-        # for float64 parameters, whose products would come out differently.
+        # torch casts the state to the dtype of the parameters. Some optimizers keep float32 scalars
+        # for float64 parameters, which would then round differently.
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for number, saved in state["optimizer"]["state"].items():
             mine = self.optimizer.state[parameters[number]]
@@ -76,7 +66,7 @@ class Updates:
 
     def describe(self) -> dict[str, Any]:
         """Classes and options as plain Python, equal for equal updates."""
-        # Through JSON, for what is read from a checkpoint to compare equal to what is made afresh.
+        # Through JSON, so that what is read from a checkpoint compares equal to the original.
         groups = json.loads(json.dumps(self.optimizer.state_dict()["param_groups"], default=str))
         described: dict[str, Any] = {"optimizer": type(self.optimizer).__name__}
         for number, group in enumerate(groups):
@@ -109,7 +99,7 @@ class Updates:
 
 
 def _by_name(name: str) -> Callable[..., Optimizer]:
-    """The optimizer of torch.optim, whatever the case of its name."""
+    """The optimizer of torch.optim with that name, in upper or lower case."""
     known: dict[str, Callable[..., Optimizer]] = {
         key.lower(): value
         for key, value in vars(torch.optim).items()
@@ -125,20 +115,20 @@ def _by_name(name: str) -> Callable[..., Optimizer]:
 
 def _needed(kind: type[Optimizer] | type[LRScheduler]) -> list[str]:
     """Names of the arguments of ``step`` without a default."""
-    # That of the class: a scheduler puts a wrapper of another signature in the optimizer's place.
+    # Of the class: a scheduler wraps the step of the instance, with another signature.
     _, *arguments = inspect.signature(kind.step).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [a.name for a in arguments if a.kind in named and a.default is a.empty]
 
 
 def _check_readable(state: dict[str, Any]) -> None:
-    """Refuse a state that a checkpoint would hold, but not give back."""
+    """Refuse a state that could be saved but not loaded."""
     file = io.BytesIO()
     try:
         torch.save(state, file)
         file.seek(0)
         torch.load(file, weights_only=True)
-    except Exception as error:  # of any kind, as the user's objects have it
+    except Exception as error:  # the user's objects may raise anything
         raise TypeError(
             "the state of the optimizer or its scheduler cannot be read back from a checkpoint: "
             f"give them Python numbers instead of NumPy's, and no objects ({error})"

@@ -20,7 +20,7 @@ from kpops.kinds import described
 from kpops.learning.checkpoints import Checkpoints
 from kpops.learning.checkpoints import checkpoints as read_checkpoints
 from kpops.learning.measurements import as_dataset, join, refuse_other_shape
-from kpops.learning.signatures import takes
+from kpops.learning.required import takes
 from kpops.linearization import Linearization, linearize
 
 Measure = Callable[..., "xr.Dataset | xr.DataArray | Mapping[str, Any]"]

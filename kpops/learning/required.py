@@ -1,7 +1,9 @@
-"""What the functions of this room need before all else."""
+"""What the functions of this room require of a linearization and of users' functions."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import xarray as xr
@@ -13,12 +15,7 @@ from kpops.operators.base import TrajectoryOperator
 
 
 def require_linearization(lin: Any, argument: str = "lin") -> Linearization:
-    """Return `lin`, or refuse what is not a :class:`kpops.Linearization`.
-
-    Raises
-    ------
-    TypeError
-        Naming what it is, and how to come to a linearization.
+    """Return `lin`, or raise a TypeError if it is no :class:`kpops.Linearization`.
 
     Examples
     --------
@@ -37,3 +34,13 @@ def require_linearization(lin: Any, argument: str = "lin") -> Linearization:
     elif isinstance(lin, xr.Dataset):
         remedy = "pass kpops.linearize(model, task.inputs)"
     raise TypeError(f"{argument} is {described(lin)}, no Linearization: {remedy}")
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether `function` accepts a keyword argument of that name."""
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        parameters = inspect.signature(called).parameters
+    except (TypeError, ValueError):  # a builtin has no signature
+        return False
+    return name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY

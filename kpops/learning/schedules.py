@@ -18,7 +18,7 @@ def logarithmic(per_decade: int = 10) -> Keep:
     Parameters
     ----------
     per_decade : int
-        Steps that are kept between one power of ten and the next.
+        Checkpoints between one power of ten and the next.
 
     Returns
     -------
@@ -32,8 +32,8 @@ def logarithmic(per_decade: int = 10) -> Keep:
 
     Notes
     -----
-    With m per decade, the steps kept are those nearest to 10^(k/m), k = 0, 1, 2, ..., each once.
-    They do not depend on where the training ends, so that a longer training keeps the same ones.
+    With m per decade, the steps are those nearest to 10^(k/m), k = 0, 1, 2, ... They do not depend
+    on where the training ends, so a longer training keeps the same ones.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def logarithmic(per_decade: int = 10) -> Keep:
         raise ValueError(f"per_decade={per_decade}: pass 1 or more steps per decade")
 
     def keep(step: int) -> bool:
-        # If any 10^(k/m) rounds to the step, then one of the two next to it on either side does.
+        # If any 10^(k/m) rounds to the step, one of its two neighbours does.
         exponent = per_decade * math.log10(step) if step > 0 else 0.0
         neighbours = (math.floor(exponent), math.ceil(exponent))
         return any(round(10 ** (k / per_decade)) == step for k in neighbours)
@@ -55,14 +55,14 @@ def logarithmic(per_decade: int = 10) -> Keep:
 
 
 def mean_below(loss: float, window: int = 100) -> Stop:
-    """Stop criterion on the running mean of the loss, which a single lucky minibatch does not meet.
+    """Stop criterion on the running mean of the loss, which one lucky minibatch cannot meet.
 
     Parameters
     ----------
     loss : float
         Stop when the mean is at or below this.
     window : int
-        Number of latest steps in the mean. Before there are so many the criterion is not met.
+        Number of latest steps in the mean; with fewer steps the criterion is not met.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def mean_below(loss: float, window: int = 100) -> Stop:
 
 
 def schedule(checkpoint_every: int | Iterable[int] | Keep) -> Keep:
-    """Whether a step's checkpoint is kept, from what `train` was given."""
+    """Turn the argument of `train` into ``keep(step)``."""
     if callable(checkpoint_every):
         return checkpoint_every
     try:

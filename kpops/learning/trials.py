@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from kpops.arrays import as_tensor, numpy_dtype
 from kpops.kinds import described
 from kpops.labels import Space
 from kpops.learning.losses import Objective, read_targets, read_weights
+from kpops.models.network import Network
 
 
 class Trials(NamedTuple):
@@ -27,7 +29,7 @@ class Trials(NamedTuple):
         return Trials(*(part[batch] for part in self))
 
     def outputs(self, model: nn.Module) -> Tensor:
-        """What the model answers, (trial, time, output), zero outside the mask."""
+        """Outputs of the model (trial, time, output), zero outside the mask."""
         outputs = model(self.inputs)
         if not isinstance(outputs, Tensor):
             raise TypeError(
@@ -43,7 +45,7 @@ class Trials(NamedTuple):
         return outputs.masked_fill(~self.mask[..., None], 0)
 
     def fit(self, objective: Objective, n_outputs: int) -> Trials:
-        """Trials whose targets are as the loss compares them with so many outputs."""
+        """Bring the targets into the form that the loss compares with `n_outputs` outputs."""
         shape = (*self.mask.shape, n_outputs)
         targets = objective.fit(self.targets, shape, self.weights)
         _refuse_empty(objective.counted(targets, self.weights))
@@ -51,7 +53,7 @@ class Trials(NamedTuple):
 
 
 def read_trials(task: Any, model: nn.Module) -> Trials:
-    """Tensors of a task, which are refused if they are not what a model can be trained on."""
+    """Read the tensors of a task, and refuse those that a model cannot be trained on."""
     like = _parameter_of(model).detach()
     if not isinstance(task, xr.Dataset):
         raise TypeError(
@@ -72,7 +74,7 @@ def read_trials(task: Any, model: nn.Module) -> Trials:
     if "targets" not in task or "trial" not in task["targets"].dims:
         found = task["targets"].dims if "targets" in task else "missing"
         raise ValueError(f"task['targets'] is {found}, expected the dims ('trial', 'time', ...)")
-    # Inputs must be finite in the padding too: a state that is not finite spoils every gradient.
+    # Inputs must be finite in the padding, too: one state that is not spoils every gradient.
     wrong = (~inputs.isfinite()).nonzero()
     if len(wrong):
         trial, time, _ = wrong[0].tolist()
@@ -87,13 +89,13 @@ def _refuse_empty(weights: Tensor) -> None:
     empty = (~(weights > 0).any(1)).nonzero()
     if len(empty):
         raise ValueError(
-            f"no step of trial {int(empty[0])} counts in the loss: drop that trial, or mend its "
+            f"no step of trial {int(empty[0])} counts in the loss: drop that trial, or correct its "
             "mask, loss_mask or labels"
         )
 
 
 def _parameter_of(model: nn.Module) -> Tensor:
-    """A parameter that learns, in the dtype of all."""
+    """A parameter that learns, with the dtype of all."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is {described(model)}, expected an nn.Module: pass the network to train"
@@ -114,3 +116,28 @@ def _variable(task: xr.Dataset, name: str, dims: tuple[str, ...]) -> Tensor:
         found = task[name].dims if name in task else "missing"
         raise ValueError(f"task[{name!r}] is {found}, expected the dims {dims}")
     return as_tensor(task[name].transpose(*dims).data, name)
+
+
+def refuse_time_first(model: nn.Module, inputs: Tensor) -> None:
+    """Refuse a model whose recurrent layers confuse trials and steps.
+
+    With as many trials as steps, the shape of the outputs would not reveal it.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase) and not m.batch_first]
+    transposes = type(model).forward is Network.forward
+    if not layers or transposes or len(inputs) < 2:
+        return
+    private = copy.deepcopy(model).eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        parts = [private(x) for x in (inputs[:2], inputs[1:2], inputs[1:2])]
+    both, alone, again = parts
+    if not all(isinstance(y, Tensor) and y.ndim == 3 for y in parts) or not alone.equal(again):
+        return  # it is random, or returns what the loss will refuse
+    bound = 1e3 * torch.finfo(alone.dtype).eps * (alone.abs().max() + 1)
+    if both[1:].shape != alone.shape or bool((both[1:] - alone).abs().max() > bound):
+        raise ValueError(
+            f"the outputs of {type(model).__name__} for one trial depend on the trial before it: "
+            f"its {type(layers[0]).__name__} has batch_first=False and takes trials for steps; "
+            "pass batch_first=True, or transpose inputs and outputs in its forward, as "
+            "kpops.models.Network does"
+        )
