@@ -191,8 +191,8 @@ def objective_of(loss: Loss, loss_mask: Any = None) -> Objective:
     if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
         raise ValueError(
             f"loss is {described(loss)}, which takes the second dimension of the outputs (trial, "
-            "time, class) for the classes: pass loss='cross_entropy', or a callable that calls it on "
-            "outputs.movedim(-1, 1)"
+            "time, class) for the classes: pass loss='cross_entropy', or a callable that calls it "
+            "on outputs.movedim(-1, 1)"
         )
     given = _Given(loss)
     if loss_mask is not None and not given.weighted:

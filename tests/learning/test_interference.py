@@ -15,8 +15,7 @@ from scipy.stats import kstest
 from torch import nn
 
 import kpops
-from kpops.learning.accumulation import accumulate_interference
-from kpops.learning.interference import interference, interference_operator
+from kpops.learning.interference import accumulate_interference, interference, interference_operator
 from kpops.learning.trial_groups import group_trials, of_trials, trial_gradients
 from kpops.testing import check_operator
 
