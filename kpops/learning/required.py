@@ -15,15 +15,7 @@ from kpops.operators.base import TrajectoryOperator
 
 
 def require_linearization(lin: Any, argument: str = "lin") -> Linearization:
-    """Return `lin`, or raise a TypeError if it is no :class:`kpops.Linearization`.
-
-    Examples
-    --------
-    >>> import torch, kpops
-    >>> kpops.collapse(torch.nn.GRU(2, 3))
-    Traceback (most recent call last):
-    TypeError: lin is a model (GRU), no Linearization: pass kpops.linearize(model, inputs)
-    """
+    """Return `lin`, or raise a TypeError if it is no :class:`kpops.Linearization`."""
     if isinstance(lin, Linearization):
         return lin
     remedy = "pass what kpops.linearize(model, inputs) returns"

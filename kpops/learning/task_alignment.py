@@ -1,9 +1,9 @@
 """How alike tasks are in their states and in their operators, whatever their targets.
 
-For tasks i and j with as many trials each, the k-th of one matched with the k-th of the other:
-X_i are the states, D_i = P_i J_i their derivative by the parameters, so that the flow operator has
-the blocks ``Phi_ij = P_i K_ij P_j* = D_i D_j*``, and ``G_i = D_i* D_i`` is what task i makes of the
-parameters (the Gauss-Newton operator of a squared loss on its states). Padded steps are zeros.
+Tasks i and j have equally many trials, the k-th of one matched with the k-th of the other. X_i are
+the states and D_i = P_i J_i their derivative by the parameters. The flow operator has the blocks
+``Phi_ij = P_i K_ij P_j* = D_i D_j*``; ``G_i = D_i* D_i`` is the Gauss-Newton operator of a squared
+loss on the states of task i. Padded steps are zeros.
 """
 
 from __future__ import annotations
@@ -21,11 +21,8 @@ from kpops.linalg.probes import jackknife, sphere
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 
-_BLOCK = 16
-"""Vectors that are taken through the operators of all tasks together."""
-
-_COLUMNS = 2**16
-"""Entries of vectors that are converted to float64 at a time."""
+_BLOCK = 16  # vectors that the operators are applied to at once
+_COLUMNS = 2**16  # entries of vectors that are converted to float64 at a time
 
 Alignment = tuple[Tensor, Tensor]
 """Cosines and their standard errors, each (task, task), float64."""
@@ -38,7 +35,7 @@ def gram(vectors: Tensor) -> Tensor:
 
 
 def cosines(inner: Tensor) -> Tensor:
-    """``<v_i, v_j> / (|v_i| |v_j|)`` of inner products (task, task); NaN where a v is zero."""
+    """``<v_i, v_j> / (|v_i| |v_j|)`` from inner products (task, task); NaN where a v is zero."""
     lengths = inner.diagonal().clamp_min(0).sqrt()
     cosine = (inner / lengths[:, None] / lengths).clamp(-1, 1)
     own = torch.full_like(lengths, torch.nan).masked_fill(lengths > 0, 1)  # without rounding
@@ -54,9 +51,9 @@ def of_sums(inner: Tensor, groups: Groups) -> Tensor:
 
 
 def tuning(vectors: Tensor) -> Callable[[Groups], Tensor]:
-    """Cosines of what differs between corresponding trials, for vectors (trial, ...).
+    """Cosines of what differs between a task's trials, for vectors (trial, ...).
 
-    For trials k of task i with vectors v_ik and mean m_i, those of the v_ik - m_i side by side:
+    For trials k of task i with vectors v_ik and mean m_i, cosines of the v_ik - m_i side by side:
     ``sum_k <v_ik - m_i, v_jk - m_j> = sum_k <v_ik, v_jk> - sum_kl <v_ik, v_jl> / n``.
     """
     inner = gram(vectors)
@@ -70,7 +67,7 @@ def _of_tuning(inner: Tensor, floor: float, groups: Groups) -> Tensor:
     same = pairs.diagonal(dim1=1, dim2=3).sum(-1)
     apart = same - pairs.sum((1, 3)) / index.shape[1]
     own = apart.diagonal()
-    nothing = own <= floor * same.diagonal()  # but rounding
+    nothing = own <= floor * same.diagonal()  # beyond rounding
     return cosines(apart.diagonal_scatter(own.masked_fill(nothing, 0)))
 
 
@@ -97,30 +94,16 @@ def operator_alignments(
 ) -> dict[str, Alignment]:
     """Alignments of the blocks of the flow operator, by name.
 
-    Parameters
-    ----------
-    lin : Linearization
-        Of the trials of all tasks.
-    groups : Groups
-        The tasks.
-    num_matvecs : int
-        Random vectors; each goes through D and D* of every task, once from the side of the
-        parameters and, if tasks are matched, once from that of the trajectories.
-    rng : Generator
-        Source of the random vectors.
-
-    Notes
-    -----
-    With w a random vector of parameters and z one of trajectories, both of covariance 1, and C the
-    subtraction of the mean over trials,
+    Let w be a random vector of parameters and, if tasks are matched, z one of trajectories, both
+    of covariance 1, and C the subtraction of the mean over trials. Then
 
         tr Phi_ij = E <D_i w, D_j w>
         |Phi_ij|^2 = tr G_i G_j = E <G_i w, G_j w>
         <C Phi_ii C, C Phi_jj C> = E <C Phi_ii C z, C Phi_jj C z>.
 
-    All tasks see the same vectors, so that what one of them adds to all inner products cancels in
-    the cosine; the jackknife gives the error. Where a whole basis has at most 1024 vectors, it
-    takes the place of the random ones, and the result is exact.
+    All tasks see the same `num_matvecs` vectors, so that a factor common to all inner products of
+    a vector cancels in the cosine; the jackknife gives the error. A basis of at most 1024 vectors
+    replaces the random ones, and the result is exact.
     """
     parts = [of_trials(lin, m) for m in groups.members]
 
@@ -161,20 +144,15 @@ def _averaged(
     num_matvecs: int,
     rng: np.random.Generator,
 ) -> list[Tensor]:
-    """What `act` makes of each random vector; or its sum over a basis, as if of one vector."""
-    exact = is_cheap(size)
+    """`act` of each random vector; or its sum over a basis, as if of one vector."""
     like = torch.empty(0, dtype=lin.dtype, device=lin.device)
-    count = size if exact else num_matvecs
-    collected: list[list[Tensor]] = []
-    for start in range(0, count, _BLOCK):
-        n = min(_BLOCK, count - start)
-        if exact:
-            block = torch.zeros(n, size, dtype=lin.dtype, device=lin.device)
-            block[:, start : start + n].fill_diagonal_(1)
-        else:
-            block = sphere(rng, n, size, like)
-        collected.append(act(block))
-    whole = [torch.cat(pieces) for pieces in zip(*collected, strict=True)]
+    exact = is_cheap(size)
+    if exact:
+        blocks = iter(torch.eye(size, dtype=lin.dtype, device=lin.device).split(_BLOCK))
+    else:
+        counts = [min(_BLOCK, num_matvecs - start) for start in range(0, num_matvecs, _BLOCK)]
+        blocks = (sphere(rng, n, size, like) for n in counts)
+    whole = [torch.cat(pieces) for pieces in zip(*map(act, blocks), strict=True)]
     return [x.sum(0, keepdim=True) for x in whole] if exact else whole
 
 

@@ -1,4 +1,4 @@
-"""Trials in groups, such as tasks: who belongs where, who corresponds to whom, and shuffles."""
+"""Trials in groups, such as tasks: their members, matches, shuffles and gradients."""
 
 from __future__ import annotations
 
@@ -19,34 +19,24 @@ from kpops.linearization import Linearization
 
 @dataclass(frozen=True)
 class Groups:
-    """Trials in two or more groups.
+    """Trials in two or more groups."""
 
-    Attributes
-    ----------
-    names : ndarray
-        Name of each group, in the order in which they first appear.
-    members : tuple of ndarray of int
-        Positions of each group's trials.
-    matched : bool
-        Whether the k-th member of every group is of the same condition.
-    """
-
-    names: np.ndarray
-    members: tuple[np.ndarray, ...]
-    matched: bool
+    names: np.ndarray  # in the order in which they first appear
+    members: tuple[np.ndarray, ...]  # positions of the trials of each group
+    matched: bool  # whether the k-th members of all groups are of one condition
 
     def __len__(self) -> int:
         return len(self.names)
 
     def position(self, name: Any) -> int:
-        """Which group `name` is."""
+        """Number of the group `name`."""
         here = np.flatnonzero(self.names == name)
         if not here.size:
             raise ValueError(f"no task {name!r}: choose from {self.names.tolist()}")
         return int(here[0])
 
     def shuffled(self, rng: np.random.Generator) -> Groups:
-        """Exchange trials between groups, where they are matched within each condition only."""
+        """Exchange trials between groups, only within each condition if they are matched."""
         if self.matched:
             members = tuple(rng.permuted(np.stack(self.members), axis=0))
         else:
@@ -56,22 +46,10 @@ class Groups:
 
 
 def group_trials(lin: Linearization, by: Any, condition: Any = None) -> Groups:
-    """Group the trials of a linearization by a coordinate of trials, or by given labels.
+    """Group the trials of a linearization, and match them.
 
-    Parameters
-    ----------
-    lin : Linearization
-        Its trials.
-    by : str or array_like
-        Name of a coordinate of trials, or a label for each.
-    condition : str or array_like, optional
-        The same for the conditions by which trials of different groups correspond. Default: the
-        k-th trials of groups of equal size do.
-
-    Raises
-    ------
-    ValueError
-        If there are not two groups, or their conditions are not the same.
+    `by` and `condition` name a coordinate of trials, or label each trial. Trials of one condition
+    match; without conditions, the k-th trials of groups of equal size do.
     """
     require_linearization(lin)
     labels = _labels(lin, by, "by")
@@ -90,18 +68,18 @@ def group_trials(lin: Linearization, by: Any, condition: Any = None) -> Groups:
     for name, mine in zip(names[1:], members[1:], strict=True):
         if not np.array_equal(values[mine], values[members[0]]):
             raise ValueError(
-                f"condition={_shown(condition)}: the trials of {name!r} and of {names[0]!r} are not"
-                " of the same conditions, each as often; give every task the same ones, for "
-                "example by angles='even'"
+                f"condition={_shown(condition)}: the conditions of {name!r} and {names[0]!r} are "
+                "not the same, each as often; give every task the same ones, for example by "
+                "angles='even'"
             )
     return Groups(names, members, True)
 
 
 def of_trials(lin: Linearization, positions: np.ndarray) -> Linearization:
-    """The linearization of some of the trials alone, at no cost for the others.
+    """The linearization of some trials alone, at no cost for the others.
 
-    Its J and P are the rows and blocks of those of all trials; under ``measure="mean"`` its K is
-    not, since it counts its own valid steps.
+    Its J and P are rows and blocks of those of all trials. Under ``measure="mean"`` its K is not:
+    it averages over its own valid steps.
     """
     index = torch.as_tensor(positions, device=lin.device)
     whole = lin.trajectory
@@ -121,12 +99,12 @@ def of_trials(lin: Linearization, positions: np.ndarray) -> Linearization:
 
 
 def trial_gradients(lin: Linearization, adjoint: Tensor) -> Tensor:
-    """What each trial adds to the gradient, ``J_b* (P* Err)_b``, shape (trial, parameter)."""
+    """Each trial's part of the gradient, ``J_b* (P* Err)_b``, shape (trial, parameter)."""
     n_trials, n_parameters = len(adjoint), lin.parameter_space.size
     n_bytes = n_trials * n_parameters * adjoint.element_size()
     check_allocation(f"the gradients of {n_trials} trials", n_bytes, lin.device)
     rows = adjoint.new_empty(n_trials, n_parameters)
-    # Nothing is kept for a single product, and this engine is the quickest to set up.
+    # For one matvec nothing need be cached, and this engine is the quickest to set up.
     cheap = dataclasses.replace(lin, engine_asked="autodiff", gates_asked="auto")
     for b in range(n_trials):
         rows[b] = of_trials(cheap, np.array([b])).J.apply_adjoint(adjoint[None, b : b + 1])[0]
@@ -134,7 +112,7 @@ def trial_gradients(lin: Linearization, adjoint: Tensor) -> Tensor:
 
 
 def _labels(lin: Linearization, given: Any, argument: str) -> np.ndarray:
-    """A label for each trial; strings as objects, as files take them."""
+    """A label for each trial; strings as objects, which files can hold."""
     n_trials = lin.space.sizes["trial"]
     if isinstance(given, str):
         known = sorted(k for k, c in lin.space.coords.items() if c.dims == ("trial",))

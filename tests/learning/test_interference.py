@@ -460,7 +460,7 @@ def test_what_is_zero_has_no_cosine(trained):
         ({"by": ["a"] * 5}, r"by has shape \(5,\), expected \(6,\): one label per trial"),
         ({"by": ["a"] * 6}, "all trials are of 'a', interference needs two groups"),
         ({"by": [1, 1, 1, 2, 2, np.nan]}, "by is not a number at trial 5"),
-        ({"condition": [0, 1, 2, 0, 0, 0]}, "'Anti' and of 'Pro' are not of the same conditions"),
+        ({"condition": [0, 1, 2, 0, 0, 0]}, "conditions of 'Anti' and 'Pro' are not the same"),
         ({"num_matvecs": 1}, "num_matvecs=1: pass 0, or at least 2"),
         ({"n_permutations": -1}, "n_permutations=-1: pass 0 or more"),
     ],
