@@ -18,15 +18,18 @@ from kpops.kinds import described
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.losses import Loss
 from kpops.learning.task_alignment import (
+    Groups,
     centred_states,
     cosines,
     gram,
+    group_trials,
     of_sums,
+    of_trials,
     operator_alignments,
     state_cka,
+    trial_gradients,
     tuning,
 )
-from kpops.learning.trial_groups import Groups, group_trials, of_trials, trial_gradients
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 from kpops.operators import ParameterOperator, TrajectoryOperator

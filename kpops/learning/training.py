@@ -32,7 +32,7 @@ from kpops.learning.checkpoints import (
     write_checkpoint,
 )
 from kpops.learning.losses import Loss, Objective, objective_of
-from kpops.learning.optimizers import Factory, Updates
+from kpops.learning.options import Factory, Keep, Stop, Updates, schedule
 from kpops.learning.resumption import (
     check_same_loss,
     check_same_training,
@@ -41,7 +41,6 @@ from kpops.learning.resumption import (
     describe_model,
     describe_trials,
 )
-from kpops.learning.schedules import Keep, Stop, schedule
 from kpops.learning.trials import read_trials, refuse_time_first
 from kpops.models.initial import spectral_radius
 from kpops.scalars import check_count, check_real

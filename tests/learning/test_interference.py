@@ -16,7 +16,7 @@ from torch import nn
 
 import kpops
 from kpops.learning.interference import accumulate_interference, interference, interference_operator
-from kpops.learning.trial_groups import group_trials, of_trials, trial_gradients
+from kpops.learning.task_alignment import group_trials, of_trials, trial_gradients
 from kpops.testing import check_operator
 
 STEPS = 5
