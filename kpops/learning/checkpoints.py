@@ -37,13 +37,10 @@ class Checkpoints(Sequence[tuple[int, dict[str, Tensor]]]):
 
     An integer index loads and returns ``(step, state_dict)``; a slice returns Checkpoints.
 
-    Attributes
-    ----------
-    steps : tuple of int
-        The training steps.
+    ``steps`` is the tuple of the training steps.
     """
 
-    def __init__(self, paths: dict[int, Path], key: str | None = None, prefix: str = "") -> None:
+    def __init__(self, paths: dict[int, Path], key: str | None, prefix: str) -> None:
         self._paths = paths
         self._key = key
         self._prefix = prefix
@@ -173,12 +170,11 @@ def _find(
 
 def _step(path: Path, folder: Path, expression: str | None) -> int:
     if expression is None:
-        found = re.findall(r"\d+", path.stem)
-        if not found:
-            raise ValueError(
-                f"'{path}' has no number in its name to be its step: rename it, or pass step="
-            )
-        return int(found[-1])
+        if found := re.findall(r"\d+", path.stem):
+            return int(found[-1])
+        raise ValueError(
+            f"'{path}' has no number in its name to be its step: rename it, or pass step="
+        )
     if re.compile(expression).groups != 1:
         raise ValueError(rf"step={expression!r}: put one group around the step, as in 'step=(\d+)'")
     match = re.search(expression, path.relative_to(folder).as_posix())
@@ -193,7 +189,13 @@ def _step(path: Path, folder: Path, expression: str | None) -> int:
 def _read(path: Path) -> Any:
     try:
         data = path.read_bytes()
-        _verify_checksums(data)
+        if data.startswith(b"PK"):  # the format before PyTorch 1.6 has no checksums
+            # PyTorch writes them, but does not read them. All are zero where
+            # torch.serialization.set_crc32_options(False) was called.
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                damaged = archive.testzip() if any(r.CRC for r in archive.infolist()) else None
+            if damaged is not None:
+                raise ValueError(f"the checksum of its record {damaged} does not match")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises errors of any kind
         raise OSError(
@@ -203,27 +205,15 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _verify_checksums(data: bytes) -> None:
-    """Verify the checksum of every record, which PyTorch writes but does not read."""
-    if not data.startswith(b"PK"):  # the format before PyTorch 1.6, which has none
-        return
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        # All are zero where torch.serialization.set_crc32_options(False) was called.
-        damaged = archive.testzip() if any(r.CRC for r in archive.infolist()) else None
-    if damaged is not None:
-        raise ValueError(f"the checksum of its record {damaged} does not match")
-
-
 def _state_dict(path: Path, key: str | None, prefix: str) -> dict[str, Tensor]:
     """The state dict in a file, without the prefix of its names."""
     content = _read(path)
     if not isinstance(content, dict):
         raise TypeError(f"'{path}' holds a {type(content).__name__}, expected a state dict")
-    candidates = KEYS if key is None else (key,)
-    state = next((content[k] for k in candidates if isinstance(content.get(k), dict)), None)
-    if state is None and key is None:
-        state = content
-    if state is None or not any(isinstance(value, Tensor) for value in state.values()):
+    candidates = [content.get(k) for k in (KEYS if key is None else (key,))]
+    default = content if key is None else {}
+    state = next((c for c in candidates if isinstance(c, dict)), default)
+    if not any(isinstance(value, Tensor) for value in state.values()):
         where = "" if key is None else f" under key={key!r}"
         raise TypeError(
             f"'{path}' holds no state dict{where}, its entries are {list(content)[:10]}: "

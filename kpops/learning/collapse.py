@@ -13,7 +13,7 @@ import xarray as xr
 from kpops import work
 from kpops.arrays import to_numpy
 from kpops.labels import Space
-from kpops.learning.required import require_linearization
+from kpops.learning.required import labelled, require_linearization
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linalg.exact import is_cheap
 from kpops.linalg.ranks.base import of_spectrum
@@ -131,9 +131,9 @@ def collapse(
     parts.append(_of_trajectories(lin, kept, kinds, threshold, num_modes))
     settings = {"keep": kept.dims, "threshold": threshold, "num_matvecs": num_matvecs}
     over = f" over {', '.join(kept.dims)}"
-    coords = {
-        "operator": _labels("operator", [*(op.symbol for op in operators), "trajectories"]),
-        "kind": _labels("kind", [kind + over * reduced for kind, reduced in kinds]),
+    names = {
+        "operator": [*(op.symbol for op in operators), "trajectories"],
+        "kind": [kind + over * reduced for kind, reduced in kinds],
     }
     joined = xr.concat(
         parts,
@@ -145,7 +145,9 @@ def collapse(
         compat="override",
     )
     attrs = {**lin.attrs, "reduction": "expand_average", "configuration": json.dumps(settings)}
-    return joined.assign_coords(coords).assign_attrs(attrs)
+    # Strings as objects, since Zarr has no specified type for NumPy's fixed-length ones.
+    labels = {d: labelled(d, np.array(v, dtype=object), d) for d, v in names.items()}
+    return joined.assign_coords(labels).assign_attrs(attrs)
 
 
 def _of_operator(
@@ -194,18 +196,12 @@ def _of_trajectories(
 
 
 def _ranks(estimates: list[float], errors: list[float], dtype: np.dtype) -> xr.Dataset:
-    attrs = [{"long_name": text, "units": "1"} for text in ("effective rank", "standard error")]
     return xr.Dataset(
         {
-            "effective_rank": ("kind", np.array(estimates, dtype), attrs[0]),
-            "stderr": ("kind", np.array(errors, dtype), attrs[1]),
+            "effective_rank": labelled("kind", np.array(estimates, dtype), "effective rank"),
+            "stderr": labelled("kind", np.array(errors, dtype), "standard error"),
         }
     )
-
-
-def _labels(dim: str, names: list[str]) -> tuple[Any, ...]:
-    # Object strings, since Zarr has no specified type for NumPy's fixed-length ones.
-    return dim, np.array(names, dtype=object), {"long_name": dim, "units": "1"}
 
 
 def _check(of_reduction: tuple[str, ...], of_whole: tuple[str, ...], num_modes: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from kpops import work
 from kpops.arrays import as_tensor, to_numpy
 from kpops.learning.losses import Loss, objective_of, read_targets, read_weights
-from kpops.learning.required import require_linearization
+from kpops.learning.required import labelled, require_linearization
 from kpops.linearization import Linearization
 from kpops.precision import in_full_precision
 from kpops.spectral._result import mode_variables
@@ -108,7 +108,7 @@ def gradient_flow(
 
     return xr.Dataset(
         {
-            "loss": ((), to_numpy(value), {"long_name": "loss", "units": "1"}),
+            "loss": labelled((), to_numpy(value), "loss"),
             "error": states(error, "error dL/dh, trajectory held fixed"),
             "adjoint": states(adjoint, "adjoint P* Err"),
             "parameter_step": lin.parameter_space.label(
@@ -233,9 +233,7 @@ def truncated_flow(
     }
     assert top.modes is not None
 
-    def total(value: Tensor, long_name: str) -> tuple[Any, ...]:
-        return (), to_numpy(value.to(lin.dtype)), {"long_name": long_name, "units": "1"}
-
+    norm, lowered = (to_numpy(total.to(lin.dtype)) for total in (whole_change, whole_decrease))
     settings = {**json.loads(flow.attrs["configuration"]), "k": int(k), "tol": tol}
     return xr.Dataset(
         {
@@ -243,8 +241,8 @@ def truncated_flow(
             **mode_variables(
                 {name: (v.to(lin.dtype), text) for name, (v, text) in per_mode.items()}
             ),
-            "total_state_change": total(whole_change, "norm of the state change"),
-            "total_loss_decrease": total(whole_decrease, "decrease of the loss"),
+            "total_state_change": labelled((), norm, "norm of the state change"),
+            "total_loss_decrease": labelled((), lowered, "decrease of the loss"),
         },
         attrs={**lin.attrs, "configuration": json.dumps(settings, sort_keys=True)},
     )

@@ -17,6 +17,7 @@ from kpops.arrays import as_tensor, numpy_dtype, to_numpy
 from kpops.kinds import described
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.losses import Loss
+from kpops.learning.required import labelled
 from kpops.learning.task_alignment import (
     Groups,
     centred_states,
@@ -39,11 +40,8 @@ from kpops.scalars import generator as random_generator
 
 PAIR = ("task", "task_in")
 
-Add = Callable[..., None]
-"""Adds a variable to the result: ``add(name, values, long_name, dims=PAIR)``."""
-
-Statistic = Callable[[Groups], Tensor]
-"""A matrix (task, task), for any groups."""
+Add = Callable[..., None]  # add(name, values, long_name, dims=PAIR), to the result
+Statistic = Callable[[Groups], Tensor]  # a matrix (task, task), for any groups
 
 _TEXTS = {
     "trace_alignment": "trace alignment of operators",
@@ -101,28 +99,26 @@ def interference(
     Returns
     -------
     Dataset
-        Dimensions ``task`` (i, which changes) and ``task_in`` (j, which is learned):
+        Dimensions ``task`` (i, which changes) and ``task_in`` (j, which is learned). Steps and
+        changes are per learning rate; cosines with zero vectors are NaN.
 
-        ``state_cosine``, ``state_cka``, ``state_tuning_cosine``
-            Alignment of the states of tasks i and j, if their trials match.
-        ``trace_alignment``, ``gauss_newton_alignment``, ``kernel_alignment``
-            Alignment of their operators, whatever the targets; with ``..._stderr``, which is zero
-            where the alignment is exact: where the parameters, or the trajectories of a task, are
-            at most 1024 numbers.
-        ``gradient_cosine``, ``gradient_tuning_cosine``, ``gradient_norm`` (task)
-            Of the gradients of their errors, in the space of the recurrent parameters.
-        ``state_change_norm``, ``state_change_cosine``
-            Length of the change of task i's trajectories by a gradient step on task j alone, and
-            its cosine with the change by a step on task i.
-        ``loss_change``, ``loss_change_by_parameter`` (parameter, task, task_in)
-            Change of the loss of task i by that step. Steps and changes are per learning rate.
-        ``loss`` ()
-            Of all tasks.
-        ``..._null_mean``, ``..._null_std``, ``..._p_lower``, ``..._p_upper``
-            Of the four cosines of states and gradients, if there are permutations: mean and
-            deviation over them, and the probability of a cosine as low, or as high.
+        If trials match, ``state_cosine``, ``state_cka`` and ``state_tuning_cosine``.
 
-        Cosines with zero vectors are NaN.
+        Whatever the targets, ``trace_alignment``, ``gauss_newton_alignment`` and
+        ``kernel_alignment`` of the operators, with ``..._stderr``, which is zero where the
+        alignment is exact: where the parameters, or the trajectories of a task, are at most 1024
+        numbers.
+
+        With targets: ``loss`` () of all tasks; ``gradient_cosine``, ``gradient_tuning_cosine`` and
+        ``gradient_norm`` (task) of the gradients by the recurrent parameters; of a gradient step on
+        task j alone, the length ``state_change_norm`` of the change of task i's trajectories, its
+        cosine ``state_change_cosine`` with the change by a step on task i, and the change
+        ``loss_change`` of the loss of task i, also as ``loss_change_by_parameter`` (parameter,
+        task, task_in).
+
+        With permutations, for each of the four cosines of states and gradients: ``..._null_mean``
+        and ``..._null_std`` over them, and the probability of a cosine as low, ``..._p_lower``, or
+        as high, ``..._p_upper``.
 
     Raises
     ------
@@ -132,7 +128,7 @@ def interference(
     TypeError
         If `lin` is no linearization.
     MemoryError
-        If the gradients of all trials would not fit: take fewer trials.
+        If the gradients of all trials do not fit: use fewer trials.
 
     Notes
     -----
@@ -202,13 +198,13 @@ def interference(
     generator = random_generator(rng)
     variables: dict[str, Any] = {}
     coords = {
-        "task": ("task", groups.names, {"long_name": "task that is changed", "units": "1"}),
-        "task_in": ("task_in", groups.names, {"long_name": "task that is learned", "units": "1"}),
+        "task": labelled("task", groups.names, "task that is changed"),
+        "task_in": labelled("task_in", groups.names, "task that is learned"),
     }
 
     def add(name: str, values: Tensor, long_name: str, dims: tuple[str, ...] = PAIR) -> None:
-        attrs = {"long_name": long_name, "units": "1"}
-        variables[name] = (dims, to_numpy(values).astype(numpy_dtype(lin.dtype)), attrs)
+        array = to_numpy(values).astype(numpy_dtype(lin.dtype))
+        variables[name] = labelled(dims, array, long_name)
 
     if num_matvecs:
         found = operator_alignments(lin, groups, num_matvecs, generator)
@@ -227,7 +223,7 @@ def interference(
         rows = trial_gradients(lin, as_tensor(flow.adjoint.values, "adjoint").to(lin.device))
         _add_effects(add, lin, groups, rows)
         parameters = np.array(list(lin.parameters), dtype=object)
-        coords["parameter"] = ("parameter", parameters, {"long_name": "parameter", "units": "1"})
+        coords["parameter"] = labelled("parameter", parameters, "parameter")
         statistics["gradient_cosine"] = partial(of_sums, gram(rows))
         if groups.matched:
             statistics["gradient_tuning_cosine"] = tuning(rows)

@@ -38,25 +38,24 @@ class Updates:
         made = make(parameters, float(learning_rate))
         pair = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         self.optimizer: Optimizer = pair[0]
-        self.scheduler: LRScheduler | None = pair[1]
+        self.parts: dict[str, Any] = {"optimizer": pair[0]}
+        if pair[1] is not None:
+            self.parts["scheduler"] = pair[1]
         self._check()
 
     def step(self) -> None:
         """Update the parameters by their gradients, then the learning rate."""
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
+        for part in self.parts.values():
+            part.step()
 
     def state(self) -> dict[str, Any]:
         """All that the next update depends on, besides parameters and gradients."""
-        state = {"optimizer": self.optimizer.state_dict()}
-        if self.scheduler is not None:
-            state["scheduler"] = self.scheduler.state_dict()
-        return state
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned, to the bit."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
         # torch casts the state to the dtype of the parameters. Some optimizers keep float32 scalars
         # for float64 parameters, which would then round differently.
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -65,21 +64,19 @@ class Updates:
             for name, value in saved.items():
                 if isinstance(value, Tensor):
                     mine[name] = value.to(mine[name].device)
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
 
     def describe(self) -> dict[str, Any]:
         """Classes and options as plain Python, equal for equal updates."""
         # Through JSON, so that what is read from a checkpoint compares equal to the original.
         groups = json.loads(json.dumps(self.optimizer.state_dict()["param_groups"], default=str))
-        described: dict[str, Any] = {"optimizer": type(self.optimizer).__name__}
+        found: dict[str, Any] = {"optimizer": type(self.optimizer).__name__}
         for number, group in enumerate(groups):
-            described |= {f"optimizer group {number}: {key}": v for key, v in group.items()}
-        if self.scheduler is not None:
-            described["scheduler"] = type(self.scheduler).__name__
-            options = attributes(self.scheduler)
-            described |= {f"scheduler: {key}": value for key, value in options.items()}
-        return described
+            found |= {f"optimizer group {number}: {key}": v for key, v in group.items()}
+        if "scheduler" in self.parts:
+            scheduler = self.parts["scheduler"]
+            found["scheduler"] = type(scheduler).__name__
+            found |= {f"scheduler: {key}": v for key, v in attributes(scheduler).items()}
+        return found
 
     def _check(self) -> None:
         if not isinstance(self.optimizer, Optimizer):
@@ -87,19 +84,33 @@ class Updates:
                 f"optimizer returned a {type(self.optimizer).__name__}, expected a "
                 "torch.optim.Optimizer, or the pair of one and its scheduler"
             )
-        if not isinstance(self.scheduler, LRScheduler | None):
+        scheduler = self.parts.get("scheduler")
+        if not isinstance(scheduler, LRScheduler | None):
             raise TypeError(
-                f"optimizer returned a {type(self.scheduler).__name__} as the scheduler, expected "
+                f"optimizer returned a {type(scheduler).__name__} as the scheduler, expected "
                 "a torch.optim.lr_scheduler.LRScheduler"
             )
-        for part in (self.optimizer, self.scheduler):
-            needs = [] if part is None else _needed(type(part))
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        for kind in map(type, self.parts.values()):
+            # Of the class: a scheduler wraps the step of the instance, with another signature.
+            _, *arguments = inspect.signature(kind.step).parameters.values()
+            needs = [a.name for a in arguments if a.kind in named and a.default is a.empty]
             if needs:
                 raise ValueError(
-                    f"the step of {type(part).__name__} needs {', '.join(needs)}, which train does "
+                    f"the step of {kind.__name__} needs {', '.join(needs)}, which train does "
                     "not have: choose one whose step needs nothing"
                 )
-        _check_readable(self.state())
+        file = io.BytesIO()
+        try:
+            torch.save(self.state(), file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception as error:  # the user's objects may raise anything
+            raise TypeError(
+                "the state of the optimizer or its scheduler cannot be read back from a "
+                "checkpoint: give them Python numbers instead of NumPy's, and no objects "
+                f"({error})"
+            ) from error
 
 
 def _by_name(name: str) -> Callable[..., Optimizer]:
@@ -117,28 +128,6 @@ def _by_name(name: str) -> Callable[..., Optimizer]:
     return lambda parameters, learning_rate: known[name.lower()](parameters, lr=learning_rate)
 
 
-def _needed(kind: type[Optimizer] | type[LRScheduler]) -> list[str]:
-    """Names of the arguments of ``step`` without a default."""
-    # Of the class: a scheduler wraps the step of the instance, with another signature.
-    _, *arguments = inspect.signature(kind.step).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [a.name for a in arguments if a.kind in named and a.default is a.empty]
-
-
-def _check_readable(state: dict[str, Any]) -> None:
-    """Refuse a state that could be saved but not loaded."""
-    file = io.BytesIO()
-    try:
-        torch.save(state, file)
-        file.seek(0)
-        torch.load(file, weights_only=True)
-    except Exception as error:  # the user's objects may raise anything
-        raise TypeError(
-            "the state of the optimizer or its scheduler cannot be read back from a checkpoint: "
-            f"give them Python numbers instead of NumPy's, and no objects ({error})"
-        ) from error
-
-
 def logarithmic(per_decade: int = 10) -> Keep:
     """Checkpoint schedule with a constant number of steps per decade.
 
@@ -150,17 +139,14 @@ def logarithmic(per_decade: int = 10) -> Keep:
     Returns
     -------
     callable
-        For ``checkpoint_every`` of :func:`kpops.training.train`: ``keep(step) -> bool``.
+        For ``checkpoint_every`` of :func:`kpops.training.train`: ``keep(step) -> bool``. With m
+        per decade, it keeps the steps nearest to 10^(k/m), k = 0, 1, 2, ..., wherever the training
+        ends.
 
     Raises
     ------
     ValueError
         If `per_decade` is below 1.
-
-    Notes
-    -----
-    With m per decade, the steps are those nearest to 10^(k/m), k = 0, 1, 2, ... They do not depend
-    on where the training ends, so a longer training keeps the same ones.
 
     Examples
     --------

@@ -19,7 +19,7 @@ from kpops.arrays import refuse_complex
 from kpops.kinds import described
 from kpops.learning.checkpoints import Checkpoints
 from kpops.learning.checkpoints import checkpoints as read_checkpoints
-from kpops.learning.required import takes
+from kpops.learning.required import labelled, takes
 from kpops.linearization import Linearization, linearize
 
 Measure = Callable[..., "xr.Dataset | xr.DataArray | Mapping[str, Any]"]
@@ -116,7 +116,14 @@ def over_training(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {described(model)}: pass the module whose checkpoints these are")
-    options = _checked_options(measure, linearizer, options, on_interrupt)
+    for name, function in (("measure", measure), ("linearizer", linearizer)):
+        if not callable(function):
+            hint = "; the measure of trials and time goes into options={'measure': ...}"
+            hint = hint if isinstance(function, str) else ""
+            raise TypeError(f"{name} is {described(function)}: pass a function{hint}")
+    if not isinstance(options, Mapping | None):
+        raise TypeError(f"options is {described(options)}: pass a dict, such as {{'mask': mask}}")
+    work.check_on_interrupt(on_interrupt)
     if isinstance(checkpoints, str | os.PathLike):
         checkpoints = read_checkpoints(checkpoints)
     total = _checked_steps(checkpoints)
@@ -133,7 +140,7 @@ def over_training(
                     raise ValueError("the step is there twice: number the checkpoints")
                 bar.set_postfix_str(f"step {step}")
                 _load(mine, state)
-                lin = linearizer(mine, inputs, **options)
+                lin = linearizer(mine, inputs, **(options or {}))
                 result = measure(lin, previous=previous) if remembers else measure(lin)
                 previous = _as_dataset(result)
                 _refuse_other_form(previous, results)
@@ -151,21 +158,6 @@ def over_training(
     if joined is None:
         raise ValueError("checkpoints is empty: pass at least one (step, state_dict)")
     return joined
-
-
-def _checked_options(
-    measure: Any, linearizer: Any, options: Any, on_interrupt: str
-) -> dict[str, Any]:
-    for name, function in (("measure", measure), ("linearizer", linearizer)):
-        if not callable(function):
-            hint = ""
-            if isinstance(function, str):
-                hint = "; the measure of trials and time goes into options={'measure': ...}"
-            raise TypeError(f"{name} is {described(function)}: pass a function{hint}")
-    if not isinstance(options, Mapping | None):
-        raise TypeError(f"options is {described(options)}: pass a dict, such as {{'mask': mask}}")
-    work.check_on_interrupt(on_interrupt)
-    return dict(options or {})
 
 
 def _checked_steps(checkpoints: Any) -> int | None:
@@ -208,17 +200,15 @@ def _pairs(checkpoints: Iterable[Any]) -> Iterator[tuple[int, Mapping[str, Any]]
             raise TypeError(
                 f"checkpoint number {number} is {described(pair)}, expected (step, state_dict)"
             )
-        yield _whole(pair[0]), pair[1]
-
-
-def _whole(step: Any) -> int:
-    number = step.item() if isinstance(step, torch.Tensor | np.ndarray) and not step.shape else step
-    is_number = isinstance(number, int | float | np.number) and not isinstance(number, bool)
-    if not is_number or number != np.floor(number) or not np.isfinite(number):
-        raise ValueError(
-            f"step {step!r} is no whole number: number the checkpoints by training iterations"
-        )
-    return int(number)
+        step, state = pair
+        scalar = isinstance(step, torch.Tensor | np.ndarray) and not step.shape
+        number = step.item() if scalar else step
+        is_number = isinstance(number, int | float | np.number) and not isinstance(number, bool)
+        if not is_number or number != np.floor(number) or not np.isfinite(number):
+            raise ValueError(
+                f"step {step!r} is no whole number: number the checkpoints by training iterations"
+            )
+        yield int(number), state
 
 
 def _load(model: nn.Module, state: Any) -> None:
@@ -371,5 +361,4 @@ def _join(results: Mapping[int, xr.Dataset]) -> xr.Dataset | None:
         coords="different",  # a coordinate that changes over training is kept for every step
         compat="equals",
     )
-    attrs = {"long_name": "training iteration", "units": "1"}
-    return joined.assign_coords(step=("step", np.array(steps), attrs))
+    return joined.assign_coords(step=labelled("step", np.array(steps), "training iteration"))

@@ -1,4 +1,4 @@
-"""What the functions of this room require of a linearization and of users' functions."""
+"""What the functions of this room share: what they require, and how they label numbers."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ def takes(function: Callable[..., Any], name: str) -> bool:
     except (TypeError, ValueError):  # a builtin has no signature
         return False
     return name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
+
+
+def labelled(dims: str | tuple[str, ...], values: Any, long_name: str) -> tuple[Any, ...]:
+    """Dims, values and attributes, as xarray takes them."""
+    return dims, values, {"long_name": long_name, "units": "1"}

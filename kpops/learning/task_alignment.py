@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,7 @@ from kpops.linearization import Linearization
 _BLOCK = 16  # vectors that the operators are applied to at once
 _COLUMNS = 2**16  # entries of vectors that are converted to float64 at a time
 
-Alignment = tuple[Tensor, Tensor]
-"""Cosines and their standard errors, each (task, task), float64."""
+Alignment = tuple[Tensor, Tensor]  # cosines and their errors, (task, task), float64
 
 
 @dataclass(frozen=True)
@@ -187,17 +186,17 @@ def tuning(vectors: Tensor) -> Callable[[Groups], Tensor]:
     """
     inner = gram(vectors)
     floor = max(noise_floor(torch.float64), noise_floor(vectors.dtype) ** 2)
-    return partial(_of_tuning, inner, floor)
 
+    def of_groups(groups: Groups) -> Tensor:
+        index = torch.as_tensor(np.stack(groups.members), device=inner.device)
+        pairs = inner[index[:, :, None, None], index]  # (task, trial, task, trial)
+        same = pairs.diagonal(dim1=1, dim2=3).sum(-1)
+        apart = same - pairs.sum((1, 3)) / index.shape[1]
+        own = apart.diagonal()
+        nothing = own <= floor * same.diagonal()  # beyond rounding
+        return cosines(apart.diagonal_scatter(own.masked_fill(nothing, 0)))
 
-def _of_tuning(inner: Tensor, floor: float, groups: Groups) -> Tensor:
-    index = torch.as_tensor(np.stack(groups.members), device=inner.device)
-    pairs = inner[index[:, :, None, None], index]  # (task, trial, task, trial)
-    same = pairs.diagonal(dim1=1, dim2=3).sum(-1)
-    apart = same - pairs.sum((1, 3)) / index.shape[1]
-    own = apart.diagonal()
-    nothing = own <= floor * same.diagonal()  # beyond rounding
-    return cosines(apart.diagonal_scatter(own.masked_fill(nothing, 0)))
+    return of_groups
 
 
 def centred_states(lin: Linearization, groups: Groups) -> Tensor:
@@ -293,11 +292,7 @@ def _cosines_and_errors(samples: Tensor) -> Alignment:
     for i in range(n_tasks if len(samples) > 1 else 0):
         for j in range(i):
             triple = samples[:, i, j], samples[:, i, i], samples[:, j, j]
-            value, stderr = jackknife(_cosine, *triple)
+            value, stderr = jackknife(lambda ab, aa, bb: ab / (aa.sqrt() * bb.sqrt()), *triple)
             estimate[i, j] = estimate[j, i] = min(max(value, -1.0), 1.0)
             error[i, j] = error[j, i] = stderr
     return estimate, error
-
-
-def _cosine(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
-    return ab / (aa.sqrt() * bb.sqrt())

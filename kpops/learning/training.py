@@ -15,7 +15,6 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +30,9 @@ from kpops.learning.checkpoints import (
     remove_unfinished,
     write_checkpoint,
 )
-from kpops.learning.losses import Loss, Objective, objective_of
+from kpops.learning.losses import Loss, objective_of
 from kpops.learning.options import Factory, Keep, Stop, Updates, schedule
+from kpops.learning.required import labelled
 from kpops.learning.resumption import (
     check_same_loss,
     check_same_training,
@@ -191,14 +191,6 @@ def train(
     refuse_time_first(model, trials.inputs)
     keep = schedule(checkpoint_every)
     updates = Updates(model, optimizer, learning_rate)
-    fixed = {
-        "batch_size": operator.index(batch_size),
-        "learning_rate": float(learning_rate),
-        **describe_loss(loss),
-        **updates.describe(),
-        **describe_trials(trials),
-        **describe_model(model),
-    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=max_steps, disable=not progress, unit="step")
@@ -206,7 +198,15 @@ def train(
     with only_trainer(folder) as busy, bar, _restored(model, untrained) as generators:
         newest = newest_checkpoint(folder)
         seed = choose_seed(rng, newest)
-        configuration = {"seed": seed, **fixed}
+        configuration = {
+            "seed": seed,
+            "batch_size": operator.index(batch_size),
+            "learning_rate": float(learning_rate),
+            **describe_loss(loss),
+            **updates.describe(),
+            **describe_trials(trials),
+            **describe_model(model),
+        }
         start, history = 0, list[float]()
         initial_radii = _spectral_radius(model).values.tolist()
         if newest is not None:
@@ -271,7 +271,18 @@ def train(
             untrained.clear()  # from here on an error keeps the trained weights
             updates.step()
             bar.update()
-    return _dataset(model, history, objective, initial_radii, configuration)
+    final = _spectral_radius(model)
+    losses = np.array(history, dtype=final.dtype)
+    dataset = xr.Dataset(
+        {"loss": labelled("step", losses, f"{objective.long_name} of the minibatch")},
+        {"step": labelled("step", np.arange(len(history)), "training iteration")},
+        {"configuration": json.dumps(configuration)},
+    )
+    if final.size:
+        initial = final.copy(data=np.array(initial_radii, dtype=final.dtype))
+        initial.attrs["long_name"] = "spectral radius of the recurrent block at step 0"
+        dataset = dataset.assign(initial_spectral_radius=initial, spectral_radius=final)
+    return dataset
 
 
 def _draw(seed: int, step: int, n_trials: int, batch_size: int) -> tuple[Tensor, int]:
@@ -315,26 +326,3 @@ def _spectral_radius(model: nn.Module) -> xr.DataArray:
     except ValueError:
         dtype = numpy_dtype(next(model.parameters()).dtype)
         return xr.DataArray(np.empty(0, dtype), dims="parameter")
-
-
-def _dataset(
-    model: nn.Module,
-    history: list[float],
-    objective: Objective,
-    initial_radii: list[float],
-    configuration: dict[str, Any],
-) -> xr.Dataset:
-    final = _spectral_radius(model)
-    losses = np.array(history, dtype=final.dtype)
-    loss_attrs = {"long_name": f"{objective.long_name} of the minibatch", "units": "1"}
-    step_attrs = {"long_name": "training iteration", "units": "1"}
-    dataset = xr.Dataset(
-        {"loss": ("step", losses, loss_attrs)},
-        coords={"step": ("step", np.arange(len(history)), step_attrs)},
-        attrs={"configuration": json.dumps(configuration)},
-    )
-    if final.size:
-        initial = final.copy(data=np.array(initial_radii, dtype=final.dtype))
-        initial.attrs["long_name"] = "spectral radius of the recurrent block at step 0"
-        dataset = dataset.assign(initial_spectral_radius=initial, spectral_radius=final)
-    return dataset

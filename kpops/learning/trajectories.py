@@ -15,7 +15,7 @@ from torch import Tensor
 from kpops.arrays import as_tensor, numpy_dtype
 from kpops.kinds import is_array
 from kpops.labels import Coordinate, Space, by_name, coordinates_of
-from kpops.learning.required import require_linearization
+from kpops.learning.required import labelled, require_linearization
 from kpops.linalg.ranks.base import of_spectrum
 from kpops.linalg.ranks.registry import rank_spec
 from kpops.linalg.rounding import fix_signs
@@ -120,16 +120,14 @@ def trajectory_dimension(
     }
     ratio = numpy_dtype(dtype).type(participation)
     configuration = {"over": over, "threshold": threshold}
-
-    def number(value: Any, long_name: str) -> tuple[Any, ...]:
-        return (), value, {"long_name": long_name, "units": "1"}
-
     return xr.Dataset(
         {
             **mode_variables(numbers),
             "axis": modes_of(axes.to(dtype), space.keep(("unit",)), "principal axis"),
-            "participation_ratio": number(ratio, "participation ratio of the states"),
-            "n_components": number(n_components, f"axes that hold {threshold:g} of the variance"),
+            "participation_ratio": labelled((), ratio, "participation ratio of the states"),
+            "n_components": labelled(
+                (), n_components, f"axes that hold {threshold:g} of the variance"
+            ),
         },
         attrs={**attrs, "configuration": json.dumps(configuration, sort_keys=True)},
     )
