@@ -99,6 +99,8 @@ def checkpoints(
     Returns
     -------
     Checkpoints
+        Files are read by ``torch.load(..., weights_only=True)``, which runs no code from them,
+        after their checksums are verified.
 
     Raises
     ------
@@ -108,15 +110,10 @@ def checkpoints(
         If a file has no step, or two files have the same. On access: if no name starts with
         `prefix`.
     OSError
-        On access: if the file is damaged, or holds anything but tensors and plain Python.
+        On access: if the file is damaged, or holds anything but tensors and plain Python. For such
+        files, :func:`kpops.over_training` takes any iterable of (step, state_dict).
     TypeError
         On access: if the file holds no state dict.
-
-    Notes
-    -----
-    The checksums in a file are verified, so a single changed bit is detected; then it is read by
-    ``torch.load(..., weights_only=True)``, which runs no code from it. For files that need more,
-    :func:`kpops.over_training` takes any iterable of (step, state_dict).
 
     Examples
     --------
@@ -128,8 +125,6 @@ def checkpoints(
     >>> for step in (100, 20):
     ...     torch.save(readout.state_dict(), folder / f"step_{step}.pt")
     >>> saved = checkpoints(folder)
-    >>> len(saved)
-    2
     >>> [(step, sorted(state)) for step, state in saved]
     [(20, ['bias', 'weight']), (100, ['bias', 'weight'])]
 

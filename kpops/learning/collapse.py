@@ -93,15 +93,12 @@ def collapse(
     -----
     P is represented by P P*, whose eigenvalues are the squared singular values of P.
 
-    For the trajectories, each kind is the rank of the matrix of all states (one row for each trial
-    and time, less their mean; see :func:`kpops.trajectory_dimension`): ``"variance over time"`` is
-    the number of principal axes that hold 95 % of the variance, ``"participation"`` the
-    participation ratio of the covariance. Their eigenvalues are the variances along these axes.
-    Their eigenfunctions are NaN, since they are no operator on the trajectory space.
+    For the trajectories, each kind is the rank of the matrix of all states, one row for each trial
+    and time, less their mean (see :func:`kpops.trajectory_dimension`). Their eigenvalues are the
+    variances along the principal axes, their eigenfunctions NaN.
 
-    Every operator here is R R*, so its reduction is the Gram matrix of one vector R* e for each
-    kept position: half the work of matvecs with the operator. Where this matrix is small, ranks
-    and modes of the reduction are exact.
+    Every operator is R R*, so its reduction is the Gram matrix of one vector R* e for each kept
+    position: half the work of its matvecs. If this matrix is small, its ranks and modes are exact.
 
     Examples
     --------
@@ -121,7 +118,13 @@ def collapse(
         (given,) if isinstance(given, str) else tuple(given)
         for given in (keep, of_reduction, of_whole)
     )
-    _check(of_reduction, of_whole, num_modes)
+    for what, given in (("of_reduction", of_reduction), ("of_whole", of_whole)):
+        if not set(given) <= set(KINDS) or len(set(given)) < len(given):
+            raise ValueError(f"{what}={given}: choose from {tuple(KINDS)}, each at most once")
+    if not of_reduction and not of_whole:
+        raise ValueError("of_reduction and of_whole are empty: name a kind of effective rank")
+    if num_modes < 0:
+        raise ValueError(f"num_modes={num_modes}: choose a number of modes, 0 for none")
     kept = lin.space.keep(keep)
     kinds = [(kind, True) for kind in of_reduction] + [(kind, False) for kind in of_whole]
     options = {"threshold": threshold, "num_matvecs": num_matvecs, "rng": seeded(rng)}
@@ -202,16 +205,6 @@ def _ranks(estimates: list[float], errors: list[float], dtype: np.dtype) -> xr.D
             "stderr": labelled("kind", np.array(errors, dtype), "standard error"),
         }
     )
-
-
-def _check(of_reduction: tuple[str, ...], of_whole: tuple[str, ...], num_modes: int) -> None:
-    for what, kinds in (("of_reduction", of_reduction), ("of_whole", of_whole)):
-        if not set(kinds) <= set(KINDS) or len(set(kinds)) < len(kinds):
-            raise ValueError(f"{what}={kinds}: choose from {tuple(KINDS)}, each at most once")
-    if not of_reduction and not of_whole:
-        raise ValueError("of_reduction and of_whole are empty: name a kind of effective rank")
-    if num_modes < 0:
-        raise ValueError(f"num_modes={num_modes}: choose a number of modes, 0 for none")
 
 
 def _reduced(op: TrajectoryOperator, keep: tuple[str, ...]) -> Any:

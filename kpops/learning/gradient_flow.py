@@ -71,8 +71,7 @@ def gradient_flow(
 
     Notes
     -----
-    The result does not depend on the ``measure`` of the linearization: it is -P K P* Err with the
-    K of ``measure="sum"``.
+    Whatever the ``measure`` of the linearization, K is that of ``measure="sum"``.
 
     Examples
     --------
@@ -186,12 +185,9 @@ def truncated_flow(
         ||dh_k||^2 / ||dh||^2 = b / ||Phi Err||^2,   cos(dh_k, dh) = ||dh_k|| / ||dh||,
         ||dh - dh_k|| / ||dh|| = sqrt(1 - cos^2).
 
-    The sum of all l_i c_i^2 is the squared norm of the gradient by the parameters,
-    ||J* P* Err||^2, by which the decrease is divided. Both totals come from
-    :func:`kpops.gradient_flow`, so matvecs with Phi are needed for its modes alone.
-
-    The modes are those of ``lin.flow`` under its ``measure``; the step that they carry is always
-    that of ``measure="sum"``.
+    The decrease is divided by the sum of all l_i c_i^2, the squared gradient ||J* P* Err||^2. Both
+    totals come from :func:`kpops.gradient_flow`, so only the modes need matvecs with Phi. The
+    modes are those of ``lin.flow`` under its ``measure``; the step is that of ``measure="sum"``.
 
     Examples
     --------

@@ -159,23 +159,21 @@ def interference(
     =========================== ==================================================================
 
     Norms are Frobenius norms. Error and loss of a task are its share of the whole: ``loss_change``
-    sums over all i and j to minus the squared gradient of the whole loss, and
-    ``loss_change_by_parameter`` sums over parameters to ``loss_change`` (Theorem 1 of the paper).
+    summed over i and j is minus the squared gradient of the whole loss, and
+    ``loss_change_by_parameter`` summed over parameters is ``loss_change`` (Theorem 1 of the paper).
 
     The KPFlow paper (arXiv 2507.06381) reads from ``P_i K_ij P_j*`` how far the objectives of
-    sub-tasks agree. ``trace_alignment`` is that of a block by itself, ``gradient_cosine`` that of
-    the errors of both tasks. If Pro and Anti have the same inputs, only measures with errors can
-    tell them apart. What all trials share, such as the fixation, may hide the rest; tuning removes
-    it. CKA: Kornblith, Norouzi, Lee and Hinton, ICML 2019; centred kernel alignment: Cortes, Mohri
-    and Rostamizadeh, JMLR 13 (2012).
+    sub-tasks agree: ``trace_alignment`` from the block alone, ``gradient_cosine`` with the errors
+    of both tasks, which alone distinguish tasks with the same inputs. What all trials share, such
+    as the fixation, may hide the rest; tuning removes it. CKA: Kornblith, Norouzi, Lee and Hinton,
+    ICML 2019; centred kernel alignment: Cortes, Mohri and Rostamizadeh, JMLR 13 (2012).
 
     Permutations exchange the tasks of matching trials, or of all trials if they do not match.
     ``p = (1 + k) / (1 + n_permutations)``, where k of them are as extreme (Phipson and Smyth
     2010), is valid on its side; for both sides, double the smaller. The null hypothesis is that
     all tasks are exchangeable.
 
-    Steps are those of the K of ``measure="sum"`` and of the recurrent parameters that learn, not
-    of the readout's.
+    Steps are those of ``measure="sum"`` and of the recurrent parameters that learn.
 
     Examples
     --------

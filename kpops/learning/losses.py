@@ -24,29 +24,13 @@ Loss = str | Callable[..., Tensor]
 IGNORED = -100  # the label of a step that does not count, as in PyTorch
 
 
-class Objective(ABC):
-    """A loss of outputs, targets and weights, which is a scalar tensor."""
+class _Mean(ABC):
+    """A mean over steps by their weights: sum_bt w_bt l_bt / sum_bt w_bt."""
 
     long_name: ClassVar[str]
 
-    @abstractmethod
     def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
-        """Targets in the form compared with outputs of that shape; raises if they do not fit."""
-
-    def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
-        """Weights, zero where the targets mark the step as not counting."""
-        return weights
-
-    @abstractmethod
-    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Return the loss as a scalar tensor."""
-
-
-class _Mean(Objective):
-    """A mean over steps by their weights: sum_bt w_bt l_bt / sum_bt w_bt."""
-
-    def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
-        """Targets of all steps, zero at those that do not count."""
+        """Targets as compared with outputs of that shape, zero where steps do not count."""
         if tuple(targets.shape[:2]) == shape[:2]:
             counts = (weights > 0).reshape(*shape[:2], *(1,) * (targets.ndim - 2))
             targets = targets.masked_fill(~counts, 0)
@@ -57,6 +41,10 @@ class _Mean(Objective):
 
     @abstractmethod
     def _fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor: ...
+
+    def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
+        """Weights, zero where the targets mark the step as not counting."""
+        return weights
 
     @abstractmethod
     def of_steps(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -135,7 +123,7 @@ class _CrossEntropy(_Mean):
         return nn.functional.cross_entropy(logits, wanted, reduction="none", ignore_index=IGNORED)
 
 
-class _Given(Objective):
+class _Given:
     """A user's callable, which gets the weights if it has a parameter of that name."""
 
     long_name = "loss"
@@ -146,6 +134,9 @@ class _Given(Objective):
 
     def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
         return targets.to(weights.dtype) if targets.is_floating_point() else targets
+
+    def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
+        return weights
 
     def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         options = {"weights": weights} if self.weighted else {}
@@ -174,7 +165,8 @@ class _Given(Objective):
         return value
 
 
-_LOSSES: dict[str, type[Objective]] = {"mse": _SquaredError, "cross_entropy": _CrossEntropy}
+Objective = _Mean | _Given
+_LOSSES: dict[str, type[_Mean]] = {"mse": _SquaredError, "cross_entropy": _CrossEntropy}
 
 
 def objective_of(loss: Loss, loss_mask: Any = None) -> Objective:

@@ -175,7 +175,7 @@ def mean_below(loss: float, window: int = 100) -> Stop:
     loss : float
         Stop when the mean is at or below this.
     window : int
-        Number of latest steps in the mean; with fewer steps the criterion is not met.
+        Number of latest steps in the mean; fewer steps do not meet the criterion.
 
     Returns
     -------

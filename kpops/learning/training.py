@@ -83,8 +83,7 @@ def train(
     folder : path
         Folder of the checkpoints ``step_00000100.pt``; created if missing.
     loss : {"mse", "cross_entropy"} or callable
-        As for :func:`kpops.gradient_flow`, on the trials of a batch, with the task's
-        ``loss_mask``.
+        As for :func:`kpops.gradient_flow`, on a batch, with the ``loss_mask`` of the task.
     max_steps : int
         Number of parameter updates to end at, counted from the untrained model.
     batch_size : int
@@ -92,16 +91,16 @@ def train(
     learning_rate : float
         Step size of the optimizer.
     optimizer : str or callable
-        "sgd", "adam", or the name of another optimizer of ``torch.optim``, with its defaults. A
-        callable ``optimizer(params, learning_rate)`` returns a ``torch.optim.Optimizer`` whose
-        ``step`` needs no closure, or a pair of an optimizer and a learning rate scheduler
-        (``torch.optim.lr_scheduler``), which moves once per step.
+        Name of an optimizer of ``torch.optim``, such as "sgd", with its defaults; or a callable
+        ``optimizer(params, learning_rate)`` that returns a ``torch.optim.Optimizer`` whose ``step``
+        needs no closure, or the pair of one and a ``torch.optim.lr_scheduler``, which moves once
+        per step.
     stop_loss : float, optional
         Stop at the first step whose loss is at or below this.
     stop : callable, optional
-        Stop at the first step where ``stop(step, losses)`` is true. `losses` lists the losses of
-        the steps 0, ..., `step`; do not change it. The training resumes exactly only if the result
-        depends on these two alone. See :func:`kpops.training.mean_below`.
+        Stop at the first step where ``stop(step, losses)`` is true, with the list of the losses of
+        steps 0, ..., `step`, not to be changed. The result must depend on these two alone, or the
+        training does not resume exactly. See :func:`kpops.training.mean_below`.
     checkpoint_every : int, iterable of int, or callable
         Distance between checkpoints, their steps, or ``keep(step) -> bool``, such as
         :func:`kpops.training.logarithmic` returns. Step 0 (the untrained model) and the last step
@@ -116,12 +115,10 @@ def train(
     -------
     Dataset
         ``loss`` (step), step = 0, 1, ..., last: the loss of the step's minibatch after that many
-        updates, at the weights of that step's checkpoint.
-
-        ``initial_spectral_radius`` (parameter) and ``spectral_radius`` (parameter): those of every
-        recurrent block at step 0 and at the last step (see
-        :func:`kpops.models.spectral_radius`). Absent unless the model has recurrent weights with
-        PyTorch's names, made of square blocks.
+        updates, at the weights of that step's checkpoint. ``initial_spectral_radius`` (parameter)
+        and ``spectral_radius`` (parameter) of every recurrent block, at step 0 and at the last step
+        (:func:`kpops.models.spectral_radius`), if the recurrent weights have PyTorch's names and
+        square blocks.
 
     Raises
     ------
@@ -140,17 +137,16 @@ def train(
     Notes
     -----
     The loss of a batch is the mean over the steps that count. Resumption is exact to the bit on
-    the same machine if the model's operations are deterministic. On a CPU they are; cuDNN's
-    recurrent kernels may differ in the last bits. The process may be killed at any moment: a
-    checkpoint gets its name once it is complete. An error or interrupt before the first update
-    leaves the model unchanged.
+    the same machine if the model's operations are deterministic: on a CPU they are, cuDNN's
+    recurrent kernels may differ in the last bits. The process may be killed at any moment, since
+    only a complete checkpoint gets its name. An error before the first update leaves the model
+    unchanged.
 
-    Two models are the same if their modules have the same classes, plain attributes (the dropout
-    rate, the nonlinearity, numbers and functions of your own cell) and code, and if the loss at
-    the newest checkpoint agrees within 10 %. Your own methods are compared by their bytecode and
-    by the functions and constants they name; bytecode changes with the version of Python. Code of
-    installed packages is identified by its name. Hooks, and tensors that are neither parameters
-    nor buffers, are not compared.
+    Models are the same if their modules have the same classes, plain attributes (the dropout rate,
+    the nonlinearity, numbers and functions of your own cell) and code, and if the loss at the
+    newest checkpoint agrees within 10 %. Your own code is compared by its bytecode, which changes
+    with the version of Python, and by the functions and constants that it names; code of installed
+    packages by its name. Hooks, and tensors that are neither parameters nor buffers, are ignored.
 
     The attribute ``configuration`` of the result includes the scale at which
     :func:`kpops.models.initialize_recurrent` drew the recurrent weights.

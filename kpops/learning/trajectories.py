@@ -79,11 +79,8 @@ def trajectory_dimension(
     ``"participation"`` and, without its interpolation, ``"variance"``). The singular values come
     from the triangular factor of that matrix in float64, not from its square.
 
-    The state of an LSTM is h and c. For h alone pass
-    ``states.isel(unit=states["variable"] == "h")`` with ``states = lin.states``, whose mask comes
-    with it.
-
-    Second moments about zero (``over=()``) are those in K: the recurrent weights of a linear
+    The state of an LSTM is h and c; for h alone pass
+    ``lin.states.isel(unit=lin.states["variable"] == "h")``, which keeps the mask. Second moments about zero (``over=()``) are those in K: the recurrent weights of a linear
     network have ``PR(K) = units * PR(second moments of the previous states)``.
 
     Examples
