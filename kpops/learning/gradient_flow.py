@@ -31,8 +31,7 @@ def gradient_flow(
     Parameters
     ----------
     lin : Linearization
-        The loss compares the outputs ``y = C(h)`` with the targets, or the states if there is no
-        readout.
+        With a readout, the loss is of the outputs ``y = C(h)``; without one, of the states.
     targets : Tensor, array_like or DataArray
         For ``"mse"`` of shape (trial, time, output), or (trial, time, unit) without a readout; for
         ``"cross_entropy"`` integer labels (trial, time), where -100 does not count, or
@@ -41,14 +40,13 @@ def gradient_flow(
         inputs: (time, trial, ...) if those came time-first.
     loss : {"mse", "cross_entropy"} or callable
         ``"mse"`` is the mean squared error over steps and outputs; ``"cross_entropy"`` is the mean
-        over steps, with the outputs as the logits of the classes. Both average over the valid
-        steps that count. A callable takes outputs (trial, time, output) and targets as tensors and
-        returns a scalar tensor; outputs are zero at steps that are not valid. A third parameter
-        ``weights``, if it has one, receives the weights of the steps.
+        over steps, with the outputs as logits. Both average over the valid steps that count. A
+        callable takes outputs (trial, time, output), zero at steps that are not valid, and targets
+        as tensors, and returns a scalar tensor. If it has a third parameter ``weights``, that gets
+        the weights of the steps.
     loss_mask : array_like or DataArray, optional
-        Shape (trial, time), True at the steps that count in the loss, or their weights w >= 0: the
-        mean is then sum(w l) / sum(w). The mask of the linearization, by contrast, marks the steps
-        that exist.
+        Shape (trial, time), True at the steps that count in the loss, or their weights w >= 0, for
+        the mean sum(w l) / sum(w). The mask of the linearization marks the steps that exist.
 
     Returns
     -------

@@ -229,8 +229,17 @@ def interference(
         observed = statistic(groups)
         add(name, observed, _TEXTS[name])
         if n_permutations:
-            null = [statistic(groups.shuffled(generator)) for _ in range(n_permutations)]
-            _add_null(add, name, observed, torch.stack(null), noise_floor(lin.dtype))
+            shuffles = (groups.shuffled(generator) for _ in range(n_permutations))
+            null = torch.stack([statistic(shuffled) for shuffled in shuffles])
+            text, slack = _TEXTS[name], noise_floor(lin.dtype)  # which decides ties
+            add(f"{name}_null_mean", null.mean(0), f"{text}, mean of permutations")
+            deviation = null.std(0, correction=0)
+            add(f"{name}_null_std", deviation, f"{text}, deviation of permutations")
+            tails = {"lower": null <= observed + slack, "upper": null >= observed - slack}
+            for tail, extreme in tails.items():
+                p = (1 + extreme.sum(0).double()) / (1 + n_permutations)
+                p = p.masked_fill(observed.isnan(), torch.nan)
+                add(f"{name}_p_{tail}", p, f"{text}, p-value of the {tail} tail")
     configuration = {
         "by": by if isinstance(by, str) else "given",
         "condition": condition if condition is None or isinstance(condition, str) else "given",
@@ -381,15 +390,3 @@ def _add_effects(add: Add, lin: Linearization, groups: Groups, rows: Tensor) -> 
     add("state_change_norm", norms, "length of the state change per learning rate")
     cosine = torch.stack([cosines(of_task)[i] for i, of_task in enumerate(of_tasks)])
     add("state_change_cosine", cosine, "cosine of the state change with that by own task")
-
-
-def _add_null(add: Add, name: str, observed: Tensor, null: Tensor, slack: float) -> None:
-    """Mean, deviation and both tails of a statistic over permutations; `slack` decides ties."""
-    text = _TEXTS[name]
-    add(f"{name}_null_mean", null.mean(0), f"{text}, mean of permutations")
-    add(f"{name}_null_std", null.std(0, correction=0), f"{text}, deviation of permutations")
-    tails = {"lower": null <= observed + slack, "upper": null >= observed - slack}
-    for tail, extreme in tails.items():
-        p = (1 + extreme.sum(0).double()) / (1 + len(null))
-        p = p.masked_fill(observed.isnan(), torch.nan)
-        add(f"{name}_p_{tail}", p, f"{text}, p-value of the {tail} tail")

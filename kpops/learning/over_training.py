@@ -65,12 +65,11 @@ def over_training(
     measure : callable
         ``measure(lin)`` takes a :class:`kpops.Linearization` and returns a Dataset, a named
         DataArray, or a mapping of names to numbers, arrays or DataArrays. The axes of an array
-        become the dimensions ``name_dim_0``, ``name_dim_1``, and so on. A parameter ``previous``,
-        if there is one, receives the result at the checkpoint before as a Dataset, or None.
+        become the dimensions ``name_dim_0``, ``name_dim_1``, and so on. If it has a parameter
+        ``previous``, that gets the result at the checkpoint before as a Dataset, or None.
     linearizer : callable
-        ``linearizer(model, inputs, **options)``. Pass your own if :func:`kpops.linearize` does not
-        take the model, for example ``lambda model, inputs: kpops.linearize(model.gru, inputs,
-        readout=model.fc)``.
+        ``linearizer(model, inputs, **options)``, for models that :func:`kpops.linearize` does not
+        take: ``lambda model, inputs: kpops.linearize(model.gru, inputs, readout=model.fc)``.
     options : mapping, optional
         Options of the linearizer, such as ``{"mask": mask, "measure": "mean"}``.
     progress : bool

@@ -17,7 +17,7 @@ from kpops.engines.gated.gram import Gram, learning
 from kpops.engines.gated.layer import Layer
 from kpops.engines.gated.roles import Role, parameter_roles
 from kpops.engines.gated.unit_blocks import UnitBlocks
-from kpops.learning.required import require_linearization
+from kpops.learning.required import labelled, require_linearization
 from kpops.linalg.ranks.base import of_spectrum
 from kpops.linalg.ranks.registry import rank_spec
 from kpops.linalg.rounding import noise_floor
@@ -123,11 +123,11 @@ def rank_bounds(
     exceed t.
 
     *Participation ratios* have no such bound, as D may silence the samples with large features:
-    only ``PR(D M M^T D) <= (max d / min d)^4 PR(M M^T)``. But they are subadditive,
-    ``PR(K) <= sum_j PR(K_j)`` for positive operators, and at most the rank. For a linear network
+    only ``PR(D M M^T D) <= (max d / min d)^4 PR(M M^T)``. But they are at most the rank, and
+    subadditive for positive operators: ``PR(K) <= sum_j PR(K_j)``. For a linear network
     ``PR(K_j) = S PR(M_j M_j^T)``.
 
-    *Any other model.* J_j has as many columns as the parameter has entries, and no more is known.
+    *Any other model.* Only the number of columns of J_j is known, that of the parameter's entries.
 
     Examples
     --------
@@ -164,7 +164,36 @@ def rank_bounds(
         of_sum["rank"] = _rank_of_blocks(grams, tol)[0]
         bounds.append(sum(_bound(gram, lin.trajectory.n_valid) for gram in grams))
     of_sum = {"bound": min(bounds), **of_sum, **_of_operator(lin.K, of_sum, options, tol)}
-    return _dataset(lin, rows, of_sum, {"tol": tol, "num_matvecs": num_matvecs})
+
+    traces = np.array([row["trace"] for row in rows])
+    for row, share in zip(rows, traces / (traces.sum() or 1.0), strict=True):
+        row["trace_share"] = share
+
+    def number(values: Any, long_name: str, dtype: Any = lin.K.dtype) -> tuple[Any, ...]:
+        array = np.array(values, dtype=dtype)
+        return labelled(("parameter",)[: array.ndim], array, long_name)
+
+    variables = {
+        name: number([row.get(name, np.nan) for row in rows], text)
+        for name, text in _VARIABLES.items()
+    }
+    for name in _OF_SUM:
+        variables[f"{name}_of_sum"] = number(of_sum[name], _VARIABLES[name].replace("K_j", "K"))
+    features = [row["features"] for row in rows]
+    # Strings as objects, since Zarr has no specified type for NumPy's fixed-length ones.
+    coords = {
+        "parameter": number(list(lin.parameters), "parameter", object),
+        "features": number(features, "what the parameter multiplies", object),
+        **{k: v for k, v in identity(lin.flow).items() if k != "operator"},
+    }
+    n_known = len(rows) - features.count(_UNKNOWN)
+    settings = {"tol": tol, "num_matvecs": num_matvecs}
+    attrs = {
+        "structure": f"known of {n_known} of {len(rows)} parameters",
+        "tol": tol,
+        "configuration": json.dumps(settings, sort_keys=True),
+    }
+    return xr.Dataset(variables, coords, {**lin.attrs, **attrs})
 
 
 def _multiplied(layer: int, source: str, role: str) -> str:
@@ -268,39 +297,3 @@ def _of_operator(
         rank = effective_rank(operator, "numerical", tol=tol, **options)
         figures |= {"rank": float(rank.estimate), "rank_stderr": float(rank.stderr)}
     return figures
-
-
-def _dataset(
-    lin: Linearization,
-    rows: list[dict[str, Any]],
-    of_sum: dict[str, float],
-    settings: dict[str, Any],
-) -> xr.Dataset:
-    traces = np.array([row["trace"] for row in rows])
-    for row, share in zip(rows, traces / (traces.sum() or 1.0), strict=True):
-        row["trace_share"] = share
-
-    def labelled(values: Any, long_name: str, dtype: Any = lin.K.dtype) -> tuple[Any, ...]:
-        array = np.array(values, dtype=dtype)
-        return ("parameter",)[: array.ndim], array, {"long_name": long_name, "units": "1"}
-
-    variables = {
-        name: labelled([row.get(name, np.nan) for row in rows], text)
-        for name, text in _VARIABLES.items()
-    }
-    for name in _OF_SUM:
-        variables[f"{name}_of_sum"] = labelled(of_sum[name], _VARIABLES[name].replace("K_j", "K"))
-    features = [row["features"] for row in rows]
-    n_known = len(rows) - features.count(_UNKNOWN)
-    # Strings as objects, since Zarr has no specified type for NumPy's fixed-length ones.
-    coords = {
-        "parameter": labelled(list(lin.parameters), "parameter", object),
-        "features": labelled(features, "what the parameter multiplies", object),
-        **{k: v for k, v in identity(lin.flow).items() if k != "operator"},
-    }
-    attrs = {
-        "structure": f"known of {n_known} of {len(rows)} parameters",
-        "tol": settings["tol"],
-        "configuration": json.dumps(settings, sort_keys=True),
-    }
-    return xr.Dataset(variables, coords, {**lin.attrs, **attrs})

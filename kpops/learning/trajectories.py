@@ -80,12 +80,13 @@ def trajectory_dimension(
     from the triangular factor of that matrix in float64, not from its square.
 
     The state of an LSTM is h and c; for h alone pass
-    ``lin.states.isel(unit=lin.states["variable"] == "h")``, which keeps the mask. Second moments about zero (``over=()``) are those in K: the recurrent weights of a linear
-    network have ``PR(K) = units * PR(second moments of the previous states)``.
+    ``lin.states.isel(unit=lin.states["variable"] == "h")``, which keeps the mask. Second moments
+    about zero (``over=()``) are those in K: the recurrent weights of a linear network have
+    ``PR(K) = units * PR(second moments of the previous states)``.
 
     Examples
     --------
-    The states along the first three axes, whose coordinates are those of the trials:
+    The states along the first three axes, with the coordinates of the trials:
 
     >>> import torch, kpops
     >>> task = kpops.tasks.memory_pro(6, angles="even", noise=0)
