@@ -15,22 +15,10 @@ from torch import Tensor
 from kpops import work
 from kpops.arrays import as_tensor, numpy_dtype, to_numpy
 from kpops.kinds import described
+from kpops.learning import task_alignment as tasks
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.losses import Loss
 from kpops.learning.required import labelled
-from kpops.learning.task_alignment import (
-    Groups,
-    centred_states,
-    cosines,
-    gram,
-    group_trials,
-    of_sums,
-    of_trials,
-    operator_alignments,
-    state_cka,
-    trial_gradients,
-    tuning,
-)
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 from kpops.operators import ParameterOperator, TrajectoryOperator
@@ -41,7 +29,7 @@ from kpops.scalars import generator as random_generator
 PAIR = ("task", "task_in")
 
 Add = Callable[..., None]  # add(name, values, long_name, dims=PAIR), to the result
-Statistic = Callable[[Groups], Tensor]  # a matrix (task, task), for any groups
+Statistic = Callable[[tasks.Groups], Tensor]  # a matrix (task, task), for any groups
 
 _TEXTS = {
     "trace_alignment": "trace alignment of operators",
@@ -192,7 +180,7 @@ def interference(
         raise ValueError(f"num_matvecs={num_matvecs}: pass 0, or at least 2 for a standard error")
     if n_permutations < 0:
         raise ValueError(f"n_permutations={n_permutations}: pass 0 or more")
-    groups = group_trials(lin, by, condition)
+    groups = tasks.group_trials(lin, by, condition)
     generator = random_generator(rng)
     variables: dict[str, Any] = {}
     coords = {
@@ -205,26 +193,26 @@ def interference(
         variables[name] = labelled(dims, array, long_name)
 
     if num_matvecs:
-        found = operator_alignments(lin, groups, num_matvecs, generator)
+        found = tasks.operator_alignments(lin, groups, num_matvecs, generator)
         for name, (estimate, stderr) in found.items():
             add(name, estimate, _TEXTS[name])
             add(f"{name}_stderr", stderr, "standard error")
     statistics: dict[str, Statistic] = {}
     if groups.matched:
-        add("state_cka", state_cka(centred_states(lin, groups)), "linear CKA of states")
+        add("state_cka", tasks.state_cka(tasks.centred_states(lin, groups)), "linear CKA of states")
         states = lin.trajectory.restrict(lin.trajectory.states[None])[0]
-        statistics["state_cosine"] = lambda those: cosines(gram(centred_states(lin, those)))
-        statistics["state_tuning_cosine"] = tuning(states)
+        statistics["state_cosine"] = partial(tasks.state_cosine, lin)
+        statistics["state_tuning_cosine"] = tasks.tuning(states)
     if targets is not None:
         flow = gradient_flow(lin, targets, loss, loss_mask=loss_mask)
         variables["loss"] = flow.loss
-        rows = trial_gradients(lin, as_tensor(flow.adjoint.values, "adjoint").to(lin.device))
+        rows = tasks.trial_gradients(lin, as_tensor(flow.adjoint.values, "adjoint").to(lin.device))
         _add_effects(add, lin, groups, rows)
         parameters = np.array(list(lin.parameters), dtype=object)
         coords["parameter"] = labelled("parameter", parameters, "parameter")
-        statistics["gradient_cosine"] = partial(of_sums, gram(rows))
+        statistics["gradient_cosine"] = partial(tasks.of_sums, tasks.gram(rows))
         if groups.matched:
-            statistics["gradient_tuning_cosine"] = tuning(rows)
+            statistics["gradient_tuning_cosine"] = tasks.tuning(rows)
     for name, statistic in statistics.items():
         observed = statistic(groups)
         add(name, observed, _TEXTS[name])
@@ -284,17 +272,17 @@ def interference_operator(
     >>> kpops.interference_operator(lin, "Pro", "Anti", by=["Pro", "Pro", "Anti", "Anti", "Anti"])
     <P_i K_ij P_j* (trial: 3, time: 6, unit: 4) -> (trial: 2, time: 6, unit: 4), float32 on cpu>
     """
-    groups = group_trials(lin, by)
+    groups = tasks.group_trials(lin, by)
     i, j = groups.position(task), groups.position(task_in)
     scale = 1.0 if lin.measure == "sum" else 1.0 / lin.trajectory.n_valid  # of all tasks' steps
-    to = of_trials(lin, groups.members[i])
+    to = tasks.of_trials(lin, groups.members[i])
     if i == j:
         scale /= lin.forcing_step**2  # which J has already
         K = ParameterOperator(to.engine, to.space, tuple(to.parameters), scale)
         block = to.P @ K @ to.P.H
         block.symbol = "P_i K_ii P_i*"
     else:
-        of = of_trials(lin, groups.members[j])
+        of = tasks.of_trials(lin, groups.members[j])
         block = to.P @ (scale * (to.J @ of.J.H)) @ of.P.H
         block.symbol = "P_i K_ij P_j*"
     block.attrs = lin.attrs
@@ -371,12 +359,12 @@ def accumulate_interference(result: xr.Dataset, learning_rate: float = 1.0) -> x
     )
 
 
-def _add_effects(add: Add, lin: Linearization, groups: Groups, rows: Tensor) -> None:
+def _add_effects(add: Add, lin: Linearization, groups: tasks.Groups, rows: Tensor) -> None:
     """What steps along the tasks' gradients ``g_i`` do, from those of trials."""
     members = [torch.as_tensor(m, device=lin.device) for m in groups.members]
     gradients = torch.stack([rows[index].sum(0) for index in members])
     sizes = [parameter.numel() for parameter in lin.parameters.values()]
-    by_parameter = torch.stack([gram(part) for part in gradients.split(sizes, dim=1)])
+    by_parameter = torch.stack([tasks.gram(part) for part in gradients.split(sizes, dim=1)])
     inner = by_parameter.sum(0)
     add("gradient_norm", inner.diagonal().sqrt(), "length of the gradient", ("task",))
     text = "loss change -<g_i, g_j> per learning rate"
@@ -385,8 +373,8 @@ def _add_effects(add: Add, lin: Linearization, groups: Groups, rows: Tensor) -> 
     add("loss_change_by_parameter", -by_parameter, f"{text}, by the parameter", dims)
 
     changes = lin.sensitivity.apply(-gradients)  # (task_in, trial, time, unit)
-    of_tasks = torch.stack([gram(changes[:, index]) for index in members])
+    of_tasks = torch.stack([tasks.gram(changes[:, index]) for index in members])
     norms = of_tasks.diagonal(dim1=1, dim2=2).sqrt()
     add("state_change_norm", norms, "length of the state change per learning rate")
-    cosine = torch.stack([cosines(of_task)[i] for i, of_task in enumerate(of_tasks)])
+    cosine = torch.stack([tasks.cosines(of_task)[i] for i, of_task in enumerate(of_tasks)])
     add("state_change_cosine", cosine, "cosine of the state change with that by own task")

@@ -29,8 +29,6 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from kpops.arrays import to_numpy
-from kpops.learning.trials import Trials
 from kpops.scalars import generator
 
 _OF_EVERY_MODULE = set(vars(nn.Module()))
@@ -79,18 +77,6 @@ def check_same_loss(value: float, recorded: float, step: int, folder: Path) -> N
             f"folder '{folder}' holds checkpoints of another model: at step {step} the loss "
             f"was {recorded}, with this model it is {value}. Pass the same model, or another folder"
         )
-
-
-def describe_trials(trials: Trials) -> dict[str, Any]:
-    """Shapes and a fingerprint of inputs, targets, mask and, where they differ from it, weights."""
-    parts = trials._asdict()
-    if torch.equal(trials.weights, trials.mask.to(trials.weights)):
-        del parts["weights"]
-    digest = hashlib.sha256()
-    for part in parts.values():
-        digest.update(to_numpy(part.contiguous()).tobytes())
-    shapes = {f"task {name}": list(part.shape) for name, part in parts.items()}
-    return {**shapes, "task fingerprint": digest.hexdigest()[:16]}
 
 
 def describe_loss(loss: Any) -> dict[str, Any]:
@@ -217,7 +203,7 @@ def _of(thing: Any, seen: set[Any]) -> Iterator[str]:
             yield _name(thing)
             return
         seen.add(thing)
-        yield from (_of_class if isinstance(thing, type) else _of_function)(thing, seen)
+        yield from _of_class(thing, seen) if isinstance(thing, type) else _of_function(thing, seen)
         return
     if isinstance(thing, torch.Tensor) and not thing.requires_grad:
         thing = thing.detach().cpu().double().numpy()

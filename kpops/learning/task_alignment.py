@@ -210,6 +210,11 @@ def centred_states(lin: Linearization, groups: Groups) -> Tensor:
     return torch.where(valid, states - mean, 0)
 
 
+def state_cosine(lin: Linearization, groups: Groups) -> Tensor:
+    """``<X_i, X_j> / (|X_i| |X_j|)``."""
+    return cosines(gram(centred_states(lin, groups)))
+
+
 def state_cka(states: Tensor) -> Tensor:
     """``|X_i^T X_j|^2 / (|X_i^T X_i| |X_j^T X_j|)`` of centred states, rows (trial, time)."""
     rows = states.flatten(1, 2)

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from kpops.arrays import numpy_dtype
 from kpops.kinds import described
+from kpops.learning import resumption
 from kpops.learning.checkpoints import (
     newest_checkpoint,
     only_trainer,
@@ -31,17 +32,8 @@ from kpops.learning.checkpoints import (
     write_checkpoint,
 )
 from kpops.learning.losses import Loss, objective_of
-from kpops.learning.options import Factory, Keep, Stop, Updates, schedule
+from kpops.learning.options import Factory, Keep, Stop, Updates, read_trials, schedule
 from kpops.learning.required import labelled
-from kpops.learning.resumption import (
-    check_same_loss,
-    check_same_training,
-    choose_seed,
-    describe_loss,
-    describe_model,
-    describe_trials,
-)
-from kpops.learning.trials import read_trials, refuse_time_first
 from kpops.models.initial import spectral_radius
 from kpops.scalars import check_count, check_real
 
@@ -184,7 +176,6 @@ def train(
         raise TypeError(
             f"folder is {described(folder)}: pass the path of a folder, new or existing"
         )
-    refuse_time_first(model, trials.inputs)
     keep = schedule(checkpoint_every)
     updates = Updates(model, optimizer, learning_rate)
     folder = Path(folder)
@@ -193,20 +184,20 @@ def train(
     untrained = {name: value.clone() for name, value in model.state_dict().items()}
     with only_trainer(folder) as busy, bar, _restored(model, untrained) as generators:
         newest = newest_checkpoint(folder)
-        seed = choose_seed(rng, newest)
+        seed = resumption.choose_seed(rng, newest)
         configuration = {
             "seed": seed,
             "batch_size": operator.index(batch_size),
             "learning_rate": float(learning_rate),
-            **describe_loss(loss),
+            **resumption.describe_loss(loss),
             **updates.describe(),
-            **describe_trials(trials),
-            **describe_model(model),
+            **trials.describe(),
+            **resumption.describe_model(model),
         }
         start, history = 0, list[float]()
         initial_radii = _spectral_radius(model).values.tolist()
         if newest is not None:
-            check_same_training(newest, configuration, max_steps, folder)
+            resumption.check_same_training(newest, configuration, max_steps, folder)
             model.load_state_dict(newest["model"])
             updates.load_state(newest)
             start, history = newest["step"], newest["loss"]
@@ -230,7 +221,7 @@ def train(
             value = objective(outputs, batch.targets, batch.weights)
             known = step < len(history)
             if known:
-                check_same_loss(value.item(), history[step], step, folder)
+                resumption.check_same_loss(value.item(), history[step], step, folder)
             elif not value.isfinite():
                 raise FloatingPointError(
                     f"the loss is {value.item()} at step {step}: try a learning_rate below "
