@@ -27,6 +27,8 @@ from kpops.spectral._result import modes_of
 from kpops.spectral.eig import eigsh
 from kpops.spectral.rank import effective_rank
 
+Kinds = list[tuple[str, bool]]  # kinds of effective rank, and whether they are of the reduction
+
 _NUMERICAL = 1e-6
 
 
@@ -156,7 +158,7 @@ def collapse(
 def _of_operator(
     op: TrajectoryOperator,
     kept: Space,
-    kinds: list[tuple[str, bool]],
+    kinds: Kinds,
     num_modes: int,
     options: dict[str, Any],
     previous: xr.Dataset | None,
@@ -178,11 +180,7 @@ def _of_operator(
 
 
 def _of_trajectories(
-    lin: Linearization,
-    kept: Space,
-    kinds: list[tuple[str, bool]],
-    threshold: float,
-    num_modes: int,
+    lin: Linearization, kept: Space, kinds: Kinds, threshold: float, num_modes: int
 ) -> xr.Dataset:
     """The same for the matrix of all states, whose squared singular values are variances."""
     variance = trajectory_dimension(lin).variance

@@ -304,9 +304,8 @@ def accumulate_interference(result: xr.Dataset, learning_rate: float = 1.0) -> x
     -------
     Dataset
         ``accumulated_loss_change`` (step, task, task_in): learning rate times the integral of
-        ``loss_change`` over the steps so far;
-        ``accumulated_from_others`` (step, task): its sum over all other tasks, positive where they
-        did harm.
+        ``loss_change`` over the steps so far; ``accumulated_from_others`` (step, task): its sum
+        over all other tasks, positive where they did harm.
 
     Raises
     ------
@@ -319,8 +318,8 @@ def accumulate_interference(result: xr.Dataset, learning_rate: float = 1.0) -> x
     -----
     By the trapezoidal rule between checkpoints. The sum over all tasks is the change of the whole
     loss by plain gradient descent, up to errors of the order of the learning rate and of the
-    squared distance of checkpoints. Other optimisers do not follow the gradient; the result is then
-    what gradient flow would have done at the weights that training passed through.
+    squared distance of checkpoints. With another optimiser, the result is what gradient flow would
+    have done at the weights that training passed through.
 
     Examples
     --------

@@ -287,9 +287,8 @@ def logarithmic(per_decade: int = 10) -> Keep:
     Returns
     -------
     callable
-        For ``checkpoint_every`` of :func:`kpops.training.train`: ``keep(step) -> bool``. With m
-        per decade, it keeps the steps nearest to 10^(k/m), k = 0, 1, 2, ..., wherever the training
-        ends.
+        ``keep(step) -> bool`` for ``checkpoint_every`` of :func:`kpops.training.train`: the steps
+        nearest to 10^(k/m), k = 0, 1, 2, ..., with m per decade, wherever the training ends.
 
     Raises
     ------

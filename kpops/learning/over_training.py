@@ -58,8 +58,7 @@ def over_training(
         The architecture; a copy of it gets the weights of each checkpoint.
     checkpoints : path, or iterable of (step, state_dict)
         A folder written by :func:`kpops.training.train`, the result of
-        :func:`kpops.training.checkpoints`, or any checkpoints, in any order. Steps are whole
-        numbers.
+        :func:`kpops.training.checkpoints`, or any checkpoints, in any order of whole steps.
     inputs : Tensor, array_like or DataArray
         Passed to the linearizer.
     measure : callable
@@ -81,8 +80,8 @@ def over_training(
     Returns
     -------
     Dataset
-        The results of `measure`, with the new leading dimension ``step``, the training iteration,
-        in increasing order.
+        The results of `measure`, with the leading dimension ``step``, the training iteration,
+        increasing.
 
     Raises
     ------
@@ -93,8 +92,8 @@ def over_training(
         If `model`, `checkpoints`, `measure` or `options` has the wrong type.
     MeasureError
         If a checkpoint cannot be read, does not fit the model, cannot be linearised or measured, or
-        its result has another form than those before. It names the step; its attribute
-        ``finished`` holds the steps before, its ``__cause__`` is the original error.
+        its result has another form than those before. It names the step; ``finished`` holds the
+        steps before, ``__cause__`` the original error.
 
     Examples
     --------

@@ -30,8 +30,6 @@ from kpops.linearization import Linearization
 _BLOCK = 16  # vectors that the operators are applied to at once
 _COLUMNS = 2**16  # entries of vectors that are converted to float64 at a time
 
-Alignment = tuple[Tensor, Tensor]  # cosines and their errors, (task, task), float64
-
 
 @dataclass(frozen=True)
 class Groups:
@@ -224,8 +222,8 @@ def state_cka(states: Tensor) -> Tensor:
 
 def operator_alignments(
     lin: Linearization, groups: Groups, num_matvecs: int, rng: np.random.Generator
-) -> dict[str, Alignment]:
-    """Alignments of the blocks of the flow operator, by name.
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Alignments of the blocks of the flow operator with their standard errors, by name.
 
     Let w be a random vector of parameters and, if tasks are matched, z one of trajectories, both
     of covariance 1, and C the subtraction of the mean over trials. Then
@@ -289,7 +287,7 @@ def _averaged(
     return [x.sum(0, keepdim=True) for x in whole] if exact else whole
 
 
-def _cosines_and_errors(samples: Tensor) -> Alignment:
+def _cosines_and_errors(samples: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines of the means of inner products (vector, task, task)."""
     n_tasks = samples.shape[-1]
     estimate = cosines(samples.mean(0))

@@ -148,8 +148,17 @@ def read_states(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str
         values = as_tensor(states, "states")
         numpy_dtype(values.dtype)  # refuses what is not computed in
     steps = space.keep(("trial", "time"))
-    valid = torch.ones(steps.shape, dtype=torch.bool) if mask is None else _valid(mask, steps)
-    valid = valid.to(values.device)
+    if mask is None:
+        mask = torch.ones(steps.shape, dtype=torch.bool)
+    mask = by_name(mask, steps, "mask") if isinstance(mask, xr.DataArray) else mask
+    given = as_tensor(mask, "mask").to(values.device)
+    if tuple(given.shape) != steps.shape:
+        raise ValueError(
+            f"mask has shape {tuple(given.shape)}, expected (trial, time) = {steps.shape}"
+        )
+    if not ((given == 0) | (given == 1)).all():
+        raise ValueError("mask has values other than 0 and 1: pass booleans")
+    valid = given.bool()
     if not values[valid].isfinite().all():
         raise ValueError("states are not finite at some valid step: mask those steps")
     return values, valid, space, attrs
@@ -165,19 +174,6 @@ def _space_of(states: Any) -> Space:
     if len(shape) != 3:
         raise ValueError(f"states has shape {shape}, expected (trial, time, unit)")
     return Space(_DIMS, shape, {"unit": Coordinate(("unit",), np.arange(shape[2]))})
-
-
-def _valid(mask: Any, steps: Space) -> Tensor:
-    if isinstance(mask, xr.DataArray):
-        mask = by_name(mask, steps, "mask")
-    valid = as_tensor(mask, "mask")
-    if tuple(valid.shape) != steps.shape:
-        raise ValueError(
-            f"mask has shape {tuple(valid.shape)}, expected (trial, time) = {steps.shape}"
-        )
-    if not ((valid == 0) | (valid == 1)).all():
-        raise ValueError("mask has values other than 0 and 1: pass booleans")
-    return valid.bool()
 
 
 def _principal(values: Tensor, valid: Tensor, over: tuple[str, ...]) -> tuple[Tensor, Tensor, int]:
