@@ -124,8 +124,7 @@ def checkpoints(
     >>> readout = torch.nn.Linear(4, 2)
     >>> for step in (100, 20):
     ...     torch.save(readout.state_dict(), folder / f"step_{step}.pt")
-    >>> saved = checkpoints(folder)
-    >>> [(step, sorted(state)) for step, state in saved]
+    >>> [(step, sorted(state)) for step, state in checkpoints(folder)]
     [(20, ['bias', 'weight']), (100, ['bias', 'weight'])]
 
     A file of another library, with a version after the step and a prefix before the names:
@@ -167,9 +166,7 @@ def _step(path: Path, folder: Path, expression: str | None) -> int:
     if expression is None:
         if found := re.findall(r"\d+", path.stem):
             return int(found[-1])
-        raise ValueError(
-            f"'{path}' has no number in its name to be its step: rename it, or pass step="
-        )
+        raise ValueError(f"'{path}' has no number in its name: rename it, or pass step=")
     if re.compile(expression).groups != 1:
         raise ValueError(rf"step={expression!r}: put one group around the step, as in 'step=(\d+)'")
     match = re.search(expression, path.relative_to(folder).as_posix())

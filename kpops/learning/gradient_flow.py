@@ -26,7 +26,8 @@ def gradient_flow(
 
     A gradient step ``dtheta = -eta dL/dtheta`` moves the trajectory by
     ``dh = -eta P K P* Err + O(eta^2)`` (Proposition 1 of the KPFlow paper, arXiv 2507.06381).
-    The result is for eta = 1; multiply by the learning rate.
+    The result is for eta = 1; multiply by the learning rate. Whatever the ``measure`` of the
+    linearization, K is that of ``measure="sum"``.
 
     Parameters
     ----------
@@ -66,10 +67,6 @@ def gradient_flow(
     TypeError
         If `lin` is no linearization, `targets` is complex or, as a tensor, of another floating
         dtype, or `loss` is neither.
-
-    Notes
-    -----
-    Whatever the ``measure`` of the linearization, K is that of ``measure="sum"``.
 
     Examples
     --------

@@ -28,7 +28,6 @@ from kpops.scalars import generator as random_generator
 
 PAIR = ("task", "task_in")
 
-Add = Callable[..., None]  # add(name, values, long_name, dims=PAIR), to the result
 Statistic = Callable[[tasks.Groups], Tensor]  # a matrix (task, task), for any groups
 
 _TEXTS = {
@@ -358,7 +357,9 @@ def accumulate_interference(result: xr.Dataset, learning_rate: float = 1.0) -> x
     )
 
 
-def _add_effects(add: Add, lin: Linearization, groups: tasks.Groups, rows: Tensor) -> None:
+def _add_effects(
+    add: Callable[..., None], lin: Linearization, groups: tasks.Groups, rows: Tensor
+) -> None:
     """What steps along the tasks' gradients ``g_i`` do, from those of trials."""
     members = [torch.as_tensor(m, device=lin.device) for m in groups.members]
     gradients = torch.stack([rows[index].sum(0) for index in members])

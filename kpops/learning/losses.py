@@ -86,7 +86,13 @@ class _CrossEntropy(_Mean):
 
     def _fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
         if tuple(targets.shape) == shape and targets.is_floating_point():
-            return self._probabilities(targets, weights)
+            counts = weights > 0
+            wrong = counts & (targets < 0).any(-1)
+            _refuse_at(wrong, targets, "expected probabilities of the classes, none negative")
+            rounding = targets.shape[-1] * torch.finfo(targets.dtype).eps ** 0.5
+            wrong = counts & ((targets.sum(-1) - 1).abs() > rounding)
+            _refuse_at(wrong, targets, "expected probabilities of the classes, whose sum is 1")
+            return targets
         if tuple(targets.shape) != shape[:2] or targets.is_floating_point():
             kind = str(targets.dtype).removeprefix("torch.")
             raise ValueError(
@@ -104,15 +110,6 @@ class _CrossEntropy(_Mean):
         if not self.counted(labels, weights).any():
             raise ValueError(f"targets is {IGNORED} at every step that counts: label some")
         return labels
-
-    def _probabilities(self, targets: Tensor, weights: Tensor) -> Tensor:
-        counts = weights > 0
-        wrong = counts & (targets < 0).any(-1)
-        _refuse_at(wrong, targets, "expected probabilities of the classes, none negative")
-        rounding = targets.shape[-1] * torch.finfo(targets.dtype).eps ** 0.5
-        wrong = counts & ((targets.sum(-1) - 1).abs() > rounding)
-        _refuse_at(wrong, targets, "expected probabilities of the classes, whose sum is 1")
-        return targets
 
     def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
         return weights if targets.is_floating_point() else weights * (targets != IGNORED)

@@ -127,7 +127,7 @@ def _parameter_of(model: nn.Module) -> Tensor:
     """A parameter that learns, with the dtype of all."""
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model is {described(model)}, expected an nn.Module: pass the network to train"
+            f"model is {described(model)}, expected a Module: pass the network to train"
         )
     learning = [p for p in model.parameters() if p.requires_grad]
     if not learning:
@@ -148,10 +148,7 @@ def _variable(task: xr.Dataset, name: str, dims: tuple[str, ...]) -> Tensor:
 
 
 def _refuse_time_first(model: nn.Module, inputs: Tensor) -> None:
-    """Refuse a model whose recurrent layers confuse trials and steps.
-
-    With as many trials as steps, the shape of the outputs would not reveal it.
-    """
+    """Refuse a model that takes trials for steps, which shapes may not reveal."""
     layers = [m for m in model.modules() if isinstance(m, nn.RNNBase) and not m.batch_first]
     transposes = type(model).forward is Network.forward
     if not layers or transposes or len(inputs) < 2:

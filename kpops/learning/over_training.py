@@ -28,10 +28,7 @@ Measure = Callable[..., "xr.Dataset | xr.DataArray | Mapping[str, Any]"]
 class MeasureError(RuntimeError):
     """A checkpoint could not be read, linearised or measured; the others are not lost.
 
-    Attributes
-    ----------
-    finished : Dataset or None
-        Result of :func:`kpops.over_training` for the checkpoints before.
+    ``finished`` is the result of :func:`kpops.over_training` for those before, or None.
     """
 
     def __init__(self, message: str, finished: xr.Dataset | None = None) -> None:
@@ -162,14 +159,10 @@ def _checked_steps(checkpoints: Any) -> int | None:
     """Number of checkpoints, None if they come one by one; refuses what is wrong from the start."""
     if isinstance(checkpoints, Checkpoints):
         return len(checkpoints)
-    if isinstance(checkpoints, Mapping):
+    if isinstance(checkpoints, Mapping) or not isinstance(checkpoints, Iterable):
         raise TypeError(
-            f"checkpoints is {described(checkpoints)}: pass pairs (step, state_dict), for example "
-            "a dict's .items(), or [(0, model.state_dict())] for a single one"
-        )
-    if not isinstance(checkpoints, Iterable):
-        raise TypeError(
-            f"checkpoints is {described(checkpoints)}: pass a folder, or pairs (step, state_dict)"
+            f"checkpoints is {described(checkpoints)}: pass a folder, or pairs (step, state_dict), "
+            "such as a dict's .items(), or [(0, model.state_dict())] for a single one"
         )
     if not isinstance(checkpoints, Sequence):
         return None
@@ -256,9 +249,7 @@ def _as_dataset(result: Any) -> xr.Dataset:
     if not result.data_vars:
         raise ValueError("measure returned no variable: name at least one")
     if "step" in {*result.variables, *result.dims}:
-        raise ValueError(
-            "measure returned a variable or dim step, the name of the training iteration: rename it"
-        )
+        raise ValueError("measure returned a variable or dim step, a reserved name: rename it")
     return result
 
 

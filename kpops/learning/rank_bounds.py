@@ -83,8 +83,8 @@ def rank_bounds(
         ``participation_stderr``, zero where exact; ``trace_share``, tr K_j / tr K. Of K itself
         ``bound_of_sum``, ``rank_of_sum``, ``participation_of_sum`` and their standard errors.
         If the structure of the model, or the place of a parameter in it, is unknown, ``features``
-        is ``"unknown"``, their numbers are NaN, and ``bound`` is the number of entries of the
-        parameter; the attribute ``structure`` counts the known parameters.
+        is ``"unknown"``, their numbers are NaN, and ``bound`` is the number of columns of J_j, the
+        parameter's entries; the attribute ``structure`` counts the known parameters.
 
     Raises
     ------
@@ -126,8 +126,6 @@ def rank_bounds(
     only ``PR(D M M^T D) <= (max d / min d)^4 PR(M M^T)``. But they are at most the rank, and
     subadditive for positive operators: ``PR(K) <= sum_j PR(K_j)``. For a linear network
     ``PR(K_j) = S PR(M_j M_j^T)``.
-
-    *Any other model.* Only the number of columns of J_j is known, that of the parameter's entries.
 
     Examples
     --------
@@ -187,11 +185,10 @@ def rank_bounds(
         **{k: v for k, v in identity(lin.flow).items() if k != "operator"},
     }
     n_known = len(rows) - features.count(_UNKNOWN)
-    settings = {"tol": tol, "num_matvecs": num_matvecs}
     attrs = {
         "structure": f"known of {n_known} of {len(rows)} parameters",
         "tol": tol,
-        "configuration": json.dumps(settings, sort_keys=True),
+        "configuration": json.dumps({"num_matvecs": num_matvecs, "tol": tol}),
     }
     return xr.Dataset(variables, coords, {**lin.attrs, **attrs})
 

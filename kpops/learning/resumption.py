@@ -91,9 +91,8 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     """Weights, which of them learn, and the modules."""
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     weights = {
-        f"model {name}": f"{value.dtype} {tuple(value.shape)}"
-        + (" learns" if name in learning else " fixed")
-        for name, value in model.state_dict().items()
+        f"model {name}": f"{v.dtype} {tuple(v.shape)} {'learns' if name in learning else 'fixed'}"
+        for name, v in model.state_dict().items()
     }
     return {**weights, **describe_modules(model)}
 

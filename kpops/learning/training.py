@@ -169,13 +169,9 @@ def train(
     if stop_loss is not None:
         check_real("stop_loss", stop_loss)
     if stop is not None and not callable(stop):
-        raise TypeError(
-            f"stop is {described(stop)}: pass stop(step, losses), or stop_loss= a number"
-        )
+        raise TypeError(f"stop is {described(stop)}: pass stop(step, losses), or stop_loss=")
     if not isinstance(folder, str | os.PathLike) or Path(folder).is_file():
-        raise TypeError(
-            f"folder is {described(folder)}: pass the path of a folder, new or existing"
-        )
+        raise TypeError(f"folder is {described(folder)}: pass the path of a folder, new or old")
     keep = schedule(checkpoint_every)
     updates = Updates(model, optimizer, learning_rate)
     folder = Path(folder)

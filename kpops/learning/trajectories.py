@@ -86,13 +86,11 @@ def trajectory_dimension(
 
     Examples
     --------
-    The states along the first three axes, with the coordinates of the trials:
-
     >>> import torch, kpops
     >>> task = kpops.tasks.memory_pro(6, angles="even", noise=0)
     >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), task.inputs)
     >>> pca = kpops.trajectory_dimension(lin)
-    >>> (lin.states @ pca.axis[:3]).dims
+    >>> (lin.states @ pca.axis[:3]).dims  # with the coordinates of the trials
     ('trial', 'time', 'mode')
     >>> bool(1 <= pca.participation_ratio <= 8)
     True
@@ -106,10 +104,8 @@ def trajectory_dimension(
     singular, axes, n_free = _principal(values, valid, over)
     variance = singular.square() / n_free
     axes = axes * fix_signs(axes)[:, None]
-    held, participation = (
-        of_spectrum(singular, rank_spec(kind, threshold), False, 0.0)
-        for kind in ("variance", "participation")
-    )
+    held = of_spectrum(singular, rank_spec("variance", threshold), False, 0.0)
+    participation = of_spectrum(singular, rank_spec("participation"), False, 0.0)
     n_components = math.ceil(held * (1 - 1e-12))  # rounding lifts no count
     dtype = values.dtype
     numbers = {
