@@ -220,8 +220,7 @@ def interference(
             null = torch.stack([statistic(shuffled) for shuffled in shuffles])
             text, slack = _TEXTS[name], noise_floor(lin.dtype)  # which decides ties
             add(f"{name}_null_mean", null.mean(0), f"{text}, mean of permutations")
-            deviation = null.std(0, correction=0)
-            add(f"{name}_null_std", deviation, f"{text}, deviation of permutations")
+            add(f"{name}_null_std", null.std(0, correction=0), f"{text}, deviation of permutations")
             tails = {"lower": null <= observed + slack, "upper": null >= observed - slack}
             for tail, extreme in tails.items():
                 p = (1 + extreme.sum(0).double()) / (1 + n_permutations)
@@ -360,7 +359,7 @@ def accumulate_interference(result: xr.Dataset, learning_rate: float = 1.0) -> x
 def _add_effects(
     add: Callable[..., None], lin: Linearization, groups: tasks.Groups, rows: Tensor
 ) -> None:
-    """What steps along the tasks' gradients ``g_i`` do, from those of trials."""
+    """Effects of steps along the tasks' gradients ``g_i``, from the gradients of trials."""
     members = [torch.as_tensor(m, device=lin.device) for m in groups.members]
     gradients = torch.stack([rows[index].sum(0) for index in members])
     sizes = [parameter.numel() for parameter in lin.parameters.values()]

@@ -68,7 +68,7 @@ class Trials(NamedTuple):
         return self._replace(targets=targets)
 
     def describe(self) -> dict[str, Any]:
-        """Shapes and a fingerprint, without the weights where they are those of the mask."""
+        """Shapes and a fingerprint, without the weights if they equal the mask."""
         parts = self._asdict()
         if torch.equal(self.weights, self.mask.to(self.weights)):
             del parts["weights"]
@@ -127,7 +127,7 @@ def _parameter_of(model: nn.Module) -> Tensor:
     """A parameter that learns, with the dtype of all."""
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model is {described(model)}, expected a Module: pass the network to train"
+            f"model is {described(model)}, expected an nn.Module: pass the network to train"
         )
     learning = [p for p in model.parameters() if p.requires_grad]
     if not learning:

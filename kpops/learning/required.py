@@ -1,4 +1,4 @@
-"""What the functions of this room share: what they require, and how they label numbers."""
+"""Helpers of all functions here: checks of arguments, and labels of numbers."""
 
 from __future__ import annotations
 

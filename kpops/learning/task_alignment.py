@@ -92,8 +92,7 @@ def group_trials(lin: Linearization, by: Any, condition: Any = None) -> Groups:
 def of_trials(lin: Linearization, positions: np.ndarray) -> Linearization:
     """The linearization of some trials alone, at no cost for the others.
 
-    Its J and P are rows and blocks of those of all trials. Under ``measure="mean"`` its K is not:
-    it averages over its own valid steps.
+    Its J and P are rows and blocks of the whole; its K, under ``measure="mean"``, is not.
     """
     index = torch.as_tensor(positions, device=lin.device)
     whole = lin.trajectory
@@ -118,7 +117,7 @@ def trial_gradients(lin: Linearization, adjoint: Tensor) -> Tensor:
     n_bytes = n_trials * n_parameters * adjoint.element_size()
     check_allocation(f"the gradients of {n_trials} trials", n_bytes, lin.device)
     rows = adjoint.new_empty(n_trials, n_parameters)
-    # For one matvec nothing need be cached, and this engine is the quickest to set up.
+    # One matvec needs no cache, and this engine is the quickest to set up.
     cheap = dataclasses.replace(lin, engine_asked="autodiff", gates_asked="auto")
     for b in range(n_trials):
         rows[b] = of_trials(cheap, np.array([b])).J.apply_adjoint(adjoint[None, b : b + 1])[0]

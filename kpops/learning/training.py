@@ -131,8 +131,8 @@ def train(
     The loss of a batch is the mean over the steps that count. Resumption is exact to the bit on
     the same machine if the model's operations are deterministic: on a CPU they are, cuDNN's
     recurrent kernels may differ in the last bits. The process may be killed at any moment, since
-    only a complete checkpoint gets its name. An error before the first update leaves the model
-    unchanged.
+    only a complete checkpoint gets its name. An error or interrupt before the first update leaves
+    the model unchanged.
 
     Models are the same if their modules have the same classes, plain attributes (the dropout rate,
     the nonlinearity, numbers and functions of your own cell) and code, and if the loss at the
@@ -169,7 +169,7 @@ def train(
     if stop_loss is not None:
         check_real("stop_loss", stop_loss)
     if stop is not None and not callable(stop):
-        raise TypeError(f"stop is {described(stop)}: pass stop(step, losses), or stop_loss=")
+        raise TypeError(f"stop is {described(stop)}: pass stop(step, losses), or stop_loss=0.1")
     if not isinstance(folder, str | os.PathLike) or Path(folder).is_file():
         raise TypeError(f"folder is {described(folder)}: pass the path of a folder, new or old")
     keep = schedule(checkpoint_every)

@@ -188,7 +188,7 @@ def _principal(values: Tensor, valid: Tensor, over: tuple[str, ...]) -> tuple[Te
     if n_free < 1:
         raise ValueError(
             f"over={over} makes {n_groups} means of {n_samples} samples, which leaves no variance: "
-            "take the mean over other dims, or more samples"
+            "take the mean over other dimensions, or more samples"
         )
     triangle = torch.linalg.qr(x.flatten(0, 1), mode="r").R
     _, singular, axes_of = torch.linalg.svd(triangle, full_matrices=False)
