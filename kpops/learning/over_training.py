@@ -293,7 +293,7 @@ def _variable(name: Any, value: Any) -> Any:
     except TypeError as error:  # what refuses to become an array
         raise refusal from error
     if array.dtype.kind == "U":
-        array = array.astype(object)  # which files take
+        array = array.astype(object)  # which files can hold
     entries = array.ravel().tolist() if array.dtype == object else []
     if array.dtype.kind not in "biufcOMm" or any(not isinstance(x, str) for x in entries):
         raise refusal
