@@ -1,5 +1,6 @@
-"""Shapes are checked in every test; tests over devices run on a GPU where there is one."""
+"""Devices, and the check of shapes where the environment sets KPOPS_CHECK_SHAPES."""
 
+import os
 import signal
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,7 @@ from jaxtyping import install_import_hook
 
 
 def _checked_modules():
-    """Modules whose annotations hold at every call of the suite; Numba compiles the others."""
+    """Modules whose annotations are checked at every call; Numba compiles the others."""
     package = Path(find_spec("kpops").origin).parent
     for room in ("linalg", "engines", "operators"):
         for file in sorted((package / room).rglob("*.py")):
@@ -18,9 +19,12 @@ def _checked_modules():
                 yield ".".join(["kpops", *file.relative_to(package).with_suffix("").parts])
 
 
-# A float parameter takes an int, too.
-_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-install_import_hook(list(_checked_modules()), _CHECKER)
+if os.environ.get("KPOPS_CHECK_SHAPES"):
+    # A float parameter takes an int, too.
+    install_import_hook(
+        list(_checked_modules()),
+        "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+    )
 
 _without_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
