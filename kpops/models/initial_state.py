@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from kpops.models.diagonal import DiagonalRecurrence
-from kpops.models.gated import Affine, GatedRecurrence
+from kpops.models.gated import Affine, GatedRecurrence, Tensors
 from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence, changed
 from kpops.models.wrapping import Wrapping
 

@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import singledispatch
+from numbers import Integral
 from types import FunctionType
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch.nn.utils import parametrize
 
 from kpops.arrays import as_tensor
 from kpops.kinds import Shown, described
-from kpops.models.sizes import is_whole
 
 
 class Recurrence(nn.Module):
@@ -187,8 +187,8 @@ class ModuleRecurrence(Recurrence):
         size = size if sizes is None else sum(sizes)
         super().__init__(
             module,
-            state_size=int(size) if is_whole(size) else None,
-            input_size=int(input_size) if is_whole(input_size) else None,
+            state_size=int(size) if isinstance(size, Integral) else None,
+            input_size=int(input_size) if isinstance(input_size, Integral) else None,
         )
         _refuse_patched(module)
         _refuse_exchanged(module)

@@ -14,17 +14,15 @@ from kpops.scalars import generator as random_generator
 
 
 class NeuralSDE(TimeStepped):
-    """The Euler-Maruyama step of ``dh = f(t, x, h) dt + g(t, x, h) dW``, of Ito, along a path W.
+    """The Euler-Maruyama step of the Ito SDE ``dh = f(t, x, h) dt + g(t, x, h) dW`` along a path W.
 
     Parameters
     ----------
     drift, diffusion : nn.Module or callable
         f and g, called as `arguments` says; both return the shape of h: the noise is diagonal, one
         Brownian motion for each unit. The parameters of modules learn.
-    dt : float or None
-        Length of a step. None: it differs from step to step and comes with the inputs.
-    arguments : {"th", "xh", "txh"}
-        What f and g take, in this order; see :class:`kpops.models.NeuralODE`.
+    dt, arguments
+        As for :class:`kpops.models.NeuralODE`.
 
     Raises
     ------
@@ -36,10 +34,10 @@ class NeuralSDE(TimeStepped):
     Notes
     -----
     ``h[t] = h[t-1] + f dt + g dW[t]`` with f and g at the start of the step and dW[t] of variance
-    dt. The increments dW are the last S features of the inputs, behind those of time and x, so that
-    the path is fixed: the linearization is that of the random flow along this path, deterministic
-    given the path, and P, J and K are exact for the numbers that are computed. Different paths are
-    different trials. As increments, those of a coarser grid are sums of those of a finer one.
+    dt. The increments dW are the last S features of the inputs, after those of time and x. So the
+    path is fixed: the linearization is that of the random flow along this path, and P, J and K are
+    exact for the computed numbers. Different paths are different trials. Increments on a coarser
+    grid are sums of those on a finer one.
 
     The method converges at strong order 1/2 in dt, 1 where g does not depend on h (Kloeden and
     Platen 1992, Numerical Solution of Stochastic Differential Equations, sections 10.2 and 10.3).
@@ -103,14 +101,10 @@ class NeuralSDE(TimeStepped):
 
         Parameters
         ----------
-        times : array_like, shape (time + 1,) or (trial, time + 1)
-            Rising times, from the start of the first step to the end of the last.
         n_units : int
             Size S of the state.
-        x : array_like, shape (trial, time, feature), optional
-            External inputs, if drift and diffusion take them.
-        n_trials : int
-            Number of trials, where neither `x` nor `times` tells.
+        times, x, n_trials
+            As for :meth:`kpops.models.NeuralODE.inputs`, as are the errors raised.
         rng : int, Generator or None
             Seed or source of the noise. It is drawn in float64 and rounded.
 
@@ -118,12 +112,7 @@ class NeuralSDE(TimeStepped):
         -------
         Tensor, shape (trial, time, feature)
             In the dtype and on the device of the parameters; the last S features are independent
-            normal increments dW, of the length of their step as variance.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`kpops.models.NeuralODE.inputs` does.
+            normal increments dW, whose variance is the length of their step.
         """
         features, lengths = self._features(times, x, n_trials)
         shape = (*lengths.shape[:2], n_units)

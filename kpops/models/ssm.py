@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kpops.models.cells import check_sizes
 from kpops.models.diagonal import DiagonalRecurrence
 from kpops.models.recurrence import as_recurrence, unless_changed
-from kpops.models.sizes import check_sizes
 from kpops.scalars import generator as random_generator
 
 _VARIABLES = {"real": ("h",), "complex": ("re", "im")}

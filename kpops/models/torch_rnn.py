@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kpops.models.gated import Affine, GatedRecurrence
+from kpops.models.gated import Affine, GatedRecurrence, Tensors
 from kpops.models.recurrence import Recurrence, as_recurrence, is_hooked, matching
 
-Tensors = tuple[Tensor, ...]
 Gates = Callable[[Tensors, Tensors, Tensors], Tensors]
 
 
@@ -61,7 +60,7 @@ class TorchRecurrence(GatedRecurrence):
     module : nn.RNNBase or nn.RNNCellBase
         The user's module.
     mode : {"RNN_TANH", "RNN_RELU", "GRU", "LSTM"}
-        Which cell, in PyTorch's own words.
+        Kind of cell, as PyTorch names it.
     """
 
     def __init__(self, module: Any, mode: str) -> None:
@@ -127,10 +126,9 @@ class TorchRecurrence(GatedRecurrence):
         return last[..., : self.hidden_size]
 
     def initial_state(self, h0: Any, n_trials: int, like: Tensor) -> Tensor:
-        """Bring `h0` to (trial, unit).
+        """Bring `h0` to (trial, unit); it may also have the form that the module itself takes.
 
-        Beside what every recurrence takes, `h0` may be what the module itself takes:
-        (layer, trial, hidden), and for an LSTM the pair of h0 and c0.
+        That is (layer, trial, hidden), and for an LSTM the pair of h0 and c0.
         """
         if h0 is None or (not isinstance(h0, tuple) and np.ndim(h0) < 3):
             return super().initial_state(h0, n_trials, like)

@@ -18,16 +18,19 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from kpops.arrays import as_tensor
-from kpops.models.calls import Call, are_steps, carries_on, loop
 from kpops.models.compare import (
+    Call,
     View,
+    are_steps,
     as_it_is,
+    carries_on,
     classes_second,
     close,
     gradients,
     is_view,
     largest,
     last_step,
+    loop,
     same,
     tensors,
     time_first,
