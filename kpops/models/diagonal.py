@@ -1,4 +1,4 @@
-"""Recurrences that couple no two units, whose propagator is a scan."""
+"""Recurrences that do not couple units, whose propagator is a scan."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from kpops.models.recurrence import ModuleRecurrence
 
 
 class DiagonalRecurrence(ModuleRecurrence):
-    """A step whose state Jacobian is diagonal over units, or in small blocks over their variables.
+    """A step whose state Jacobian is diagonal over units, with small blocks for their variables.
 
-    With variables s_v of every unit i (one for most; real and imaginary part of a complex state),
+    With variables s_v of each unit i (mostly one; real and imaginary part of a complex state),
 
         s'_v,i = f_v,i(x, s_1,i, s_2,i, ...),
 
-    where f may depend on the state as it likes, so long as it takes it unit by unit. Register a
-    module by it, or subclass it with a :meth:`forward` of your own, and the engine ``scan`` works
-    for the model.
+    where f takes the state unit by unit, and is otherwise arbitrary. Register a module with this
+    class, or with a subclass that has its own :meth:`forward`: the engine ``scan`` then works for
+    the model.
 
     Parameters
     ----------
     module : nn.Module
-        The user's module; its ``forward(x_t, h)`` returns the next state.
+        The user's module, whose ``forward(x_t, h)`` returns the next state.
     variables : sequence of str
-        Names of the state variables of a unit. The state holds one variable of all units, then the
-        next.
+        Names of the state variables of a unit. The state holds the first variable of all units,
+        then the next.
 
     Raises
     ------
     ValueError
-        When linearised, if the state is no whole number of variables, or units are coupled.
+        When linearised, if the state size is no multiple of the variables, or units are coupled.
 
     Examples
     --------
-    A leaky integrator of every input, with a time constant each:
+    A leaky integrator for each input, each with its own time constant:
 
     >>> import torch, kpops
     >>> from kpops.models import DiagonalRecurrence
@@ -62,7 +62,7 @@ class DiagonalRecurrence(ModuleRecurrence):
         self.variables = tuple(variables)
 
     def unit_coords(self, state_size: int) -> dict[str, np.ndarray]:
-        """Variable (such as "re" or "im") of every unit, where there are several."""
+        """Variable (such as "re" or "im") of every unit, if there are several."""
         names = np.array(self.variables, dtype=object)  # Zarr has no fixed-width strings yet
         n_variables = len(names)
         if state_size % n_variables:

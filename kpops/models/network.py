@@ -14,7 +14,7 @@ class Network(nn.Module):
         With either value of ``batch_first``.
     readout : nn.Module
         Maps the last layer's hidden states (trial, time, hidden) to outputs (trial, time, output);
-        usually nn.Linear. It must act on the last dim alone, and so be the same on rows.
+        usually nn.Linear. It must act only on the last dimension, and so give the same on rows.
 
     Raises
     ------
@@ -25,8 +25,7 @@ class Network(nn.Module):
 
     Notes
     -----
-    The parts stay available as ``recurrent`` and ``readout``, which is what
-    :func:`kpops.linearize` takes.
+    The parts stay available as ``recurrent`` and ``readout``, for :func:`kpops.linearize`.
 
     Examples
     --------
@@ -58,10 +57,10 @@ class Network(nn.Module):
         Parameters
         ----------
         inputs : Tensor, shape (trial, time, feature)
-            In this order whatever the ``batch_first`` of the recurrent module.
+            In this order for either value of ``batch_first``.
         h0 : Tensor or pair of Tensor, optional
             Initial state as the recurrent module takes it: (layer, trial, hidden), for an nn.LSTM
-            the pair of h0 and c0. Zeros by default.
+            the pair of h0 and c0. Default: zeros.
 
         Returns
         -------

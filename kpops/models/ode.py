@@ -34,7 +34,7 @@ class NeuralODE(TimeStepped):
     n_substeps : int
         Equal steps of the solver within each step of the recurrence.
     forcing : {"state", "rate"}
-        Whether a perturbation q is a kick of the state after a step or a density in time, see Notes.
+        Whether a perturbation q kicks the state after a step or is a density in time; see Notes.
     arguments : {"th", "xh", "txh"}
         What the field takes, in this order: time t of shape (row, 1), external inputs x (row,
         feature), state h (row, unit). The default, ``field(t, h)``, is the order of torchdiffeq,
@@ -71,9 +71,9 @@ class NeuralODE(TimeStepped):
 
         P -> dt P,    J -> J / dt,    K -> K / dt^2,
 
-    while P K P* and P J = dh/dtheta do not change. With equal steps, the inner product of L2 in time
-    is dt times the plain one on both sides. Hence the singular values of dt P are those between L2
-    spaces; as dt -> 0 they converge to those of the integral operator
+    while P K P* and P J = dh/dtheta do not change. With equal steps, the inner product of L2 in
+    time is dt times the plain one on both sides. Hence the singular values of dt P are those
+    between L2 spaces; as dt -> 0 they converge to those of the integral operator
     :math:`q \mapsto \int_0^t \Phi(t, s) q(s) ds`. (With unequal steps they would not, so `dt` is
     required.)
 

@@ -1,8 +1,7 @@
 """State-space layers: recurrences that are linear in the state.
 
-The layers are the recurrent part alone, one step at a time: h' = A(x) h + b(x). What follows it in
-a deep state-space model, a readout C h + D x and a nonlinearity, is the readout of
-:func:`kpops.linearize`.
+The layers are only the recurrent part, one step at a time: h' = A(x) h + b(x). What follows in a
+deep state-space model, C h + D x and a nonlinearity, is the readout of :func:`kpops.linearize`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _VARIABLES = {"real": ("h",), "complex": ("re", "im")}
 
 
 class DiagonalSSM(nn.Module):
-    r"""A diagonal state-space layer, of decaying or of rotating modes (S4D, S5, LRU).
+    r"""A diagonal state-space layer of decaying or rotating modes (S4D, S5, LRU).
 
     - ``form="real"``: ``h' = a h + B x`` with ``a = exp(-exp(log_rate))``;
     - ``form="complex"``: ``z' = a exp(i phase) z + B x`` with complex B, on the real and imaginary
@@ -38,7 +37,7 @@ class DiagonalSSM(nn.Module):
     form : {"complex", "real"}
         See above.
     radius : (float, float)
-        The ``|a|`` at the start lie in this range, above 0 and below 1.
+        Range of ``|a|`` at the start, above 0 and below 1.
     rng : int, Generator or None
         Seed or source of the weights. They are drawn in float64 and rounded.
 
@@ -52,11 +51,11 @@ class DiagonalSSM(nn.Module):
     The decay, stable at every value, and its start are those of the linear recurrent unit (LRU,
     Orvieto et al. 2023, arXiv 2303.06349): \|a\|^2 uniform in the ring, and B scaled by
     (1 - \|a\|^2)^(1/2), so that the state has about unit variance under white inputs. Unlike there,
-    this scale is part of B and no parameter of its own, and the phase, which starts uniform in
-    [0, pi], is a parameter itself instead of its logarithm. S4D and S5 (arXiv 2206.11893,
-    2208.04933) discretise a continuous system by steps dt, so that under a zero-order hold
-    a = exp(dt lambda) and B becomes (a - 1) B / lambda; once discretised, they are the same
-    recurrence under other parameters. K is over those of this class.
+    this scale is part of B and no separate parameter, and the parameter is the phase, which starts
+    uniform in [0, pi], not its logarithm. S4D and S5 (arXiv 2206.11893, 2208.04933) discretise a
+    continuous system by steps dt: under a zero-order hold a = exp(dt lambda), and B becomes
+    (a - 1) B / lambda. They are the same recurrence under other parameters. K is over those of
+    this class.
 
     Examples
     --------
@@ -115,7 +114,7 @@ class DiagonalSSM(nn.Module):
 class SelectiveSSM(nn.Module):
     """A selective state-space layer, whose decay and drive depend on the input (Mamba).
 
-    Every channel c of the input has N states n of its own,
+    Each channel c of the input has N states n,
 
         h'_cn = exp(-delta_c exp(log_rate_cn)) h_cn + delta_c B_n(x) x_c,
         delta = softplus(W x + b),    B(x) = V x.
@@ -126,8 +125,8 @@ class SelectiveSSM(nn.Module):
         Number of channels.
     n_states : int
         States N of each channel; the state has input_size * N variables, channel by channel.
-    rng : int, Generator or None
-        Seed or source of the weights. They are drawn in float64 and rounded.
+    rng
+        As for :class:`DiagonalSSM`.
 
     Raises
     ------
@@ -136,11 +135,11 @@ class SelectiveSSM(nn.Module):
 
     Notes
     -----
-    The recurrence S6 of Gu and Dao (2023, arXiv 2312.00752, algorithm 2) with a full W instead of
+    The recurrence S6 of Gu and Dao (2023, arXiv 2312.00752, algorithm 2), with a full W instead of
     one of low rank. As in their code, a zero-order hold discretises the decay, and Euler's step
-    ``delta B`` the drive, which equation 4 of the paper has under the hold too. Its output
-    sum_n C_n(x) h_cn depends on x too, and stays outside. Rates start at 1..N and the step sizes
-    log-uniformly in [0.001, 0.1], as there.
+    ``delta B`` the drive, for which equation 4 of the paper has the hold too. Its output
+    sum_n C_n(x) h_cn also depends on x and is not included. As there, rates start at 1..N and step
+    sizes log-uniformly in [0.001, 0.1].
 
     Examples
     --------
@@ -187,14 +186,14 @@ class LinearTimeVarying(nn.Module):
     """A dense linear layer whose matrix varies with the input: ``h' = A(x) h + B x``.
 
     ``A(x) = A_0 + sum_k x_k A_k``, so that A[t] follows the inputs; with features that are one-hot
-    in time every step has a matrix of its own.
+    in time, every step has its own matrix.
 
     Parameters
     ----------
     input_size, state_size : int
         Number of input features and of state variables.
-    rng : int, Generator or None
-        Seed or source of the weights. They are drawn in float64 and rounded.
+    rng
+        As for :class:`DiagonalSSM`.
 
     Raises
     ------
@@ -203,9 +202,9 @@ class LinearTimeVarying(nn.Module):
 
     Notes
     -----
-    The bilinear system of control theory. A_0 starts normal with a spectral radius of about 0.9,
-    all A_k together with about half of that under unit inputs. Units are coupled, so that the
-    propagator is no scan.
+    The bilinear system of control theory. A_0 starts normal with a spectral radius of about 0.9;
+    under unit inputs the A_k add about half of that. Units are coupled, so the engine ``scan``
+    does not apply.
 
     Examples
     --------
@@ -247,16 +246,14 @@ class _SelectiveRecurrence(DiagonalRecurrence):
     """The structure of a SelectiveSSM."""
 
     def unit_coords(self, state_size: int) -> dict[str, np.ndarray]:
-        """Channel of every unit."""
         n_states = self.module.n_states
         return {"channel": np.repeat(np.arange(state_size // n_states), n_states)}
 
 
-def _diagonal(model: DiagonalSSM) -> DiagonalRecurrence:
-    return DiagonalRecurrence(model, _VARIABLES[model.form])
-
-
-as_recurrence.register(DiagonalSSM, unless_changed(DiagonalSSM, _diagonal))
+as_recurrence.register(
+    DiagonalSSM,
+    unless_changed(DiagonalSSM, lambda model: DiagonalRecurrence(model, _VARIABLES[model.form])),
+)
 as_recurrence.register(SelectiveSSM, unless_changed(SelectiveSSM, _SelectiveRecurrence))
 
 
