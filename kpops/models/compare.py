@@ -53,6 +53,12 @@ def is_view(a: Any, t: Tensor) -> bool:
     return isinstance(a, Tensor) and any(same(a, v(t)) for v in (as_it_is, time_first, last_step))
 
 
+def is_whole_view(a: Any, t: Tensor) -> bool:
+    """Whether `a` has the dimensions and entries of t, with time first or not."""
+    same_ndim = isinstance(a, Tensor) and a.ndim == t.ndim
+    return same_ndim and any(same(a, view(t)) for view in (as_it_is, time_first))
+
+
 def close(a: Tensor, b: Tensor) -> bool:
     """Whether a and b differ only by rounding, relative to the largest entry."""
     if a.shape != b.shape or a.dtype != b.dtype:

@@ -40,7 +40,6 @@ class DiagonalRecurrence(ModuleRecurrence):
     A leaky integrator for each input, each with its own time constant:
 
     >>> import torch, kpops
-    >>> from kpops.models import DiagonalRecurrence
     >>> class Leaky(torch.nn.Module):
     ...     def __init__(self, size):
     ...         super().__init__()
@@ -50,7 +49,7 @@ class DiagonalRecurrence(ModuleRecurrence):
     ...         return h + torch.sigmoid(self.leak) * (x - h)
     >>> @kpops.models.as_recurrence.register
     ... def _(model: Leaky) -> kpops.models.Recurrence:
-    ...     return DiagonalRecurrence(model)
+    ...     return kpops.models.DiagonalRecurrence(model)
     >>> kpops.linearize(Leaky(3), torch.randn(5, 1000, 3)).engine.name
     'scan'
     """

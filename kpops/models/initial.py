@@ -36,8 +36,8 @@ def initialize_recurrent(
     Parameters
     ----------
     model : nn.Module
-        nn.RNN, nn.GRU, nn.LSTM of any number of layers, a cell, or a module that contains some, as
-        :class:`kpops.models.Network` does. All other parameters stay as they are.
+        nn.RNN, nn.GRU, nn.LSTM of any number of layers, a cell, or a module that contains some.
+        All other parameters stay as they are.
     g : float
         Scale, 0 or more.
     distribution : {"normal", "uniform"}
@@ -142,14 +142,13 @@ def spectral_radius(model: nn.Module | Mapping[str, Tensor]) -> xr.DataArray:
 
     Examples
     --------
-    Over the checkpoints of a training, whose folder is `folder`:
+    For all checkpoints in a folder of :func:`kpops.training.train`:
     ``xr.concat([spectral_radius(state) for _, state in checkpoints(folder)], "step")``.
 
-    >>> import torch
-    >>> from kpops.models import spectral_radius
+    >>> import torch, kpops
     >>> gru = torch.nn.GRU(3, 2)
     >>> _ = torch.nn.init.eye_(gru.weight_hh_l0[2:4])
-    >>> spectral_radius(gru).sel(parameter="weight_hh_l0[z]").item()
+    >>> kpops.models.spectral_radius(gru).sel(parameter="weight_hh_l0[z]").item()
     1.0
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model

@@ -29,9 +29,8 @@ class Network(nn.Module):
 
     Examples
     --------
-    >>> import torch
-    >>> from kpops.models import Network
-    >>> network = Network(torch.nn.GRU(3, 16), torch.nn.Linear(16, 2))
+    >>> import torch, kpops
+    >>> network = kpops.Network(torch.nn.GRU(3, 16), torch.nn.Linear(16, 2))
     >>> network(torch.zeros(5, 90, 3)).shape
     torch.Size([5, 90, 2])
     """
@@ -52,24 +51,15 @@ class Network(nn.Module):
         self.readout = readout
 
     def forward(self, inputs: Tensor, h0: Tensor | tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return the outputs of every trial at every time step.
+        """Return the outputs (trial, time, output).
 
         Parameters
         ----------
         inputs : Tensor, shape (trial, time, feature)
-            In this order for either value of ``batch_first``.
+            In this order for either value of ``batch_first``. Other shapes raise a ValueError.
         h0 : Tensor or pair of Tensor, optional
             Initial state as the recurrent module takes it: (layer, trial, hidden), for an nn.LSTM
             the pair of h0 and c0. Default: zeros.
-
-        Returns
-        -------
-        Tensor, shape (trial, time, output)
-
-        Raises
-        ------
-        ValueError
-            If `inputs` has the wrong rank or number of features.
         """
         features = self.recurrent.input_size
         if inputs.ndim != 3 or inputs.shape[-1] != features:

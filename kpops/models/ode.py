@@ -89,14 +89,13 @@ class NeuralODE(TimeStepped):
     Examples
     --------
     >>> import torch, kpops
-    >>> from kpops.models import NeuralODE
     >>> class Field(torch.nn.Module):  # as for torchdiffeq
     ...     def __init__(self):
     ...         super().__init__()
     ...         self.net = torch.nn.Linear(2, 2)
     ...     def forward(self, t, h):
     ...         return torch.tanh(self.net(h)) - h
-    >>> ode = NeuralODE(Field(), dt=0.1, method="rk4", forcing="rate")
+    >>> ode = kpops.models.NeuralODE(Field(), dt=0.1, method="rk4", forcing="rate")
     >>> inputs = ode.inputs(0.1 * torch.arange(21), n_trials=3)
     >>> lin = kpops.linearize(ode, inputs, h0=torch.randn(3, 2))
     >>> lin.P
@@ -182,9 +181,8 @@ class NeuralODE(TimeStepped):
 
         Examples
         --------
-        >>> import torch
-        >>> from kpops.models import NeuralODE
-        >>> ode = NeuralODE(lambda t, h: -t * h, dt=None)
+        >>> import kpops
+        >>> ode = kpops.models.NeuralODE(lambda t, h: -t * h, dt=None)
         >>> ode.inputs([0.0, 0.5, 2.0])[0]  # length of each step, and time at which it starts
         tensor([[0.5000, 0.0000],
                 [1.5000, 0.5000]])

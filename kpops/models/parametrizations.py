@@ -54,12 +54,14 @@ class Masked(nn.Module):
 
     def forward(self, original: Tensor) -> Tensor:
         """W of V, both of one shape."""
-        if not _fits(self.mask, original):
+        try:
+            mask = self.mask.expand_as(original)
+        except RuntimeError:
             raise ValueError(
                 f"the mask has shape {tuple(self.mask.shape)}, the weight {tuple(original.shape)}: "
                 "pass one entry for each weight"
-            )
-        return original * self.mask
+            ) from None
+        return original * mask
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """V that gives W where the mask is True."""
@@ -96,7 +98,7 @@ class Dale(nn.Module):
     --------
     Six units that excite and two that inhibit, none acting on itself:
 
-    >>> import torch, kpops
+    >>> import torch
     >>> from kpops.models import Dale, LeakyCell, Masked
     >>> from torch.nn.utils.parametrize import register_parametrization
     >>> cell = LeakyCell(3, 8, alpha=0.2, activation="relu")
@@ -138,10 +140,3 @@ class Dale(nn.Module):
     def extra_repr(self) -> str:
         """Return the options, for the repr."""
         return f"{len(self.signs)} units, size={self.size!r}"
-
-
-def _fits(mask: Tensor, weight: Tensor) -> bool:
-    try:
-        return torch.broadcast_shapes(mask.shape, weight.shape) == weight.shape
-    except RuntimeError:
-        return False

@@ -47,14 +47,13 @@ class NeuralSDE(TimeStepped):
     An Ornstein-Uhlenbeck process, whose rate learns:
 
     >>> import torch, kpops
-    >>> from kpops.models import NeuralSDE
     >>> class Decay(torch.nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
     ...         self.rate = torch.nn.Parameter(torch.tensor(2.0))
     ...     def forward(self, t, h):
     ...         return -self.rate * h
-    >>> sde = NeuralSDE(Decay(), lambda t, h: 0.3 * torch.ones_like(h), dt=0.01)
+    >>> sde = kpops.models.NeuralSDE(Decay(), lambda t, h: 0.3 * torch.ones_like(h), dt=0.01)
     >>> inputs = sde.inputs(0.01 * torch.arange(51), n_units=4, n_trials=5, rng=0)
     >>> kpops.linearize(sde, inputs, h0=torch.zeros(4)).flow
     <P K P* (trial: 5, time: 50, unit: 4), float32 on cpu, PSD>

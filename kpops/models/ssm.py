@@ -60,8 +60,7 @@ class DiagonalSSM(nn.Module):
     Examples
     --------
     >>> import torch, kpops
-    >>> from kpops.models import DiagonalSSM
-    >>> lin = kpops.linearize(DiagonalSSM(3, 8, rng=0), torch.randn(2, 1000, 3))
+    >>> lin = kpops.linearize(kpops.models.DiagonalSSM(3, 8, rng=0), torch.randn(2, 1000, 3))
     >>> lin.P
     <P (trial: 2, time: 1000, unit: 16), float32 on cpu>
     >>> lin.engine.name
@@ -144,8 +143,7 @@ class SelectiveSSM(nn.Module):
     Examples
     --------
     >>> import torch, kpops
-    >>> from kpops.models import SelectiveSSM
-    >>> lin = kpops.linearize(SelectiveSSM(3, 4, rng=0), torch.randn(2, 50, 3))
+    >>> lin = kpops.linearize(kpops.models.SelectiveSSM(3, 4, rng=0), torch.randn(2, 50, 3))
     >>> lin.states.channel.values
     array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
     """
@@ -209,8 +207,7 @@ class LinearTimeVarying(nn.Module):
     Examples
     --------
     >>> import torch, kpops
-    >>> from kpops.models import LinearTimeVarying
-    >>> kpops.linearize(LinearTimeVarying(3, 4, rng=0), torch.randn(2, 5, 3)).P
+    >>> kpops.linearize(kpops.models.LinearTimeVarying(3, 4, rng=0), torch.randn(2, 5, 3)).P
     <P (trial: 2, time: 5, unit: 4), float32 on cpu>
     """
 
