@@ -19,14 +19,9 @@ class MinGRUCell(Cell):
     Parameters
     ----------
     input_size, hidden_size : int
-        Number of input features and of units.
+        Number of input features and of units. Sizes out of range raise a ValueError.
     bias : bool
         Whether there are b_z and b_c.
-
-    Raises
-    ------
-    ValueError
-        If a size is out of range.
 
     Notes
     -----
@@ -75,12 +70,7 @@ class MGUCell(Cell):
     Parameters
     ----------
     input_size, hidden_size : int
-        Number of input features and of units.
-
-    Raises
-    ------
-    ValueError
-        If a size is out of range.
+        As for :class:`MinGRUCell`.
 
     Notes
     -----

@@ -47,11 +47,6 @@ class NeuralODE(TimeStepped):
     ValueError
         If an argument is out of range; if `forcing` is "rate" and `dt` None.
 
-    Attributes
-    ----------
-    forcing_step : float
-        By which P is multiplied, J divided: `dt` if `forcing` is "rate", else 1.
-
     Notes
     -----
     *Discretise, then optimise.* The recurrence is the map of the solver, h[t] = F(x[t], h[t-1]). So
@@ -136,7 +131,7 @@ class NeuralODE(TimeStepped):
 
     @property
     def forcing_step(self) -> float:
-        """By which P is multiplied, and J divided."""
+        """Factor of P and divisor of J: `dt` if `forcing` is "rate", else 1."""
         return self.dt if self.forcing == "rate" and self.dt is not None else 1.0
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:

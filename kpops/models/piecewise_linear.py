@@ -26,15 +26,10 @@ class PLRNNCell(Cell):
     Parameters
     ----------
     input_size, hidden_size : int
-        Number of input features and of units S.
+        Number of input features and of units S. Numbers out of range raise a ValueError.
     rectified : int, optional
         Number of units that pass through a relu, from 0 to S. Default: all, the PLRNN; fewer make
         the AL-RNN, which has ``2**rectified`` linear pieces.
-
-    Raises
-    ------
-    ValueError
-        If a size or `rectified` is out of range.
 
     Notes
     -----
@@ -100,16 +95,11 @@ class ShallowPLRNNCell(Cell):
     Parameters
     ----------
     input_size, hidden_size : int
-        Number of input features and of units S.
+        As for :class:`PLRNNCell`.
     expansion : int
         Number of relus L.
     clipped : bool
         Whether to take the second form.
-
-    Raises
-    ------
-    ValueError
-        If a size is out of range.
 
     Notes
     -----

@@ -22,14 +22,7 @@ class NeuralSDE(TimeStepped):
         f and g, called as `arguments` says; both return the shape of h: the noise is diagonal, one
         Brownian motion for each unit. The parameters of modules learn.
     dt, arguments
-        As for :class:`kpops.models.NeuralODE`.
-
-    Raises
-    ------
-    TypeError
-        If `drift` or `diffusion` cannot be called.
-    ValueError
-        If an argument is out of range.
+        As for :class:`kpops.models.NeuralODE`, as are the errors raised.
 
     Notes
     -----

@@ -121,16 +121,11 @@ class SelectiveSSM(nn.Module):
     Parameters
     ----------
     input_size : int
-        Number of channels.
+        Number of channels. Sizes that are not positive raise a ValueError.
     n_states : int
         States N of each channel; the state has input_size * N variables, channel by channel.
     rng
         As for :class:`DiagonalSSM`.
-
-    Raises
-    ------
-    ValueError
-        If a size is not positive.
 
     Notes
     -----
@@ -189,14 +184,10 @@ class LinearTimeVarying(nn.Module):
     Parameters
     ----------
     input_size, state_size : int
-        Number of input features and of state variables.
+        Number of input features and of state variables; other than positive ones raise a
+        ValueError.
     rng
         As for :class:`DiagonalSSM`.
-
-    Raises
-    ------
-    ValueError
-        If a size is not positive.
 
     Notes
     -----

@@ -258,6 +258,10 @@ def _trials(recipe: Recipe, angles: str | ArrayLike, steps: Mapping[str, Duratio
         by_modality = stimulus.strength[:, :, None] * _unit(stimulus.angle)[:, None, :]
         shown = np.logical_or.reduce([epoch == e for e in stimulus.epochs])
         inputs[..., 1:] += shown[..., None] * by_modality.reshape(-1, 1, 4)
+    conditions = {"angle": (plan.stimuli[0].angle, "direction of stimulus 1", "rad")}
+    for stimulus in plan.stimuli[1:]:
+        conditions["angle2"] = (stimulus.angle % (2 * np.pi), "direction of stimulus 2", "rad")
+    conditions |= {**plan.conditions, "response": (plan.response, "response direction", "rad")}
     targets = np.zeros((*epoch.shape, len(OUTPUTS)))
     targets[..., 0] = mask & ~goes
     targets[..., 1:] = np.where(goes[..., None], _unit(plan.response)[:, None, :], 0)
@@ -268,7 +272,7 @@ def _trials(recipe: Recipe, angles: str | ArrayLike, steps: Mapping[str, Duratio
         channels=(INPUTS, OUTPUTS),
         criterion=("angle", ANGLE_TOLERANCE),
         mask=mask,
-        conditions={**plan.conditions, "response": (plan.response, "response direction", "rad")},
+        conditions=conditions,
         options={},
     )
 

@@ -24,7 +24,7 @@ class Plan(NamedTuple):
 
     stimuli: list[Stimulus]
     response: np.ndarray  # (trial,) angle, NaN where fixation must be kept
-    conditions: dict[str, Condition]
+    conditions: dict[str, Condition]  # besides directions
 
 
 class _Conditions:
@@ -58,7 +58,7 @@ def pro(
     return Plan(
         [Stimulus(draw.angle, np.eye(2)[modality], shown)],
         (draw.angle + np.pi * anti) % (2 * np.pi),
-        {"angle": _direction(draw.angle, 1), "modality": _modality(modality, 1)},
+        {"modality": _modality(modality, 1)},
     )
 
 
@@ -84,8 +84,6 @@ def integration(
         [Stimulus(draw.angle, first, ["stimulus1"]), Stimulus(second, other, ["stimulus2"])],
         response,
         {
-            "angle": _direction(draw.angle, 1),
-            "angle2": _direction(second % (2 * np.pi), 2),
             "coherence1": (coherence[:, 0], "half the difference of strengths in modality 1", "1"),
             "coherence2": (coherence[:, 1], "half the difference of strengths in modality 2", "1"),
         },
@@ -129,25 +127,15 @@ def category(recipe: Recipe, angles: str | ArrayLike, *, go_if: bool) -> Plan:
 
 
 def _comparison(draw: _Conditions, second: np.ndarray, go: np.ndarray) -> Plan:
-    modality = draw.binary(2), draw.binary(4)
-    shown = [np.eye(2)[m] for m in modality]
+    first, other = draw.binary(2), draw.binary(4)
     return Plan(
         [
-            Stimulus(draw.angle, shown[0], ["stimulus1"]),
-            Stimulus(second, shown[1], ["response"]),
+            Stimulus(draw.angle, np.eye(2)[first], ["stimulus1"]),
+            Stimulus(second, np.eye(2)[other], ["response"]),
         ],
         np.where(go, second, np.nan),
-        {
-            "angle": _direction(draw.angle, 1),
-            "angle2": _direction(second, 2),
-            "modality": _modality(modality[0], 1),
-            "modality2": _modality(modality[1], 2),
-        },
+        {"modality": _modality(first, 1), "modality2": _modality(other, 2)},
     )
-
-
-def _direction(angle: np.ndarray, number: int) -> Condition:
-    return angle, f"direction of stimulus {number}", "rad"
 
 
 def _modality(modality: np.ndarray, number: int) -> Condition:

@@ -192,18 +192,13 @@ def memory_pro_one_hot(
     stimuli : {"random", "even"}
         Stimulus of each trial: drawn uniformly, or 1, 2, ... in turn (the evaluation set).
     n_trials, noise, steps, rng, dtype
-        As for :func:`memory_pro`.
+        As for :func:`memory_pro`, as are the errors raised.
 
     Returns
     -------
     Dataset
         As for :func:`memory_pro`, with the channels ``fixation``, ``stimulus 1``, ... in inputs
         and outputs, and the coordinate ``stimulus`` (trial), from 1, in place of ``angle``.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
 
     Notes
     -----

@@ -157,7 +157,7 @@ def four_task_mix(
     steps : sequence of four int
         Time steps of the context, the stimulus, the memory and the response.
     noise, rng, dtype
-        As for :func:`memory_pro`.
+        As for :func:`memory_pro`, as are the errors raised.
 
     Returns
     -------
@@ -165,11 +165,6 @@ def four_task_mix(
         As for :func:`memory_pro`, with 7 inputs: ``fixation``, ``cos``, ``sin`` and a ``rule`` for
         each task. The first quarter of the trials is Memory-Pro, the next Memory-Anti, then
         Delay-Pro and Delay-Anti; the coordinate ``task`` (trial) names them.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range, or the given angles have the wrong shape.
 
     Notes
     -----

@@ -35,7 +35,8 @@ def flip_flop(
     steps : int
         Time steps of a trial.
     n_trials, noise, rng, dtype
-        As for :func:`memory_pro`; the default noise is that of training in the KPFlow paper.
+        As for :func:`memory_pro`, as are the errors raised; the default noise is that of training
+        in the KPFlow paper.
 
     Returns
     -------
@@ -43,11 +44,6 @@ def flip_flop(
         ``inputs`` (trial, time, input), ``targets`` (trial, time, output) and ``mask`` (trial,
         time), True everywhere. The channels are ``bit 1``, ``bit 2``, ...; the whole trial is the
         epoch ``pulses``. Other coordinates as for :func:`memory_pro`.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
 
     Notes
     -----
@@ -76,10 +72,13 @@ def flip_flop(
     shape = (recipe.n_trials, steps, bits)
     fires = recipe.generator.random(shape) < probability
     pulses = np.where(fires, recipe.generator.choice([-1.0, 1.0], size=shape), 0.0)
+    # The step of the latest pulse; before the first one step 0, whose value is 0 then.
+    time = np.arange(steps)[None, :, None]
+    latest = np.maximum.accumulate(np.where(pulses != 0, time, 0), axis=1)
     names = [f"bit {i}" for i in range(1, bits + 1)]
     return recipe.dataset(
         pulses,
-        _last_pulse(pulses),
+        np.take_along_axis(pulses, latest, axis=1),
         repeat(["pulses"], [steps]),
         channels=(names, names),
         criterion=("value", 0.5),
@@ -111,7 +110,7 @@ def integration(
     steps : int
         Time steps of a trial.
     n_trials, noise, rng, dtype
-        As for :func:`memory_pro`. The noise does not enter the target.
+        As for :func:`memory_pro`, as are the errors raised. The noise does not enter the target.
 
     Returns
     -------
@@ -120,11 +119,6 @@ def integration(
         output) with the channel ``integral``, ``mask`` (trial, time), True everywhere. The
         coordinate ``total`` (trial) is the final integral; the whole trial is the epoch
         ``integration``. Other coordinates as for :func:`memory_pro`.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
 
     Notes
     -----
@@ -197,7 +191,7 @@ def low_rank_forecast(
         Seed of the dynamics and the observation. Give training and evaluation sets the same
         `system`, `channels` and `latents`, so that they come from the same system.
     n_trials, noise, rng, dtype
-        As for :func:`memory_pro`.
+        As for :func:`memory_pro`, as are the errors raised.
 
     Returns
     -------
@@ -206,11 +200,6 @@ def low_rank_forecast(
         time), True everywhere. The channels are ``channel 1``, ...; the coordinate ``start``
         (trial, latent) is the latent state at time 1; the whole trial is the epoch ``forecast``.
         Other coordinates as for :func:`memory_pro`.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
 
     Notes
     -----
@@ -268,14 +257,6 @@ def low_rank_forecast(
         latent=("latent", np.arange(1, latents + 1), labels),
         start=(("trial", "latent"), start, {"long_name": "latent start", "units": "1"}),
     )
-
-
-def _last_pulse(pulses: np.ndarray) -> np.ndarray:
-    """Sign of the last pulse (trial, time, bit) up to each step, 0 before the first."""
-    time = np.arange(pulses.shape[1])[None, :, None]
-    # Before its first pulse a bit takes the value at the first step, which is 0 then.
-    latest = np.maximum.accumulate(np.where(pulses != 0, time, 0), axis=1)
-    return np.take_along_axis(pulses, latest, axis=1)
 
 
 def _starts(recipe: Recipe, starts: str, latents: int) -> np.ndarray:
