@@ -1,7 +1,7 @@
 """Models: recurrences, and how a user's module becomes one."""
 
 from kpops.models.cells import LeakyCell, LowRankCell
-from kpops.models.diagonal import DiagonalRecurrence
+from kpops.models.diagonal import DiagonalRecurrence, DiagonalSSM, LinearTimeVarying, SelectiveSSM
 from kpops.models.gated import Affine, GatedRecurrence
 from kpops.models.initial import initialize_recurrent, spectral_radius
 from kpops.models.initial_state import LearnedStart
@@ -12,7 +12,6 @@ from kpops.models.parametrizations import Dale, Masked
 from kpops.models.piecewise_linear import PLRNNCell, ShallowPLRNNCell
 from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence
 from kpops.models.sde import NeuralSDE
-from kpops.models.ssm import DiagonalSSM, LinearTimeVarying, SelectiveSSM
 from kpops.models.torch_rnn import TorchRecurrence
 from kpops.models.wrapping import TeacherForced
 

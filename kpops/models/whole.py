@@ -65,10 +65,9 @@ def take_apart(
     if not isinstance(model, nn.Module) or is_registered(model):
         return Parts(model, readout, outer)
     if _is_plain_network(model):
-        path = _joined(outer, "recurrent")
-        if readout is None:
-            return Parts(model.recurrent, model.readout, path, False, of_sequences=True)
-        return Parts(model.recurrent, readout, path, False)
+        path, own = _joined(outer, "recurrent"), readout is None
+        used = model.readout if own else readout
+        return Parts(model.recurrent, used, path, time_major=False, of_sequences=own)
     required, most = arguments(model)
     if most >= 2:  # an input and a state: a cell, unless it has a layer inside and is none
         known = recurrent_paths(model)

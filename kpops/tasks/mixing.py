@@ -26,12 +26,7 @@ from kpops.tasks.trials import (
     seed_label,
 )
 
-FOUR_TASKS = {
-    "memory_pro": memory_pro,
-    "memory_anti": memory_anti,
-    "delay_pro": delay_pro,
-    "delay_anti": delay_anti,
-}
+FOUR_TASKS = (memory_pro, memory_anti, delay_pro, delay_anti)
 
 
 def mix(
@@ -189,7 +184,7 @@ def four_task_mix(
         task(
             n_trials // 4, angles=angles, noise=noise, steps=lengths[1:], rng=generator, dtype=dtype
         )
-        for task in FOUR_TASKS.values()
+        for task in FOUR_TASKS
     ]
     mixed = mix(parts, context=lengths[0], noise=noise, rng=generator)
     configuration = {

@@ -120,11 +120,8 @@ def make(name: str, n_trials: int | None = None, **options: Any) -> xr.Dataset:
 
 
 _BUILT_IN: frozenset[str] = frozenset()
-for _name, _function in FOUR_TASKS.items():
-    register(_name, _function)
-register("four_task_mix", four_task_mix)
-register("memory_pro_one_hot", memory_pro_one_hot)
-register("flip_flop", flip_flop)
+for _task in (*FOUR_TASKS, four_task_mix, memory_pro_one_hot, flip_flop):
+    register(_task.__name__, _task)
 register("integration", integration, ["line_attractor"])
 register("low_rank_forecast", low_rank_forecast)
 register("driscoll", driscoll)
