@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kpops.models.gated import Affine, GatedRecurrence, Tensors
-from kpops.models.recurrence import as_recurrence, unless_changed
+from kpops.models.recurrence import as_recurrence, is_real, is_whole, unless_changed
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
@@ -20,7 +19,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu
 def check_sizes(least: int = 1, **sizes: Any) -> None:
     """Refuse, by its name, a size that is not an int of at least `least`."""
     for name, size in sizes.items():
-        if not (isinstance(size, Integral) and size >= least):
+        if not (is_whole(size) and size >= least):
             raise ValueError(f"{name}={size!r}: pass an int, {least} or more")
 
 
@@ -111,7 +110,7 @@ class LeakyCell(Cell):
         noise: bool = False,
     ) -> None:
         super().__init__(input_size, hidden_size)
-        if not (isinstance(alpha, Real) and 0 < alpha <= 1):
+        if not (is_real(alpha) and 0 < alpha <= 1):
             raise ValueError(
                 f"alpha={alpha}: the step over the time constant is one number in (0, 1]"
             )
@@ -223,7 +222,7 @@ class LowRankCell(LeakyCell):
         form: str = "current",
         **options: Any,
     ) -> None:
-        if not (isinstance(rank, Integral) and 1 <= rank <= hidden_size):
+        if not (is_whole(rank) and 1 <= rank <= hidden_size):
             raise ValueError(f"rank={rank}: choose from 1 to hidden_size={hidden_size}")
         self.rank = rank  # `connect` needs it
         super().__init__(input_size, hidden_size, form=form, **options)

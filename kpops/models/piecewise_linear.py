@@ -6,15 +6,13 @@ as in PyTorch, so that A and J are those of the linear piece in which the unit i
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kpops.models.cells import Cell, check_sizes
 from kpops.models.gated import Affine, GatedRecurrence, Tensors
-from kpops.models.recurrence import as_recurrence, unless_changed
+from kpops.models.recurrence import as_recurrence, is_whole, unless_changed
 
 
 class PLRNNCell(Cell):
@@ -61,7 +59,7 @@ class PLRNNCell(Cell):
     def __init__(self, input_size: int, hidden_size: int, *, rectified: int | None = None) -> None:
         super().__init__(input_size, hidden_size)
         rectified = hidden_size if rectified is None else rectified
-        if not (isinstance(rectified, Integral) and 0 <= rectified <= hidden_size):
+        if not (is_whole(rectified) and 0 <= rectified <= hidden_size):
             raise ValueError(f"rectified={rectified}: choose from 0 to hidden_size={hidden_size}")
         self.rectified = rectified
         self.A = nn.Parameter(torch.empty(hidden_size))

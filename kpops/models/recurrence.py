@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import singledispatch
-from numbers import Integral
+from numbers import Integral, Real
 from types import FunctionType
 from typing import Any
 
@@ -141,6 +141,16 @@ class Recurrence(nn.Module):
         return {**self.__dict__, "_swapped": None}
 
 
+def is_whole(value: Any) -> bool:
+    """Whether `value` is an integer, of Python or NumPy."""
+    return isinstance(value, Integral)
+
+
+def is_real(value: Any) -> bool:
+    """Whether `value` is one real number, and no array or tensor."""
+    return isinstance(value, Real)
+
+
 def refuse_cached(module: nn.Module) -> None:
     """Refuse to differentiate where torch caches the weights that parametrizations make."""
     if parametrize._cache_enabled and any(map(parametrize.is_parametrized, module.modules())):
@@ -182,8 +192,8 @@ class ModuleRecurrence(Recurrence):
         size = size if sizes is None else sum(sizes)
         super().__init__(
             module,
-            state_size=int(size) if isinstance(size, Integral) else None,
-            input_size=int(input_size) if isinstance(input_size, Integral) else None,
+            state_size=int(size) if is_whole(size) else None,
+            input_size=int(input_size) if is_whole(input_size) else None,
         )
         _refuse_patched(module)
         _refuse_exchanged(module)
@@ -290,14 +300,8 @@ def as_recurrence(model: Any) -> Recurrence:
     raise TypeError(f"model is {what}, expected an nn.Module: {hint}")
 
 
-@as_recurrence.register
-def _(model: nn.Module) -> Recurrence:
-    return ModuleRecurrence(model)
-
-
-@as_recurrence.register
-def _(model: Recurrence) -> Recurrence:
-    return model
+as_recurrence.register(nn.Module, ModuleRecurrence)
+as_recurrence.register(Recurrence, lambda model: model)
 
 
 def unless_changed(

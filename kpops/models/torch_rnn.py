@@ -14,6 +14,7 @@ The state of a stack is layer by layer; that of an LSTM layer is h, then c.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from kpops.models.gated import Affine, GatedRecurrence, Tensors
-from kpops.models.recurrence import Recurrence, as_recurrence, is_hooked, matching
+from kpops.models.recurrence import as_recurrence, is_hooked, matching
 
 Gates = Callable[[Tensors, Tensors, Tensors], Tensors]
 
@@ -153,17 +154,10 @@ class TorchRecurrence(GatedRecurrence):
         return torch.stack(tensors).permute(2, 1, 0, 3).reshape(n_trials, -1)
 
 
-@as_recurrence.register(nn.RNN)
-@as_recurrence.register(nn.GRU)
-@as_recurrence.register(nn.LSTM)
-def _from_layers(model: nn.RNNBase) -> Recurrence:
-    return TorchRecurrence(model, model.mode)
-
-
-@as_recurrence.register(nn.RNNCell)
-@as_recurrence.register(nn.GRUCell)
-@as_recurrence.register(nn.LSTMCell)
-def _from_cell(model: nn.RNNCellBase) -> Recurrence:
-    modes = {nn.GRUCell: "GRU", nn.LSTMCell: "LSTM"}
-    mode = next((m for cls, m in modes.items() if isinstance(model, cls)), None)
-    return TorchRecurrence(model, mode or f"RNN_{model.nonlinearity}".upper())
+for _layers in (nn.RNN, nn.GRU, nn.LSTM):
+    as_recurrence.register(_layers, lambda model: TorchRecurrence(model, model.mode))
+as_recurrence.register(
+    nn.RNNCell, lambda model: TorchRecurrence(model, f"RNN_{model.nonlinearity}".upper())
+)
+as_recurrence.register(nn.GRUCell, partial(TorchRecurrence, mode="GRU"))
+as_recurrence.register(nn.LSTMCell, partial(TorchRecurrence, mode="LSTM"))

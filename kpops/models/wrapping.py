@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence, unless_changed
+from kpops.models.recurrence import (
+    ModuleRecurrence,
+    Recurrence,
+    as_recurrence,
+    is_real,
+    unless_changed,
+)
 
 
 class Wrapping(Recurrence):
@@ -107,7 +112,7 @@ class TeacherForced(nn.Module):
 
     def __init__(self, cell: nn.Module, alpha: float) -> None:
         super().__init__()
-        if not (isinstance(alpha, Real) and 0 <= alpha <= 1):
+        if not (is_real(alpha) and 0 <= alpha <= 1):
             raise ValueError(f"alpha={alpha}: the strength of the forcing is in [0, 1]")
         inner = as_recurrence(cell)
         several = isinstance(inner, ModuleRecurrence) and inner.sizes is not None

@@ -70,32 +70,27 @@ def accuracy(task: xr.Dataset, outputs: Any) -> xr.Dataset:
     >>> accuracy(task, outputs).correct.values
     array([False, False,  True,  True])
     """
-    criterion, tolerance = _criterion(task)
+    if not isinstance(task, xr.Dataset):
+        raise TypeError(f"task is {described(task)}: pass a Dataset, as of kpops.tasks")
+    name, tolerance = task.attrs.get("criterion"), float(task.attrs.get("tolerance", 0.0))
+    if name not in _CRITERIA:
+        raise ValueError(
+            f"task.attrs['criterion'] is {name!r}: set it to one of {', '.join(_CRITERIA)}"
+        )
     targets = task.targets.transpose("trial", "time", "output").data
     targets = to_numpy(as_tensor(targets, "task.targets")).astype(float)
     mask = np.asarray(task.mask.transpose("trial", "time"), dtype=bool)
-    channels = _angle_channels(task) if criterion is _angle else slice(None)
+    channels = _angle_channels(task) if name == "angle" else slice(None)
     values = _outputs(task, outputs, mask)
-    correct = criterion(values[..., channels], targets[..., channels], mask, tolerance)
+    correct = _CRITERIA[name](values[..., channels], targets[..., channels], mask, tolerance)
     trial_attrs = {"long_name": "trial is correct", "units": "1"}
     mean_attrs = {"long_name": "fraction of trials that are correct", "units": "1"}
-    configuration = {"criterion": task.attrs["criterion"], "tolerance": tolerance}
+    configuration = {"criterion": name, "tolerance": tolerance}
     return xr.Dataset(
         {"correct": ("trial", correct, trial_attrs), "accuracy": ((), correct.mean(), mean_attrs)},
         coords={k: c for k, c in task.coords.items() if c.dims == ("trial",)},
         attrs={"configuration": json.dumps(configuration)},
     )
-
-
-def _criterion(task: xr.Dataset) -> tuple[Criterion, float]:
-    if not isinstance(task, xr.Dataset):
-        raise TypeError(f"task is {described(task)}: pass a Dataset, as of kpops.tasks")
-    name = task.attrs.get("criterion")
-    if name not in _CRITERIA:
-        raise ValueError(
-            f"task.attrs['criterion'] is {name!r}: set it to one of {', '.join(_CRITERIA)}"
-        )
-    return _CRITERIA[name], float(task.attrs.get("tolerance", 0.0))
 
 
 def _outputs(task: xr.Dataset, outputs: Any, mask: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,15 +15,7 @@ from numpy.typing import ArrayLike
 from kpops.scalars import generator as random_generator
 from kpops.tasks.driscoll_plans import Plan, category, integration, match, pro
 from kpops.tasks.mixing import mix
-from kpops.tasks.trials import (
-    ANGLE_TOLERANCE,
-    NOISE,
-    Recipe,
-    Rng,
-    angles_label,
-    as_json,
-    seed_label,
-)
+from kpops.tasks.trials import ANGLE_TOLERANCE, NOISE, Recipe, Rng, seed_label
 
 Duration = int | Sequence[int]
 
@@ -208,7 +201,7 @@ def driscoll(
         "task": "driscoll",
         "n_trials": n_trials,
         "tasks": tasks if isinstance(tasks, str) else names,
-        "angles": angles_label(angles),
+        "angles": angles if isinstance(angles, str) else "given",
         "noise": float(noise),
         "steps": None if steps is None else dict(steps),
         "rules": list(rules),
@@ -216,7 +209,7 @@ def driscoll(
         "dtype": np.dtype(dtype).name,
     }
     mixed = mix(parts, rules=rules, noise=noise, rng=generator)
-    return mixed.assign_attrs(configuration=as_json(configuration))
+    return mixed.assign_attrs(configuration=json.dumps(configuration, default=operator.index))
 
 
 def _check(names: Sequence[str], n_trials: int, steps: Mapping[str, Duration]) -> None:

@@ -8,16 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from kpops.tasks.trials import (
-    ANGLE_TOLERANCE,
-    NOISE,
-    Recipe,
-    Rng,
-    angles_label,
-    at_least,
-    lengths_of,
-    repeat,
-)
+from kpops.tasks.trials import ANGLE_TOLERANCE, NOISE, Recipe, Rng, at_least, lengths_of, repeat
 
 _EPOCHS = ("stimulus", "memory", "response")
 _CHANNELS = ("fixation", "cos", "sin")
@@ -258,7 +249,7 @@ def _respond(
         criterion=("angle", ANGLE_TOLERANCE),
         conditions={"angle": (angle, "stimulus angle", "rad")},
         options={
-            "angles": angles_label(angles),
+            "angles": angles if isinstance(angles, str) else "given",
             "noise": recipe.noise,
             "steps": lengths,
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,8 +17,6 @@ from kpops.tasks.trials import (
     NOISE,
     Condition,
     Rng,
-    angles_label,
-    as_json,
     assemble,
     at_least,
     check_deviation,
@@ -190,13 +189,13 @@ def four_task_mix(
     configuration = {
         "task": "four_task_mix",
         "n_trials": n_trials,
-        "angles": angles_label(angles),
+        "angles": angles if isinstance(angles, str) else "given",
         "noise": float(noise),
         "steps": lengths,
         "rng": seed_label(rng),
         "dtype": np.dtype(dtype).name,
     }
-    return mixed.assign_attrs(configuration=as_json(configuration))
+    return mixed.assign_attrs(configuration=json.dumps(configuration, default=operator.index))
 
 
 def _check_alike(tasks: Sequence[xr.Dataset]) -> None:

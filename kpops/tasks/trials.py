@@ -139,26 +139,16 @@ def assemble(
             "task": _variable("trial", task.astype(object), "task"),
         },
         attrs={
-            "configuration": as_json(configuration),
+            "configuration": json.dumps(configuration, default=operator.index),
             "criterion": criterion[0],
             "tolerance": float(criterion[1]),
         },
     )
 
 
-def as_json(configuration: Mapping[str, Any]) -> str:
-    """The attribute ``configuration`` of a task."""
-    return json.dumps(configuration, default=operator.index)
-
-
 def seed_label(rng: Rng) -> int | str | None:
     """`rng` as the configuration shows it."""
     return "Generator" if isinstance(rng, np.random.Generator) else rng
-
-
-def angles_label(angles: str | ArrayLike) -> str:
-    """`angles` as the configuration shows them."""
-    return angles if isinstance(angles, str) else "given"
 
 
 def padded(parts: Sequence[np.ndarray], blank: str | int, before: int = 0) -> np.ndarray:
