@@ -180,12 +180,8 @@ class LowRankCell(LeakyCell):
     form : {"current", "rate"}
         Whether the state is the input current or the firing rate.
     **options
-        ``alpha``, ``activation``, ``bias`` and ``noise`` of a :class:`LeakyCell`.
-
-    Raises
-    ------
-    ValueError
-        If `rank` or an option is out of range.
+        ``alpha``, ``activation``, ``bias`` and ``noise`` as for :class:`LeakyCell`, as are the
+        errors raised.
 
     Notes
     -----
@@ -238,18 +234,14 @@ class LowRankCell(LeakyCell):
         cell : LeakyCell
             It is not changed.
         rank : int
-            Number of singular values of its recurrent weights to keep.
+            Number of singular values of its recurrent weights to keep, from 1 to S; others raise a
+            ValueError.
 
         Returns
         -------
         LowRankCell
             ``M N^T / S`` is the truncated singular value decomposition of the weights; M and N each
             take the root of every singular value. All else is as in `cell`.
-
-        Raises
-        ------
-        ValueError
-            If `rank` is out of range.
         """
         new = cls(
             cell.weight_ih.shape[1],

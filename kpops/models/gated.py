@@ -125,16 +125,8 @@ class GatedRecurrence(Recurrence):
     def gates(self, from_x: Tensors, from_h: Tensors, state: Tensors) -> Tensors:
         """New state variables of a layer, each computed unit by unit.
 
-        Parameters
-        ----------
-        from_x, from_h : tuple of Tensor, shape (row, hidden)
-            The input and the recurrent maps, one for each gate; empty for a layer without.
-        state : tuple of Tensor, shape (row, hidden)
-            The state variables.
-
-        Returns
-        -------
-        tuple of Tensor, shape (row, hidden)
+        `from_x` and `from_h` are the input and the recurrent maps, one for each gate, and empty for
+        a layer without; `state` are the state variables. All tensors are (row, hidden).
         """
         raise NotImplementedError
 

@@ -130,13 +130,10 @@ class _GatedStartRecurrence(_StartRecurrence, GatedRecurrence):
     """The same for a gated model, whose gates are those of the model at the snapshot."""
 
     def __init__(self, module: LearnedStart, inner: GatedRecurrence) -> None:
-        def inside(name: str | None) -> str | None:
-            return None if name is None else f"model.{name}"
-
         GatedRecurrence.__init__(
             self,
             module,
-            [Affine(*map(inside, maps)) for maps in inner.layers],
+            [Affine(*(name and f"model.{name}" for name in maps)) for maps in inner.layers],
             variables=inner.variables,
             hidden_size=inner.hidden_size,
             time_major=inner.time_major,
@@ -157,7 +154,7 @@ class _GatedStartRecurrence(_StartRecurrence, GatedRecurrence):
         return self._gated.gates(from_x, from_h, state)
 
     def weight(self, name: str | None) -> Tensor:
-        return self._gated.weight(None if name is None else name.removeprefix("model."))
+        return self._gated.weight(name and name.removeprefix("model."))
 
     @property
     def _gated(self) -> GatedRecurrence:
@@ -167,7 +164,7 @@ class _GatedStartRecurrence(_StartRecurrence, GatedRecurrence):
 
 
 class _DiagonalStartRecurrence(_StartRecurrence, DiagonalRecurrence):
-    """The same for a model that couples no two units."""
+    """The same for a model that does not couple units."""
 
     def __init__(self, module: LearnedStart, inner: DiagonalRecurrence) -> None:
         DiagonalRecurrence.__init__(self, module, inner.variables)

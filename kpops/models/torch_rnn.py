@@ -69,15 +69,8 @@ class TorchRecurrence(GatedRecurrence):
         # A Cell names its weights without the layer: weight_hh instead of weight_hh_l0.
         n_layers = getattr(module, "num_layers", None)
         suffixes = [""] if n_layers is None else [f"_l{i}" for i in range(n_layers)]
-        layers = [
-            Affine(
-                recurrent="weight_hh" + suffix,
-                input="weight_ih" + suffix,
-                recurrent_bias="bias_hh" + suffix if module.bias else None,
-                input_bias="bias_ih" + suffix if module.bias else None,
-            )
-            for suffix in suffixes
-        ]
+        names = ["weight_hh", "weight_ih", *(["bias_hh", "bias_ih"] if module.bias else [])]
+        layers = [Affine(*(name + suffix for name in names)) for suffix in suffixes]
         super().__init__(
             module,
             layers,

@@ -61,7 +61,7 @@ class Wrapping(Recurrence):
         return self.inner.initial_state(h0, n_trials, like)
 
     def unit_coords(self, state_size: int) -> dict[str, np.ndarray]:
-        """Coordinates of the unit dim beside its index."""
+        """Coordinates of the units beside their index."""
         return self.inner.unit_coords(state_size)
 
 

@@ -97,7 +97,7 @@ def driscoll(
     n_trials : int
         Number of trials of all `tasks` together, a multiple of their number.
     tasks : str or sequence of str
-        Names from the table below.
+        Names from the table below. Other names raise a ValueError, as do arguments out of range.
     angles : {"random", "even"} or array_like, shape (n_trials / number of tasks,)
         Directions of the first stimulus of each task, as for :func:`memory_pro`. In the evaluation
         set ("even") only the noise is drawn: see Notes.
@@ -123,11 +123,6 @@ def driscoll(
         and ``modality2`` that show them, 1 or 2; or ``coherence1`` and ``coherence2``, half the
         difference of the strengths of the first and the second stimulus in modality 1 and 2;
         ``response``, the direction of the response in radians, NaN where fixation must be kept.
-
-    Raises
-    ------
-    ValueError
-        If a task is unknown or an argument is out of range.
 
     Notes
     -----

@@ -46,9 +46,9 @@ def memory_pro(
     -------
     Dataset
         ``inputs`` (trial, time, input), ``targets`` (trial, time, output) and ``mask`` (trial,
-        time), True at valid steps, that is everywhere. Coordinates: ``trial`` from 0, ``time``
-        from 1, ``input`` and ``output`` channel names, ``epoch`` (time), ``angle`` (trial) in
-        radians, ``task`` (trial).
+        time), which is True everywhere. Coordinates: ``trial`` from 0, ``time`` from 1, ``input``
+        and ``output`` channel names, ``epoch`` (time), ``angle`` (trial) in radians, ``task``
+        (trial).
 
     Raises
     ------

@@ -24,12 +24,10 @@ def from_neurogym(
         Name of an environment, such as ``"PerceptualDecisionMaking-v0"`` or ``"yang19.dms-v0"``,
         which needs neurogym; or an environment, from ``neurogym.make(name, **options)`` or your
         own, whose ``new_trial`` makes trials. It is seeded, reset and run.
-    n_trials : int
-        Number of trials.
     rng : int, Generator or None
         Source of the seed of the environment.
-    dtype : {"float32", "float64"}
-        Of inputs and targets.
+    n_trials, dtype
+        As for :func:`memory_pro`.
 
     Returns
     -------

@@ -41,9 +41,8 @@ def flip_flop(
     Returns
     -------
     Dataset
-        ``inputs`` (trial, time, input), ``targets`` (trial, time, output) and ``mask`` (trial,
-        time), True everywhere. The channels are ``bit 1``, ``bit 2``, ...; the whole trial is the
-        epoch ``pulses``. Other coordinates as for :func:`memory_pro`.
+        As for :func:`memory_pro`, without ``angle``. The channels are ``bit 1``, ``bit 2``, ...;
+        the whole trial is the epoch ``pulses``.
 
     Notes
     -----
@@ -115,10 +114,9 @@ def integration(
     Returns
     -------
     Dataset
-        ``inputs`` (trial, time, input) with the channel ``drive``, ``targets`` (trial, time,
-        output) with the channel ``integral``, ``mask`` (trial, time), True everywhere. The
-        coordinate ``total`` (trial) is the final integral; the whole trial is the epoch
-        ``integration``. Other coordinates as for :func:`memory_pro`.
+        As for :func:`memory_pro`, with the input ``drive`` and the output ``integral``. In place of
+        ``angle``, the coordinate ``total`` (trial) is the final integral; the whole trial is the
+        epoch ``integration``.
 
     Notes
     -----
@@ -196,10 +194,9 @@ def low_rank_forecast(
     Returns
     -------
     Dataset
-        ``inputs`` (trial, time, input), ``targets`` (trial, time, output) and ``mask`` (trial,
-        time), True everywhere. The channels are ``channel 1``, ...; the coordinate ``start``
-        (trial, latent) is the latent state at time 1; the whole trial is the epoch ``forecast``.
-        Other coordinates as for :func:`memory_pro`.
+        As for :func:`memory_pro`. The channels are ``channel 1``, ...; in place of ``angle``, the
+        coordinate ``start`` (trial, latent) is the latent state at time 1; the whole trial is the
+        epoch ``forecast``.
 
     Notes
     -----
