@@ -109,7 +109,9 @@ class GatedRecurrence(Recurrence):
             raise ValueError("layers[1:] need input maps, which take the layer below")
         if hidden_size is None:
             if first.recurrent is None:
-                raise ValueError("layers[0] has no recurrent maps to tell the size: hidden_size=")
+                raise ValueError(
+                    "layers[0] has no recurrent maps, which give the size: pass hidden_size="
+                )
             hidden_size = attrgetter(first.recurrent)(module).shape[1]
         features = None if first.input is None else attrgetter(first.input)(module).shape[1]
         super().__init__(

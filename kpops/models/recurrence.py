@@ -200,7 +200,7 @@ class ModuleRecurrence(Recurrence):
         if arguments(module)[1] < 2:
             raise ValueError(
                 f"{type(module).__name__}.forward takes no state, so it is no step (x_t, h): pass "
-                "its recurrent part; kpops.linearize finds that by itself"
+                "its recurrent part; kpops.linearize finds that itself"
             )
         self.sizes: tuple[int, ...] | None = sizes
 
@@ -291,12 +291,12 @@ def as_recurrence(model: Any) -> Recurrence:
     if isinstance(model, type):
         hint = f"make one, for example {model.__name__}(...)"
     elif isinstance(model, xr.Dataset):
-        hint = "pass the network, and such as task.inputs as its inputs"
+        hint = "pass the network, and its inputs, such as task.inputs"
     elif isinstance(model, Mapping):
         what = "a dict"
         hint = "make the network, load the weights by network.load_state_dict(...), and pass it"
     elif isinstance(model, Shown):
-        hint = "pass the model that was linearised, or its Linearization where one is taken"
+        hint = "pass the model that was linearised, or its Linearization where that is accepted"
     raise TypeError(f"model is {what}, expected an nn.Module: {hint}")
 
 

@@ -72,9 +72,9 @@ class NeuralSDE(TimeStepped):
         n_external = rest.shape[-1] - h.shape[-1]
         if n_external < 0 or (n_external > 0 and "x" not in self.arguments):
             raise ValueError(
-                f"inputs has {rest.shape[-1]} features behind those of time, NeuralSDE takes x (if "
-                f"arguments has it) and {h.shape[-1]} increments of noise: make them by its method "
-                "inputs"
+                f"inputs has {rest.shape[-1]} features after those of time, NeuralSDE takes x (if "
+                f"arguments has it) and {h.shape[-1]} increments of noise: make them with its "
+                "method inputs"
             )
         external, increments = rest.split([n_external, h.shape[-1]], dim=-1)
         drift = self._rate(self.drift, t, external, h)

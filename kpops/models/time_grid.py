@@ -48,7 +48,7 @@ class TimeStepped(nn.Module):
         if x.shape[-1] < n_columns:
             raise ValueError(
                 f"inputs has {x.shape[-1]} features, {type(self).__name__} takes {n_columns} of "
-                "time first: make them by its method inputs"
+                "time first: make them with its method inputs"
             )
         columns = list(x[..., :n_columns].split(1, dim=-1))
         dt = columns.pop(0) if self.dt is None else self.dt
@@ -94,7 +94,7 @@ class TimeStepped(nn.Module):
         if self.dt is not None and abs(steps - self.dt).max() > 1e-6 * (self.dt + abs(grid).max()):
             raise ValueError(
                 f"times has steps from {steps.min():.6g} to {steps.max():.6g}, the model "
-                f"dt={self.dt:.6g}: give times of that step, or the model dt=None"
+                f"dt={self.dt:.6g}: give times with that step, or make the model with dt=None"
             )
         if (x is not None) != ("x" in self.arguments):
             wanted = "needs" if x is None else "takes no"

@@ -97,7 +97,7 @@ class TorchRecurrence(GatedRecurrence):
         if is_hooked(module):
             raise ValueError(
                 f"{name} has hooks, which may change its step or its gradient: remove them "
-                "(pruning: prune.remove), or reparametrise by torch.nn.utils.parametrize"
+                "(pruning: prune.remove), or reparametrise with torch.nn.utils.parametrize"
             )
         plain = (nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell)
         own = "forward" in vars(module)  # of this one object

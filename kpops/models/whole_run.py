@@ -64,7 +64,7 @@ class Run:
         scripted = [p for p, m in copy.named_modules() if isinstance(m, torch.jit.ScriptModule)]
         if scripted:
             raise self._refusal(
-                f"runs {scripted[0]}, which is scripted: put in its place what it was made from"
+                f"runs {scripted[0]}, which is scripted: replace it by the module it was made from"
             )
         x = self._example(inputs)
         with torch.no_grad():
@@ -189,11 +189,11 @@ class Run:
             raise self._refusal(f"does not call {self.path}")
         if not are_steps([c.arguments[0] for c in own]):
             kind = type(own[0].arguments[0]).__name__
-            raise self._refusal(f"gives {self.path} a {kind} of its own making")
+            raise self._refusal(f"passes to {self.path} a {kind} that it makes itself")
         if any(largest(s) > 0 for s in tensors(own[0].arguments[1:])):
             raise self._refusal(
-                f"starts {self.path} from a state of its own, which is not zero: pass that by h0=, "
-                "or wrap the part into kpops.models.LearnedStart"
+                f"starts {self.path} from a state of its own, which is not zero: pass that as h0=, "
+                "or wrap the part in kpops.models.LearnedStart"
             )
         for before, after in pairwise(own):
             if not carries_on(before, after):
@@ -229,8 +229,8 @@ class Run:
                 stages.append(self._rows([path], stages[-1]))
             elif any(is_view(given, stage) for stage in stages[:-1]):
                 raise self._refusal(
-                    f"reads the states of {self.path} by {together([*chain[-1:], path])} apart: "
-                    "choose one by readout=",
+                    f"reads the states of {self.path} separately by "
+                    f"{together([*chain[-1:], path])}: choose one by readout=",
                     readout=path,
                 )
         return chain
@@ -271,8 +271,8 @@ class Run:
         chain = self._chain()
         what = together(chain) if chain else self.path
         raise self._refusal(
-            f"returns something else than what {what} makes of each state of {self.path}: pass as "
-            "readout= a module of all that forward does to a state, in eval mode and without noise",
+            f"returns something else than what {what} makes of each state of {self.path}: pass a "
+            "readout= that does all that forward does to a state, in eval mode and without noise",
             readout=chain[-1] if chain else None,
         )
 
