@@ -71,7 +71,7 @@ def accuracy(task: xr.Dataset, outputs: Any) -> xr.Dataset:
     array([False, False,  True,  True])
     """
     if not isinstance(task, xr.Dataset):
-        raise TypeError(f"task is {described(task)}: pass a Dataset, as of kpops.tasks")
+        raise TypeError(f"task is {described(task)}: pass a Dataset of kpops.tasks")
     name, tolerance = task.attrs.get("criterion"), float(task.attrs.get("tolerance", 0.0))
     if name not in _CRITERIA:
         raise ValueError(

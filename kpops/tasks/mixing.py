@@ -44,7 +44,7 @@ def mix(
         Tasks with the same channels, dtype and criterion; durations may differ.
     context : int, optional
         Number of steps added before each trial, as the epoch ``context``. The rule is then shown
-        there alone and must be remembered. By default there is no such epoch, and the rule is shown
+        only there and must be remembered. By default there is no such epoch, and the rule is shown
         at every step.
     rules : sequence of str, optional
         Names of the tasks that have a rule channel, in this order; by default the given tasks, in
@@ -203,7 +203,7 @@ def _check_alike(tasks: Sequence[xr.Dataset]) -> None:
         raise ValueError("tasks: pass one Dataset or more, in a list")
     for i, task in enumerate(tasks):
         if not isinstance(task, xr.Dataset):
-            raise TypeError(f"tasks[{i}] is {described(task)}: pass Datasets, as of kpops.tasks")
+            raise TypeError(f"tasks[{i}] is {described(task)}: pass Datasets of kpops.tasks")
         for what in ("criterion", "tolerance"):
             if what not in task.attrs:
                 raise ValueError(f"tasks[{i}] has no attrs[{what!r}]: see kpops.tasks.accuracy")
