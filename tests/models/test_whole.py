@@ -622,7 +622,7 @@ REFUSED = {
     "function of outputs": (LogSoftmax, INPUTS, f"something else than what fc makes.*{CALL}"),
     "skip": (Skipping, INPUTS, f"something else than what fc makes.*{CALL}"),
     "start that learns": (StartLearned, INPUTS, "with h0 too, which is in neither.*LearnedStart"),
-    "start elsewhere": (StartElsewhere, INPUTS, "starts gru from a state of its own.*pass that by"),
+    "start elsewhere": (StartElsewhere, INPUTS, "starts gru from a state of its own.*pass that as"),
     "truncated": (Truncated, INPUTS, "changes the state of cell between its steps.*model.cell"),
     "decaying": (Decaying, INPUTS, "changes the state of cell between its steps"),
     "stacked": (
