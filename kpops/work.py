@@ -210,11 +210,6 @@ def warn(message: str, category: type[Warning] = InterruptWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def warn_renamed(old: str, new: str) -> None:
-    """Warn that a public name has changed, at the line of the user."""
-    warn(f"{old} is called {new} now: the old name goes with version 0.3", DeprecationWarning)
-
-
 def warn_unconverged(message: str) -> None:
     """Warn that something did not converge."""
     warn(message, ConvergenceWarning)

@@ -28,6 +28,7 @@ from kpops.learning.task_alignment import (
 from kpops.learning.trial_groups import Groups, group_trials, of_trials, trial_gradients
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
+from kpops.maturity import experimental
 from kpops.operators import ParameterOperator, TrajectoryOperator
 from kpops.precision import in_full_precision
 from kpops.scalars import generator as random_generator
@@ -229,6 +230,7 @@ def interference(
     return table.dataset({**lin.attrs, "configuration": json.dumps(configuration)})
 
 
+@experimental
 def interference_operator(
     lin: Linearization, task: Any, task_in: Any, by: Any = "task"
 ) -> TrajectoryOperator:

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from kpops.maturity import experimental
+
 Keep = Callable[[int], bool]
 Stop = Callable[[int, Sequence[float]], bool]
 
 
+@experimental
 def logarithmic(per_decade: int = 10) -> Keep:
     """Checkpoint schedule with a constant number of steps per decade.
 
@@ -54,6 +57,7 @@ def logarithmic(per_decade: int = 10) -> Keep:
     return keep
 
 
+@experimental
 def mean_below(loss: float, window: int = 100) -> Stop:
     """Stop criterion on the running mean of the loss, which a single lucky minibatch does not meet.
 

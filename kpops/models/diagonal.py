@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from kpops.maturity import experimental
 from kpops.models.recurrence import ModuleRecurrence
 
 
+@experimental
 class DiagonalRecurrence(ModuleRecurrence):
     """A step whose state Jacobian is diagonal over units, or in small blocks over their variables.
 

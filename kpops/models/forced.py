@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kpops.maturity import experimental
 from kpops.models.recurrence import ModuleRecurrence, as_recurrence, unless_changed
 from kpops.models.sizes import is_real
 from kpops.models.wrapping import Wrapping
 
 
+@experimental
 class TeacherForced(nn.Module):
     """A cell under generalised teacher forcing (GTF) of strength alpha.
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kpops.maturity import experimental
 from kpops.models.gated import Affine, GatedRecurrence
 from kpops.models.recurrence import as_recurrence, unless_changed
 from kpops.models.sizes import check_sizes
 
 
+@experimental
 class MinGRUCell(nn.Module):
     """The minGRU, whose gate and candidate see the input alone.
 
@@ -72,6 +74,7 @@ class MinGRUCell(nn.Module):
         return f"{self.input_size}, {self.hidden_size}, bias={self.bias_ih is not None}"
 
 
+@experimental
 class MGUCell(nn.Module):
     """The minimal gated unit: a GRU with one gate for both of its purposes.
 

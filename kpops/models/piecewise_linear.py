@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kpops.maturity import experimental
 from kpops.models.gated import Affine, GatedRecurrence
 from kpops.models.recurrence import as_recurrence, unless_changed
 from kpops.models.sizes import check_sizes, is_whole
 
 
+@experimental
 class PLRNNCell(nn.Module):
     """A piecewise-linear RNN (PLRNN), or an almost-linear one (AL-RNN).
 
@@ -93,6 +95,7 @@ class PLRNNCell(nn.Module):
         return f"{self.input_size}, {self.hidden_size}, rectified={self.rectified}"
 
 
+@experimental
 class ShallowPLRNNCell(nn.Module):
     """A shallow piecewise-linear RNN: one hidden layer of relus between steps.
 

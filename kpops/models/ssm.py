@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kpops.maturity import experimental
 from kpops.models.diagonal import DiagonalRecurrence
 from kpops.models.recurrence import as_recurrence, unless_changed
 from kpops.models.sizes import check_sizes
@@ -22,6 +23,7 @@ from kpops.scalars import generator as random_generator
 _VARIABLES = {"real": ("h",), "complex": ("re", "im")}
 
 
+@experimental
 class DiagonalSSM(nn.Module):
     r"""A diagonal state-space layer, of decaying or of rotating modes (S4D, S5, LRU).
 
@@ -112,6 +114,7 @@ class DiagonalSSM(nn.Module):
         return f"{self.input_size}, {self.n_modes}, form={self.form!r}"
 
 
+@experimental
 class SelectiveSSM(nn.Module):
     """A selective state-space layer, whose decay and drive depend on the input (Mamba).
 
@@ -183,6 +186,7 @@ class SelectiveSSM(nn.Module):
         return f"{self.input_size}, {self.n_states}"
 
 
+@experimental
 class LinearTimeVarying(nn.Module):
     """A dense linear layer whose matrix varies with the input: ``h' = A(x) h + B x``.
 

@@ -16,6 +16,7 @@ from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.memory import named_allocations, readable
 from kpops.kinds import Shown, described, is_array
 from kpops.labels import Space, enter
+from kpops.maturity import warn_renamed
 from kpops.operators.chunks import apply_chunked
 
 
@@ -71,7 +72,7 @@ class Action(LinearOperator, Shown):
     @property
     def uncoupled(self) -> tuple[str, ...]:
         """The old name of `block_diagonal_dims`."""
-        work.warn_renamed("uncoupled", "block_diagonal_dims")
+        warn_renamed("uncoupled", "block_diagonal_dims")
         return self.block_diagonal_dims
 
     # What a subclass implements.

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from kpops.maturity import experimental
 from kpops.plot import style as look
 from kpops.plot import wording
 
 _DECADES = 6
 
 
+@experimental
 def frobenius_map(result: xr.Dataset, figure: Any = None) -> np.ndarray:
     """Plot the energy between positions as a heat map, and by lag.
 

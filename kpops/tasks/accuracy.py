@@ -12,10 +12,12 @@ import xarray as xr
 from kpops.arrays import as_tensor, to_numpy
 from kpops.kinds import described
 from kpops.labels import Space, by_name, coordinates_of
+from kpops.maturity import experimental
 
 Criterion = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 
 
+@experimental
 def accuracy(task: xr.Dataset, outputs: Any) -> xr.Dataset:
     """Trials in which the outputs of a network solve a task, by the task's own criterion.
 

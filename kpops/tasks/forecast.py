@@ -7,12 +7,14 @@ import math
 import numpy as np
 import xarray as xr
 
+from kpops.maturity import experimental
 from kpops.tasks.trials import NOISE, Recipe, Rng, at_least, repeat
 
 # Scale of the generator of rotations: the fastest turns about twice this angle per step.
 _SPEED = 0.15
 
 
+@experimental
 def low_rank_forecast(
     n_trials: int,
     *,

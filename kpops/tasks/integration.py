@@ -7,9 +7,11 @@ import math
 import numpy as np
 import xarray as xr
 
+from kpops.maturity import experimental
 from kpops.tasks.trials import Recipe, Rng, at_least, repeat
 
 
+@experimental
 def integration(
     n_trials: int,
     *,

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from kpops.maturity import experimental
 from kpops.tasks.memory_pro import EPOCHS, cue_and_response
 from kpops.tasks.trials import NOISE, Recipe, Rng, at_least, lengths_of
 
 
+@experimental
 def memory_pro_one_hot(
     n_trials: int,
     *,
