@@ -1,4 +1,4 @@
-"""Blocks of vectors, taken in as many pieces as memory asks for."""
+"""Blocks of vectors, applied in pieces that fit into memory."""
 
 from __future__ import annotations
 
@@ -8,32 +8,23 @@ from collections.abc import Callable
 from torch import Tensor
 
 from kpops.engines.memory import free_bytes
+from kpops.operators.shapes import InCodomain, InDomain
 
 _ALWAYS_FITS = 2**28
-"""Bytes that a product may take without asking how much memory is free."""
+"""Bytes that a matvec may take without a look at the free memory, which takes time."""
 
 
 def apply_chunked(
-    act: Callable[[Tensor], Tensor], block: Tensor, needed: int, results: int
-) -> Tensor:
-    """Act on as many vectors of a block at a time as memory allows.
+    act: Callable[[Tensor], Tensor],
+    block: InDomain,
+    needed: int,
+    results: int,
+) -> InCodomain:
+    """Apply `act` to as many vectors of a block at a time as memory allows.
 
-    Parameters
-    ----------
-    act : callable
-        Maps a block to another of as many vectors.
-    block : Tensor
-        The first axis counts vectors.
-    needed : int
-        Bytes that the action needs at once for each vector, beside argument and result.
-    results : int
-        Bytes of argument and result for each vector.
-
-    Returns
-    -------
-    Tensor
+    For each vector, argument and result take `results` bytes, and the action `needed` beside.
     """
-    if needed * len(block) <= _ALWAYS_FITS:  # asking for the free memory takes time, too
+    if needed * len(block) <= _ALWAYS_FITS:
         return act(block)
     room = free_bytes(block.device) // 2 - results * len(block)
     size = max(1, room // needed)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.shapes import Given, Image, InCodomain, InDomain
 
 
 class LowRank(TrajectoryOperator):
@@ -24,12 +25,8 @@ class LowRank(TrajectoryOperator):
     right : Tensor, shape (k, domain dims), or None
         The vectors v; None if they are the vectors u, which makes the operator self-adjoint, and
         positive if no s is negative.
-    domain, codomain : Space
-        What it maps from and to.
-    symbol : str
-        For the repr.
-    attrs : mapping, optional
-        Provenance.
+    domain, codomain, symbol, attrs
+        As for :class:`kpops.TrajectoryOperator`.
     modes : Dataset, optional
         Where the triplets come from; see :func:`kpops.truncate`.
 
@@ -71,11 +68,21 @@ class LowRank(TrajectoryOperator):
         self.right = left if right is None else right
         self.modes = modes
 
-    def _apply(self, block: Tensor) -> Tensor:
-        return _combine(block, self.right, self.values, self.left)
+    def _apply(self, q: InDomain) -> InCodomain:
+        return self._combine(q, self.right, self.left)
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return _combine(block, self.left, self.values, self.right)
+    def _apply_adjoint(self, q: InCodomain) -> InDomain:
+        return self._combine(q, self.left, self.right)
+
+    def _combine(
+        self,
+        q: Given,
+        inside: Tensor,
+        outside: Tensor,
+    ) -> Image:
+        coefficients = q.flatten(1) @ inside.flatten(1).mT
+        image = (coefficients * self.values) @ outside.flatten(1)
+        return image.reshape(-1, *outside.shape[1:])
 
     def _numbers_per_vector(self) -> int:
         return super()._numbers_per_vector() + len(self.values)
@@ -86,9 +93,3 @@ class LowRank(TrajectoryOperator):
         space = Space(("mode",), (k,))
         symbol = f"root of {self.symbol}"
         return LowRank(self.left, self.values.sqrt(), identity, space, self.codomain, symbol=symbol)
-
-
-def _combine(block: Tensor, inside: Tensor, values: Tensor, outside: Tensor) -> Tensor:
-    coefficients = block.flatten(1) @ inside.flatten(1).mT
-    image = (coefficients * values) @ outside.flatten(1)
-    return image.reshape(-1, *outside.shape[1:])

@@ -130,8 +130,8 @@ def test_limits_of_the_process_are_respected():
     dense, product, run = done.stdout.splitlines()
     assert dense.startswith("the dense <P (trial: 8, time: 50, unit: 64)")
     assert "needs 4.883 GiB" in dense and "or take fewer trials" in dense
-    assert product.startswith("a product of <P (trial: 8, time: 50, unit: 64), float32 on cpu> wi")
-    assert "with 20000 vectors got no memory" in product and "or vectors at a time" in product
+    assert product.startswith("applying <P (trial: 8, time: 50, unit: 64), float32 on cpu> to ")
+    assert "to 20000 vectors got no memory" in product and "or vectors at a time" in product
     assert run.startswith("a run of the model got no memory, ") and "take fewer trials" in run
 
 
@@ -164,7 +164,7 @@ def test_torchs_refusals_within_products_become_memory_errors(error, monkeypatch
     monkeypatch.setattr(lin.engine, "propagate", refuse)
     monkeypatch.setattr(memory, "free_bytes", lambda device: GIB // 2)
     with pytest.raises(
-        MemoryError, match=r"a product of <P .* got no memory, 512 MiB are free"
+        MemoryError, match=r"applying <P .* got no memory, 512 MiB are free"
     ) as e:
         lin.P @ lin.P @ torch.zeros(3, 5, 4)
     assert e.value.__cause__ is error

@@ -317,7 +317,7 @@ def test_attention_is_taken_by_its_plain_kernel():
 LOUD = {
     "checkpoint": (
         lambda a: torch.utils.checkpoint.checkpoint(torch.sin, a, use_reentrant=False),
-        "leave torch.utils.checkpoint out",
+        "leave out torch.utils.checkpoint",
     ),
     "old style": (OldStyle.apply, "give the autograd.Function a setup_context"),
     "numpy": (lambda a: torch.from_numpy(np.sin(a.detach().numpy())), "leave NumPy"),
