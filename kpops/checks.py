@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
@@ -23,9 +23,6 @@ from kpops.models.wrapping import Wrapping
 
 _ROWS_TOGETHER = 4096
 """Steps that are taken at once and compared with those taken one by one."""
-
-Step = Callable[[Tensor, Tensor], Tensor]
-
 
 # The module, before it is run.
 
@@ -147,13 +144,13 @@ def refuse_step(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
     for key, weight in recurrence.module.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"{key} is not finite: has the training diverged? Pass other weights")
-    if _differ(twice, once) and _differ_in_double(recurrence, x, h, _again):
+    if _differ(twice, once) and _differ_in_double(recurrence, x, h, slice(None)):
         raise ValueError(
             f"two steps of {name} from the same state differ: it is random, or keeps a state of "
             "its own; call model.eval(), or pass noise as an input"
         )
-    mixed = len(x) > 1 and _differ(*_alone(recurrence, x, h))
-    if mixed and _differ_in_double(recurrence, x, h, _alone):
+    mixed = len(x) > 1 and _differ(recurrence(x[:1], h[:1]), recurrence(x, h)[:1])
+    if mixed and _differ_in_double(recurrence, x, h, slice(1)):
         raise ValueError(
             f"{name} mixes trials: the first trial alone gives another state than among the "
             "others (batch normalisation in training mode?); call model.eval()"
@@ -234,8 +231,11 @@ def refuse_readout(
     except (RuntimeError, TypeError, ValueError, IndexError):
         whole = None
     expected = outputs.unflatten(0, states.shape[:2])
-    fits = whole is not None and whole.shape == expected.shape
-    if (of_sequences or fits) and (whole is None or not fits or _differ(whole, expected, scale)):
+    if whole is None or whole.shape != expected.shape:
+        wrong = of_sequences
+    else:
+        wrong = _differ(whole, expected, scale)
+    if wrong:
         raise ValueError(
             "readout gives other outputs for (trial, time, hidden) than for rows (row, hidden): "
             "it counts dimensions from the left, as nn.Softmax(dim=1) and nn.PReLU(n) do; let it "
@@ -262,22 +262,13 @@ def _differ(a: Tensor, b: Tensor, scale: Tensor | None = None) -> bool:
     return not bool((a - b).abs().max() <= bound)
 
 
-def _again(step: Step, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    return step(x, h), step(x, h)
-
-
-def _alone(step: Step, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    return step(x[:1], h[:1]), step(x, h)[:1]
-
-
-def _differ_in_double(
-    recurrence: Recurrence, x: Tensor, h: Tensor, pair: Callable[..., tuple[Tensor, Tensor]]
-) -> bool:
-    """Whether two ways to a state differ in float64, too, by more than cancellation explains."""
+def _differ_in_double(recurrence: Recurrence, x: Tensor, h: Tensor, rows: slice) -> bool:
+    """Whether steps of some rows differ from those among all by more than cancellation explains."""
     every = [*recurrence.module.named_parameters(), *recurrence.module.named_buffers()]
     theta = {n: t.double() for n, t in every if t.is_floating_point()}
     try:
-        a, b = pair(lambda x, h: recurrence.step(theta, x, h), x.double(), h.double())
+        x, h = x.double(), h.double()
+        a, b = recurrence.step(theta, x[rows], h[rows]), recurrence.step(theta, x, h)[rows]
     except (RuntimeError, TypeError, ValueError):  # it computes in its own dtype only
         return True
     # A state may be the small difference of large numbers, whose last digits are rounding.

@@ -46,9 +46,7 @@ def _of_operator(op: TrajectoryOperator) -> str:
     kind = "positive semi-definite" if op.positive else "self-adjoint" if op.self_adjoint else ""
     dims = ", ".join(op.block_diagonal_dims)
     blocks = f"block diagonal over {dims}" if dims else ""
-    known = [
-        f"{name} {op.attrs[name]}" for name in ("model", "measure", "engine") if name in op.attrs
-    ]
+    origin = [f"{k} {op.attrs[k]}" for k in ("model", "measure", "engine") if k in op.attrs]
     table = {"from": repr(op.domain), "to": repr(op.codomain)}
     if op.domain == op.codomain:
         table = {"on": repr(op.domain)}
@@ -57,7 +55,7 @@ def _of_operator(op: TrajectoryOperator) -> str:
         "known": ", ".join(filter(None, (kind, blocks))),
         "memory": f"{readable(columns * size)} for a vector, {readable(rows * columns * size)} "
         "for the matrix, if it were made",
-        "model": ", ".join(known).removeprefix("model "),
+        "model": ", ".join(origin).removeprefix("model "),
     }
     return _page(op.symbol, _drawing(factors(op)), table)
 
@@ -84,7 +82,7 @@ def _of_linearization(lin: Linearization) -> str:
 def factors(op: TrajectoryOperator) -> frozenset[str]:
     """The steps of the path from error to state change that an operator consists of."""
     if isinstance(op, Adjoint):
-        return frozenset(_starred(name) for name in factors(op.parent))
+        return frozenset(f"{name}*".removesuffix("**") for name in factors(op.parent))
     if isinstance(op, Product):
         return frozenset().union(*map(factors, op.factors))
     if isinstance(op, Sum):
@@ -97,10 +95,6 @@ def factors(op: TrajectoryOperator) -> frozenset[str]:
         return frozenset({"J", "J*"})
     known = {Propagator: "P", ParameterJacobian: "J", ReadoutJacobian: "C"}
     return frozenset({known[type(op)]} if type(op) in known else ())
-
-
-def _starred(name: str) -> str:
-    return name.removesuffix("*") if name.endswith("*") else f"{name}*"
 
 
 def _drawing(filled: frozenset[str]) -> str:

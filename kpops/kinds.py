@@ -30,6 +30,9 @@ class Shown:
     def _repr_html_(self) -> str:
         return table_of(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__}  # a copy: other threads may add to it while it is pickled
+
 
 @singledispatch
 def table_of(thing: Any) -> str:
@@ -38,15 +41,7 @@ def table_of(thing: Any) -> str:
 
 
 def described(thing: Any) -> str:
-    """Return what `thing` is, as a noun.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from kpops.kinds import described
-    >>> described(torch.nn.GRU), described(torch.nn.GRU(2, 3)), described("flow")
-    ('the class GRU', 'a model (GRU)', "the string 'flow'")
-    """
+    """Return what `thing` is, as a noun: "the class GRU", "a model (GRU)", "a tensor of shape"."""
     for kind, noun in _NOUNS:
         if isinstance(thing, kind):
             return noun(thing)

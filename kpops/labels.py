@@ -142,25 +142,13 @@ class Space(Shown):
 
 
 def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Restore]:
-    r"""Bring a user's vector or block of vectors of `space` inside.
+    """Bring a user's vector or vectors of `space` to a block ``(k, *space.shape)``.
 
-    Parameters
-    ----------
-    q : DataArray, Tensor, CuPy array or array_like
-        Flat ``(n,)``, columns ``(n, k)``, or with the dimensions of the space and an optional
-        leading block dimension. A DataArray is read by name, and its other dimensions are of the
-        block.
-    space : Space
-        The space that `q` must belong to.
-    dtype, device
-        Those of the operator. A tensor must have both already; other arrays are converted, since
-        SciPy's solvers may pass float64.
-
-    Returns
-    -------
-    block : Tensor, shape (k, \\*space.shape)
-    restore : callable
-        ``restore(result, codomain)`` gives the result the kind and layout of `q`.
+    `q` is flat ``(n,)``, columns ``(n, k)``, or has the dimensions of the space and an optional
+    leading block dimension. A DataArray is read by name, and its other dimensions are of the block.
+    A tensor must have the dtype and device of the operator; other arrays are converted, since
+    SciPy's solvers may pass float64. ``restore(result, codomain)``, which is returned too, gives a
+    result the kind and layout of `q`.
     """
     if isinstance(q, xr.DataArray):
         return _enter_dataarray(q, space, dtype, device)

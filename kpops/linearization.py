@@ -355,9 +355,6 @@ class Linearization(Shown):
         with exclusive_compute(self.device):
             return memory_estimate(self.recurrence, names, self.trajectory, self._options)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__}  # a copy: other threads may add operators meanwhile
-
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.parameters.values())
         readout = "" if self.readout is None else f", readout {self.output_space.shape[-1]}"

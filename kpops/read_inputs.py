@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,12 +125,7 @@ def _by_dims(inputs: xr.DataArray) -> tuple[Any, dict[str, Coordinate], bool]:
     if inputs.ndim != 3 or not set(_STEPS) <= set(inputs.dims):
         raise ValueError(f"inputs has dims {inputs.dims}, expected trial, time and one of features")
     coords = coordinates_of(inputs, _STEPS)
-    taken = sorted(set(coords) & set(_OURS))
-    if taken:
-        raise ValueError(
-            f"inputs has the coordinates {taken}, which kpops needs for its own: rename them, or "
-            f"drop them by inputs.drop_vars({taken})"
-        )
+    _refuse_taken(coords, _OURS, "kpops needs for its own")
     if "mask" in coords and sorted(coords["mask"].dims) != sorted(_STEPS):
         raise ValueError(
             f"inputs has a coordinate mask with dims {coords['mask'].dims}, and kpops reads it as "
@@ -137,6 +133,15 @@ def _by_dims(inputs: xr.DataArray) -> tuple[Any, dict[str, Coordinate], bool]:
         )
     order = [d for d in inputs.dims if d in _STEPS]
     return inputs.transpose(*order, ...).data, coords, order[0] == "time"
+
+
+def _refuse_taken(coords: Iterable[str], names: Iterable[str], whose: str) -> None:
+    taken = sorted(set(coords) & set(names))
+    if taken:
+        raise ValueError(
+            f"inputs has the coordinates {taken}, which {whose}: rename them, or drop them by "
+            f"inputs.drop_vars({taken})"
+        )
 
 
 def _is_list_of_arrays(inputs: Any) -> bool:
@@ -296,15 +301,9 @@ def trajectory_space(
 ) -> Space:
     """Space (trial, time, unit) of a `shape`, with the user's labels where there are any."""
     dims = ("trial", "time", "unit")
-    numbers = {d: (np.arange(n) + (d == "time")) for d, n in zip(dims, shape, strict=True)}
     of_units = recurrence.unit_coords(shape[2])
-    taken = sorted(set(coords) & set(of_units))
-    if taken:
-        raise ValueError(
-            f"inputs has the coordinates {taken}, which the units of "
-            f"{type(recurrence.module).__name__} have: rename them, or drop them by "
-            f"inputs.drop_vars({taken})"
-        )
+    _refuse_taken(coords, of_units, f"the units of {type(recurrence.module).__name__} have")
+    numbers = {d: np.arange(n) + (d == "time") for d, n in zip(dims, shape, strict=True)}
     ours = {d: Coordinate((d,), values) for d, values in numbers.items()}
     ours |= {k: Coordinate(("unit",), values) for k, values in of_units.items()}
     return Space(dims, tuple(shape), ours | coords)

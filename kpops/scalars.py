@@ -31,15 +31,7 @@ def check_real(name: str, value: Any) -> None:
 
 
 def generator(rng: Any) -> np.random.Generator:
-    """Make a generator from a seed or None, or return the given one.
-
-    Examples
-    --------
-    >>> from kpops.scalars import generator
-    >>> generator("a")
-    Traceback (most recent call last):
-    TypeError: rng is the string 'a': pass a seed, an int of 0 or more, or a numpy.random.Generator
-    """
+    """Make a generator from a seed or None, or return the given one."""
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError):

@@ -60,7 +60,7 @@ def of_model(
     model = parts.recurrent
     if isinstance(model, nn.Module):
         refuse_unfit(model, "the model")
-        # First of all: reading a parametrised weight may already change its buffers.
+        # A copy first: reading a parametrised weight may already change its buffers.
         model = _copy(model)
     recurrence = as_recurrence(model)
     if parts.time_major is not None:
@@ -154,8 +154,15 @@ def learning_parameters(
         chosen = {n for n in every if wanted(n)}
         reason = "the predicate parameters= accepts no name"
     else:
-        chosen = {wanted} if isinstance(wanted, str) else _names_of(wanted, every)
-        reason = "parameters= is empty"
+        one = isinstance(wanted, str) or not isinstance(wanted, Iterable)
+        names: list[Any] = [wanted] if one else list(wanted)
+        other = next((type(name).__name__ for name in names if not isinstance(name, str)), None)
+        if other is not None:
+            raise TypeError(
+                f"parameters= holds {other} objects, expected names: choose from {list(every)}, "
+                "or give a predicate on names"
+            )
+        chosen, reason = set(names), "parameters= is empty"
     unknown = sorted(chosen - set(every))
     if unknown:
         raise ValueError(f"no parameter {unknown} in the model: choose from {list(every)}")
@@ -165,17 +172,6 @@ def learning_parameters(
         raise ValueError(f"the parameters {sorted(chosen)} have no entries: choose others, too")
     numpy_dtype(next(iter(every.values())).dtype)
     return {n: p.detach() for n, p in every.items() if n in chosen}
-
-
-def _names_of(wanted: Any, every: Iterable[str]) -> set[str]:
-    names = list(wanted) if isinstance(wanted, Iterable) else [wanted]
-    other = next((type(name).__name__ for name in names if not isinstance(name, str)), None)
-    if other is not None:
-        raise TypeError(
-            f"parameters= holds {other} objects, expected names: choose from {list(every)}, or "
-            "give a predicate on names"
-        )
-    return set(names)
 
 
 @torch.no_grad()

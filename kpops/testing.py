@@ -71,8 +71,11 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
         "deterministic": _gap(op.apply(u), image),
         "numpy": _gap(torch.from_numpy(np.ascontiguousarray(matrix.T)), _flat(image).cpu()),
     }
-    pickled = _pickled(op)
-    if pickled is not None:
+    try:
+        pickled = pickle.dumps(op)
+    except (pickle.PicklingError, AttributeError, RuntimeError, TypeError):
+        pass  # the user's model or readout is of a kind that Python cannot pickle
+    else:
         figures["pickle"] = _gap(pickle.loads(pickled).apply(u), image)
     assert matrix.dtype == op.dtype, f"NumPy result has {matrix.dtype}, expected {op.dtype}"
     if max(op.shape) <= _DENSE_SIZE:
@@ -110,8 +113,8 @@ def check_linearization(
     ----------
     lin : Linearization
         Of any model.
-    rng : int or Generator
-        Source of the random vectors.
+    rng
+        As for :func:`check_operator`.
 
     Returns
     -------
@@ -163,13 +166,6 @@ def check_linearization(
     bad = {name: value for name, value in laws.items() if not value <= bound}
     assert not bad, f"{lin!r} breaks {sorted(bad)} (bound {bound:.2g}): {laws}"
     return {**figures, "laws": laws}
-
-
-def _pickled(op: TrajectoryOperator) -> bytes | None:
-    try:
-        return pickle.dumps(op)
-    except (pickle.PicklingError, AttributeError, RuntimeError, TypeError):
-        return None  # the user's model or readout is of a kind that Python cannot pickle
 
 
 def _random(op: TrajectoryOperator, space: Space, rng: np.random.Generator) -> Tensor:

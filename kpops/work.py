@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -50,23 +50,6 @@ class Work:
     holding: bool = False
     inside: bool = False  # an operator, whose factors do not count
 
-    @contextmanager
-    def held(self, on_interrupt: str) -> Iterator[None]:
-        """Let the first Ctrl-C set `interrupted` instead of raising, between two iterations."""
-        if on_interrupt == "raise" or self.holding:
-            yield
-            return
-        ours = threading.current_thread() is threading.main_thread()
-        ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        before = signal.signal(signal.SIGINT, lambda *_: self.interrupt()) if ours else None
-        self.holding = True
-        try:
-            yield
-        finally:
-            self.holding = False
-            if ours:
-                signal.signal(signal.SIGINT, before)
-
     def interrupt(self) -> None:
         """Handle Ctrl-C."""
         if self.interrupted or not self.holding:
@@ -95,10 +78,24 @@ def long(what: str, progress: bool) -> Iterator[Work]:
 
 @contextmanager
 def held(on_interrupt: str) -> Iterator[None]:
-    """As :meth:`Work.held`, for the current work."""
+    """Let the first Ctrl-C mark the current work as interrupted, and only the next one raise.
+
+    So no iteration is cut in two, as by an exception at any line.
+    """
     mine = _current.get()
-    with mine.held(on_interrupt) if mine is not None else nullcontext():
+    if mine is None or mine.holding or on_interrupt == "raise":
         yield
+        return
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, lambda *_: mine.interrupt()) if ours else None
+    mine.holding = True
+    try:
+        yield
+    finally:
+        mine.holding = False
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def shown(function: Function) -> Function:
@@ -199,7 +196,8 @@ def check_on_interrupt(on_interrupt: str) -> None:
 def warn(message: str, category: type[Warning] = InterruptWarning) -> None:
     """Warn at the line outside this package that called it."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and _is_ours(frame.f_globals):
+    ours = ("kpops", "torch", "contextlib")  # contextlib stands between functions and decorators
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ours:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 
@@ -207,8 +205,3 @@ def warn(message: str, category: type[Warning] = InterruptWarning) -> None:
 def warn_unconverged(message: str) -> None:
     """Warn that something did not converge."""
     warn(message, ConvergenceWarning)
-
-
-def _is_ours(names: dict[str, Any]) -> bool:
-    # contextlib stands between a function and its decorator
-    return names["__name__"].partition(".")[0] in ("kpops", "torch", "contextlib")

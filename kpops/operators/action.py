@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -13,12 +14,14 @@ from torch import Tensor
 from kpops import work
 from kpops.arrays import is_cupy, numpy_dtype
 from kpops.engines.exclusive import exclusive_compute
-from kpops.engines.memory import named_allocations, readable
+from kpops.engines.memory import free_bytes, named_allocations, readable
 from kpops.kinds import Shown, described, is_array
 from kpops.labels import Space, enter
 from kpops.maturity import warn_renamed
-from kpops.operators.chunks import apply_chunked
 from kpops.operators.shapes import Given, Image, InCodomain, InDomain
+
+_ALWAYS_FITS = 2**28
+"""Bytes that a matvec may take without a look at the free memory, which takes time."""
 
 
 class Action(LinearOperator, Shown):
@@ -59,11 +62,9 @@ class Action(LinearOperator, Shown):
 
     def alike(self, *others: Action) -> dict[str, Any]:
         """Arguments of an operator made of this one and others: the provenance they agree on."""
-        attrs: dict[str, set[str]] = {}
-        for operator in (self, *others):
-            for key, value in operator.attrs.items():
-                attrs.setdefault(key, set()).add(value)
-        common = {key: values.pop() for key, values in attrs.items() if len(values) == 1}
+        pairs = dict.fromkeys(pair for op in (self, *others) for pair in op.attrs.items())
+        names = [name for name, _ in pairs]
+        common = {name: value for name, value in pairs if names.count(name) == 1}
         return {"dtype": self.torch_dtype, "device": self.device, "attrs": common}
 
     @property
@@ -94,22 +95,11 @@ class Action(LinearOperator, Shown):
         self._count += n_vectors
 
     def apply(self, block: InDomain) -> InCodomain:
-        """Apply to a block of vectors on the device.
-
-        Parameters
-        ----------
-        block : Tensor
-            Of shape ``(block, *domain.shape)``.
-
-        Returns
-        -------
-        Tensor
-            Of shape ``(block, *codomain.shape)``.
-        """
+        """Map a block of vectors on the device to ``(block, *codomain.shape)``."""
         return self._counted(self._apply, block, self.codomain)
 
     def apply_adjoint(self, block: InCodomain) -> InDomain:
-        """Apply the adjoint to a block of vectors on the device; see :meth:`apply`."""
+        """Map a block of vectors on the device to ``(block, *domain.shape)`` by the adjoint."""
         return self._counted(self._apply_adjoint, block, self.domain)
 
     def _counted(self, act: Callable[[Tensor], Tensor], block: Given, space: Space) -> Image:
@@ -123,7 +113,7 @@ class Action(LinearOperator, Shown):
             if block.is_inference():  # torch.func could not save it for a backward pass
                 block = block.clone()
             block = block.contiguous()
-            return work.product(lambda: apply_chunked(act, block, needed, results), len(block))
+            return work.product(lambda: _chunked(act, block, needed, results), len(block))
 
     def _numbers_per_vector(self) -> int:
         """Numbers that the action holds at once for each vector, beside argument and result."""
@@ -154,15 +144,6 @@ class Action(LinearOperator, Shown):
 
     # What only arrays have.
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
-        self._refuse_entries()
-
-    def __len__(self) -> NoReturn:
-        self._refuse_entries()
-
-    def __getitem__(self, index: Any) -> NoReturn:
-        self._refuse_entries()
-
     def __bool__(self) -> NoReturn:
         raise TypeError(f"the truth of {self!r} is not defined: use 'op is not None'")
 
@@ -174,7 +155,7 @@ class Action(LinearOperator, Shown):
 
     __hash__ = object.__hash__
 
-    def _refuse_entries(self) -> NoReturn:
+    def _refuse_entries(self, *_: Any, **__: Any) -> NoReturn:
         rows, columns = self.shape
         raise TypeError(
             f"{self!r} is matrix-free, neither array nor sequence: op.to_dense() makes the matrix, "
@@ -183,11 +164,10 @@ class Action(LinearOperator, Shown):
             "as it is, and op @ x applies it"
         )
 
+    __array__ = __len__ = __getitem__ = _refuse_entries
+
     def _noun(self) -> str:
         return f"the operator {self!r}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__}  # a copy: other threads may add to it meanwhile
 
     def __repr__(self) -> str:
         spaces = repr(self.domain)
@@ -213,3 +193,33 @@ def check_same(a: Action, b: Action, of_a: str, of_b: str) -> None:
             f"{a!r} and {b!r} compute in different dtypes or on different devices: linearise both "
             "with the same dtype= and device="
         )
+
+
+def _chunked(
+    act: Callable[[Tensor], Tensor],
+    block: Given,
+    needed: int,
+    results: int,
+) -> Image:
+    """Apply `act` to as many vectors of a block at a time as memory allows.
+
+    For each vector, argument and result take `results` bytes, and the action `needed` beside.
+    """
+    if needed * len(block) <= _ALWAYS_FITS:
+        return act(block)
+    room = free_bytes(block.device) // 2 - results * len(block)
+    size = max(1, room // needed)
+    if size >= len(block):
+        return act(block)
+    # Pieces of one size, the last of which begins early: a recorded loop has a fixed shape.
+    size = math.ceil(len(block) / math.ceil(len(block) / size))
+    whole: Tensor | None = None
+    for start in range(0, len(block), size):
+        first = min(start, len(block) - size)
+        part = slice(first, first + size)
+        piece = act(block[part])
+        if whole is None:
+            whole = piece.new_empty(len(block), *piece.shape[1:])
+        whole[part] = piece
+    assert whole is not None
+    return whole

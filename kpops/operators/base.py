@@ -65,8 +65,6 @@ class TrajectoryOperator(Action):
 
     Attributes
     ----------
-    domain, codomain, device, self_adjoint, positive, attrs
-        As given.
     dtype, torch_dtype : numpy.dtype, torch.dtype
         In which the operator computes.
     block_diagonal_dims : tuple of str

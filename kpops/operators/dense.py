@@ -6,7 +6,7 @@ Where an operator is block diagonal, as P is over trials, one basis serves all b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,22 +61,10 @@ class DenseOperator(TrajectoryOperator):
         matrix: Float[Tensor, "row column"],
         domain: Space,
         codomain: Space,
-        *,
-        symbol: str,
-        self_adjoint: bool = False,
-        positive: bool = False,
-        attrs: Mapping[str, str] | None = None,
+        **known: Any,
     ) -> None:
-        super().__init__(
-            domain,
-            codomain,
-            dtype=matrix.dtype,
-            device=matrix.device,
-            symbol=symbol,
-            self_adjoint=self_adjoint or positive,
-            positive=positive,
-            attrs=attrs,
-        )
+        known["self_adjoint"] = known.get("self_adjoint", False) or known.get("positive", False)
+        super().__init__(domain, codomain, dtype=matrix.dtype, device=matrix.device, **known)
         self.matrix = matrix
 
     def _apply(self, q: InDomain) -> InCodomain:

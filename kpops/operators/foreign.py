@@ -155,9 +155,7 @@ def _linear(operator: Any) -> LinearOperator:
         linear = LinearOperator(
             operator.shape,
             matvec=operator.matvec,
-            rmatvec=getattr(operator, "rmatvec", None),
-            matmat=getattr(operator, "matmat", None),
-            rmatmat=getattr(operator, "rmatmat", None),
+            **{n: getattr(operator, n, None) for n in ("rmatvec", "matmat", "rmatmat")},
             dtype=getattr(operator, "dtype", None) or np.dtype(float),
         )
     else:

@@ -19,16 +19,8 @@ from kpops.operators.shapes import Parameters, States
 class ParameterJacobian(EngineOperator):
     """J: the forcing ``df/dtheta dtheta`` that a change of parameters exerts on every step.
 
-    Parameters
-    ----------
-    engine : Engine
-        Computes the action.
-    parameters : Space
-        The flat parameter vector, in the order of `names`.
-    space : Space
-        The trajectory space (trial, time, unit).
-    names : sequence of str
-        The parameters that J sees.
+    `parameters` is the space of the flat parameter vector, in the order of `names`; the others are
+    as for :class:`ParameterOperator`.
     """
 
     def __init__(
@@ -68,10 +60,8 @@ class ParameterOperator(EngineOperator):
 
     Parameters
     ----------
-    engine : Engine
-        Computes the action.
-    space : Space
-        The trajectory space (trial, time, unit).
+    engine, space
+        As for :class:`Propagator`.
     names : sequence of str
         The parameters that K sees.
     scale : float
