@@ -13,20 +13,15 @@ from torch import Tensor
 
 from kpops.kinds import described
 
-_NUMPY_DTYPES: dict[torch.dtype, np.dtype] = {
-    torch.float32: np.dtype("float32"),
-    torch.float64: np.dtype("float64"),
-}
-
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     """NumPy dtype of a torch dtype, which must be float32 or float64."""
-    if dtype not in _NUMPY_DTYPES:
+    if dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"dtype {dtype} is not supported: use torch.float32 or torch.float64, "
             "for example by dtype=torch.float32 in kpops.linearize"
         )
-    return _NUMPY_DTYPES[dtype]
+    return np.dtype(str(dtype).removeprefix("torch."))
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
@@ -71,8 +66,8 @@ def as_tensor(array: Any, name: str) -> Tensor:
         what = f"of dtype {values.dtype}" if values.ndim else described(array)
         hint = _NOT_REAL.get(values.dtype.kind, "pass an array of real numbers")
         raise TypeError(f"{name} is {what}: {hint}")
-    reversed_ = min(values.strides, default=0) < 0
-    if reversed_ or not values.flags.writeable or not values.dtype.isnative:  # torch takes none
+    backwards = min(values.strides, default=0) < 0
+    if backwards or not values.flags.writeable or not values.dtype.isnative:  # torch takes none
         values = np.array(values, dtype=values.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(values)
 

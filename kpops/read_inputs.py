@@ -181,21 +181,21 @@ def _padded(trials: Any, time_first: bool) -> tuple[Tensor, Tensor | None, bool]
 
 
 def _check_shape(x: Tensor, recurrence: Recurrence, time_first: bool) -> None:
-    size = recurrence.input_size
+    size, shape = recurrence.input_size, tuple(x.shape)
     expected = "(time, trial, feature)" if time_first else "(trial, time, feature)"
     if x.ndim != 3:
         raise ValueError(
-            f"inputs has shape {tuple(x.shape)}, expected {expected}; for a single trial add a "
+            f"inputs has shape {shape}, expected {expected}; for a single trial add a "
             "dimension of size 1, for a model without inputs give 0 features" + _one_hot(x, size)
         )
-    if 0 in x.shape[:2]:
+    if 0 in shape[:2]:
         raise ValueError(
-            f"inputs has shape {tuple(x.shape)} as {expected}: pass one trial and one step or more"
+            f"inputs has shape {shape} as {expected}: pass one trial and one step or more"
         )
-    if size is not None and x.shape[2] != size:
+    if size is not None and shape[2] != size:
         raise ValueError(
-            f"inputs has shape {tuple(x.shape)} as {expected}, the model takes {size} features: "
-            "give the last dimension that size" + (_one_hot(x, size) if x.shape[2] == 1 else "")
+            f"inputs has shape {shape} as {expected}, the model takes {size} features: give the "
+            "last dimension that size" + (_one_hot(x, size) if shape[2] == 1 else "")
         )
 
 

@@ -1,10 +1,11 @@
 """Operators: the mathematics a user holds in hand.
 
 Annotations give shapes, which the tests check at every call. The words for axes are ``block``
-(vectors), ``trial``, ``time``, ``unit``, ``output``, ``parameter``, ``coefficient``, ``mode``,
-``row`` and ``column`` of a matrix, ``problem`` and ``entry`` of block-diagonal parts,
-``probe``, ``kept`` and ``traced`` of partial traces; ``*domain`` and ``*codomain`` are the
-dimensions of an operator's spaces, ``*given`` and ``*image`` those on either side of any map.
+(vectors), ``trial``, ``time``, ``unit``, ``output``, ``parameter``, ``coefficient`` (of the thin
+factor of K), ``row`` (of a matrix, or trial and time of a readout) and ``column``, ``problem`` and
+``entry`` (of block-diagonal parts), ``probe``, ``vector``, ``kept`` and ``traced`` (of partial
+traces). ``*domain`` and ``*codomain`` are the dimensions of an operator's spaces, ``*given`` and
+``*image`` those before and after any map.
 """
 
 from kpops.operators.base import TrajectoryOperator

@@ -195,12 +195,7 @@ def check_same(a: Action, b: Action, of_a: str, of_b: str) -> None:
         )
 
 
-def _chunked(
-    act: Callable[[Tensor], Tensor],
-    block: Given,
-    needed: int,
-    results: int,
-) -> Image:
+def _chunked(act: Callable[[Tensor], Tensor], block: Given, needed: int, results: int) -> Image:
     """Apply `act` to as many vectors of a block at a time as memory allows.
 
     For each vector, argument and result take `results` bytes, and the action `needed` beside.

@@ -57,11 +57,7 @@ class DenseOperator(TrajectoryOperator):
     """
 
     def __init__(
-        self,
-        matrix: Float[Tensor, "row column"],
-        domain: Space,
-        codomain: Space,
-        **known: Any,
+        self, matrix: Float[Tensor, "row column"], domain: Space, codomain: Space, **known: Any
     ) -> None:
         known["self_adjoint"] = known.get("self_adjoint", False) or known.get("positive", False)
         super().__init__(domain, codomain, dtype=matrix.dtype, device=matrix.device, **known)
@@ -113,11 +109,5 @@ def dense_tensor(op: TrajectoryOperator) -> Float[Tensor, "row column"]:
 
 @as_method
 def to_dense(op: TrajectoryOperator) -> np.ndarray:
-    """Return the matrix, shape (codomain.size, domain.size), as a NumPy array.
-
-    Raises
-    ------
-    MemoryError
-        If it would not fit.
-    """
+    """Return the matrix, (codomain.size, domain.size), in NumPy; MemoryError if it does not fit."""
     return to_numpy(dense_tensor(op))

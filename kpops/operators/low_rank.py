@@ -14,15 +14,15 @@ from kpops.operators.shapes import Given, Image, InCodomain, InDomain
 
 
 class LowRank(TrajectoryOperator):
-    """The operator ``sum_i s_i u_i v_i*``.
+    r"""The operator ``sum_i s_i u_i v_i*``.
 
     Parameters
     ----------
-    left : Tensor, shape (k, codomain dims)
+    left : Tensor, shape (k, \*codomain.shape)
         The vectors u.
     values : Tensor, shape (k,)
         The factors s.
-    right : Tensor, shape (k, domain dims), or None
+    right : Tensor, shape (k, \*domain.shape), or None
         The vectors v; None if they are the vectors u, which makes the operator self-adjoint, and
         positive if no s is negative.
     domain, codomain, symbol, attrs
@@ -65,12 +65,7 @@ class LowRank(TrajectoryOperator):
     def _apply_adjoint(self, q: InCodomain) -> InDomain:
         return self._combine(q, self.left, self.right)
 
-    def _combine(
-        self,
-        q: Given,
-        inside: Tensor,
-        outside: Tensor,
-    ) -> Image:
+    def _combine(self, q: Given, inside: Tensor, outside: Tensor) -> Image:
         coefficients = q.flatten(1) @ inside.flatten(1).mT
         image = (coefficients * self.values) @ outside.flatten(1)
         return image.reshape(-1, *outside.shape[1:])
