@@ -163,9 +163,7 @@ def test_torchs_refusals_within_products_become_memory_errors(error, monkeypatch
 
     monkeypatch.setattr(lin.engine, "propagate", refuse)
     monkeypatch.setattr(memory, "free_bytes", lambda device: GIB // 2)
-    with pytest.raises(
-        MemoryError, match=r"applying <P .* got no memory, 512 MiB are free"
-    ) as e:
+    with pytest.raises(MemoryError, match=r"applying <P .* got no memory, 512 MiB are free") as e:
         lin.P @ lin.P @ torch.zeros(3, 5, 4)
     assert e.value.__cause__ is error
     other = RuntimeError("shapes do not fit")
