@@ -76,7 +76,7 @@ def test_a_group_that_has_used_up_its_memory_leaves_nothing(cgroups):
 def test_what_does_not_fit_a_container_is_refused_with_sizes_and_remedy(cgroups):
     lin = kpops.linearize(torch.nn.GRU(2, 64), torch.zeros(50, 8, 2))
     cgroups("0::/\n", version_2("", 3 * GIB, GIB))
-    told = r"the dense <P K P\*.* needs 4.883 GiB, 2 GiB are free on cpu: use what needs products"
+    told = r"the dense <P K P\*.* needs 4.883 GiB, 2 GiB are free on cpu: use what needs matvecs"
     with pytest.raises(MemoryError, match=told):
         lin.flow.to_dense()
     for word in (r"select\(", "float32", "autodiff"):
