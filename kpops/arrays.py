@@ -1,4 +1,4 @@
-"""The one door for the arrays of users, which must be real numbers, and their way out."""
+"""The one door for the arrays of users, which must be real numbers, and the way out."""
 
 from __future__ import annotations
 
@@ -13,24 +13,19 @@ from torch import Tensor
 
 from kpops.kinds import described
 
-_NUMPY_DTYPES: dict[torch.dtype, np.dtype] = {
-    torch.float32: np.dtype("float32"),
-    torch.float64: np.dtype("float64"),
-}
-
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype:
-    """NumPy dtype of a torch dtype; only float32 and float64 are computed in."""
-    if dtype not in _NUMPY_DTYPES:
+    """NumPy dtype of a torch dtype, which must be float32 or float64."""
+    if dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"dtype {dtype} is not supported: use torch.float32 or torch.float64, "
             "for example by dtype=torch.float32 in kpops.linearize"
         )
-    return _NUMPY_DTYPES[dtype]
+    return np.dtype(str(dtype).removeprefix("torch."))
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """NumPy array of a tensor, sharing its memory if that is on the host."""
+    """NumPy array of a tensor, which shares its memory on the host."""
     return tensor.detach().cpu().numpy()
 
 
@@ -40,10 +35,9 @@ def is_cupy(array: Any) -> bool:
 
 
 def as_tensor(array: Any, name: str) -> Tensor:
-    """Tensor of real numbers that shares the memory of a torch, CuPy or NumPy array where it can.
+    """Detached tensor of real numbers, which shares the memory of the array where possible.
 
-    The one door for the arrays of users: what is not real, or not there, is refused by `name`.
-    A tensor that requires grad comes detached.
+    Anything else is refused by `name`.
     """
     if isinstance(array, list | tuple) and array and all(isinstance(a, Tensor) for a in array):
         if len({a.shape for a in array}) > 1:
@@ -64,7 +58,7 @@ def as_tensor(array: Any, name: str) -> Tensor:
         values = np.asarray(array)
     except ValueError as error:
         raise ValueError(f"{name} is no array of one shape ({error}): {_RAGGED}") from None
-    except TypeError:  # what refuses to become an array
+    except TypeError:  # from __array__
         raise TypeError(f"{name} is {described(array)}: pass an array of real numbers") from None
     if values.dtype.kind == "c":
         raise TypeError(f"{name} is {_COMPLEX}")
@@ -72,24 +66,20 @@ def as_tensor(array: Any, name: str) -> Tensor:
         what = f"of dtype {values.dtype}" if values.ndim else described(array)
         hint = _NOT_REAL.get(values.dtype.kind, "pass an array of real numbers")
         raise TypeError(f"{name} is {what}: {hint}")
-    if (
-        not values.flags.writeable
-        or not values.dtype.isnative
-        or min(values.strides, default=0) < 0
-    ):
-        # torch takes none of these as they are
+    backwards = min(values.strides, default=0) < 0
+    if backwards or not values.flags.writeable or not values.dtype.isnative:  # torch takes none
         values = np.array(values, dtype=values.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(values)
 
 
 def refuse_complex(named: Iterable[tuple[str, Any]], owner: str) -> None:
-    """Refuse complex tensors among the named ones of `owner`, which a cast would make others."""
+    """Refuse complex tensors among the named ones of `owner`; a cast would change them."""
     for name, tensor in named:
         if isinstance(tensor, Tensor) and tensor.is_complex():
             raise TypeError(
                 f"{name} of {owner} is complex ({tensor.dtype}), and kpops computes with real "
-                "numbers: keep real and imaginary part as two real tensors, and put them together "
-                "by torch.complex in the forward"
+                "numbers: keep real and imaginary part as two real tensors, and join them by "
+                "torch.complex in the forward"
             )
 
 

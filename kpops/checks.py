@@ -1,8 +1,8 @@
-"""What a step and a readout must be: rows on their own, without chance, memory or side effects."""
+"""Steps and readouts must treat rows alone, without chance, memory or side effects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from kpops.arrays import refuse_complex
-from kpops.derivatives import refuse_unlike_training
+from kpops.derivatives import Rows, refuse_unlike_training
 from kpops.engines.trajectory import Trajectory
 from kpops.models.foreign import brought_along
 from kpops.models.readout import RowReadout
@@ -22,16 +22,13 @@ from kpops.models.recurrence import ModuleRecurrence, Recurrence, is_hooked
 from kpops.models.wrapping import Wrapping
 
 _ROWS_TOGETHER = 4096
-"""Steps that are taken at once to see whether they are those taken one by one."""
-
-Step = Callable[[Tensor, Tensor], Tensor]
-
+"""Steps that are taken at once and compared with those taken one by one."""
 
 # The module, before it is run.
 
 
 def refuse_unfit(model: Any, what: str) -> None:
-    """Refuse a model or readout whose copy would be something else, or that is not ready."""
+    """Refuse a model or readout that is not ready, or whose copy would differ."""
     hooks = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
     if any(getattr(torch_module, f"_global_{kind}") for kind in hooks):
         raise ValueError(
@@ -56,8 +53,8 @@ def refuse_unfit(model: Any, what: str) -> None:
         for name, part in model.named_modules():
             if isinstance(part, torch.jit.ScriptModule):
                 raise ValueError(
-                    f"{name or type(part).__name__} of {what} is scripted, so that its weights "
-                    "cannot be exchanged: pass the module that it was made of"
+                    f"{name or type(part).__name__} of {what} is scripted, so its weights cannot "
+                    "be exchanged: pass the module it was made from"
                 )
             prefix = f"{name}." if name else ""
             functions[f"{prefix}forward of {what}"] = type(part).forward
@@ -73,13 +70,13 @@ def refuse_unfit(model: Any, what: str) -> None:
 
 
 def refuse_unready(model: nn.Module) -> None:
-    """Refuse dropout in training mode, complex tensors, and those without numbers."""
+    """Refuse dropout in training mode, complex tensors, and tensors without numbers."""
     for name, module in model.named_modules():
         random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
         if random and module.training:
             raise ValueError(
-                f"{name or type(module).__name__} is a {module} in training mode, so each run of "
-                "the model is another: call model.eval() first"
+                f"{name or type(module).__name__} is a {module} in training mode, so every run of "
+                "the model differs: call model.eval() first"
             )
     tensors = [*model.named_parameters(), *model.named_buffers()]
     refuse_complex(tensors, type(model).__name__)
@@ -92,7 +89,7 @@ def refuse_unready(model: nn.Module) -> None:
 
 
 def is_known(recurrence: Recurrence) -> bool:
-    """Whether a step is made of this library's and torch's own code alone, as that has it."""
+    """Whether a step consists of unchanged code of this library and torch alone."""
     inner = recurrence
     while isinstance(inner, Wrapping):
         inner = inner.inner
@@ -100,7 +97,7 @@ def is_known(recurrence: Recurrence) -> bool:
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether a module has parts of this library and of torch only, and nothing changes these."""
+    """Whether all parts of a module are of this library or torch, and unchanged."""
     return isinstance(module, nn.Module) and not any(
         type(part).__module__.partition(".")[0] not in ("torch", "kpops")
         or parametrize.is_parametrized(part)
@@ -113,7 +110,7 @@ def _is_plain(module: Any) -> bool:
 
 
 def refuse_step(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
-    """Refuse a step that is random, mixes trials, or changes what it is given."""
+    """Refuse a step that is random, mixes trials, or changes its arguments."""
     name = type(recurrence.module).__name__
     with _same_random_state(x):
         try:
@@ -144,22 +141,16 @@ def refuse_step(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
             "mode?): call model.eval()"
         )
 
-    def again(step: Step, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        return step(x, h), step(x, h)
-
-    def alone(step: Step, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        return step(x[:1], h[:1]), step(x, h)[:1]
-
     for key, weight in recurrence.module.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"{key} is not finite: has the training diverged? Pass other weights")
-    if _differ(twice, once) and _differ_in_double(recurrence, x, h, again):
+    if _differ(twice, once) and _differ_in_double(recurrence, x, h, slice(None)):
         raise ValueError(
             f"two steps of {name} from the same state differ: it is random, or keeps a state of "
             "its own; call model.eval(), or pass noise as an input"
         )
-    mixed = len(x) > 1 and _differ(*alone(recurrence, x, h))
-    if mixed and _differ_in_double(recurrence, x, h, alone):
+    mixed = len(x) > 1 and _differ(recurrence(x[:1], h[:1]), recurrence(x, h)[:1])
+    if mixed and _differ_in_double(recurrence, x, h, slice(1)):
         raise ValueError(
             f"{name} mixes trials: the first trial alone gives another state than among the "
             "others (batch normalisation in training mode?); call model.eval()"
@@ -167,7 +158,7 @@ def refuse_step(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
 
 
 def raise_changed(name: str, what: str) -> NoReturn:
-    """Refuse a step that changes what it is given."""
+    """Refuse a step that changes its argument `what`."""
     raise ValueError(
         f"{name} changes {what} in place or returns it as it is: return a new tensor, for example "
         "by h = h * a instead of h *= a"
@@ -180,18 +171,10 @@ def refuse_trajectory(
     trajectory: Trajectory,
     parameters: dict[str, Tensor],
 ) -> None:
-    """Refuse a step that has another value when all are taken at once, or a wrong derivative.
+    """Refuse a step whose value differs when all are taken at once, or with a wrong derivative.
 
-    Parameters
-    ----------
-    recurrence : Recurrence
-        The model.
-    never_run : Recurrence or None
-        A copy from before its first step; None for a model that :func:`is_known`.
-    trajectory : Trajectory
-        Where it has been.
-    parameters : dict of str to Tensor
-        Those that learn.
+    `never_run` is a copy from before the first step, None for a model that :func:`is_known`;
+    `parameters` are those that learn.
     """
     name = type(recurrence.module).__name__
     rows = (trajectory.inputs, trajectory.previous, trajectory.states)
@@ -204,7 +187,7 @@ def refuse_trajectory(
         )
     if never_run is not None:
         x, h, _ = (r.flatten(0, 1) for r in rows)
-        refuse_unlike_training(f"a step of {name}", recurrence, never_run, parameters, x, h)
+        refuse_unlike_training(f"a step of {name}", recurrence, never_run, Rows(parameters, x, h))
 
 
 # A readout.
@@ -213,19 +196,10 @@ def refuse_trajectory(
 def refuse_readout(
     readout: RowReadout, states: Tensor, parameters: dict[str, Tensor], *, of_sequences: bool
 ) -> None:
-    """Refuse a readout that is random, mixes rows, counts dims or has a wrong derivative.
+    """Refuse a readout that is random, mixes rows, counts dimensions or has a wrong derivative.
 
-    Parameters
-    ----------
-    readout : RowReadout
-        The readout.
-    states : Tensor, shape (trial, time, unit)
-        What it reads.
-    parameters : dict of str to Tensor
-        Its parameters that learn.
-    of_sequences : bool
-        Whether it is used on (trial, time, hidden), as in a Network; else it may also be for rows
-        only.
+    It reads states (trial, time, unit); `parameters` are those that learn. With `of_sequences` it
+    is used on (trial, time, hidden), as in a Network; else it may also take rows only.
     """
     never_run = readout.renewed()
     h = states.flatten(0, 1)
@@ -257,15 +231,18 @@ def refuse_readout(
     except (RuntimeError, TypeError, ValueError, IndexError):
         whole = None
     expected = outputs.unflatten(0, states.shape[:2])
-    fits = whole is not None and whole.shape == expected.shape
-    if (of_sequences or fits) and (whole is None or not fits or _differ(whole, expected, scale)):
+    if whole is None or whole.shape != expected.shape:
+        wrong = of_sequences
+    else:
+        wrong = _differ(whole, expected, scale)
+    if wrong:
         raise ValueError(
             "readout gives other outputs for (trial, time, hidden) than for rows (row, hidden): "
-            "it counts dims from the left, as nn.Softmax(dim=1) and nn.PReLU(n) do; let it act on "
-            "the last dim, for example by dim=-1"
+            "it counts dimensions from the left, as nn.Softmax(dim=1) and nn.PReLU(n) do; let it "
+            "act on the last one, for example by dim=-1"
         )
     if not _is_plain(readout.module):
-        refuse_unlike_training("the readout", readout, never_run, parameters, h, h)
+        refuse_unlike_training("the readout", readout, never_run, Rows(parameters, h, h))
 
 
 # What is equal.
@@ -279,31 +256,22 @@ def _same_random_state(like: Tensor) -> Iterator[None]:
 
 
 def _differ(a: Tensor, b: Tensor, scale: Tensor | None = None) -> bool:
-    """Whether a is not b but for rounding, in units of `scale`, or of the largest entry of b."""
-    # Not to the bit: BLAS may sum in another order when memory lies otherwise.
+    """Whether a and b differ by more than rounding, relative to `scale` or the largest of b."""
+    # Not to the bit: the order of sums in BLAS depends on where memory lies.
     bound = 1e3 * torch.finfo(a.dtype).eps * (b.abs().max() if scale is None else scale)
     return not bool((a - b).abs().max() <= bound)
 
 
-def _differ_in_double(
-    recurrence: Recurrence,
-    x: Tensor,
-    h: Tensor,
-    pair: Callable[[Step, Tensor, Tensor], tuple[Tensor, Tensor]],
-) -> bool:
-    """Whether two ways to a state differ in float64, too, by more than cancellation explains.
-
-    A state may be the small difference of large numbers, whose last digits are rounding.
-    """
-    module = recurrence.module
-    every = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    theta = {n: t.double() for n, t in every.items() if t.is_floating_point()}
+def _differ_in_double(recurrence: Recurrence, x: Tensor, h: Tensor, rows: slice) -> bool:
+    """Whether steps of some rows differ from those among all by more than cancellation explains."""
+    every = [*recurrence.module.named_parameters(), *recurrence.module.named_buffers()]
+    theta = {n: t.double() for n, t in every if t.is_floating_point()}
     try:
-        a, b = pair(lambda x, h: recurrence.step(theta, x, h), x.double(), h.double())
+        x, h = x.double(), h.double()
+        a, b = recurrence.step(theta, x[rows], h[rows]), recurrence.step(theta, x, h)[rows]
     except (RuntimeError, TypeError, ValueError):  # it computes in its own dtype only
         return True
-    if a.dtype != torch.float64:
-        return True
+    # A state may be the small difference of large numbers, whose last digits are rounding.
     largest = max(float(t.abs().max()) for t in (x, h, *theta.values()) if t.numel())
     bound = 1e-6 * b.abs().max() + 1e3 * torch.finfo(a.dtype).eps * largest
-    return not bool((a - b).abs().max() <= bound)
+    return a.dtype != torch.float64 or not bool((a - b).abs().max() <= bound)

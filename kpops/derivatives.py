@@ -1,23 +1,24 @@
-"""Whether the derivatives that operators are made of are those that training uses, and true.
+"""Whether the derivatives behind operators are those that training uses, and are true.
 
-Operators take the derivatives of a step, and of a readout, by reverse mode under ``torch.func``.
-Three things can be otherwise. Training, which is plain autograd, may get another gradient: by
-hooks, or by what a module has made of its weights in an earlier call and kept. A backward pass may
-be no linear map, so that it has no adjoint. And it may be the derivative of something else than the
-values: of a surrogate, or of what is left where a part is detached or runs under ``torch.no_grad``.
-All of them are compared here on a few rows.
+Operators take the derivatives of steps and readouts by reverse mode under ``torch.func``. Three
+things can go wrong, and are checked on a few rows. Training, which is plain autograd, may get
+another gradient: by hooks, or by tensors that a module made of its weights in an earlier call and
+kept. A backward pass may not be linear, so it has no adjoint. And it may differ from the derivative
+of the values: by a surrogate, or where a part is detached or under ``torch.no_grad``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kpops.engines.differential import Differential
 from kpops.engines.rowwise import Rowwise
+from kpops.models.readout import RowReadout
+from kpops.models.recurrence import Recurrence
 
 STATE = "its state"
 
@@ -25,89 +26,56 @@ _ROWS = 4
 _LARGE = 2.0**10
 _TRIES = 3
 _VANISHES = 2e-6
-"""Of the largest gradient: smaller ones may be checked in float32 only as far as this."""
+"""Of the largest gradient: float32 does not resolve what is smaller."""
 _NEARBY = 1e-2
-# Relative steps of differences of fourth order: the first is for what computes in float32 inside,
-# the last ones are for functions of many kinks.
+# Relative steps of fourth-order differences: the first for functions that compute in float32
+# inside, the last ones for functions of many kinks.
 _STEPS = (3e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}
 
 _ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 _REMEDIES = {
-    "saved tensor hooks": "leave torch.utils.checkpoint out",
+    "saved tensor hooks": "leave out torch.utils.checkpoint",
     "setup_context": "give the autograd.Function a setup_context and generate_vmap_rule = True, "
-    "and leave backward hooks of modules out",
+    "and leave out backward hooks of modules",
     "vmap": "write it without branches on values, .item() and changes in place; an "
     "autograd.Function needs generate_vmap_rule = True",
     "scaled_dot_product": "call attention within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)",
-    "storage": "leave NumPy and memory addresses out",
-    "once_differentiable": "leave once_differentiable out",
-    "nference": "leave torch.inference_mode out",
+    "storage": "leave out NumPy and memory addresses",
+    "once_differentiable": "leave out once_differentiable",
+    "nference": "leave out torch.inference_mode",
     "in-place": "change nothing in place",
     "inplace": "change nothing in place",
 }
 
 
-@runtime_checkable
-class Subject(Protocol):
-    """What is checked: a recurrence, or a readout of rows."""
-
-    module: Any
-
-    def step(self, parameters: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
-        """Next states or outputs, row by row."""
-        ...
-
-    def renewed(self) -> Subject:
-        """The same from before its next call."""
-        ...
+Subject = Recurrence | RowReadout
 
 
 class Rows(NamedTuple):
-    """Where it is checked: some rows, and the parameters that learn."""
+    """Where a subject was run, and is checked."""
 
-    parameters: dict[str, Tensor]
-    x: Tensor
-    h: Tensor
+    parameters: dict[str, Tensor]  # that learn
+    x: Tensor  # (row, feature)
+    h: Tensor  # (row, unit)
 
 
 def is_declared(module: Any) -> bool:
-    """Whether a model or a readout says that its gradient is a surrogate."""
+    """Whether a model or a readout declares that its gradient is a surrogate."""
     parts = module.modules() if isinstance(module, nn.Module) else [module]
     return any(getattr(part, "surrogate_gradient", False) for part in parts)
 
 
 @torch.no_grad()
-def refuse_unlike_training(
-    name: str,
-    subject: Subject,
-    never_run: Subject,
-    parameters: dict[str, Tensor],
-    x: Tensor,
-    h: Tensor,
-) -> None:
-    """Refuse what has other derivatives than training gets, or than its values have.
+def refuse_unlike_training(name: str, subject: Subject, never_run: Subject, rows: Rows) -> None:
+    """Refuse derivatives that differ from those of training, or of the values.
 
-    Parameters
-    ----------
-    name : str
-        What it is called in messages.
-    subject : Subject
-        A recurrence or a readout.
-    never_run : Subject
-        The same from before its first run, by ``renewed``.
-    parameters : dict of str to Tensor
-        Those that learn.
-    x, h : Tensor, shapes (row, feature) and (row, unit)
-        Where it was run.
-
-    Raises
-    ------
-    ValueError
-        With the name of what disagrees, and the remedy.
+    Messages call the subject `name`. `never_run` is its copy from before its first run, by
+    ``renewed``.
     """
-    # Off the state 0, where all trials begin: there a kink may have two derivatives, as that of
-    # nn.PReLU, and P, J and K use none by the first state.
+    parameters, x, h = rows
+    # Not at the state 0, where all trials begin: a kink may have two derivatives there, as that of
+    # nn.PReLU, and P, J and K use no derivative by the first state.
     moved = h.any(1).nonzero()[:, 0]
     where = moved if len(moved) else torch.arange(len(h), device=h.device)
     some = where[torch.linspace(0, len(where) - 1, min(_ROWS, len(where))).long()]
@@ -123,14 +91,14 @@ def refuse_unlike_training(
             )
         if not ours.linear[what]:
             raise ValueError(
-                f"the backward pass of {name} to {what} is not linear, so that it has no adjoint: "
-                "leave hooks that clip gradients out"
+                f"the backward pass of {name} to {what} is not linear, so it has no adjoint: "
+                "leave out hooks that clip gradients"
             )
     if not ours.adjoint:  # possible only where the jvp is by forward mode
         raise ValueError(
             f"forward and reverse mode of {name} disagree, and it has no second derivative: leave "
-            "torch.no_grad and hooks out, or functions such as hardsigmoid, which lack it; those "
-            "of nn.PReLU differ at 0, so start it at an h0 other than 0"
+            "out torch.no_grad, hooks, and functions such as hardsigmoid, which lack it; nn.PReLU "
+            "has two derivatives at 0, so start it at an h0 other than 0"
         )
     _refuse_kept(name, never_run, rows, [what for what, g in trained.items() if g is None])
     if is_declared(subject.module):
@@ -143,8 +111,7 @@ def refuse_unlike_training(
             f"the gradient of {name} by {', '.join(untrue)} is not the derivative of its values: "
             "reverse mode and finite differences disagree. Is a part under torch.no_grad, "
             "detached, rounded, behind a hook, or of a backward pass of its own? Mend it; or, if "
-            "it is trained that way, declare it by an attribute surrogate_gradient = True of the "
-            "module"
+            "it is trained that way, set surrogate_gradient = True on the module"
         )
 
 
@@ -152,15 +119,10 @@ def refuse_unlike_training(
 
 
 class _ByOperators(NamedTuple):
-    """Gradients by name; whether each is linear in the cotangent; whether jvp and vjp agree.
-
-    A gradient that vanishes, as by what a norm divides out, is the rounding of its terms.
-    """
-
     gradients: dict[str, Tensor]
-    linear: dict[str, bool]
-    adjoint: bool
-    rounding: Tensor
+    linear: dict[str, bool]  # in the cotangent
+    adjoint: bool  # whether jvp and vjp agree
+    rounding: Tensor  # of the terms of a gradient, all that is left of one that vanishes
 
 
 def _gradients(
@@ -181,7 +143,7 @@ def _gradients(
 
 
 def _by_training(subject: Subject, rows: Rows, cotangent: Tensor) -> dict[str, Tensor | None]:
-    """Gradients by plain autograd; None where nothing depends."""
+    """Gradients by plain autograd; None where the value does not depend on the parameter."""
     with torch.enable_grad():
         leaves = {n: p.clone().requires_grad_() for n, p in rows.parameters.items()}
         h = rows.h.clone().requires_grad_()
@@ -194,7 +156,7 @@ def _by_training(subject: Subject, rows: Rows, cotangent: Tensor) -> dict[str, T
 
 
 def _by_operators(subject: Subject, rows: Rows, cotangent: Tensor) -> _ByOperators:
-    """Derivatives as operators take them, of two vectors: in another way than those of one."""
+    """Derivatives as operators take them, of two vectors: one vector takes another path."""
     d = Rowwise(subject.step, *rows, keep=True)
     generator = torch.Generator().manual_seed(1)
     block = torch.stack([cotangent, _LARGE * cotangent])
@@ -217,7 +179,7 @@ def _by_operators(subject: Subject, rows: Rows, cotangent: Tensor) -> _ByOperato
     value = subject.step({}, rows.x, rows.h).norm() * cotangent.norm()
     norms = [two[0].norm() for two in cotangents.values()]
     largest = torch.stack([value, *norms]).nan_to_num().max()
-    # A norm enlarges what it is of: by its eps, up to some hundred times.
+    # Normalisation enlarges rounding, by its eps up to some hundred times.
     rounding = min(1e3 * torch.finfo(value.dtype).eps, _VANISHES) * largest
     linear = {n: not _far(two[1] / _LARGE, two[0], rounding) for n, two in cotangents.items()}
     adjoint = not any(bool(gap > _tolerance(gap) * size + u * rounding) for gap, size, u in gaps)
@@ -234,11 +196,11 @@ def _tolerance(like: Tensor) -> float:
     return max(1e-5, 1e3 * torch.finfo(like.dtype).eps)  # a part may compute in float32
 
 
-# What a module keeps of its weights.
+# Tensors that a module makes of its weights and keeps.
 
 
 def _kept_by(module: Any) -> dict[tuple[str, str], Tensor]:
-    """Tensors that are plain attributes, by the name of the part and their own."""
+    """Tensors that are plain attributes, by the names of part and attribute."""
     parts = module.named_modules() if isinstance(module, nn.Module) else ()
     return {
         (name, key): value
@@ -251,23 +213,24 @@ def _kept_by(module: Any) -> dict[tuple[str, str], Tensor]:
 def _why_not_trained(module: Any, never_run: Any) -> str:
     made = sorted(_kept_by(module).keys() - _kept_by(never_run).keys())
     if not made:
-        return "leave hooks on gradients out, and whatever a call keeps for later ones"
+        return "leave out hooks on gradients, and whatever a call keeps for later ones"
     kept = ", ".join(".".join(filter(None, key)) for key in made)
     return (
-        f"a step makes {kept} and keeps it, so that the weights behind it drop out of later "
-        "steps; make it in each step, or by torch.nn.utils.parametrize"
+        f"a step makes {kept} and keeps it, so the weights behind it drop out of later steps; "
+        "make it in each step, or by torch.nn.utils.parametrize"
     )
 
 
 def _refuse_kept(name: str, never_run: Subject, rows: Rows, without: list[str]) -> None:
-    """Refuse weights without effect that get one once a kept tensor is forgotten."""
+    """Refuse weights that have an effect only once a kept tensor is forgotten."""
     for part, key in _kept_by(never_run.module) if set(without) - {STATE} else ():
         again = never_run.renewed()
+        assert isinstance(again.module, nn.Module)
         setattr(again.module.get_submodule(part), key, None)
         try:
             cotangent = torch.ones_like(again.step({}, rows.x, rows.h))
             trained = _by_training(again.renewed(), rows, cotangent)
-        except _ERRORS:  # it is needed, so it is no memory of an earlier call
+        except _ERRORS:  # a step needs it, so it is no memory of an earlier call
             continue
         of = [what for what in without if trained[what] is not None]
         if of:
@@ -284,8 +247,7 @@ def _refuse_kept(name: str, never_run: Subject, rows: Rows, without: list[str]) 
 def _is_untrue(subject: Subject, rows: Rows, names: list[str]) -> bool:
     """Whether the derivative by these parameters, or by the state if there are none, is not true.
 
-    It is not where a value has another slope along every random direction, near every point: kinks
-    spoil some of them.
+    Then a value has another slope along every direction that is tried; kinks spoil some directions.
     """
     for dtype in dict.fromkeys((torch.float64, rows.h.dtype)):
         agreed: Tensor | bool = False
@@ -310,10 +272,10 @@ def _is_untrue(subject: Subject, rows: Rows, names: list[str]) -> bool:
 def _curve(
     subject: Subject, rows: Rows, names: list[str], dtype: torch.dtype, seed: int
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """Values along a random direction, as a function of a number, and the number 0.
+    """Values along a random line, as a function of a number, and the number 0.
 
-    The line passes near the rows and the weights, not through them: there a derivative may be a
-    matter of taste, as that of relu is at the state 0.
+    The line passes near the rows and the weights, not through them, where a derivative may be a
+    matter of convention, as that of relu at 0.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -321,10 +283,10 @@ def _curve(
         drawn = torch.randn(like.shape, generator=generator, dtype=dtype).to(like)
         return drawn * (float(like.square().mean().sqrt()) if like.any() else 1.0)
 
-    module, every = subject.module, {}
+    module, every = subject.module, []
     if isinstance(module, nn.Module):
-        every = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    theta = {n: t.detach().to(dtype) for n, t in every.items() if t.is_floating_point()}
+        every = [*module.named_parameters(), *module.named_buffers()]
+    theta = {n: t.detach().to(dtype) for n, t in every if t.is_floating_point()}
     theta |= {n: p.to(dtype) for n, p in rows.parameters.items()}
     theta |= {n: theta[n] + _NEARBY * normal(theta[n]) for n in rows.parameters}
     x, h = rows.x.to(dtype), rows.h.to(dtype)
@@ -342,11 +304,11 @@ def _curve(
 def _agrees(
     curve: Callable[[Tensor], Tensor], step: Tensor, value: Tensor, slope: Tensor
 ) -> Tensor:
-    """Which values have the slope of the curve at 0, or none, (row, output)."""
+    """Which values (row, output) have this slope at 0, or a change that is not finite."""
     change = (8 * (curve(step) - curve(-step)) - (curve(2 * step) - curve(-2 * step))) / 12
     expected = step * slope
     gap = (change - expected).abs()
-    told = gap.isfinite()
-    size = [v.where(told, 0).norm(dim=1, keepdim=True) for v in (change, expected, value)]
+    finite = gap.isfinite()
+    size = [v.where(finite, 0).norm(dim=1, keepdim=True) for v in (change, expected, value)]
     rounding = 100 * torch.finfo(step.dtype).eps * size[2]
-    return ~told | (gap <= _TOLERANCE[step.dtype] * (size[0] + size[1]) + rounding)
+    return ~finite | (gap <= _TOLERANCE[step.dtype] * (size[0] + size[1]) + rounding)

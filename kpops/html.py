@@ -1,8 +1,8 @@
-"""What a notebook shows of linearizations, operators and spaces: a drawing and a small table.
+"""The tables and drawings of linearizations, operators and spaces in notebooks.
 
-The drawing is the way of the gradient, ``Err -> P* -> J* -> J -> P -> dh`` with ``K = J J*``, and C
-at both ends of an operator on outputs. What the operator at hand consists of is filled. Colours are
-those of the page, so that it is seen on dark pages, too.
+A drawing shows the path of the gradient, ``Err -> P* -> J* -> J -> P -> dh`` with ``K = J J*``, and
+C at both ends of an operator on outputs. The factors of the operator at hand are filled. Colours
+follow the page, light or dark.
 """
 
 from __future__ import annotations
@@ -32,16 +32,21 @@ _WIDTH, _GAP, _HEIGHT = 34, 24, 24  # of a box, between two, and of a box
 
 @table_of.register
 def _of_space(space: Space) -> str:
-    return _page(repr(space), "", _described(space))
+    table = {}
+    for dim, size in space.sizes.items():
+        names = [str(n) for n, c in space.coords.items() if dim in c.dims and n != dim]
+        table[dim] = f"{size:,}" + (f", with {', '.join(names)}" if names else "")
+    return _page(repr(space), "", table | {"size": f"{space.size:,}"})
 
 
 @table_of.register
 def _of_operator(op: TrajectoryOperator) -> str:
     rows, columns = op.shape
+    size = op.dtype.itemsize
     kind = "positive semi-definite" if op.positive else "self-adjoint" if op.self_adjoint else ""
     dims = ", ".join(op.block_diagonal_dims)
     blocks = f"block diagonal over {dims}" if dims else ""
-    size = op.dtype.itemsize
+    origin = [f"{k} {op.attrs[k]}" for k in ("model", "measure", "engine") if k in op.attrs]
     table = {"from": repr(op.domain), "to": repr(op.codomain)}
     if op.domain == op.codomain:
         table = {"on": repr(op.domain)}
@@ -50,11 +55,7 @@ def _of_operator(op: TrajectoryOperator) -> str:
         "known": ", ".join(filter(None, (kind, blocks))),
         "memory": f"{readable(columns * size)} for a vector, {readable(rows * columns * size)} "
         "for the matrix, if it were made",
-        "model": ", ".join(
-            f"{name} {op.attrs[name]}".removeprefix("model ")
-            for name in ("model", "measure", "engine")
-            if name in op.attrs
-        ),
+        "model": ", ".join(origin).removeprefix("model "),
     }
     return _page(op.symbol, _drawing(factors(op)), table)
 
@@ -79,9 +80,9 @@ def _of_linearization(lin: Linearization) -> str:
 
 
 def factors(op: TrajectoryOperator) -> frozenset[str]:
-    """Which steps of the way from error to state change an operator consists of."""
+    """The steps of the path from error to state change that an operator consists of."""
     if isinstance(op, Adjoint):
-        return frozenset(_starred(name) for name in factors(op.parent))
+        return frozenset(f"{name}*".removesuffix("**") for name in factors(op.parent))
     if isinstance(op, Product):
         return frozenset().union(*map(factors, op.factors))
     if isinstance(op, Sum):
@@ -96,12 +97,8 @@ def factors(op: TrajectoryOperator) -> frozenset[str]:
     return frozenset({known[type(op)]} if type(op) in known else ())
 
 
-def _starred(name: str) -> str:
-    return name.removesuffix("*") if name.endswith("*") else f"{name}*"
-
-
 def _drawing(filled: frozenset[str]) -> str:
-    """The way from error to state change as SVG; empty if nothing of it is filled."""
+    """The path from error to state change as SVG; empty if nothing of it is filled."""
     if not filled:
         return ""
     boxes = _OUTPUTS if filled & {"C", "C*"} else _STATES
@@ -111,8 +108,7 @@ def _drawing(filled: frozenset[str]) -> str:
     parts = [_text(left - _GAP - 4, middle, "Err", "end")]
     for i, name in enumerate(boxes):
         x = left + i * step
-        opacity = 0.3 if name in filled else 0
-        weight = 2 if name in filled else 1
+        opacity, weight = (0.3, 2) if name in filled else (0, 1)
         parts += [
             _arrow(x - _GAP, x, middle),
             f'<rect x="{x}" y="{top}" width="{_WIDTH}" height="{_HEIGHT}" rx="4" fill="#4c78a8" '
@@ -148,15 +144,6 @@ def _text(x: float, y: float, words: str, anchor: str = "middle") -> str:
         f'<text x="{x}" y="{y}" text-anchor="{anchor}" dominant-baseline="central" '
         f'font-family="sans-serif" font-size="13" fill="currentColor">{escape(words)}</text>'
     )
-
-
-def _described(space: Space) -> dict[str, str]:
-    """Each dim with its size and its coordinates."""
-    table = {}
-    for dim, size in space.sizes.items():
-        names = [str(n) for n, c in space.coords.items() if dim in c.dims and n != dim]
-        table[dim] = f"{size:,}" + (f", with {', '.join(names)}" if names else "")
-    return table | {"size": f"{space.size:,}"}
 
 
 def _page(title: str, drawing: str, table: Mapping[str, str]) -> str:

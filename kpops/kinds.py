@@ -1,9 +1,9 @@
-"""What users bring where something else is wanted, in words: the remedy differs by the kind."""
+"""Objects that users pass, in words, for messages that want something else."""
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import singledispatch
 from typing import Any, NoReturn
 
@@ -16,20 +16,22 @@ from torch import nn
 
 
 class Shown:
-    """What notebooks show as a small table, and a drawing where there is one."""
+    """An object that notebooks show as a small table, perhaps with a drawing."""
 
     def _noun(self) -> str:
-        """What this is, for messages that want something else."""
         return f"a {type(self).__name__}"
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
         raise TypeError(
-            f"{self._noun()} is no array: take what it holds, such as np.asarray(lin.states), or "
+            f"{self._noun()} is no array: take one from it, such as np.asarray(lin.states), or "
             "the matrix of an operator, lin.flow.to_dense()"
         )
 
     def _repr_html_(self) -> str:
         return table_of(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__}  # a copy: other threads may add to it while it is pickled
 
 
 @singledispatch
@@ -39,41 +41,32 @@ def table_of(thing: Any) -> str:
 
 
 def described(thing: Any) -> str:
-    """Return what `thing` is, as a noun.
+    """Return what `thing` is, as a noun: "the class GRU", "a model (GRU)", "a tensor of shape"."""
+    for kind, noun in _NOUNS:
+        if isinstance(thing, kind):
+            return noun(thing)
+    return _with_article(thing)
 
-    Examples
-    --------
-    >>> import torch
-    >>> from kpops.kinds import described
-    >>> described(torch.nn.GRU), described(torch.nn.GRU(2, 3)), described("flow")
-    ('the class GRU', 'a model (GRU)', "the string 'flow'")
-    """
-    if thing is None:
-        return "None"
-    if isinstance(thing, type):
-        return f"the class {thing.__name__}"
-    if isinstance(thing, str):
-        return f"the string {thing!r}"
-    if isinstance(thing, Shown):
-        return thing._noun()
-    if isinstance(thing, nn.Module):
-        return f"a model ({type(thing).__name__})"
-    if isinstance(thing, xr.Dataset):
-        return f"a Dataset of {', '.join(map(str, thing.data_vars)) or 'nothing'}"
-    if isinstance(thing, xr.DataArray):
-        return f"a DataArray with dims {thing.dims}"
-    if isinstance(thing, Mapping | list | tuple):
-        name = type(thing).__name__
-        return f"{_article(name)} {name} of {len(thing)}"
-    if callable(thing):
-        return f"the function {getattr(thing, '__name__', type(thing).__name__)}"
-    if isinstance(thing, int | float | complex):
-        return f"the number {thing!r}"
-    if isinstance(thing, torch.Tensor):
-        return f"a tensor of shape {tuple(thing.shape)}"
-    if isinstance(thing, np.ndarray):
-        return f"an array of shape {thing.shape}"
-    return f"{_article(type(thing).__name__)} {type(thing).__name__}"
+
+def _with_article(thing: Any) -> str:
+    name = type(thing).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+_NOUNS: tuple[tuple[Any, Callable[[Any], str]], ...] = (
+    (type(None), repr),
+    (type, lambda thing: f"the class {thing.__name__}"),
+    (str, lambda thing: f"the string {thing!r}"),
+    (Shown, lambda thing: thing._noun()),
+    (nn.Module, lambda thing: f"a model ({type(thing).__name__})"),
+    (xr.Dataset, lambda d: f"a Dataset of {', '.join(map(str, d.data_vars)) or 'nothing'}"),
+    (xr.DataArray, lambda thing: f"a DataArray with dims {thing.dims}"),
+    (Mapping | list | tuple, lambda thing: f"{_with_article(thing)} of {len(thing)}"),
+    (Callable, lambda f: f"the function {getattr(f, '__name__', type(f).__name__)}"),
+    (int | float | complex, lambda thing: f"the number {thing!r}"),
+    (torch.Tensor, lambda thing: f"a tensor of shape {tuple(thing.shape)}"),
+    (np.ndarray, lambda thing: f"an array of shape {thing.shape}"),
+)
 
 
 def is_array(thing: Any) -> bool:
@@ -85,7 +78,7 @@ def is_array(thing: Any) -> bool:
 
 
 def is_operator(thing: Any) -> bool:
-    """Whether `thing` is an operator by how it acts, ours or another's, and no dense array."""
+    """Whether `thing` acts as an operator, of kpops or another library; a dense array does not."""
     if isinstance(thing, type):
         return False
     duck = hasattr(thing, "shape") and hasattr(thing, "matvec")
@@ -93,7 +86,7 @@ def is_operator(thing: Any) -> bool:
 
 
 def number_of(thing: Any) -> Any:
-    """A number, also of an array without dims; None if it is none."""
+    """A number, also from an array without dimensions; None if `thing` is neither."""
     if isinstance(thing, numbers.Number | str | bytes):
         return thing
     if getattr(thing, "ndim", None) == 0 and hasattr(thing, "item"):
@@ -110,13 +103,13 @@ def refuse_number(thing: Any) -> None:
 
 
 def no_operator(thing: Any, argument: str = "op") -> TypeError:
-    """Return the error for what is passed where an operator is wanted."""
+    """Return the error for a `thing` that is passed as an operator."""
     return TypeError(f"{argument} is {described(thing)}, no operator: {_operator_remedy(thing)}")
 
 
 def _operator_remedy(thing: Any) -> str:
     if isinstance(thing, Shown) and hasattr(type(thing), "flow"):  # a Linearization
-        return "pass one of those that it hands out, such as lin.flow, lin.K or lin.P"
+        return "pass one of its operators, such as lin.flow, lin.K or lin.P"
     if isinstance(thing, nn.Module):
         return "linearise it and pass, for example, kpops.linearize(model, inputs).flow"
     if isinstance(thing, xr.Dataset):
@@ -131,7 +124,3 @@ def _operator_remedy(thing: Any) -> str:
         "pass an operator of a Linearization such as lin.flow, a SciPy LinearOperator, a matrix, "
         "or an object with shape, matvec and rmatvec"
     )
-
-
-def _article(name: str) -> str:
-    return "an" if name[0].lower() in "aeiou" else "a"

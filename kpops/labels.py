@@ -1,9 +1,8 @@
-"""Labelled vector spaces and the crossing of the boundary.
+"""Labelled vector spaces, and the crossing between the arrays of users and blocks of tensors.
 
 Inside kpops every vector is a torch tensor of shape ``(block, *dims)``, on one device and in one
-dtype. Users hold NumPy, CuPy or torch arrays, flat or with the dims of the space, or labelled
-DataArrays. :class:`Space` knows the dims, sizes and coordinates; :func:`enter` turns what the
-user gave into a block and returns the function that turns a result back into the same kind.
+dtype. Users hold NumPy, CuPy or torch arrays, flat or with the dimensions of the space, or labelled
+DataArrays. :func:`enter` makes a block of these, and returns the way back.
 """
 
 from __future__ import annotations
@@ -23,40 +22,44 @@ from kpops.kinds import Shown
 
 
 class Coordinate(NamedTuple):
-    """Labels along some dims, or along none; attributes that are None are kpops' to write."""
+    """Labels along some dimensions, or none; kpops writes attributes that are None."""
 
     dims: tuple[str, ...]
     values: np.ndarray
     attrs: Mapping[str, Any] | None = None
 
     def described(self, name: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, Any]]:
-        """Dims, values and attributes, as xarray takes them: the user's, if there are any."""
-        attrs = _described(name, self.values) if self.attrs is None else dict(self.attrs)
+        """Dims, values and attributes, as xarray takes them."""
+        if self.attrs is not None:
+            return self.dims, self.values, dict(self.attrs)
+        attrs = {"long_name": name.replace("_", " ")}
+        if self.values.dtype.kind in "fiu":
+            attrs["units"] = _UNITS.get(name, "1")
         return self.dims, self.values, attrs
 
 
 Restore = Callable[[Tensor, "Space"], Any]
 
-# Units of coordinates that have some; a coordinate without numbers has none.
+# Coordinates of other numbers have the unit "1".
 _UNITS = {"time": "step", "angle": "rad"}
 
 
 @dataclass(frozen=True, eq=False)
 class Space(Shown):
-    """A vector space whose vectors are arrays with named dims.
+    """A vector space whose vectors are arrays with named dimensions.
 
-    A flat vector is the C-order of the dims.
+    A flat vector is the C-order of the dimensions.
 
     Parameters
     ----------
     dims : tuple of str
-        Names of the dims, for example ``("trial", "time", "unit")``.
+        Names of the dimensions, for example ``("trial", "time", "unit")``.
     shape : tuple of int
         Their sizes.
     coords : mapping, optional
         Coordinate name to ``(dims, values)``, or ``(dims, values, attrs)`` if they are the user's.
-        The coordinate of the name of a dim labels its positions: spaces are equal when dims and
-        shape are, and no such labels differ.
+        A coordinate with the name of a dimension labels its positions. Spaces are equal if their
+        dimensions and sizes are, and no such labels differ.
 
     Examples
     --------
@@ -83,14 +86,9 @@ class Space(Shown):
     __hash__ = None  # type: ignore[assignment]
 
     def misaligned(self, other: Space) -> list[str]:
-        """Return the dims of both whose positions are labelled differently."""
-        return [
-            d
-            for d in self.dims
-            if d in self.coords
-            and d in other.coords
-            and not np.array_equal(self.coords[d][1], other.coords[d][1])
-        ]
+        """Return the dimensions whose positions have other labels in `other`."""
+        both = [d for d in self.dims if d in self.coords and d in other.coords]
+        return [d for d in both if not np.array_equal(self.coords[d][1], other.coords[d][1])]
 
     @property
     def size(self) -> int:
@@ -99,14 +97,14 @@ class Space(Shown):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Dim name to size."""
+        """Dimension name to size."""
         return dict(zip(self.dims, self.shape, strict=True))
 
     def __repr__(self) -> str:
         return "(" + ", ".join(f"{d}: {s}" for d, s in self.sizes.items()) + ")"
 
     def keep(self, dims: tuple[str, ...]) -> Space:
-        """Return the space of the dims in `dims`, in this space's order."""
+        """Return the space of the dimensions in `dims`, in this space's order."""
         unknown = sorted(set(dims) - set(self.dims))
         if unknown or not dims:
             raise ValueError(f"keep={tuple(dims)!r}: choose one or more of the dims {self.dims}")
@@ -115,7 +113,7 @@ class Space(Shown):
         return Space(kept, tuple(self.sizes[d] for d in kept), coords)
 
     def take(self, positions: Mapping[str, np.ndarray]) -> Space:
-        """Return the space restricted to integer `positions` along some dims."""
+        """Return the space restricted to integer `positions` along some dimensions."""
         shape = tuple(len(positions[d]) if d in positions else s for d, s in self.sizes.items())
         coords = {}
         for name, (dims, values, attrs) in self.coords.items():
@@ -143,31 +141,14 @@ class Space(Shown):
         )
 
 
-def _described(name: str, values: np.ndarray) -> dict[str, str]:
-    """Attributes of a coordinate."""
-    attrs = {"long_name": name.replace("_", " ")}
-    return attrs | {"units": _UNITS.get(name, "1")} if values.dtype.kind in "fiu" else attrs
-
-
 def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Restore]:
-    r"""Bring a user's vector or block of vectors of `space` inside.
+    """Bring a user's vector or vectors of `space` to a block ``(k, *space.shape)``.
 
-    Parameters
-    ----------
-    q : DataArray, Tensor, CuPy array or array_like
-        Flat ``(n,)``, columns ``(n, k)``, or with the dims of the space and an optional leading
-        block dim. A DataArray is understood by its dim names; every other dim is a block dim.
-    space : Space
-        The space that `q` must belong to.
-    dtype, device
-        What the operator computes in. A tensor must have both already; NumPy arrays and
-        DataArrays are converted, since SciPy's solvers hand over float64 as they please.
-
-    Returns
-    -------
-    block : Tensor, shape (k, \\*space.shape)
-    restore : callable
-        ``restore(result, codomain)`` gives the result the kind and layout of `q`.
+    `q` is flat ``(n,)``, columns ``(n, k)``, or has the dimensions of the space and an optional
+    leading block dimension. A DataArray is read by name, and its other dimensions are of the block.
+    A tensor must have the dtype and device of the operator; other arrays are converted, since
+    SciPy's solvers may pass float64. ``restore(result, codomain)``, which is returned too, gives a
+    result the kind and layout of `q`.
     """
     if isinstance(q, xr.DataArray):
         return _enter_dataarray(q, space, dtype, device)
@@ -216,7 +197,7 @@ def _to_block(q: Tensor, space: Space) -> tuple[Tensor, Callable[[Tensor, Space]
 
 
 def by_name(array: xr.DataArray, space: Space, what: str) -> Any:
-    """Values of a DataArray in the order of the dims of `space`, whose labels must agree."""
+    """Values of a DataArray in the order of the dimensions of `space`, whose labels must agree."""
     if set(array.dims) != set(space.dims):
         raise ValueError(f"{what} has dims {array.dims}, expected {space.dims}")
     labels = disagreeing(array, space)
@@ -226,9 +207,9 @@ def by_name(array: xr.DataArray, space: Space, what: str) -> Any:
 
 
 def coordinates_of(array: xr.DataArray, dims: tuple[str, ...]) -> dict[str, Coordinate]:
-    """Coordinates of a DataArray along some of `dims` or none, in a form that files take.
+    """Coordinates of a DataArray along some of `dims` or none, as files can hold them.
 
-    A MultiIndex gives its levels, which are coordinates of their own.
+    The levels of a MultiIndex become coordinates of their own.
     """
     coords = {}
     for name, c in without_multiindex(array).coords.items():
@@ -240,14 +221,14 @@ def coordinates_of(array: xr.DataArray, dims: tuple[str, ...]) -> dict[str, Coor
 
 
 def without_multiindex(array: xr.DataArray) -> xr.DataArray:
-    """`array` with the levels of each MultiIndex as plain coordinates, and no tuples."""
+    """`array` with the levels of each MultiIndex as plain coordinates."""
     indexes = array.xindexes.items()
     several = [n for n, i in indexes if isinstance(i, xr.indexes.PandasMultiIndex)]
     return array.reset_index([n for n in several if n in array.dims])
 
 
 def disagreeing(array: xr.DataArray, space: Space) -> list[str]:
-    """Index coordinates, levels of a MultiIndex too, that `space` has with other values."""
+    """Index coordinates, also levels of a MultiIndex, that have other values in `space`."""
     indexed = set(map(str, array.xindexes)) & set(space.coords)
     array = without_multiindex(array)
     return sorted(
@@ -285,9 +266,9 @@ def _enter_dataarray(
 
 
 def parameter_space(sizes: Mapping[str, int]) -> Space:
-    """Space of flat parameter vectors, of the number of entries of each parameter.
+    """Space of flat parameter vectors, from the sizes of the parameters.
 
-    The coordinate ``parameter_name`` tells whose entry each is.
+    The coordinate ``parameter_name`` names the parameter of each entry.
     """
     names = np.repeat(np.array(list(sizes), dtype=object), list(sizes.values()))
     coords = {

@@ -51,48 +51,47 @@ def linearize(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Linearization:
-    """Linearise a recurrent model about the trajectories it makes of `inputs`.
+    """Linearise a recurrent model about its trajectories for `inputs`.
 
-    The model is run once. What comes back is a snapshot: training the model further does not
-    change it, and nothing of the model is changed.
+    The model is run once, and left as it is. The result is a snapshot, which later training of the
+    model does not change.
 
     Parameters
     ----------
     model : nn.RNN, nn.GRU, nn.LSTM, their Cell classes, or any nn.Module
         A cell has ``forward(x_t, h)``, which returns the next state, trial by trial. A module over
-        whole sequences is run once, and taken apart into its recurrent part and its readout; where
-        it is more than these, it is refused with the call for its parts. Wrappers are taken off.
+        whole sequences is taken apart into its recurrent part and its readout; if it has more
+        parts, the error shows the call for them. Wrappers are taken off.
     inputs : Tensor, array_like, DataArray, PackedSequence or list of array_like
         Shape (trial, time, feature); for a module with ``batch_first=False`` (time, trial,
-        feature), as the module itself takes it. A DataArray with dims ``trial`` and ``time`` is
-        understood by their names, and its coordinates label every result. A list of trials (time,
-        feature) of several lengths is padded, and brings its mask. Integers and booleans become
-        numbers of the model's dtype; no gradient flows back to a tensor that requires one.
+        feature), as the module itself takes it. A DataArray is read by its dimensions ``trial`` and
+        ``time``, and its coordinates label every result. A list of trials (time, feature) of
+        several lengths is padded, and brings its mask. Integers and booleans become numbers of the
+        model's dtype. No gradient flows back to the inputs.
     h0 : array_like or DataArray, optional
         Initial state (trial, unit) or (unit,), or what the module itself takes. Default: zero.
     parameters : iterable of str or callable, optional
-        Names of the parameters that learn, or a predicate on names; those of the recurrent part,
-        as it names them itself, or with its path in `model`. Default: all that require grad.
+        Names of the parameters of the recurrent part that learn, with or without its path in
+        `model`, or a predicate on names. Default: all that require grad.
     readout : nn.Linear or callable, optional
-        ``y = C(h)``, on rows (row, hidden) of what the module outputs (for an LSTM: h without c);
-        default: the model's own, if it has one. A module is copied; a bare callable is used as it
+        ``y = C(h)``, on rows (row, hidden) of the module's outputs (for an LSTM: h without c);
+        default: the model's own, if it has one. A module is copied; another callable is used as it
         is, and has no parameters that learn.
     mask : array_like of bool, optional
-        Shape (trial, time), True at valid steps: first the valid ones, then the padding. The
-        operators are restricted to the valid steps. Inputs may bring it as a coordinate ``mask``,
-        as results have it.
+        Shape (trial, time), True at valid steps, which precede the padding. The operators are
+        restricted to the valid steps. Inputs may bring it as a coordinate ``mask``, as results do.
     measure : {"sum", "mean"}
-        The measure of trials and time: ``"mean"`` divides K by the number of valid steps, as the
-        KPFlow paper writes it.
+        The measure of trials and time: ``"mean"`` divides K by the number of valid steps, as in
+        the KPFlow paper.
     engine : {"auto", "gated_numba", "gated", "scan", "jacobian", "autodiff"}
         How the actions are computed; see :meth:`Linearization.memory_estimate`.
     gates : {"auto", "stored", "float32", "recomputed"}
-        What becomes of the derivatives of the gates in the gated engines: kept, kept in float32
-        (half the memory of a float64 model, and products right to about 1e-7), or computed anew
-        in each product from the trajectory. ``"auto"`` stores them where they fit.
+        Whether the gated engines keep the derivatives of the gates, keep them in float32 (half the
+        memory of a float64 model, relative errors of about 1e-7), or compute them from the
+        trajectory in each matvec. ``"auto"`` stores them where they fit.
     dtype : torch.dtype, optional
-        float32 or float64 to convert model and inputs to. Default: the model's, and then inputs
-        of another floating dtype are refused.
+        float32 or float64, to which model and inputs are converted. Default: the model's, and
+        inputs of another floating dtype are refused.
     device : torch.device or str, optional
         Where to compute. Default: where the model is.
 
@@ -105,18 +104,18 @@ def linearize(
     TypeError
         If dtypes are mixed, a tensor is complex, or an argument is of a wrong kind.
     ValueError
-        If a shape, a name or an option is wrong; if it cannot be told which dim of an array is
+        If a shape, a name or an option is wrong; if it is unclear which dimension of an array is
         time; if the model is random in its present mode, mixes trials, learns nothing or cannot be
         taken apart; if inputs or states are not finite.
     MemoryError
-        If the engine asked for would not fit.
+        If the chosen engine does not fit.
 
     Notes
     -----
-    All arrays of a call have one order. Where inputs come as (time, trial, feature), from a module
-    with ``batch_first=False`` or as a DataArray with its dims in this order, `mask` is (time,
-    trial), and targets of :func:`kpops.gradient_flow` are (time, trial, output), unless they have
-    labels. They must have them if both sizes are equal. Results are (trial, time, unit) always.
+    All arrays of a call have one order. If inputs are (time, trial, feature), for a module with
+    ``batch_first=False`` or as a DataArray, `mask` is (time, trial), and targets of
+    :func:`kpops.gradient_flow` are (time, trial, output), unless they have labels, which they need
+    if both sizes are equal. Results are always (trial, time, unit).
 
     Examples
     --------
@@ -131,7 +130,7 @@ def linearize(
     if measure not in ("sum", "mean"):
         raise ValueError(f"measure={measure!r}: choose 'sum' or 'mean'")
     if isinstance(model, Linearization):
-        raise TypeError("model is a Linearization, which is of a model already: use it as it is")
+        raise TypeError("model is a Linearization already: use it as it is")
     parts = snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
     readout = parts.readout
     snapshot.refuse_tied(parts.recurrent, readout)
@@ -141,15 +140,13 @@ def linearize(
     convert = dtype is not None
     x, valid, coords, reading = read_inputs(inputs, mask, recurrence, like, convert=convert)
     h0 = read_state(h0, dtype, coords)
-    recurrence.requires_grad_(False)  # the snapshot's: no autograd graph is ever wanted
+    recurrence.requires_grad_(False)  # no autograd graph is ever needed
     with exclusive_compute(like.device):
-        trajectory = snapshot.run(recurrence, x, h0, valid, learning)
+        h = recurrence.initial_state(h0, len(x), x[:, 0])
+        trajectory = snapshot.run_from(recurrence, x, h, valid, learning)
         own: dict[str, Tensor] = {}
         if readout is not None:
-            whole = parts.of_sequences
-            readout, own = snapshot.of_readout(
-                readout, recurrence, trajectory.states, convert=convert, of_sequences=whole
-            )
+            readout, own = snapshot.of_readout(parts, recurrence, trajectory.states, convert)
     return Linearization(
         recurrence=recurrence,
         parameters=learning,
@@ -171,24 +168,20 @@ class Linearization(Shown):
 
     Attributes
     ----------
-    recurrence : Recurrence
-        Snapshot of the model.
-    parameters : dict of str to Tensor
-        The parameters that learn, in the order of the flat parameter vector.
+    recurrence, readout : Recurrence, and callable or None
+        Snapshots of the model and of the readout.
+    parameters, readout_parameters : dict of str to Tensor
+        Their parameters that learn, in the order of flat parameter vectors.
     trajectory : Trajectory
         Inputs and states as tensors.
     space : Space
         The trajectory space (trial, time, unit).
     reading : Reading
-        How the inputs were read, and with them all arrays that come without labels.
-    readout : nn.Module or callable or None
-        Snapshot of the readout.
-    readout_parameters : dict of str to Tensor
-        Those of the readout's own parameters that learn.
+        How the inputs, and all arrays without labels, were read.
     measure : {"sum", "mean"}
         The measure of trials and time in K.
     engine_asked, gates_asked, remark : str
-        The engine and the treatment of gates asked for; how a model was taken apart.
+        `engine` and `gates` of :func:`linearize`; how a model was taken apart.
     """
 
     recurrence: Recurrence
@@ -238,7 +231,7 @@ class Linearization(Shown):
 
     @property
     def attrs(self) -> dict[str, str]:
-        """Provenance, which every result made from this linearization carries."""
+        """Provenance, which every result carries."""
         return {
             "model": type(self.recurrence.module).__name__,
             "measure": self.measure,
@@ -248,7 +241,7 @@ class Linearization(Shown):
 
     @cached_property
     def parameter_space(self) -> Space:
-        """The flat parameter vector; coordinate ``parameter_name`` tells whose entry each is."""
+        """The space of flat parameter vectors, with the coordinate ``parameter_name``."""
         return parameter_space({n: p.numel() for n, p in self.parameters.items()})
 
     @cached_property
@@ -279,7 +272,7 @@ class Linearization(Shown):
 
     @cached_property
     def K(self) -> TrajectoryOperator:
-        """K = J J*, the parameter operator (divided by the valid steps if measure is "mean")."""
+        """K = J J*, the parameter operator (over the number of valid steps for the mean)."""
         return self._parameter_operator(tuple(self.parameters), "K")
 
     @cached_property
@@ -309,26 +302,19 @@ class Linearization(Shown):
 
     @cached_property
     def output_ntk(self) -> TrajectoryOperator:
-        """C P K P* C* plus the readout's own part J_C J_C*: the NTK of the outputs.
-
-        The readout's own part is there when the readout is a module with parameters that require
-        grad.
-        """
+        """C P K P* C*, and J_C J_C* if the readout has parameters that learn: the output NTK."""
         through_states = self.C @ self.flow @ self.C.H
         own = self.readout_parameters
         if not own:
             return through_states
-        J_C = ReadoutParameterJacobian(
-            Rowwise(self._readout_map(), own, *self._readout_rows()),
-            self.trajectory,
-            parameter_space({n: p.numel() for n, p in own.items()}),
-            self.output_space,
-        )
+        rows = Rowwise(self._readout_map(), own, *self._readout_rows())
+        space = parameter_space({n: p.numel() for n, p in own.items()})
+        J_C = ReadoutParameterJacobian(rows, self.trajectory, space, self.output_space)
         own_part = J_C @ J_C.H
         return through_states + (own_part if self._scale == 1 else self._scale * own_part)
 
     def _rescaled(self, operator: Any, power: int = 0) -> TrajectoryOperator:
-        """`operator` times that power of the forcing step, with its provenance."""
+        """`operator` times a power of the forcing step, with its provenance."""
         factor = self.forcing_step**power
         operator = operator if factor == 1 else factor * operator
         operator.attrs = self.attrs
@@ -338,20 +324,16 @@ class Linearization(Shown):
 
     def _readout_map(self) -> RowFunction:
         # Not a method of self: operators must not keep the linearization alive in a cycle.
-        return RowReadout(self.recurrence, self._require_readout()).step
-
-    def _require_readout(self) -> Callable[[Tensor], Tensor]:
         if self.readout is None:
             raise ValueError("this needs a readout: pass readout= to kpops.linearize")
-        return self.readout
+        return RowReadout(self.recurrence, self.readout).step
 
     def _readout_rows(self) -> tuple[Tensor, Tensor]:
-        self._require_readout()
         return self.trajectory.inputs.flatten(0, 1), self.trajectory.states.flatten(0, 1)
 
     @property
     def forcing_step(self) -> float:
-        """By which P is multiplied, J divided: dt where a neural ODE is forced by rates, else 1."""
+        """The factor of P, and divisor of J: dt where rates force a neural ODE, else 1."""
         return self.recurrence.forcing_step
 
     @property
@@ -364,21 +346,14 @@ class Linearization(Shown):
         return 1.0 if self.measure == "sum" else 1.0 / self.trajectory.n_valid
 
     def memory_estimate(self) -> dict[str, int]:
-        """Bytes that each engine keeps beside the trajectory, before it allocates them.
+        """Return the bytes that each engine able to linearise the model keeps, by its name.
 
-        Engines that cannot linearise the model are left out. Vectors come on top: a product takes
-        its argument, its result and one or two more of the size of the trajectory for each vector.
-
-        Returns
-        -------
-        dict of str to int
+        They are on top of the trajectory. For each vector, a matvec takes its argument, its result
+        and one or two more of the size of the trajectory.
         """
         names = tuple(self.parameters)
         with exclusive_compute(self.device):
             return memory_estimate(self.recurrence, names, self.trajectory, self._options)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__}  # at once: other threads may add operators while it is pickled
 
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.parameters.values())

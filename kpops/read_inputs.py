@@ -1,7 +1,8 @@
-"""Inputs, mask and initial states as users give them, and the labels that they bring."""
+"""The inputs, masks and initial states of users, and their labels."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,18 +16,18 @@ from kpops.labels import Coordinate, Space, by_name, coordinates_of, disagreeing
 from kpops.models.recurrence import Recurrence
 
 _OURS = ("unit", "output", "parameter", "parameter_name", "mode", "operator", "kind")
-"""Names of coordinates that results have beside those of the inputs."""
+"""Coordinates that results have beside those of the inputs."""
 
 
 class Reading(NamedTuple):
-    """How the inputs were read, which every later array without labels is read alike."""
+    """How the inputs were read; later arrays without labels are read alike."""
 
     time_first: bool = False
     converted: str = ""
     by_trial: bool = False  # a list of trials, for a model whose own order is time first
 
     def trial_first(self, tensor: Tensor, name: str, n_trials: int, n_steps: int) -> Tensor:
-        """Bring a tensor that came without labels to (trial, time, ...), if it has both dims."""
+        """Bring a tensor without labels to (trial, time, ...), if it has both dimensions."""
         shape = tuple(tensor.shape[:2])
         if self.by_trial and shape == (n_trials, n_steps) and n_trials == n_steps > 1:
             dims = ("trial", "time", "output")[: tensor.ndim]
@@ -42,8 +43,8 @@ class Reading(NamedTuple):
             many = f", and both sizes are {n_steps}" if n_trials == n_steps else ""
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)} and no labels, the inputs were read as "
-                f"(time, trial, feature){many}: give it in the same order, and where sizes do not "
-                f"tell it, as xarray.DataArray({name}, dims={dims})"
+                f"(time, trial, feature){many}: give it in the same order, and if the sizes leave "
+                f"the order open, as xarray.DataArray({name}, dims={dims})"
             )
         return tensor.transpose(0, 1) if shape == (n_steps, n_trials) else tensor
 
@@ -54,11 +55,11 @@ class Reading(NamedTuple):
 
 
 BY_TRIAL = Reading()
-"""Of arrays that are (trial, time, ...)."""
+"""Arrays are (trial, time, ...)."""
 
 
 class Inputs(NamedTuple):
-    """What steps read, which of them are valid, the users' labels, and how all was read."""
+    """The inputs of all steps, which of them are valid, the user's labels, and the order."""
 
     x: Tensor  # (trial, time, feature)
     valid: Tensor | None  # (trial, time); None if all are
@@ -69,7 +70,7 @@ class Inputs(NamedTuple):
 def read_inputs(
     inputs: Any, mask: Any, recurrence: Recurrence, like: Tensor, *, convert: bool
 ) -> Inputs:
-    """Inputs as (trial, time, feature) in the dtype and on the device of `like`, and the mask.
+    """Read inputs and mask, in the dtype and on the device of `like`.
 
     With `convert`, other floating dtypes are converted; else they are refused.
     """
@@ -100,7 +101,7 @@ def read_inputs(
             f"inputs is {x.dtype}, the model {like.dtype}: convert one of them, or pass "
             f"dtype={like.dtype} to convert both"
         )
-    # Row-major by trial and never shared with the user's array: this is a snapshot.
+    # A snapshot: row-major by trial, and never shared with the user's array.
     x = x.to(device=like.device, dtype=like.dtype, copy=True).contiguous()
     reading = Reading(time_first, _conversion(given, x), by_trial)
     valid = _read_mask(mask, x, coords, reading)
@@ -108,7 +109,7 @@ def read_inputs(
         own = xr.DataArray(coords["mask"].values, dims=coords["mask"].dims)
         theirs = _read_mask(own, x, coords, reading)
         if mask is not None and not _same(valid, theirs):
-            raise ValueError("mask is not what the coordinate mask of inputs says: drop one")
+            raise ValueError("mask and the coordinate mask of inputs differ: drop one")
         valid = theirs
     elif valid is not None:
         coords["mask"] = Coordinate(_STEPS, to_numpy(valid), {"long_name": "valid step"})
@@ -120,23 +121,27 @@ _STEPS = ("trial", "time")
 
 
 def _by_dims(inputs: xr.DataArray) -> tuple[Any, dict[str, Coordinate], bool]:
-    """Values (trial, time, feature) or (time, trial, feature), labels, and which it is."""
+    """Values (trial, time, feature) or (time, trial, feature), labels, and if time is first."""
     if inputs.ndim != 3 or not set(_STEPS) <= set(inputs.dims):
         raise ValueError(f"inputs has dims {inputs.dims}, expected trial, time and one of features")
     coords = coordinates_of(inputs, _STEPS)
-    taken = sorted(set(coords) & set(_OURS))
-    if taken:
-        raise ValueError(
-            f"inputs has the coordinates {taken}, names that kpops gives to its own: rename them, "
-            f"or leave them out by inputs.drop_vars({taken})"
-        )
+    _refuse_taken(coords, _OURS, "kpops needs for its own")
     if "mask" in coords and sorted(coords["mask"].dims) != sorted(_STEPS):
         raise ValueError(
-            f"inputs has a coordinate mask of the dims {coords['mask'].dims}, and kpops reads it "
-            "as the valid steps (trial, time): rename it, or inputs.drop_vars('mask')"
+            f"inputs has a coordinate mask with dims {coords['mask'].dims}, and kpops reads it as "
+            "the valid steps (trial, time): rename it, or drop it by inputs.drop_vars('mask')"
         )
     order = [d for d in inputs.dims if d in _STEPS]
     return inputs.transpose(*order, ...).data, coords, order[0] == "time"
+
+
+def _refuse_taken(coords: Iterable[str], names: Iterable[str], whose: str) -> None:
+    taken = sorted(set(coords) & set(names))
+    if taken:
+        raise ValueError(
+            f"inputs has the coordinates {taken}, which {whose}: rename them, or drop them by "
+            f"inputs.drop_vars({taken})"
+        )
 
 
 def _is_list_of_arrays(inputs: Any) -> bool:
@@ -145,7 +150,7 @@ def _is_list_of_arrays(inputs: Any) -> bool:
 
 
 def _padded(trials: Any, time_first: bool) -> tuple[Tensor, Tensor | None, bool]:
-    """Trials (time, feature) of several lengths as one tensor, and their lengths."""
+    """Trials (time, feature) as one tensor; their lengths, if they differ; if time is first."""
     if any(isinstance(trial, xr.DataArray) for trial in trials):
         raise TypeError(
             "inputs is a list of DataArrays: join them by xarray.concat(inputs, 'trial'), and pass "
@@ -176,26 +181,26 @@ def _padded(trials: Any, time_first: bool) -> tuple[Tensor, Tensor | None, bool]
 
 
 def _check_shape(x: Tensor, recurrence: Recurrence, time_first: bool) -> None:
-    size = recurrence.input_size
+    size, shape = recurrence.input_size, tuple(x.shape)
     expected = "(time, trial, feature)" if time_first else "(trial, time, feature)"
     if x.ndim != 3:
         raise ValueError(
-            f"inputs has shape {tuple(x.shape)}, expected {expected}; for a single trial add a dim "
-            "of size 1, for a model without inputs give 0 features" + _one_hot(x, size)
+            f"inputs has shape {shape}, expected {expected}; for a single trial add a "
+            "dimension of size 1, for a model without inputs give 0 features" + _one_hot(x, size)
         )
-    if 0 in x.shape[:2]:
+    if 0 in shape[:2]:
         raise ValueError(
-            f"inputs has shape {tuple(x.shape)} as {expected}: pass one trial and one step or more"
+            f"inputs has shape {shape} as {expected}: pass one trial and one step or more"
         )
-    if size is not None and x.shape[2] != size:
+    if size is not None and shape[2] != size:
         raise ValueError(
-            f"inputs has shape {tuple(x.shape)} as {expected}, the model takes {size} features: "
-            "give the last dim that size" + (_one_hot(x, size) if x.shape[2] == 1 else "")
+            f"inputs has shape {shape} as {expected}, the model takes {size} features: give the "
+            "last dimension that size" + (_one_hot(x, size) if shape[2] == 1 else "")
         )
 
 
 def _one_hot(x: Tensor, size: int | None) -> str:
-    """What to do with the indices of classes, if x may be such."""
+    """The remedy for indices of classes, if x may be such."""
     if x.is_floating_point() or x.dtype == torch.bool:
         return ""
     number = "num_classes" if size is None else size
@@ -207,7 +212,7 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _conversion(given: Tensor, x: Tensor) -> str:
-    """What has become of inputs that are no floating-point numbers."""
+    """Dtypes before and after, of inputs that are not floating-point numbers."""
     if given.is_floating_point():
         return ""
     names = [str(t.dtype).removeprefix("torch.") for t in (given, x)]
@@ -220,7 +225,7 @@ def _conversion(given: Tensor, x: Tensor) -> str:
 
 
 def _times(recurrence: Recurrence, inputs: Tensor, valid: Tensor | None) -> dict[str, Coordinate]:
-    """Coordinates of the times at which the steps end, where the model knows them."""
+    """Coordinates of the times at which steps end, if the model knows them."""
     times = recurrence.times(inputs)
     if times is None:
         return {}
@@ -238,7 +243,7 @@ _TIME = {"long_name": "time", "units": "1"}
 def _read_mask(
     mask: Any, x: Tensor, coords: dict[str, Coordinate], reading: Reading
 ) -> Tensor | None:
-    """Mask as a bool tensor (trial, time), or None when every step is valid."""
+    """The mask as booleans (trial, time), or None if every step is valid."""
     if mask is None:
         return None
     labelled = isinstance(mask, xr.DataArray)
@@ -248,10 +253,8 @@ def _read_mask(
     if not labelled:
         valid = reading.trial_first(valid, "mask", *x.shape[:2])
     if tuple(valid.shape) != tuple(x.shape[:2]):
-        sizes = tuple(x.shape[:2])
-        expected = (
-            f"(time, trial) = {sizes[::-1]}" if reading.time_first else f"(trial, time) = {sizes}"
-        )
+        order = -1 if reading.time_first else 1
+        expected = f"({', '.join(_STEPS[::order])}) = {tuple(x.shape[:2])[::order]}"
         raise ValueError(f"mask has shape {tuple(valid.shape)}, expected {expected}")
     if valid.dtype != torch.bool:
         if not ((valid == 0) | (valid == 1)).all():
@@ -260,23 +263,23 @@ def _read_mask(
                 "booleans, and weights as loss_mask"
             )
         valid = valid.bool()
-    if not valid[:, 0].all():
-        trial = int((~valid[:, 0]).nonzero()[0, 0])
+    empty = (~valid[:, 0]).nonzero()
+    if len(empty):
         raise ValueError(
-            f"mask has no valid first step in trial {trial}: drop empty trials, "
+            f"mask has no valid first step in trial {int(empty[0])}: drop empty trials, "
             "and shift those that are padded on the left"
         )
-    if (valid[:, 1:] & ~valid[:, :-1]).any():
-        trial = int((valid[:, 1:] & ~valid[:, :-1]).nonzero()[0, 0])
+    resumed = (valid[:, 1:] & ~valid[:, :-1]).nonzero()
+    if len(resumed):
         raise ValueError(
-            f"mask of trial {trial} is True after a False: valid steps must come first, padding "
-            "last; to weight a loss, put the weights into the loss"
+            f"mask of trial {int(resumed[0, 0])} is True after a False: valid steps must come "
+            "first, padding last; to weight a loss, put the weights into the loss"
         )
     return None if valid.all() else valid.clone()
 
 
 def read_state(h0: Any, dtype: torch.dtype | None, coords: dict[str, Coordinate]) -> Any:
-    """Initial state, or its parts, as tensors; in `dtype`, where the user has asked for one."""
+    """Initial state, or its parts, as tensors; in `dtype`, if it is given."""
     if h0 is None:
         return None
     if isinstance(h0, tuple):
@@ -296,17 +299,11 @@ def read_state(h0: Any, dtype: torch.dtype | None, coords: dict[str, Coordinate]
 def trajectory_space(
     recurrence: Recurrence, shape: tuple[int, ...], coords: dict[str, Coordinate]
 ) -> Space:
-    """Space (trial, time, unit) of that `shape`, with the user's labels where there are any."""
+    """Space (trial, time, unit) of a `shape`, with the user's labels where there are any."""
     dims = ("trial", "time", "unit")
-    numbers = {d: (np.arange(n) + (d == "time")) for d, n in zip(dims, shape, strict=True)}
     of_units = recurrence.unit_coords(shape[2])
-    taken = sorted(set(coords) & set(of_units))
-    if taken:
-        raise ValueError(
-            f"inputs has the coordinates {taken}, names that the units of "
-            f"{type(recurrence.module).__name__} have: rename them, or leave them out by "
-            f"inputs.drop_vars({taken})"
-        )
+    _refuse_taken(coords, of_units, f"the units of {type(recurrence.module).__name__} have")
+    numbers = {d: np.arange(n) + (d == "time") for d, n in zip(dims, shape, strict=True)}
     ours = {d: Coordinate((d,), values) for d, values in numbers.items()}
     ours |= {k: Coordinate(("unit",), values) for k, values in of_units.items()}
     return Space(dims, tuple(shape), ours | coords)

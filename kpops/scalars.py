@@ -1,4 +1,4 @@
-"""The one door for single numbers of users, and for the seed of all that is random."""
+"""The one door for single numbers and random seeds of users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kpops.kinds import described
 
 
 def check_count(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Refuse what is not an int from `low` to `high`."""
+    """Refuse a value that is not an int from `low` to `high`."""
     bounds = f"of {low} or more" if high is None else f"from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}={value!r}: pass an int {bounds}")
@@ -25,21 +25,13 @@ def check_modes(k: Any, n: int) -> None:
 
 
 def check_real(name: str, value: Any) -> None:
-    """Refuse what is not one real number."""
+    """Refuse a value that is not one real number."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} is {described(value)}: pass a real number")
 
 
 def generator(rng: Any) -> np.random.Generator:
-    """Generator of a seed, of None, or the one that is given.
-
-    Examples
-    --------
-    >>> from kpops.scalars import generator
-    >>> generator("a")
-    Traceback (most recent call last):
-    TypeError: rng is the string 'a': pass a seed, an int of 0 or more, or a numpy.random.Generator
-    """
+    """Make a generator from a seed or None, or return the given one."""
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError):

@@ -1,7 +1,6 @@
-"""What linearize takes in: a private copy of the model, and the states it runs through.
+"""A private copy of the model and its run through the inputs.
 
-Everything that can be wrong with a model is refused here, before any work is done; with inputs, in
-:mod:`kpops.read_inputs`.
+Unfit models are refused here, before any work is done; unfit inputs in :mod:`kpops.read_inputs`.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def take_apart(
     readout: Any = None,
     h0: Any = None,
 ) -> Parts:
-    """What is linearised of `model`: the one door through which every function takes models."""
+    """The parts of `model` to linearise. Every function takes models through this one."""
 
     def private_copy(model: nn.Module) -> nn.Module:
         mine = _copy(model) if dtype is None else _copy(model).to(dtype)
@@ -61,7 +60,7 @@ def of_model(
     model = parts.recurrent
     if isinstance(model, nn.Module):
         refuse_unfit(model, "the model")
-        # A copy first: to read a parametrised weight of the user's may already change its buffers.
+        # A copy first: reading a parametrised weight may already change its buffers.
         model = _copy(model)
     recurrence = as_recurrence(model)
     if parts.time_major is not None:
@@ -81,16 +80,34 @@ def of_model(
 
 
 def of_readout(
-    readout: Any, recurrence: Recurrence, states: Tensor, *, convert: bool, of_sequences: bool
+    parts: Parts, recurrence: Recurrence, states: Tensor, convert: bool
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Private copy of a readout of `states`, and those of its parameters that learn.
+    """Private copy of the readout of `states`, and its parameters that learn.
 
-    With `convert`, a readout of another dtype is converted; else it is refused. `of_sequences`
-    says whether it is used on (trial, time, hidden), which must be the same.
+    With `convert`, a readout of another dtype is converted; else it is refused.
     """
-    mine, learning = _copy_readout(readout, states, convert)
-    refuse_readout(RowReadout(recurrence, mine), states, learning, of_sequences=of_sequences)
-    return mine, learning
+    readout, learning = parts.readout, {}
+    if not callable(readout) or isinstance(readout, type):
+        raise TypeError(f"readout is {described(readout)}, expected an nn.Module or a callable")
+    refuse_unfit(readout, "the readout")
+    if isinstance(readout, nn.Module):
+        if recurrent := recurrent_class(readout):
+            raise ValueError(
+                f"readout contains a {recurrent}, which has a state of its own: make it a layer of "
+                "the model, or linearise it separately"
+            )
+        dtypes = {p.dtype for p in readout.parameters()} - {states.dtype}
+        if dtypes and not convert:
+            raise TypeError(
+                f"readout is {dtypes.pop()}, the model {states.dtype}: convert one of them, or "
+                "pass dtype= to kpops.linearize"
+            )
+        readout = _copy(readout).to(states)
+        learning = {n: p.detach() for n, p in readout.named_parameters() if p.requires_grad}
+        readout.requires_grad_(False)
+    rows = RowReadout(recurrence, readout)
+    refuse_readout(rows, states, learning, of_sequences=parts.of_sequences)
+    return readout, learning
 
 
 def refuse_tied(model: Any, readout: Any) -> None:
@@ -105,32 +122,9 @@ def refuse_tied(model: Any, readout: Any) -> None:
                 )
 
 
-def _copy_readout(readout: Any, like: Tensor, convert: bool) -> tuple[Any, dict[str, Tensor]]:
-    if callable(readout):
-        refuse_unfit(readout, "the readout")
-    if isinstance(readout, nn.Module):
-        if recurrent := recurrent_class(readout):
-            raise ValueError(
-                f"readout has a {recurrent} in it, which has a state of its own: make it a layer "
-                "of the model, or linearise it by itself"
-            )
-        dtypes = {p.dtype for p in readout.parameters()} - {like.dtype}
-        if dtypes and not convert:
-            raise TypeError(
-                f"readout is {dtypes.pop()}, the model {like.dtype}: convert one of them, or pass "
-                "dtype= to kpops.linearize"
-            )
-        mine = _copy(readout).to(like)
-        learning = {n: p.detach() for n, p in mine.named_parameters() if p.requires_grad}
-        return mine.requires_grad_(False), learning
-    if callable(readout) and not isinstance(readout, type):
-        return readout, {}
-    raise TypeError(f"readout is {described(readout)}, expected an nn.Module or a callable")
-
-
 def _copy(module: Any) -> Any:
     # After a training step PyTorch's layers still hold the weights that parametrizations made in
-    # it, which cannot be copied with their graph. They make them anew.
+    # it, which cannot be copied with their graph. The copy makes its own.
     made = [w for m in module.modules() for w in getattr(m, "_flat_weights", ())]
     memo = {id(w): w.detach() for w in made if isinstance(w, Tensor) and not w.is_leaf}
     try:
@@ -160,8 +154,15 @@ def learning_parameters(
         chosen = {n for n in every if wanted(n)}
         reason = "the predicate parameters= accepts no name"
     else:
-        chosen = {wanted} if isinstance(wanted, str) else _names_of(wanted, every)
-        reason = "parameters= is empty"
+        one = isinstance(wanted, str) or not isinstance(wanted, Iterable)
+        names: list[Any] = [wanted] if one else list(wanted)
+        other = next((type(name).__name__ for name in names if not isinstance(name, str)), None)
+        if other is not None:
+            raise TypeError(
+                f"parameters= holds {other} objects, expected names: choose from {list(every)}, "
+                "or give a predicate on names"
+            )
+        chosen, reason = set(names), "parameters= is empty"
     unknown = sorted(chosen - set(every))
     if unknown:
         raise ValueError(f"no parameter {unknown} in the model: choose from {list(every)}")
@@ -169,28 +170,8 @@ def learning_parameters(
         raise ValueError(f"{reason}: name those that learn by parameters=, from {list(every)}")
     if not any(every[n].numel() for n in chosen):
         raise ValueError(f"the parameters {sorted(chosen)} have no entries: choose others, too")
-    first = next(iter(every.values()))
-    numpy_dtype(first.dtype)
+    numpy_dtype(next(iter(every.values())).dtype)
     return {n: p.detach() for n, p in every.items() if n in chosen}
-
-
-def _names_of(wanted: Any, every: Iterable[str]) -> set[str]:
-    names = list(wanted) if isinstance(wanted, Iterable) else [wanted]
-    other = next((type(name).__name__ for name in names if not isinstance(name, str)), None)
-    if other is not None:
-        raise TypeError(
-            f"parameters= holds {other} objects, expected names: choose from {list(every)}, or "
-            "give a predicate on names"
-        )
-    return set(names)
-
-
-def run(
-    recurrence: Recurrence, x: Tensor, h0: Any, valid: Tensor | None, learning: dict[str, Tensor]
-) -> Trajectory:
-    """Run the recurrence on `x` from the user's `h0`, and check what it does."""
-    h = recurrence.initial_state(h0, len(x), x[:, 0])
-    return run_from(recurrence, x, h, valid, learning)
 
 
 @torch.no_grad()
@@ -202,10 +183,10 @@ def run_from(
     valid: Tensor | None = None,
     learning: dict[str, Tensor] | None = None,
 ) -> Trajectory:
-    """Run the recurrence on `x` from states h (trial, unit), and check what it does.
+    """Run the recurrence on `x` from states h (trial, unit), and check its steps.
 
     At steps that are not valid, input and state repeat the trial's last valid step. Derivatives are
-    checked by the state and by the parameters that are `learning`.
+    checked by the state and by the `learning` parameters.
     """
     if valid is not None:
         last = valid.sum(1) - 1
@@ -216,7 +197,7 @@ def run_from(
     never_run = None if is_known(recurrence) else recurrence.renewed()
     refuse_step(recurrence, x[:, 0], h)
     trajectory = run_on(recurrence, x, h, valid)
-    # Again where h is not zero, and once for all steps together, as they are differentiated.
+    # Again where h is not zero, and for all steps at once, as they are differentiated.
     refuse_step(recurrence, x[:, -1], trajectory.previous[:, -1])
     refuse_trajectory(recurrence, never_run, trajectory, learning or {})
     return trajectory
@@ -224,10 +205,7 @@ def run_from(
 
 @named_allocations(lambda: "a run of the model")
 def run_on(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -> Trajectory:
-    """Run a recurrence that has been checked; at steps that are not valid the state stays.
-
-    That all is finite is checked still.
-    """
+    """Run a recurrence that has been checked; at steps that are not valid the state stays."""
     _refuse_nonfinite(x, "inputs")
     with torch.no_grad(), enough_for(recurrence.flops(len(x))):
         previous: list[Tensor] = []
@@ -252,7 +230,7 @@ def run_on(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor, or what it is a view of, has been changed, if torch counts it."""
+    """How often a tensor, or its base, has been changed, if torch counts it."""
     return 0 if tensor.is_inference() else tensor._version
 
 

@@ -1,7 +1,4 @@
-"""The contract that every operator keeps, for our tests and for users' own cells.
-
-``kpops.testing.check_operator(kpops.linearize(cell, inputs, h0=h0).flow)`` is the whole use.
-"""
+"""The contract that every operator keeps, for our tests and for users' own cells."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ _BLOCK = 3
 
 
 def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -> dict[str, float]:
-    """Check everything that an operator promises.
+    """Check the contract of an operator.
 
     Parameters
     ----------
@@ -37,17 +34,15 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
     Returns
     -------
     dict of str to float
-        What was measured, as relative errors: ``adjoint`` (``|<u, Av> - <A*u, v>|`` over
-        ``||Av|| ||u|| + ||A*u|| ||v||``), ``linearity``, ``block`` (a block against its columns),
-        ``deterministic``, ``numpy`` (NumPy against torch), and where they apply ``pickle`` (not
-        for a model that Python cannot pickle, such as a lambda), ``dense``, ``self_adjoint``,
-        ``positive``.
+        Relative errors: ``adjoint`` (``|<u, Av> - <A*u, v>|`` over ``||Av|| ||u|| + ||A*u||
+        ||v||``), ``linearity``, ``block`` (a block against its columns), ``deterministic``,
+        ``numpy`` (NumPy against torch), and where they apply ``pickle`` (not for a model that
+        Python cannot pickle, such as a lambda), ``dense``, ``self_adjoint``, ``positive``.
 
     Raises
     ------
     AssertionError
-        With all figures, if one of them exceeds what rounding explains, or if a dtype, device or
-        shape is not kept.
+        With all figures, if one of them exceeds rounding, or if a dtype, device or shape is wrong.
 
     Examples
     --------
@@ -76,8 +71,11 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
         "deterministic": _gap(op.apply(u), image),
         "numpy": _gap(torch.from_numpy(np.ascontiguousarray(matrix.T)), _flat(image).cpu()),
     }
-    pickled = _pickled(op)
-    if pickled is not None:
+    try:
+        pickled = pickle.dumps(op)
+    except (pickle.PicklingError, AttributeError, RuntimeError, TypeError):
+        pass  # the user's model or readout is of a kind that Python cannot pickle
+    else:
         figures["pickle"] = _gap(pickle.loads(pickled).apply(u), image)
     assert matrix.dtype == op.dtype, f"NumPy result has {matrix.dtype}, expected {op.dtype}"
     if max(op.shape) <= _DENSE_SIZE:
@@ -100,7 +98,7 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
     bound = 1e3 * torch.finfo(op.torch_dtype).eps
     bad = {name: value for name, value in figures.items() if not value <= bound}
     assert not bad, f"{op!r} breaks {sorted(bad)} (bound {bound:.2g}): {figures}"
-    # A few units of rounding: BLAS may sum in another order when memory lies otherwise.
+    # A few units of rounding: the order of sums in BLAS depends on where memory lies.
     steady = figures["deterministic"] <= 32 * torch.finfo(op.torch_dtype).eps
     assert steady, f"{op!r} is not deterministic: {figures}"
     return figures
@@ -115,20 +113,20 @@ def check_linearization(
     ----------
     lin : Linearization
         Of any model.
-    rng : int or Generator
-        Source of the random vectors.
+    rng
+        As for :func:`check_operator`.
 
     Returns
     -------
     dict of str to dict
         The figures of :func:`check_operator` for each operator, and under ``"laws"`` the relative
-        errors of ``P P^-1 = I``, ``K = scale J J*``, ``K = sum_j K_j`` and of the engine against
-        the engine ``autodiff``, if it is another.
+        errors of ``P P^-1 = I``, ``K = scale J J*``, ``K = sum_j K_j`` and of any other engine
+        against ``autodiff``.
 
     Raises
     ------
     AssertionError
-        With the figures, if one of them exceeds what rounding explains.
+        With the figures, if one of them exceeds rounding.
 
     Examples
     --------
@@ -140,17 +138,12 @@ def check_linearization(
     """
     require_linearization(lin)
     rng = random_generator(rng)
-    operators = {"P": lin.P, "P_inv": lin.P_inv, "J": lin.J, "K": lin.K, "flow": lin.flow}
-    operators["sensitivity"] = lin.sensitivity
-    if lin.readout is not None:
-        operators["output_ntk"] = lin.output_ntk
-    figures = {name: check_operator(op, rng) for name, op in operators.items()}
+    names = ["P", "P_inv", "J", "K", "flow", "sensitivity"]
+    names += [] if lin.readout is None else ["output_ntk"]
+    figures = {name: check_operator(getattr(lin, name), rng) for name in names}
 
     q = lin.trajectory.restrict(_random(lin.P, lin.space, rng))
-    reference = AutodiffEngine(lin.recurrence, lin.parameters, lin.trajectory)
-    names = tuple(lin.parameters)
     scale = 1.0 if lin.measure == "sum" else 1.0 / lin.trajectory.n_valid
-    step = lin.forcing_step
     laws = {
         "P P_inv": max(
             _gap(lin.P.apply(lin.P_inv.apply(q)), q), _gap(lin.P_inv.apply(lin.P.apply(q)), q)
@@ -160,8 +153,10 @@ def check_linearization(
             lin.K.apply(q), torch.stack([K.apply(q) for K in lin.K_by_parameter.values()]).sum(0)
         ),
     }
-    if not isinstance(lin.engine, AutodiffEngine):  # which would be compared with itself
-        K = scale / step**2 * reference.parameter_gram(q, names)
+    if not isinstance(lin.engine, AutodiffEngine):
+        reference = AutodiffEngine(lin.recurrence, lin.parameters, lin.trajectory)
+        step = lin.forcing_step
+        K = scale / step**2 * reference.parameter_gram(q, tuple(lin.parameters))
         laws |= {
             "P by autodiff": _gap(lin.P.apply(q), step * reference.propagate(q)),
             "P* by autodiff": _gap(lin.P.apply_adjoint(q), step * reference.backpropagate(q)),
@@ -171,13 +166,6 @@ def check_linearization(
     bad = {name: value for name, value in laws.items() if not value <= bound}
     assert not bad, f"{lin!r} breaks {sorted(bad)} (bound {bound:.2g}): {laws}"
     return {**figures, "laws": laws}
-
-
-def _pickled(op: TrajectoryOperator) -> bytes | None:
-    try:
-        return pickle.dumps(op)
-    except (pickle.PicklingError, AttributeError, RuntimeError, TypeError):
-        return None  # the user's model or readout is of a kind that Python cannot pickle
 
 
 def _random(op: TrajectoryOperator, space: Space, rng: np.random.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Long work: the bar that shows it, what it will take, and what Ctrl-C does to it."""
+"""Long work: its progress bar, estimates of its duration, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
@@ -18,14 +19,14 @@ Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., Any])
 ON_INTERRUPT = ("raise", "return")
 RATE = 1e10
-"""Operations per second of a dense decomposition, about what two cores do: what a call is said to
-take follows from its sizes alone, and never from how busy a machine is."""
+"""Operations per second of a dense decomposition on two cores, about. Estimates follow from sizes
+alone, never from how busy a machine is."""
 WORTH_A_WORD, LONG = 10.0, 600.0
-"""Seconds from which an estimate is written, and from which a function wants to be asked twice."""
+"""Seconds from which an estimate is written, and from which a function asks for confirmation."""
 
 
 class LongWorkWarning(UserWarning):
-    """What was asked for will take long."""
+    """A call will take long."""
 
 
 class ConvergenceWarning(UserWarning):
@@ -33,52 +34,24 @@ class ConvergenceWarning(UserWarning):
 
 
 class InterruptWarning(UserWarning):
-    """Ctrl-C ended a function early, which gave back what it had."""
+    """Ctrl-C ended a function early, which returned its results so far."""
 
 
 class NothingYetError(Exception):
-    """Ctrl-C came before there was anything to give back."""
+    """Ctrl-C came before there were any results."""
 
 
+@dataclass
 class Work:
-    """A call of a public function that may be long; those that it makes itself are part of it.
+    """A call of a public function that may be long, with the calls that it makes itself."""
 
-    Attributes
-    ----------
-    bar : tqdm
-        Counts the vectors that operators are applied to.
-    interrupted : bool
-        Whether Ctrl-C asked it to end with what it has.
-    """
-
-    def __init__(self, bar: tqdm) -> None:
-        self.bar = bar
-        self.interrupted = False
-        self.holding = False
-        self.inside = False  # of an operator, whose factors do not count
-
-    @contextmanager
-    def held(self, on_interrupt: str) -> Iterator[None]:
-        """Let the first Ctrl-C only set `interrupted`, if asked to; the next one raises.
-
-        No step of an iteration is cut in two, as it would be by an exception at any line.
-        """
-        if on_interrupt == "raise" or self.holding:
-            yield
-            return
-        ours = threading.current_thread() is threading.main_thread()
-        ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        before = signal.signal(signal.SIGINT, lambda *_: self.interrupt()) if ours else None
-        self.holding = True
-        try:
-            yield
-        finally:
-            self.holding = False
-            if ours:
-                signal.signal(signal.SIGINT, before)
+    bar: tqdm  # counts matvecs
+    interrupted: bool = False  # by Ctrl-C: it should end with its results so far
+    holding: bool = False
+    inside: bool = False  # an operator, whose factors do not count
 
     def interrupt(self) -> None:
-        """Take note of Ctrl-C."""
+        """Handle Ctrl-C."""
         if self.interrupted or not self.holding:
             raise KeyboardInterrupt
         self.interrupted = True
@@ -89,7 +62,7 @@ _current: ContextVar[Work | None] = ContextVar("kpops work", default=None)
 
 @contextmanager
 def long(what: str, progress: bool) -> Iterator[Work]:
-    """Open the bar of a function, unless it is called by another one that has a bar."""
+    """Open the bar of a function, unless its caller has one."""
     outer = _current.get()
     if outer is not None:
         yield outer
@@ -105,14 +78,28 @@ def long(what: str, progress: bool) -> Iterator[Work]:
 
 @contextmanager
 def held(on_interrupt: str) -> Iterator[None]:
-    """See :meth:`Work.held`, of the work under way."""
+    """Let the first Ctrl-C mark the current work as interrupted, and only the next one raise.
+
+    So no iteration is cut in two, as by an exception at any line.
+    """
     mine = _current.get()
-    with mine.held(on_interrupt) if mine is not None else nullcontext():
+    if mine is None or mine.holding or on_interrupt == "raise":
         yield
+        return
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, lambda *_: mine.interrupt()) if ours else None
+    mine.holding = True
+    try:
+        yield
+    finally:
+        mine.holding = False
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def shown(function: Function) -> Function:
-    """Decorate a function that has an argument `progress`: its bar, under its name."""
+    """Decorate a function that has an argument `progress`, which shows a bar of its name."""
 
     @functools.wraps(function)
     def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -122,31 +109,35 @@ def shown(function: Function) -> Function:
     return wrapped  # type: ignore[return-value]
 
 
-def expect(count: float, unit: str = "matvecs") -> None:
-    """Say how many more there will be of what the bar counts, if it does not know it yet."""
+def _visible() -> tqdm | None:
     mine = _current.get()
-    if mine is not None and not mine.bar.disable and mine.bar.total is None:
-        mine.bar.total, mine.bar.unit = mine.bar.n + count, f" {unit}"
+    return None if mine is None or mine.bar.disable else mine.bar
+
+
+def expect(count: float, unit: str = "matvecs") -> None:
+    """Announce how many more the bar will count, if it has no total yet."""
+    bar = _visible()
+    if bar is not None and bar.total is None:
+        bar.total, bar.unit = bar.n + count, f" {unit}"
 
 
 def advance(count: float) -> None:
-    """Count what is not the product of an operator."""
+    """Count other work than matvecs of operators."""
     mine = _current.get()
     if mine is not None:
         mine.bar.update(count)
 
 
 def estimate(flops: float, what: str) -> float:
-    """Seconds that so many operations take, about; from ten on, written above the bar."""
-    seconds = flops / RATE
-    mine = _current.get()
-    if seconds >= WORTH_A_WORD and mine is not None and not mine.bar.disable:
-        mine.bar.write(f"{mine.bar.desc.rstrip(': ')}: {what}, {duration(seconds)}", sys.stderr)
+    """Estimate the seconds for so many operations; from ten on, write them above the bar."""
+    seconds, bar = flops / RATE, _visible()
+    if seconds >= WORTH_A_WORD and bar is not None:
+        bar.write(f"{bar.desc.rstrip(': ')}: {what}, {duration(seconds)}", sys.stderr)
     return seconds
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people to read."""
+    """Write seconds for people."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"about {seconds / size:.0f} {unit}"
@@ -154,7 +145,7 @@ def duration(seconds: float) -> str:
 
 
 def product(act: Callable[[], Result], n_vectors: int) -> Result:
-    """Run a product of an operator with so many vectors, as a part of the work under way."""
+    """Apply an operator to so many vectors, as a part of the current work."""
     mine = _current.get()
     if mine is None or mine.inside:
         return act()
@@ -162,7 +153,7 @@ def product(act: Callable[[], Result], n_vectors: int) -> Result:
     try:
         try:
             result = act()
-        except KeyboardInterrupt:  # of a model's own: to lose this product would lose its step
+        except KeyboardInterrupt:  # from inside a model: without this matvec, its step is lost
             mine.interrupt()
             result = act()
     finally:
@@ -172,32 +163,32 @@ def product(act: Callable[[], Result], n_vectors: int) -> Result:
 
 
 def interrupted() -> bool:
-    """Whether the work under way is to end with what it has."""
+    """Whether the current work should end with its results so far."""
     mine = _current.get()
     return mine is not None and mine.interrupted
 
 
 def refuse_interrupted() -> None:
-    """Pass on a Ctrl-C to what can give all or nothing."""
+    """Raise after Ctrl-C, in functions without partial results."""
     if interrupted():
         raise KeyboardInterrupt
 
 
 def check() -> None:
-    """Leave what has nothing to give yet, after Ctrl-C."""
+    """Raise after Ctrl-C, where there are no results yet."""
     if interrupted():
         raise NothingYetError
 
 
 def tell(text: str) -> None:
-    """Write behind the bar of the work under way."""
-    mine = _current.get()
-    if mine is not None and not mine.bar.disable:
-        mine.bar.set_postfix_str(text)
+    """Write behind the bar."""
+    bar = _visible()
+    if bar is not None:
+        bar.set_postfix_str(text)
 
 
 def check_on_interrupt(on_interrupt: str) -> None:
-    """Refuse an unknown answer to Ctrl-C."""
+    """Refuse an unknown reaction to Ctrl-C."""
     if on_interrupt not in ON_INTERRUPT:
         raise ValueError(f"on_interrupt={on_interrupt!r}: choose 'raise' or 'return'")
 
@@ -205,21 +196,12 @@ def check_on_interrupt(on_interrupt: str) -> None:
 def warn(message: str, category: type[Warning] = InterruptWarning) -> None:
     """Warn at the line outside this package that called it."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and _is_ours(frame.f_globals):
+    ours = ("kpops", "torch", "contextlib")  # contextlib stands between functions and decorators
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ours:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
-
-
-def warn_renamed(old: str, new: str) -> None:
-    """Warn that a public name has changed, at the line of the user."""
-    warn(f"{old} is called {new} now: the old name goes with version 0.3", DeprecationWarning)
 
 
 def warn_unconverged(message: str) -> None:
     """Warn that something did not converge."""
     warn(message, ConvergenceWarning)
-
-
-def _is_ours(names: dict[str, Any]) -> bool:
-    # contextlib stands between a function and its decorator
-    return names["__name__"].partition(".")[0] in ("kpops", "torch", "contextlib")

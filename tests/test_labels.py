@@ -181,10 +181,10 @@ def test_a_coordinate_mask_of_the_inputs_is_their_mask():
     own = recorded().assign_coords(mask=(("time", "trial"), MASK.T))
     np.testing.assert_array_equal(kpops.linearize(gru(), own).states, expected)
     np.testing.assert_array_equal(kpops.linearize(gru(), own, mask=MASK).states, expected)
-    with pytest.raises(ValueError, match="mask is not what the coordinate mask of inputs says"):
+    with pytest.raises(ValueError, match="mask and the coordinate mask of inputs differ"):
         kpops.linearize(gru(), own, mask=np.ones_like(MASK))
     noise = recorded().assign_coords(mask=("trial", ["yes", "no", "no", "no"]))
-    with pytest.raises(ValueError, match=r"coordinate mask of the dims \('trial',\).*rename it"):
+    with pytest.raises(ValueError, match=r"coordinate mask with dims \('trial',\).*rename it"):
         kpops.linearize(gru(), noise)
     # States of one model are inputs of the next, which ends where they end.
     after = nn.GRU(4, 2, batch_first=True, dtype=torch.float64)

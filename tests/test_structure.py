@@ -13,7 +13,7 @@ FILES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 ROOMS = [
-    {"labels", "arrays", "scalars", "kinds", "work", "precision"},
+    {"labels", "arrays", "scalars", "kinds", "work", "maturity", "precision"},
     {"models"},
     {"engines"},
     {"operators"},

@@ -20,6 +20,7 @@ from kpops.kinds import described
 from kpops.labels import Coordinate, Space, without_multiindex
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization, linearize
+from kpops.maturity import experimental
 from kpops.models.initial_state import LearnedStart
 from kpops.models.recurrence import as_recurrence
 from kpops.operators.base import Product, TrajectoryOperator
@@ -28,6 +29,7 @@ from kpops.read_inputs import Reading
 from kpops.scalars import check_count
 
 
+@experimental
 @in_full_precision
 @torch.inference_mode(False)
 def linearize_at(

@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops.arrays import as_tensor, to_numpy
+from kpops.maturity import experimental
 
 _BATCHES = 20
 
@@ -65,6 +66,7 @@ def kaplan_yorke_dimension(exponents: Any, *, complete: bool = True) -> Any:
     return _over_modes(dimension, exponents, "Kaplan-Yorke dimension", "1")
 
 
+@experimental
 def entropy_bound(exponents: Any, *, complete: bool = True) -> Any:
     """Sum of the positive Lyapunov exponents: an upper bound of the metric entropy.
 

@@ -21,6 +21,7 @@ from kpops.learning.losses import Loss
 from kpops.learning.required import labelled
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
+from kpops.maturity import experimental
 from kpops.operators import ParameterOperator, TrajectoryOperator
 from kpops.precision import in_full_precision
 from kpops.scalars import check_real
@@ -237,6 +238,7 @@ def interference(
     return xr.Dataset(variables, coords, {**lin.attrs, "configuration": json.dumps(configuration)})
 
 
+@experimental
 def interference_operator(
     lin: Linearization, task: Any, task_in: Any, by: Any = "task"
 ) -> TrajectoryOperator:

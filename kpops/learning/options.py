@@ -24,6 +24,7 @@ from kpops.kinds import described
 from kpops.labels import Space
 from kpops.learning.losses import Objective, read_targets, read_weights
 from kpops.learning.resumption import attributes
+from kpops.maturity import experimental
 from kpops.models.network import Network
 from kpops.scalars import check_real
 
@@ -273,6 +274,7 @@ def _by_name(name: str) -> Callable[..., Optimizer]:
     return lambda parameters, learning_rate: known[name.lower()](parameters, lr=learning_rate)
 
 
+@experimental
 def logarithmic(per_decade: int = 10) -> Keep:
     """Checkpoint schedule with a constant number of steps per decade.
 
@@ -311,6 +313,7 @@ def logarithmic(per_decade: int = 10) -> Keep:
     return keep
 
 
+@experimental
 def mean_below(loss: float, window: int = 100) -> Stop:
     """Stop criterion on the running mean of the loss, which one lucky minibatch cannot meet.
 

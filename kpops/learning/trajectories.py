@@ -20,12 +20,14 @@ from kpops.linalg.ranks.base import of_spectrum
 from kpops.linalg.ranks.registry import rank_spec
 from kpops.linalg.rounding import fix_signs
 from kpops.linearization import Linearization
+from kpops.maturity import experimental
 from kpops.precision import in_full_precision
 from kpops.spectral._result import mode_variables, modes_of
 
 _DIMS = ("trial", "time", "unit")
 
 
+@experimental
 @in_full_precision
 def trajectory_dimension(
     states: Any,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kpops.maturity import experimental
 from kpops.models.cells import check_sizes
 from kpops.models.recurrence import ModuleRecurrence, as_recurrence, unless_changed
 from kpops.scalars import generator as random_generator
@@ -23,6 +24,7 @@ Rng = int | np.random.Generator | None
 _VARIABLES = {"real": ("h",), "complex": ("re", "im")}
 
 
+@experimental
 class DiagonalRecurrence(ModuleRecurrence):
     """A step whose state Jacobian is diagonal over units, with small blocks for their variables.
 
@@ -86,6 +88,7 @@ class DiagonalRecurrence(ModuleRecurrence):
         return {"variable": np.repeat(names, state_size // n_variables)}
 
 
+@experimental
 class DiagonalSSM(nn.Module):
     r"""A diagonal state-space layer of decaying or rotating modes (S4D, S5, LRU).
 
@@ -175,6 +178,7 @@ class DiagonalSSM(nn.Module):
         return f"{self.input_size}, {self.n_modes}, form={self.form!r}"
 
 
+@experimental
 class SelectiveSSM(nn.Module):
     """A selective state-space layer, whose decay and drive depend on the input (Mamba).
 
@@ -234,6 +238,7 @@ class SelectiveSSM(nn.Module):
         return f"{self.input_size}, {self.n_states}"
 
 
+@experimental
 class LinearTimeVarying(nn.Module):
     """A dense linear layer whose matrix varies with the input: ``h' = A(x) h + B x``.
 

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from kpops.maturity import experimental
 from kpops.models.diagonal import DiagonalRecurrence
 from kpops.models.gated import Affine, GatedRecurrence, Tensors
 from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence, changed
 from kpops.models.wrapping import Wrapping
 
 
+@experimental
 class LearnedStart(nn.Module):
     """A recurrent model with an initial state that learns, the same in every trial.
 

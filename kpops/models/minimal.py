@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kpops.maturity import experimental
 from kpops.models.cells import Cell
 from kpops.models.gated import Affine, GatedRecurrence, Tensors
 from kpops.models.recurrence import as_recurrence, unless_changed
 
 
+@experimental
 class MinGRUCell(Cell):
     """The minGRU, whose gate and candidate see only the input.
 
@@ -61,6 +63,7 @@ class MinGRUCell(Cell):
         return f"{super().extra_repr()}, bias={self.bias_ih is not None}"
 
 
+@experimental
 class MGUCell(Cell):
     """The minimal gated unit: a GRU with a single gate.
 

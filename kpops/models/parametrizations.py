@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from kpops.arrays import as_tensor
+from kpops.maturity import experimental
 
 
+@experimental
 class Masked(nn.Module):
     """Weights that are zero where they must be: ``W = V * mask``.
 
@@ -68,6 +70,7 @@ class Masked(nn.Module):
         return self(weight)
 
 
+@experimental
 class Dale(nn.Module):
     """Weights by Dale's law: each unit excites or inhibits all others, ``W_ij = size(V_ij) s_j``.
 

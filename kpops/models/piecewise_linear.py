@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kpops.maturity import experimental
 from kpops.models.cells import Cell, check_sizes
 from kpops.models.gated import Affine, GatedRecurrence, Tensors
 from kpops.models.recurrence import as_recurrence, is_whole, unless_changed
 
 
+@experimental
 class PLRNNCell(Cell):
     """A piecewise-linear RNN (PLRNN), or an almost-linear one (AL-RNN).
 
@@ -83,6 +85,7 @@ class PLRNNCell(Cell):
         return f"{super().extra_repr()}, rectified={self.rectified}"
 
 
+@experimental
 class ShallowPLRNNCell(Cell):
     """A shallow piecewise-linear RNN: one hidden layer of relus between steps.
 

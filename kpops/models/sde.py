@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kpops.maturity import experimental
 from kpops.models.time_grid import TimeStepped, refuse_method
 from kpops.scalars import generator as random_generator
 
 
+@experimental
 class NeuralSDE(TimeStepped):
     """The Euler-Maruyama step of the Ito SDE ``dh = f(t, x, h) dt + g(t, x, h) dW`` along a path W.
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kpops.maturity import experimental
 from kpops.models.recurrence import (
     ModuleRecurrence,
     Recurrence,
@@ -65,6 +66,7 @@ class Wrapping(Recurrence):
         return self.inner.unit_coords(state_size)
 
 
+@experimental
 class TeacherForced(nn.Module):
     """A cell under generalised teacher forcing (GTF) of strength alpha.
 

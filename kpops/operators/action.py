@@ -1,7 +1,8 @@
-"""What an operator does to arrays: spaces, a counted action on tensors, the crossing to users."""
+"""What an operator does to arrays: a counted action on tensors, and the arrays of users."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -13,19 +14,22 @@ from torch import Tensor
 from kpops import work
 from kpops.arrays import is_cupy, numpy_dtype
 from kpops.engines.exclusive import exclusive_compute
-from kpops.engines.memory import named_allocations, readable
+from kpops.engines.memory import free_bytes, named_allocations, readable
 from kpops.kinds import Shown, described, is_array
 from kpops.labels import Space, enter
-from kpops.operators.chunks import apply_chunked
+from kpops.maturity import warn_renamed
+from kpops.operators.shapes import Given, Image, InCodomain, InDomain
+
+_ALWAYS_FITS = 2**28
+"""Bytes that a matvec may take without a look at the free memory, which takes time."""
 
 
 class Action(LinearOperator, Shown):
     """A linear map between labelled spaces, before any algebra.
 
-    A :class:`kpops.TrajectoryOperator` inherits it, and is what users hold. Vectors come as NumPy,
-    torch or CuPy arrays or as DataArrays, and go as they came; inside there are tensors
-    ``(block, *dims)``. What an array would be asked for is refused, since an operator has no
-    entries.
+    :class:`kpops.TrajectoryOperator`, which users hold, inherits it. Vectors come as NumPy, torch
+    or CuPy arrays or as DataArrays, and results are of the same kind; inside there are tensors
+    ``(block, *dims)``. An operator has no entries, so whatever reads them is refused.
     """
 
     # NumPy and torch hand ``array @ op`` and ``tensor @ op`` to this class.
@@ -57,31 +61,26 @@ class Action(LinearOperator, Shown):
         self._count = 0
 
     def alike(self, *others: Action) -> dict[str, Any]:
-        """Arguments of an operator that computes as this one, made of it and of others.
-
-        Of the provenance, it has what none of them contradicts.
-        """
-        attrs: dict[str, set[str]] = {}
-        for operator in (self, *others):
-            for key, value in operator.attrs.items():
-                attrs.setdefault(key, set()).add(value)
-        common = {key: values.pop() for key, values in attrs.items() if len(values) == 1}
+        """Arguments of an operator made of this one and others: the provenance they agree on."""
+        pairs = dict.fromkeys(pair for op in (self, *others) for pair in op.attrs.items())
+        names = [name for name, _ in pairs]
+        common = {name: value for name, value in pairs if names.count(name) == 1}
         return {"dtype": self.torch_dtype, "device": self.device, "attrs": common}
 
     @property
     def uncoupled(self) -> tuple[str, ...]:
         """The old name of `block_diagonal_dims`."""
-        work.warn_renamed("uncoupled", "block_diagonal_dims")
+        warn_renamed("uncoupled", "block_diagonal_dims")
         return self.block_diagonal_dims
 
     # What a subclass implements.
 
-    def _apply(self, block: Tensor) -> Tensor:
-        """Map (block, *domain.shape) to (block, *codomain.shape)."""
+    def _apply(self, q: InDomain) -> InCodomain:
         raise NotImplementedError
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        """Map (block, *codomain.shape) to (block, *domain.shape)."""
+    def _apply_adjoint(self, q: InCodomain) -> InDomain:
+        if self.self_adjoint:
+            return self._apply(q)
         raise NotImplementedError
 
     # What composition and solvers call: tensors in, tensors out, counted.
@@ -92,43 +91,32 @@ class Action(LinearOperator, Shown):
         return self._count
 
     def count(self, n_vectors: int) -> None:
-        """Take note that the operator has been applied to so many vectors."""
+        """Add to :attr:`num_matvecs`."""
         self._count += n_vectors
 
-    def apply(self, block: Tensor) -> Tensor:
-        """Apply to a block of vectors on the device.
-
-        Parameters
-        ----------
-        block : Tensor
-            Of shape ``(block, *domain.shape)``.
-
-        Returns
-        -------
-        Tensor
-            Of shape ``(block, *codomain.shape)``.
-        """
+    def apply(self, block: InDomain) -> InCodomain:
+        """Map a block of vectors on the device to ``(block, *codomain.shape)``."""
         return self._counted(self._apply, block, self.codomain)
 
-    def apply_adjoint(self, block: Tensor) -> Tensor:
-        """Apply the adjoint to a block of vectors on the device; see :meth:`apply`."""
+    def apply_adjoint(self, block: InCodomain) -> InDomain:
+        """Map a block of vectors on the device to ``(block, *domain.shape)`` by the adjoint."""
         return self._counted(self._apply_adjoint, block, self.domain)
 
-    def _counted(self, act: Callable[[Tensor], Tensor], block: Tensor, space: Space) -> Tensor:
+    def _counted(self, act: Callable[[Tensor], Tensor], block: Given, space: Space) -> Image:
         if len(block) == 0:
             return block.new_empty(0, *space.shape)
         needed = self._numbers_per_vector() * self.dtype.itemsize
         results = (self.domain.size + self.codomain.size) * self.dtype.itemsize
-        what = named_allocations(lambda: f"a product of {self!r} with {len(block)} vectors")
+        what = named_allocations(lambda: f"applying {self!r} to {len(block)} vectors")
         with exclusive_compute(self.device), what:
             self.count(len(block))
             if block.is_inference():  # torch.func could not save it for a backward pass
                 block = block.clone()
             block = block.contiguous()
-            return work.product(lambda: apply_chunked(act, block, needed, results), len(block))
+            return work.product(lambda: _chunked(act, block, needed, results), len(block))
 
     def _numbers_per_vector(self) -> int:
-        """Numbers that the action needs at once for each vector, beside argument and result."""
+        """Numbers that the action holds at once for each vector, beside argument and result."""
         return self.domain.size + self.codomain.size
 
     # The boundary.
@@ -142,7 +130,7 @@ class Action(LinearOperator, Shown):
         if isinstance(q, Tensor) and q.is_complex():
             return torch.complex(self @ q.real, self @ q.imag)
         if not isinstance(q, Tensor) and not is_cupy(q) and np.iscomplexobj(q):
-            return self @ np.real(q) + 1j * (self @ np.imag(q))  # real operator, by linearity
+            return self @ np.real(q) + 1j * (self @ np.imag(q))
         block, restore = enter(q, self.domain, self.torch_dtype, self.device)
         return restore(self.apply(block), self.codomain)
 
@@ -150,52 +138,36 @@ class Action(LinearOperator, Shown):
         return self._act(X)
 
     def _matvec(self, x: np.ndarray) -> np.ndarray:
-        # SciPy passes (n,), (n, 1) or, from 1.18 on, rows (..., n), and reshapes what it gets.
+        # SciPy passes (n,), (n, 1) or, from 1.18 on, rows (..., n), and reshapes the result.
         rows = np.reshape(x, (-1, self.shape[1]))
         return self._act(rows.T).T
 
-    def _rmatmat(self, X: np.ndarray) -> np.ndarray:
-        return self.H._matmat(X)
-
-    def _rmatvec(self, x: np.ndarray) -> np.ndarray:
-        return self.H._matvec(x)
-
     # What only arrays have.
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
-        self._refuse_entries()
-
-    def __len__(self) -> NoReturn:
-        self._refuse_entries()
-
-    def __getitem__(self, index: Any) -> NoReturn:
-        self._refuse_entries()
 
     def __bool__(self) -> NoReturn:
         raise TypeError(f"the truth of {self!r} is not defined: use 'op is not None'")
 
     def __eq__(self, other: object) -> bool:
-        """Whether both are the same object; arrays are not compared with."""
+        """Whether both are the same object; a comparison with an array is refused."""
         if hasattr(other, "__array__") and not isinstance(other, Action | type):
             self._refuse_entries()
         return self is other
 
     __hash__ = object.__hash__
 
-    def _refuse_entries(self) -> NoReturn:
+    def _refuse_entries(self, *_: Any, **__: Any) -> NoReturn:
         rows, columns = self.shape
         raise TypeError(
-            f"{self!r} is matrix-free, no array and no sequence: op.to_dense() makes the matrix, "
+            f"{self!r} is matrix-free, neither array nor sequence: op.to_dense() makes the matrix, "
             f"{rows} x {columns}, which takes {readable(rows * columns * self.dtype.itemsize)}; "
             "op.select(...) restricts it; kpops.eigsh, svds, trace and scipy.sparse.linalg take it "
             "as it is, and op @ x applies it"
         )
 
+    __array__ = __len__ = __getitem__ = _refuse_entries
+
     def _noun(self) -> str:
         return f"the operator {self!r}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__}  # at once: other threads may add to it while it is pickled
 
     def __repr__(self) -> str:
         spaces = repr(self.domain)
@@ -207,7 +179,7 @@ class Action(LinearOperator, Shown):
 
 
 def check_same(a: Action, b: Action, of_a: str, of_b: str) -> None:
-    """Refuse two operators whose spaces, dtypes or devices keep them apart."""
+    """Refuse two operators whose spaces, dtypes or devices differ."""
     space_a, space_b = getattr(a, of_a), getattr(b, of_b)
     if space_a != space_b:
         labels = space_a.misaligned(space_b) if space_a.dims == space_b.dims else []
@@ -221,3 +193,28 @@ def check_same(a: Action, b: Action, of_a: str, of_b: str) -> None:
             f"{a!r} and {b!r} compute in different dtypes or on different devices: linearise both "
             "with the same dtype= and device="
         )
+
+
+def _chunked(act: Callable[[Tensor], Tensor], block: Given, needed: int, results: int) -> Image:
+    """Apply `act` to as many vectors of a block at a time as memory allows.
+
+    For each vector, argument and result take `results` bytes, and the action `needed` beside.
+    """
+    if needed * len(block) <= _ALWAYS_FITS:
+        return act(block)
+    room = free_bytes(block.device) // 2 - results * len(block)
+    size = max(1, room // needed)
+    if size >= len(block):
+        return act(block)
+    # Pieces of one size, the last of which begins early: a recorded loop has a fixed shape.
+    size = math.ceil(len(block) / math.ceil(len(block) / size))
+    whole: Tensor | None = None
+    for start in range(0, len(block), size):
+        first = min(start, len(block) - size)
+        part = slice(first, first + size)
+        piece = act(block[part])
+        if whole is None:
+            whole = piece.new_empty(len(block), *piece.shape[1:])
+        whole[part] = piece
+    assert whole is not None
+    return whole

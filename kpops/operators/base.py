@@ -1,8 +1,8 @@
-"""The operator that users hold: its algebra, and what the algebra shows of its structure.
+"""The operator that users hold, and its algebra.
 
-Adjoints, products, sums and multiples stay on the device and keep their labels. Self-adjointness
-and positivity are inferred where the algebra shows them: a product that reads the same backwards,
-like ``P @ K @ P.H``, is self-adjoint, and positive when its middle is.
+Adjoints, products, sums and multiples stay on the device and keep their labels. The algebra infers
+self-adjointness and positivity: a product that reads the same backwards, like ``P @ K @ P.H``, is
+self-adjoint, and positive when its middle is.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.kinds import described, is_operator, number_of, refuse_number
 from kpops.operators.action import Action, check_same
+from kpops.operators.shapes import Image, InCodomain, InDomain
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -30,8 +31,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 def as_method(function: Method) -> Method:
     """Make a function of an operator a method of every :class:`TrajectoryOperator`, too.
 
-    So the room that knows how to restrict, to trace or to decompose an operator imports this one,
-    and not the other way round.
+    So the files that restrict, trace or decompose operators import this one, not the reverse.
     """
     setattr(TrajectoryOperator, function.__name__, function)
     return function
@@ -41,12 +41,12 @@ class TrajectoryOperator(Action):
     """A linear operator between labelled spaces.
 
     It is a :class:`scipy.sparse.linalg.LinearOperator` and goes into any SciPy solver as it is.
-    ``op @ q`` also takes torch and CuPy arrays, arrays with the dims of the space and labelled
-    DataArrays, and gives back the kind it was given. ``A @ B``, ``A + B``, ``A - B`` and
-    ``2 * A`` of two such operators stay on the device and keep labels.
+    ``op @ q`` also takes torch and CuPy arrays, arrays with the dimensions of the space and
+    labelled DataArrays, and returns the same kind. ``A @ B``, ``A + B``, ``A - B`` and ``2 * A``
+    of such operators stay on the device and keep labels.
 
-    A subclass implements :meth:`_apply` and :meth:`_apply_adjoint` on tensors of shape
-    ``(block, *dims)``; everything else is here.
+    A subclass implements ``_apply`` and, unless it is self-adjoint, ``_apply_adjoint`` on tensors
+    ``(block, *dims)``.
 
     Parameters
     ----------
@@ -57,32 +57,23 @@ class TrajectoryOperator(Action):
     device : torch.device
         Where it computes.
     symbol : str
-        How the operator is written in theory, for the repr.
+        How theory writes the operator, for the repr.
     self_adjoint, positive : bool
-        Whether it is known to be self-adjoint, and known to be positive semi-definite.
+        Whether it is known to be self-adjoint, and to be positive semi-definite.
     attrs : mapping, optional
-        Provenance, which results made from the operator carry.
+        Provenance (model, measure, engine), which all results carry.
 
     Attributes
     ----------
-    domain, codomain : Space
-        What the operator maps from and to.
-    dtype : numpy.dtype
-        In which it computes, as SciPy wants to know it.
-    torch_dtype : torch.dtype
-        The same for torch.
-    device : torch.device
-        Where it computes.
-    self_adjoint, positive : bool
-        What is known of its structure.
-    attrs : dict of str to str
-        Provenance: model, measure, engine.
+    dtype, torch_dtype : numpy.dtype, torch.dtype
+        In which the operator computes.
     block_diagonal_dims : tuple of str
-        Dims whose positions are known not to be coupled: the operator is block diagonal over them.
+        The dimensions over which the operator is known to be block diagonal: it does not couple
+        their positions.
     """
 
-    # Attached by `as_method`, each in the file that says how.
-    _beside: Callable[..., Any]  # an operator of others as one of ours
+    # Attached by `as_method`.
+    _beside: Callable[..., Any]
     select: Callable[..., TrajectoryOperator]
     expand_average: Callable[..., TrajectoryOperator]
     partial_trace: Callable[..., TrajectoryOperator]
@@ -94,18 +85,18 @@ class TrajectoryOperator(Action):
     trace: Callable[..., xr.Dataset]
     norm: Callable[..., xr.Dataset]
 
-    # Structure, for those who can use it.
+    # Structure.
 
     @cached_property
     def root(self) -> TrajectoryOperator | None:
-        """R with ``op = R R*``, where it is known of a positive operator; else None."""
+        """R with ``op = R R*`` of a positive operator, where it is known; else None."""
         return self._make_root() if self.positive else None
 
     def _make_root(self) -> TrajectoryOperator | None:
         return None
 
     def unit_blocks(self) -> UnitBlocks | None:
-        """Return the operator unit by unit, where it is known to couple no two; else None."""
+        """Return the operator unit by unit, if it is known not to couple units; else None."""
         return None
 
     # Algebra.
@@ -133,9 +124,7 @@ class TrajectoryOperator(Action):
 
     def __mul__(self, other: Any) -> Any:
         factor = number_of(other)
-        if factor is None:
-            return self @ other
-        return Scaled(self, factor)
+        return self @ other if factor is None else Scaled(self, factor)
 
     def __rmul__(self, other: Any) -> Any:
         return other @ self if number_of(other) is None else self * other
@@ -160,8 +149,7 @@ class TrajectoryOperator(Action):
     def __add__(self, other: Any) -> Any:
         return self._plus(other, 1)
 
-    def __radd__(self, other: Any) -> Any:
-        return self._plus(other, 1)
+    __radd__ = __add__
 
     def __sub__(self, other: Any) -> Any:
         return self._plus(other, -1)
@@ -198,25 +186,21 @@ class Adjoint(TrajectoryOperator):
     """The adjoint ``A*`` of an operator; its adjoint is the operator itself."""
 
     def __init__(self, parent: TrajectoryOperator) -> None:
-        super().__init__(
-            parent.codomain,
-            parent.domain,
-            symbol=bracketed(parent) + "*",
-            **parent.alike(),
-        )
+        symbol = bracketed(parent) + "*"
+        super().__init__(parent.codomain, parent.domain, symbol=symbol, **parent.alike())
         self.parent = parent
         self.block_diagonal_dims = parent.block_diagonal_dims
 
     @property
     def num_matvecs(self) -> int:
-        """Number of vectors that the operator or its adjoint has been applied to."""
+        """Those of the operator."""
         return self.parent.num_matvecs
 
-    def _apply(self, block: Tensor) -> Tensor:
-        return self.parent.apply_adjoint(block)
+    def _apply(self, q: InDomain) -> InCodomain:
+        return self.parent.apply_adjoint(q)
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self.parent.apply(block)
+    def _apply_adjoint(self, q: InCodomain) -> InDomain:
+        return self.parent.apply(q)
 
     def _adjoint(self) -> TrajectoryOperator:
         return self.parent
@@ -230,8 +214,6 @@ class Product(TrajectoryOperator):
     ValueError
         If the spaces, dtypes or devices of neighbours differ.
     """
-
-    factors: list[TrajectoryOperator]
 
     def __init__(self, *factors: TrajectoryOperator) -> None:
         flat = [part for factor in factors for part in _factors(factor)]
@@ -258,26 +240,22 @@ class Product(TrajectoryOperator):
         middle = self.factors[half].root
         return None if middle is None else _product([*self.factors[:half], middle])
 
-    def _apply(self, block: Tensor) -> Tensor:
+    def _apply(self, q: InDomain) -> InCodomain:
         for factor in reversed(self.factors):
-            block = factor.apply(block)
-        return block
+            q = factor.apply(q)
+        return q
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
+    def _apply_adjoint(self, q: InCodomain) -> InDomain:
         for factor in self.factors:
-            block = factor.apply_adjoint(block)
-        return block
+            q = factor.apply_adjoint(q)
+        return q
 
 
 class Sum(TrajectoryOperator):
     """The sum ``A + B + ...`` of operators between the same spaces, in one dtype, on one device."""
 
-    terms: list[TrajectoryOperator]
-
     def __init__(self, *terms: TrajectoryOperator) -> None:
-        flat: list[TrajectoryOperator] = []
-        for term in terms:
-            flat += term.terms if isinstance(term, Sum) else [term]
+        flat = [part for t in terms for part in (t.terms if isinstance(t, Sum) else [t])]
         for left, right in pairwise(flat):
             check_same(left, right, "domain", "domain")
             check_same(left, right, "codomain", "codomain")
@@ -289,19 +267,20 @@ class Sum(TrajectoryOperator):
             self_adjoint=all(t.self_adjoint for t in flat),
             positive=all(t.positive for t in flat),
         )
-        self.terms = flat
+        self.terms: list[TrajectoryOperator] = flat
         self.block_diagonal_dims = _everywhere(flat)
 
-    def _apply(self, block: Tensor) -> Tensor:
-        return sum((t.apply(block) for t in self.terms[1:]), self.terms[0].apply(block))
-
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
+    def _apply(self, q: InDomain) -> InCodomain:
         first, *rest = self.terms
-        return sum((t.apply_adjoint(block) for t in rest), first.apply_adjoint(block))
+        return sum((t.apply(q) for t in rest), first.apply(q))
+
+    def _apply_adjoint(self, q: InCodomain) -> InDomain:
+        first, *rest = self.terms
+        return sum((t.apply_adjoint(q) for t in rest), first.apply_adjoint(q))
 
 
 class Scaled(TrajectoryOperator):
-    """The multiple ``factor * A``.
+    """The multiple ``factor * A``; a matvec that overflows by the factor raises OverflowError.
 
     Raises
     ------
@@ -309,10 +288,6 @@ class Scaled(TrajectoryOperator):
         If `factor` is not a real number.
     ValueError
         If it is not finite, or too large or too small for the dtype of the operator.
-
-    Notes
-    -----
-    A product raises ``OverflowError`` if the factor makes infinity of a finite image.
     """
 
     def __init__(self, operator: TrajectoryOperator, factor: Any) -> None:
@@ -347,22 +322,22 @@ class Scaled(TrajectoryOperator):
         return None if root is None else Scaled(root, self.factor**0.5)
 
     def unit_blocks(self) -> UnitBlocks | None:
-        """Return the operator unit by unit, where it is known to couple no two; else None."""
+        """As of the operator, times the factor."""
         blocks = self.operator.unit_blocks() if self.positive else None
         return blocks and blocks.scaled(self.factor)
 
-    def _apply(self, block: Tensor) -> Tensor:
-        return self._times(self.operator.apply(block))
+    def _apply(self, q: InDomain) -> InCodomain:
+        return self._times(self.operator.apply(q))
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self._times(self.operator.apply_adjoint(block))
+    def _apply_adjoint(self, q: InCodomain) -> InDomain:
+        return self._times(self.operator.apply_adjoint(q))
 
-    def _times(self, image: Tensor) -> Tensor:
+    def _times(self, image: Image) -> Image:
         scaled = self.factor * image
         if abs(self.factor) > 1 and scaled.isinf().any() and not image.isinf().any():
             raise OverflowError(
-                f"a product with {self!r} leaves the range of {self.torch_dtype}: use a smaller "
-                "factor, or linearise with dtype=torch.float64"
+                f"{self!r} leaves the range of {self.torch_dtype}: use a smaller factor, or "
+                "linearise with dtype=torch.float64"
             )
         return scaled
 
@@ -381,7 +356,7 @@ def _product(factors: list[TrajectoryOperator]) -> TrajectoryOperator:
 
 
 def _everywhere(operators: list[TrajectoryOperator]) -> tuple[str, ...]:
-    """Dims that none of the operators couples."""
+    """The dimensions over which all of the operators are block diagonal."""
     first, *rest = (o.block_diagonal_dims for o in operators)
     return tuple(d for d in first if all(d in other for other in rest))
 

@@ -1,4 +1,4 @@
-"""Operators that are not ours: of SciPy, of other libraries, of the user; and plain matrices."""
+"""Operators of other libraries and plain matrices, and the export to CuPy."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from kpops.arrays import to_numpy
 from kpops.kinds import is_array, is_operator, no_operator
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator, as_method
+from kpops.operators.shapes import Given, Image, InCodomain, InDomain
 
 
 class ForeignOperator(TrajectoryOperator):
-    """A SciPy LinearOperator, a matrix, or what acts like one, as an operator of kpops.
+    """A SciPy LinearOperator, a matrix, or an object that acts like one, as an operator of kpops.
 
     It computes on the CPU, in its own precision. Its symbol is the name of its class.
 
@@ -27,15 +28,13 @@ class ForeignOperator(TrajectoryOperator):
     ----------
     operator : LinearOperator, sparse matrix, array_like or object
         Shape (m, n). An object of another library needs ``shape`` and ``matvec``, and ``rmatvec``
-        where adjoints are wanted; ``matmat``, ``rmatmat`` and ``dtype`` are used if it has them.
+        for adjoints; ``matmat``, ``rmatmat`` and ``dtype`` are used if it has them.
     domain, codomain : Space, optional
-        What it maps from and to. If only one is given and it is square, it maps that space to
-        itself; else a side that is not given has the one dim ``index``.
-    dtype : torch.dtype, optional
+        What it maps from and to. A square operator with one of them given maps that space to
+        itself; else a side that is not given has the one dimension ``index``.
+    dtype, device : torch.dtype, torch.device, optional
         Of its arguments and results. Default: float32 stays float32, everything else that is real
-        becomes float64.
-    device : torch.device, optional
-        Of its arguments and results. Default: the CPU.
+        becomes float64; on the CPU.
 
     Raises
     ------
@@ -47,9 +46,9 @@ class ForeignOperator(TrajectoryOperator):
 
     Notes
     -----
-    ``A @ B`` and ``A + B`` with A one of ours make this of B, in the space of A. With A of SciPy
-    or PyLops, it is they who compose: the product works, and has no labels. A sparse matrix of
-    SciPy refuses operators on its right: wrap it in this class.
+    With an operator A of kpops, ``A @ B`` and ``A + B`` wrap B in this class, in the space of A.
+    If A is of SciPy or PyLops, that library composes, and the product has no labels. A sparse
+    matrix of SciPy refuses operators on its right: wrap it in this class.
 
     Examples
     --------
@@ -89,57 +88,55 @@ class ForeignOperator(TrajectoryOperator):
                 f"to {self.codomain}"
             )
 
-    def _apply(self, block: Tensor) -> Tensor:
-        return self._by(self.linear.matmat, block, self.codomain, "matvec")
+    def _apply(self, q: InDomain) -> InCodomain:
+        return self._by(self.linear.matmat, q, self.codomain, "matvec")
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self._by(self.linear.rmatmat, block, self.domain, "rmatvec")
+    def _apply_adjoint(self, q: InCodomain) -> InDomain:
+        return self._by(self.linear.rmatmat, q, self.domain, "rmatvec")
 
     def _by(
-        self, act: Callable[[np.ndarray], Any], block: Tensor, space: Space, method: str
-    ) -> Tensor:
-        # Copies: what a user's function does to its argument, or later to its result, is its own.
-        columns = np.array(to_numpy(block.flatten(1)).T, order="C")
+        self,
+        act: Callable[[np.ndarray], Any],
+        q: Given,
+        space: Space,
+        method: str,
+    ) -> Image:
+        # Copies: a user's function may change its argument, or later its result.
+        columns = np.array(to_numpy(q.flatten(1)).T, order="C")
         try:
             images = np.array(act(columns))
-        except (NotImplementedError, TypeError) as error:  # by SciPy, in turn with its version
+        except (NotImplementedError, TypeError) as error:  # SciPy raises either
             if not self._lacks(method):
                 raise
             raise TypeError(f"{self.symbol} has no {method}, which is needed here") from error
-        expected = (space.size, len(block))
+        expected = (space.size, len(q))
         if images.shape != expected or images.dtype.kind not in "fiub":
             raise ValueError(
                 f"{method} of {self.symbol} returned {images.dtype} of shape {images.shape} for "
-                f"{len(block)} vectors, expected real numbers of shape {expected}"
+                f"{len(q)} vectors, expected real numbers of shape {expected}"
             )
         rows = torch.from_numpy(np.ascontiguousarray(images.T).astype(self.dtype, copy=False))
         return rows.to(self.device).reshape(-1, *space.shape)
 
     def _lacks(self, method: str) -> bool:
-        size = self.shape[method == "matvec"]
         try:
-            getattr(self.linear, method)(np.zeros(size, self.dtype))
-        except NotImplementedError:
-            return True
-        except TypeError:
-            pass
+            getattr(self.linear, method)(np.zeros(self.shape[method == "matvec"], self.dtype))
+        except (NotImplementedError, TypeError) as error:
+            return isinstance(error, NotImplementedError)
         return False
 
 
 def as_operator(op: Any) -> TrajectoryOperator:
     """Return `op` itself if it is a TrajectoryOperator, else as a :class:`ForeignOperator`.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If it is none; see :class:`ForeignOperator`.
+    Raises as :class:`ForeignOperator` does.
     """
     return op if isinstance(op, TrajectoryOperator) else ForeignOperator(op)
 
 
 @as_method
 def _beside(op: TrajectoryOperator, other: Any, **spaces: Any) -> TrajectoryOperator | None:
-    """The other operator as one of ours, next to `op`; None if it is complex, for SciPy."""
+    """`other` as an operator of kpops, next to `op`; None if it is complex, for SciPy."""
     if isinstance(other, TrajectoryOperator):
         return other
     if isinstance(other, LinearOperator) and np.dtype(other.dtype or float).kind == "c":
@@ -158,9 +155,7 @@ def _linear(operator: Any) -> LinearOperator:
         linear = LinearOperator(
             operator.shape,
             matvec=operator.matvec,
-            rmatvec=getattr(operator, "rmatvec", None),
-            matmat=getattr(operator, "matmat", None),
-            rmatmat=getattr(operator, "rmatmat", None),
+            **{n: getattr(operator, n, None) for n in ("rmatvec", "matmat", "rmatmat")},
             dtype=getattr(operator, "dtype", None) or np.dtype(float),
         )
     else:
@@ -196,7 +191,7 @@ def _matrix(given: Any) -> np.ndarray:
 def _check_entries(values: np.ndarray, what: str) -> None:
     if values.dtype.kind not in "fiub":
         raise TypeError(
-            f"{what} has dtype {values.dtype}: kpops operators are real: pass real and "
+            f"{what} has dtype {values.dtype}: kpops operators are real; pass real and "
             "imaginary part as two"
         )
     bad = int((~np.isfinite(values)).sum())
@@ -205,3 +200,35 @@ def _check_entries(values: np.ndarray, what: str) -> None:
             f"{what} is not finite: {bad} of {values.size} entries are NaN or infinite: "
             "fill or drop them"
         )
+
+
+@as_method
+def to_cupy(op: TrajectoryOperator) -> Any:
+    """Export to ``cupyx.scipy.sparse.linalg.LinearOperator`` without copying.
+
+    Vectors cross by DLPack, which also orders the streams of CuPy and torch.
+
+    Raises
+    ------
+    ValueError, ImportError
+        If the operator is not on a CUDA device; if CuPy is not installed.
+    """
+    if op.device.type != "cuda":
+        raise ValueError(
+            f"{op!r} is on {op.device}: CuPy needs a CUDA device, linearise with device='cuda'"
+        )
+    try:
+        from cupyx.scipy.sparse.linalg import LinearOperator as CupyOperator
+    except ImportError as error:
+        raise ImportError(
+            "to_cupy needs CuPy: install the extra cuda12 or cuda13 of kpops-flow"
+        ) from error
+
+    return CupyOperator(
+        op.shape,
+        matvec=lambda x: op @ x.reshape(-1),
+        rmatvec=lambda x: op.H @ x.reshape(-1),
+        matmat=lambda x: op @ x,
+        rmatmat=lambda x: op.H @ x,
+        dtype=op.dtype,
+    )

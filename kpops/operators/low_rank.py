@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 import xarray as xr
@@ -10,26 +10,23 @@ from torch import Tensor
 
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.shapes import Given, Image, InCodomain, InDomain
 
 
 class LowRank(TrajectoryOperator):
-    """The operator ``sum_i s_i u_i v_i*``.
+    r"""The operator ``sum_i s_i u_i v_i*``.
 
     Parameters
     ----------
-    left : Tensor, shape (k, codomain dims)
+    left : Tensor, shape (k, \*codomain.shape)
         The vectors u.
     values : Tensor, shape (k,)
         The factors s.
-    right : Tensor, shape (k, domain dims), or None
+    right : Tensor, shape (k, \*domain.shape), or None
         The vectors v; None if they are the vectors u, which makes the operator self-adjoint, and
         positive if no s is negative.
-    domain, codomain : Space
-        What it maps from and to.
-    symbol : str
-        For the repr.
-    attrs : mapping, optional
-        Provenance.
+    domain, codomain, symbol, attrs
+        As for :class:`kpops.TrajectoryOperator`.
     modes : Dataset, optional
         Where the triplets come from; see :func:`kpops.truncate`.
 
@@ -47,35 +44,31 @@ class LowRank(TrajectoryOperator):
         domain: Space,
         codomain: Space,
         *,
-        symbol: str,
-        attrs: Mapping[str, str] | None = None,
         modes: xr.Dataset | None = None,
+        **known: Any,
     ) -> None:
         shapes = [tuple(left.shape), tuple(left.shape if right is None else right.shape)]
         expected = [(len(values), *codomain.shape), (len(values), *domain.shape)]
         if shapes != expected:
             raise ValueError(f"left and right have shapes {shapes}, expected {expected}")
-        symmetric = right is None
-        super().__init__(
-            domain,
-            codomain,
-            dtype=left.dtype,
-            device=left.device,
-            symbol=symbol,
-            self_adjoint=symmetric,
-            positive=symmetric and bool((values >= 0).all()),
-            attrs=attrs,
-        )
+        known |= {"dtype": left.dtype, "device": left.device, "self_adjoint": right is None}
+        known["positive"] = right is None and bool((values >= 0).all())
+        super().__init__(domain, codomain, **known)
         self.left = left
         self.values = values
         self.right = left if right is None else right
         self.modes = modes
 
-    def _apply(self, block: Tensor) -> Tensor:
-        return _combine(block, self.right, self.values, self.left)
+    def _apply(self, q: InDomain) -> InCodomain:
+        return self._combine(q, self.right, self.left)
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return _combine(block, self.left, self.values, self.right)
+    def _apply_adjoint(self, q: InCodomain) -> InDomain:
+        return self._combine(q, self.left, self.right)
+
+    def _combine(self, q: Given, inside: Tensor, outside: Tensor) -> Image:
+        coefficients = q.flatten(1) @ inside.flatten(1).mT
+        image = (coefficients * self.values) @ outside.flatten(1)
+        return image.reshape(-1, *outside.shape[1:])
 
     def _numbers_per_vector(self) -> int:
         return super()._numbers_per_vector() + len(self.values)
@@ -86,9 +79,3 @@ class LowRank(TrajectoryOperator):
         space = Space(("mode",), (k,))
         symbol = f"root of {self.symbol}"
         return LowRank(self.left, self.values.sqrt(), identity, space, self.codomain, symbol=symbol)
-
-
-def _combine(block: Tensor, inside: Tensor, values: Tensor, outside: Tensor) -> Tensor:
-    coefficients = block.flatten(1) @ inside.flatten(1).mT
-    image = (coefficients * values) @ outside.flatten(1)
-    return image.reshape(-1, *outside.shape[1:])

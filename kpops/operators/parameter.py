@@ -1,59 +1,67 @@
-"""The parameter Jacobian J of one step and the parameter operator K = J J*."""
+"""The parameter Jacobian J of one step, K = J J* and the flow operator P K P*."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.base import Engine
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.labels import Space
-from kpops.operators.base import TrajectoryOperator
+from kpops.operators.base import Product, TrajectoryOperator
+from kpops.operators.propagator import EngineOperator, Propagator
+from kpops.operators.shapes import Parameters, States
 
 
-class ParameterJacobian(TrajectoryOperator):
+class ParameterJacobian(EngineOperator):
     """J: the forcing ``df/dtheta dtheta`` that a change of parameters exerts on every step.
 
-    Parameters
-    ----------
-    engine : Engine
-        Computes the action.
-    parameters : Space
-        The flat parameter vector, in the order of `names`.
-    space : Space
-        The trajectory space (trial, time, unit).
-    names : sequence of str
-        The parameters that J sees.
+    `parameters` is the space of the flat parameter vector, in the order of `names`; the others are
+    as for :class:`ParameterOperator`.
     """
 
     def __init__(
         self, engine: Engine, parameters: Space, space: Space, names: Sequence[str]
     ) -> None:
-        states = engine.trajectory.states
-        super().__init__(parameters, space, dtype=states.dtype, device=states.device, symbol="J")
-        self.engine = engine
+        super().__init__(engine, parameters, space, "J")
         self.names = tuple(names)
 
-    def _apply(self, block: Tensor) -> Tensor:
-        return self.engine.parameter_jvp(block, self.names)
+    def _apply(self, q: Parameters) -> States:
+        return self.engine.parameter_jvp(q, self.names)
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self.engine.parameter_vjp(block, self.names)
+    def _apply_adjoint(self, q: States) -> Parameters:
+        return self.engine.parameter_vjp(q, self.names)
 
 
-class ParameterOperator(TrajectoryOperator):
+class ThinFactor(EngineOperator):
+    """F with ``K = F F*``, of as few columns as the features behind K have dimensions.
+
+    Parameters as for :class:`ParameterOperator`, and `size`, the number of columns.
+    """
+
+    def __init__(self, engine: Engine, size: int, space: Space, names: Sequence[str]) -> None:
+        super().__init__(engine, Space(("coefficient",), (size,)), space, "F")
+        self.names = tuple(names)
+
+    def _apply(self, q: Float[Tensor, "block coefficient"]) -> States:
+        return self.engine.factor_jvp(q, self.names)
+
+    def _apply_adjoint(self, q: States) -> Float[Tensor, "block coefficient"]:
+        return self.engine.factor_vjp(q, self.names)
+
+
+class ParameterOperator(EngineOperator):
     """K = scale J J*: how a gradient step, pooled over trials and time, forces every step.
 
     Restricted to some of the parameters it is K_j, and K is the sum of the K_j.
 
     Parameters
     ----------
-    engine : Engine
-        Computes the action.
-    space : Space
-        The trajectory space (trial, time, unit).
+    engine, space
+        As for :class:`Propagator`.
     names : sequence of str
         The parameters that K sees.
     scale : float
@@ -65,33 +73,17 @@ class ParameterOperator(TrajectoryOperator):
     def __init__(
         self, engine: Engine, space: Space, names: Sequence[str], scale: float, symbol: str = "K"
     ) -> None:
-        states = engine.trajectory.states
-        super().__init__(
-            space,
-            space,
-            dtype=states.dtype,
-            device=states.device,
-            symbol=symbol,
-            self_adjoint=True,
-            positive=True,
-        )
-        self.engine = engine
+        super().__init__(engine, space, space, symbol, self_adjoint=True, positive=True)
         self.names = tuple(names)
         self.scale = scale
+        self._n_parameters = sum(engine.parameters[name].numel() for name in names)
 
-    def _apply(self, block: Tensor) -> Tensor:
-        image = self.engine.parameter_gram(block, self.names)
+    def _apply(self, q: States) -> States:
+        image = self.engine.parameter_gram(q, self.names)
         return image if self.scale == 1 else self.scale * image
-
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self._apply(block)
 
     def _numbers_per_vector(self) -> int:
         return super()._numbers_per_vector() + self._n_parameters
-
-    @property
-    def _n_parameters(self) -> int:
-        return sum(self.engine.parameters[name].numel() for name in self.names)
 
     def _make_root(self) -> TrajectoryOperator:
         size = self.engine.factor_size(self.names)
@@ -103,36 +95,39 @@ class ParameterOperator(TrajectoryOperator):
         return factor if self.scale == 1 else self.scale**0.5 * factor
 
     def unit_blocks(self) -> UnitBlocks | None:
-        """K unit by unit, where it couples no two of them; else None."""
+        """Return K unit by unit, if it does not couple units; else None."""
         with exclusive_compute(self.device):
             blocks = self.engine.unit_blocks(self.names)
             return blocks and blocks.scaled(self.scale)
 
 
-class ThinFactor(TrajectoryOperator):
-    """F with ``K = F F*``, of as few columns as the features behind K have dims.
+class FlowOperator(Product):
+    """P K P*: how gradient descent moves the trajectories, ``dh = -eta P K P* Err``.
+
+    Equal to the product of its factors, for which the engine may know a shorter way: in a stack of
+    layers, P passes up again what the layers of K pass up within a step.
 
     Parameters
     ----------
-    engine : Engine
-        Computes the action.
-    size : int
-        Number of columns.
-    space : Space
-        The trajectory space (trial, time, unit).
-    names : sequence of str
-        The parameters that K sees.
+    P, K : TrajectoryOperator
+        The propagator and the parameter operator of the same linearization.
     """
 
-    def __init__(self, engine: Engine, size: int, space: Space, names: Sequence[str]) -> None:
-        states = engine.trajectory.states
-        coefficients = Space(("coefficient",), (size,))
-        super().__init__(coefficients, space, dtype=states.dtype, device=states.device, symbol="F")
-        self.engine = engine
-        self.names = tuple(names)
+    def __init__(self, P: TrajectoryOperator, K: TrajectoryOperator) -> None:
+        super().__init__(P, K, P.H)
+        self.P, self.K = P, K
 
-    def _apply(self, block: Tensor) -> Tensor:
-        return self.engine.factor_jvp(block, self.names)
+    def _apply(self, q: States) -> States:
+        if not (isinstance(self.P, Propagator) and isinstance(self.K, ParameterOperator)):
+            return super()._apply(q)  # multiples of them
+        image = self.K.engine.flow(q, self.K.names)
+        self.P.count(2 * len(q))
+        self.K.count(len(q))
+        return image if self.K.scale == 1 else image.mul_(self.K.scale)
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self.engine.factor_vjp(block, self.names)
+    def _apply_adjoint(self, q: States) -> States:
+        return self._apply(q)
+
+    def _numbers_per_vector(self) -> int:
+        # Nothing else holds the results of P*, K and P.
+        return self.domain.size + self.K._numbers_per_vector()

@@ -1,8 +1,8 @@
-"""Partial traces: operators on some of the dims, summed over equal positions of the others.
+"""Partial traces: operators on some dimensions, summed over equal positions of the others.
 
-With k the positions of the dims that are kept and s those of the others, the partial trace of A has
-the entries ``R[k, k'] = sum_s A[(k, s), (k', s)]``. Here it is exact and matrix-free, or estimated
-with random vectors that are drawn once, so that the estimate is an operator of its own.
+With positions k of the dimensions that are kept and s of the others, the partial trace of A has the
+entries ``R[k, k'] = sum_s A[(k, s), (k', s)]``. It is exact and matrix-free, or an estimate from
+random vectors that are drawn once, so that the estimate is an operator, too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.gated.unit_blocks import UnitBlocks
@@ -20,38 +21,39 @@ from kpops.engines.memory import check_allocation
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator, as_method, bracketed
 from kpops.operators.dense import DenseOperator
+from kpops.operators.shapes import InDomain
 from kpops.scalars import generator as random_generator
 
 Action = Callable[[Tensor], Tensor]
 
-# Up to this many entries of a kept vector the matrix of the reduction is made if that is cheap.
 DENSE_SIZE = 4096
-# Vectors that A is applied to at a time.
+"""Up to this many entries of a kept vector, the matrix is made where that is cheap."""
 _BLOCK = 64
+"""Vectors that A is applied to at a time."""
 
 
 @as_method
 def partial_trace(
-    op: TrajectoryOperator, keep: Any, *, num_probes: int | None = None, rng: Any = None
+    op: TrajectoryOperator, keep: Any, *, num_probes: Any = None, rng: Any = None
 ) -> TrajectoryOperator:
-    """Reduce to fewer dims by summing over equal positions of the others.
+    """Reduce to fewer dimensions by summing over equal positions of the others.
 
     Parameters
     ----------
     op : TrajectoryOperator
         A, from a space to itself.
     keep : tuple of str
-        Dims to keep, for example ``("time",)``.
+        Dimensions to keep, for example ``("time",)``.
     num_probes : int, optional
-        Estimate the sum without bias with so many random probes, drawn once. Default: exact, a
-        product for each coupled position.
+        Estimate the sum without bias from this many random probes, drawn once. Default: exact, one
+        matvec for each coupled position.
     rng : int, Generator or None
         Source of the probes.
 
     Returns
     -------
     TrajectoryOperator
-        On the kept dims, as symmetric and as positive as A; `op` itself if all dims are kept.
+        On the kept dimensions, as symmetric and as positive as A; `op` itself if all are kept.
         Exact: a :class:`DenseOperator` where K is known unit by unit and the matrix is small, else
         a :class:`PartialTrace`. Estimated: a :class:`ProbedGram` where A has a root, else a
         :class:`ProbedTrace`.
@@ -61,7 +63,7 @@ def partial_trace(
     TypeError
         If `num_probes` is not an int.
     ValueError
-        If domain and codomain differ, a dim is unknown or `num_probes` is less than 1.
+        If domain and codomain differ, a dimension is unknown or `num_probes` is less than 1.
 
     Examples
     --------
@@ -73,8 +75,8 @@ def partial_trace(
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     if op.domain != op.codomain:
         raise ValueError(
-            f"{op!r} leads from one space to another: a partial trace needs the same space on "
-            "both sides; use op @ op.H"
+            f"{op!r} maps one space to another: a partial trace needs the same space on both "
+            "sides; use op @ op.H"
         )
     kept = op.domain.keep(keep)
     if num_probes is not None:
@@ -86,50 +88,34 @@ def partial_trace(
         return op
     if num_probes is None:
         blocks = op.unit_blocks() if kept.size <= DENSE_SIZE else None
-        if blocks is not None:
-            return _of_unit_blocks(op, blocks, kept)
-        return PartialTrace(op, kept)
-    rng = random_generator(rng)
-    if op.root is not None:
-        return ProbedGram.draw(op, kept, num_probes, rng)
-    return ProbedTrace.draw(op, kept, num_probes, rng)
+        return PartialTrace(op, kept) if blocks is None else _of_unit_blocks(op, blocks, kept)
+    estimate = ProbedTrace if op.root is None else ProbedGram
+    return estimate.draw(op, kept, num_probes, random_generator(rng))
 
 
 class PartialTrace(TrajectoryOperator):
-    """The exact partial trace, one product with A for each position of the traced dims.
+    """The exact partial trace, by one matvec of A for each position of the traced dimensions.
+
+    A dimension over which A is block diagonal needs no loop: copying a vector along it and summing
+    the image over it takes all of its positions at once.
 
     Parameters
     ----------
     op : TrajectoryOperator
-        A, from a space to itself.
+        A, from a space to itself; the attribute `parent`.
     kept : Space
-        The dims that remain; see :meth:`Space.keep`.
+        The dimensions that remain; see :meth:`Space.keep`.
 
     Attributes
     ----------
-    parent : TrajectoryOperator
-        A.
     num_vectors : int
-        Products with A in each product with the partial trace.
-
-    Notes
-    -----
-    A dim over which A is block diagonal needs no loop: copying a vector along it and summing the
-    image over it takes all of its positions at once.
+        Matvecs of A in each matvec of the partial trace.
     """
-
-    weight = 1.0
 
     def __init__(self, op: TrajectoryOperator, kept: Space) -> None:
         traced = [d for d in op.domain.dims if d not in kept.dims]
-        super().__init__(
-            kept,
-            kept,
-            symbol=_symbol(op, kept),
-            self_adjoint=op.self_adjoint,
-            positive=op.positive,
-            **op.alike(),
-        )
+        known = {"self_adjoint": op.self_adjoint, "positive": op.positive, **op.alike()}
+        super().__init__(kept, kept, symbol=_symbol(op, kept), **known)
         self.parent = op
         self.block_diagonal_dims = tuple(d for d in kept.dims if d in op.block_diagonal_dims)
         # Shapes that broadcast against the dims of A.
@@ -139,21 +125,18 @@ class PartialTrace(TrajectoryOperator):
             n if d in traced and d not in op.block_diagonal_dims else 1 for d, n in sizes
         ]
         self._axes = [2 + op.domain.dims.index(d) for d in traced]
+        self.num_vectors = math.prod(self._loop_shape)
+        self.weight = 1.0
 
-    @property
-    def num_vectors(self) -> int:
-        """Products with A in each product with the partial trace."""
-        return math.prod(self._loop_shape)
-
-    def _vectors(self, chosen: range) -> Tensor:
-        """Vectors z of the traced dims, (vector, *shape), such that R is sum z* A z."""
-        n = math.prod(self._loop_shape)
-        basis = torch.zeros(len(chosen), n, dtype=self.torch_dtype, device=self.device)
+    def _vectors(self, chosen: range) -> Float[Tensor, "vector ..."]:
+        """Vectors z of the traced dimensions such that R is sum z* A z."""
+        shape = len(chosen), self.num_vectors
+        basis = torch.zeros(shape, dtype=self.torch_dtype, device=self.device)
         basis[range(len(chosen)), chosen] = 1
         return basis.reshape(len(chosen), *self._loop_shape)
 
-    def _quotients(self, act: Action, block: Tensor) -> Iterator[Tensor]:
-        """z* A z of some vectors z after the others, (vector, block, *kept)."""
+    def _quotients(self, act: Action, block: InDomain) -> Iterator[Tensor]:
+        """z* A z, (vector, block, *kept), of some vectors z at a time."""
         inside = block.reshape(len(block), 1, *self._kept_shape)
         size = max(1, _BLOCK // len(block))
         for start in range(0, self.num_vectors, size):
@@ -162,31 +145,29 @@ class PartialTrace(TrajectoryOperator):
             images = act(q.flatten(0, 1)).unflatten(0, q.shape[:2])
             yield (images * z).sum(self._axes).transpose(0, 1)
 
-    def _sum(self, act: Action, block: Tensor) -> Tensor:
+    def _sum(self, act: Action, block: InDomain) -> InDomain:
         total = torch.zeros_like(block)
         for quotients in self._quotients(act, block):
             total += quotients.sum(0)
         return total if self.weight == 1 else self.weight * total
 
-    def _apply(self, block: Tensor) -> Tensor:
-        return self._sum(self.parent.apply, block)
+    def _apply(self, q: InDomain) -> InDomain:
+        return self._sum(self.parent.apply, q)
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self._sum(self.parent.apply_adjoint, block)
+    def _apply_adjoint(self, q: InDomain) -> InDomain:
+        return self._sum(self.parent.apply_adjoint, q)
 
 
 class ProbedTrace(PartialTrace):
     """An unbiased estimate of the partial trace: the mean of ``z* A z`` over random signs z.
 
-    The signs run over the traced dims, without those over which A is block diagonal. They are
+    The signs run over the traced dimensions, without those over which A is block diagonal. They are
     fixed, so that the estimate is an operator, self-adjoint or positive where A is.
 
     Parameters
     ----------
-    op : TrajectoryOperator
-        A.
-    kept : Space
-        The dims that remain.
+    op, kept
+        As for :class:`PartialTrace`.
     probes : Tensor, shape (probe, positions that are traced by probes)
         Entries +1 or -1.
 
@@ -196,9 +177,12 @@ class ProbedTrace(PartialTrace):
     ``A[k, k']`` (Hutchinson 1990): twice the sum of squares off the diagonal of its symmetric part.
     """
 
-    def __init__(self, op: TrajectoryOperator, kept: Space, probes: Tensor) -> None:
+    def __init__(
+        self, op: TrajectoryOperator, kept: Space, probes: Float[Tensor, "probe ..."]
+    ) -> None:
         super().__init__(op, kept)
         self.probes = probes
+        self.num_vectors = len(probes)
         self.weight = 1 / len(probes)
 
     @classmethod
@@ -209,23 +193,17 @@ class ProbedTrace(PartialTrace):
         shape = PartialTrace(op, kept)._loop_shape
         return cls(op, kept, signs((num_probes, *shape), op, rng))
 
-    @property
-    def num_vectors(self) -> int:
-        """Products with A in each product with the estimate."""
-        return len(self.probes)
-
-    def _vectors(self, chosen: range) -> Tensor:
+    def _vectors(self, chosen: range) -> Float[Tensor, "vector ..."]:
         return self.probes[chosen.start : chosen.stop]
 
     def without(self, probe: int) -> ProbedTrace:
-        """Return the estimate that the other probes make, for a jackknife."""
+        """Return the estimate from the other probes, for a jackknife."""
         return ProbedTrace(self.parent, self.domain, _others(self.probes, probe))
 
-    def dense_per_probe(self) -> Tensor:
-        """Return what each probe makes of the matrix, (probe, kept, kept); R is their mean."""
+    def dense_per_probe(self) -> Float[Tensor, "probe kept kept"]:
+        """Return the matrix that each probe estimates; R is their mean."""
+        _check_dense(self, len(self.probes))
         n = self.domain.size
-        n_bytes = len(self.probes) * n**2 * self.dtype.itemsize
-        check_allocation(f"{self!r} probe by probe", n_bytes, self.device)
         result = torch.empty(len(self.probes), n, n, dtype=self.torch_dtype, device=self.device)
         identity = torch.eye(n, dtype=self.torch_dtype, device=self.device)
         for columns in torch.arange(n, device=self.device).split(_BLOCK):
@@ -236,32 +214,26 @@ class ProbedTrace(PartialTrace):
 
 
 class ProbedGram(TrajectoryOperator):
-    """An unbiased estimate of the partial trace of ``A = R R*``, positive as A is.
+    """An unbiased estimate of the partial trace of ``A = R R*``, positive like A.
 
     With random signs w from the domain of R, ``Y = R w`` is written as a matrix with a row for each
-    position of the kept dims and a column for each of the others; the estimate is the mean of
-    ``Y Y^T``. Its entries have the variance of :class:`ProbedTrace`, but one product with R makes
-    all of them, and products with the estimate need no more of A.
+    position of the kept dimensions and a column for each of the others; the estimate is the mean of
+    ``Y Y^T``. Its entries have the variance of :class:`ProbedTrace`, but one matvec of R makes all
+    of them, and matvecs of the estimate no longer need A.
 
     Parameters
     ----------
-    op : TrajectoryOperator
-        A.
-    kept : Space
-        The dims that remain.
+    op, kept
+        As for :class:`PartialTrace`.
     images : Tensor, shape (probe, kept, traced)
         The matrices Y.
     """
 
-    def __init__(self, op: TrajectoryOperator, kept: Space, images: Tensor) -> None:
-        super().__init__(
-            kept,
-            kept,
-            symbol=_symbol(op, kept),
-            self_adjoint=True,
-            positive=True,
-            **op.alike(),
-        )
+    def __init__(
+        self, op: TrajectoryOperator, kept: Space, images: Float[Tensor, "probe kept traced"]
+    ) -> None:
+        known = {"self_adjoint": True, "positive": True, **op.alike()}
+        super().__init__(kept, kept, symbol=_symbol(op, kept), **known)
         self.parent = op
         self.images = images
 
@@ -282,30 +254,27 @@ class ProbedGram(TrajectoryOperator):
             parts.append(images.permute(0, *axes, *rest).reshape(size, kept.size, -1))
         return cls(op, kept, torch.cat(parts))
 
-    def _apply(self, block: Tensor) -> Tensor:
-        rows = block.flatten(1)
-        images = ((rows @ self.images) @ self.images.mT).mean(0)
+    def _apply(self, q: InDomain) -> InDomain:
+        images = ((q.flatten(1) @ self.images) @ self.images.mT).mean(0)
         return images.reshape(-1, *self.domain.shape)
-
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self._apply(block)
 
     def _numbers_per_vector(self) -> int:
         n_probes, n_kept, n_traced = self.images.shape
         return super()._numbers_per_vector() + n_probes * (n_kept + n_traced)
 
     def without(self, probe: int) -> ProbedGram:
-        """Return the estimate that the other probes make, for a jackknife."""
+        """Return the estimate from the other probes, for a jackknife."""
         return ProbedGram(self.parent, self.domain, _others(self.images, probe))
 
-    def dense_per_probe(self) -> Tensor:
-        """Return what each probe makes of the matrix, (probe, kept, kept); R is their mean."""
-        n_bytes = len(self.images) * self.domain.size**2 * self.dtype.itemsize
-        check_allocation(f"{self!r} probe by probe", n_bytes, self.device)
+    def dense_per_probe(self) -> Float[Tensor, "probe kept kept"]:
+        """Return the matrix that each probe estimates; R is their mean."""
+        _check_dense(self, len(self.images))
         return self.images @ self.images.mT
 
 
-def signs(shape: tuple[int, ...], op: TrajectoryOperator, rng: np.random.Generator) -> Tensor:
+def signs(
+    shape: tuple[int, ...], op: TrajectoryOperator, rng: np.random.Generator
+) -> Float[Tensor, "*shape"]:
     """Random +1 and -1, in the dtype and on the device of `op`."""
     values = 2 * rng.integers(0, 2, size=shape, dtype=np.int8) - 1
     return torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device)
@@ -314,6 +283,11 @@ def signs(shape: tuple[int, ...], op: TrajectoryOperator, rng: np.random.Generat
 def _symbol(op: TrajectoryOperator, kept: Space) -> str:
     traced = [d for d in op.domain.dims if d not in kept.dims]
     return f"tr[{', '.join(traced)}] {bracketed(op)}"
+
+
+def _check_dense(op: TrajectoryOperator, num_probes: int) -> None:
+    n_bytes = num_probes * op.domain.size**2 * op.dtype.itemsize
+    check_allocation(f"{op!r} probe by probe", n_bytes, op.device)
 
 
 def _others(probes: Tensor, left_out: int) -> Tensor:
@@ -325,15 +299,14 @@ def _others(probes: Tensor, left_out: int) -> Tensor:
 
 
 def _of_unit_blocks(op: TrajectoryOperator, blocks: UnitBlocks, kept: Space) -> DenseOperator:
-    """The partial trace of a K that couples no two units.
+    """The partial trace of a K that does not couple units.
 
-    The part of unit i is ``M_i M_i^T``. With the kept ones of its rows (variable, trial, time) as
-    rows of a matrix, and the traced ones beside the columns, the partial trace is its Gram matrix:
-    a block of its own for each unit if units are kept, the sum of all blocks if not.
+    The part of unit i is ``M_i M_i^T``, with rows (variable, trial, time). Move the traced ones of
+    these to the columns: the partial trace is the Gram matrix of the result. If units are kept, it
+    has a block for each unit, else it is the sum of the blocks.
     """
-    check_allocation(
-        f"the partial trace of {op!r}", 2 * kept.size**2 * op.dtype.itemsize, op.device
-    )
+    n_bytes = 2 * kept.size**2 * op.dtype.itemsize
+    check_allocation(f"the partial trace of {op!r}", n_bytes, op.device)
     layer = blocks.gram.layer
     shape = (layer.variables, *layer.previous.shape[:2])
     by_unit = "unit" in kept.dims

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
 from kpops.engines.base import Engine
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.shapes import States
 
 
-class Propagator(TrajectoryOperator):
-    """P: what a perturbation of every step makes of the trajectory.
+class EngineOperator(TrajectoryOperator):
+    """An operator that an engine computes."""
+
+    def __init__(
+        self, engine: Engine, domain: Space, codomain: Space, symbol: str, **known: Any
+    ) -> None:
+        h = engine.trajectory.states
+        super().__init__(domain, codomain, dtype=h.dtype, device=h.device, symbol=symbol, **known)
+        self.engine = engine
+
+
+class Propagator(EngineOperator):
+    """P: how a perturbation of every step changes the trajectory.
 
     ``(Pq)[t] = q[t] + A[t] (Pq)[t-1]`` with ``(Pq)[0] = 0`` and A the state Jacobian. Its adjoint
     is backpropagation through time. It is block diagonal over trials and lower triangular in time
@@ -25,39 +37,28 @@ class Propagator(TrajectoryOperator):
     """
 
     def __init__(self, engine: Engine, space: Space) -> None:
-        states = engine.trajectory.states
-        super().__init__(space, space, dtype=states.dtype, device=states.device, symbol="P")
+        super().__init__(engine, space, space, "P")
         self.block_diagonal_dims = ("trial",)
-        self.engine = engine
 
-    def _apply(self, block: Tensor) -> Tensor:
-        return self.engine.propagate(block)
+    def _apply(self, q: States) -> States:
+        return self.engine.propagate(q)
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self.engine.backpropagate(block)
+    def _apply_adjoint(self, q: States) -> States:
+        return self.engine.backpropagate(q)
 
 
-class InversePropagator(TrajectoryOperator):
+class InversePropagator(EngineOperator):
     """P^-1, the Frechet derivative of the equations of motion: ``v[t] - A[t] v[t-1]``.
 
-    No recursion: every step is independent of the others.
-
-    Parameters
-    ----------
-    engine : Engine
-        Computes the actions of A.
-    space : Space
-        The trajectory space (trial, time, unit).
+    No recursion: every step is independent of the others. Parameters as for :class:`Propagator`.
     """
 
     def __init__(self, engine: Engine, space: Space) -> None:
-        states = engine.trajectory.states
-        super().__init__(space, space, dtype=states.dtype, device=states.device, symbol="P^-1")
+        super().__init__(engine, space, space, "P^-1")
         self.block_diagonal_dims = ("trial",)
-        self.engine = engine
 
-    def _apply(self, block: Tensor) -> Tensor:
-        return self.engine.difference(block)
+    def _apply(self, q: States) -> States:
+        return self.engine.difference(q)
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self.engine.difference_adjoint(block)
+    def _apply_adjoint(self, q: States) -> States:
+        return self.engine.difference_adjoint(q)

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.rowwise import Rowwise
 from kpops.engines.trajectory import Trajectory
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.shapes import Outputs, Parameters, States
 
 
-class ReadoutJacobian(TrajectoryOperator):
-    """C: what a change of the states makes of the outputs, step by step.
+class _ReadoutOperator(TrajectoryOperator):
+    def __init__(
+        self, rows: Rowwise, trajectory: Trajectory, domain: Space, outputs: Space, symbol: str
+    ) -> None:
+        h = trajectory.states
+        super().__init__(domain, outputs, dtype=h.dtype, device=h.device, symbol=symbol)
+        self.rows = rows
+        self.trajectory = trajectory
+
+    def _by_row(self, q: Float[Tensor, "block trial time x"]) -> Float[Tensor, "block row x"]:
+        return self.trajectory.restrict(q).flatten(1, 2)
+
+    def _by_step(self, q: Float[Tensor, "block row x"]) -> Float[Tensor, "block trial time x"]:
+        return self.trajectory.restrict(q.unflatten(1, self.codomain.shape[:2]))
+
+
+class ReadoutJacobian(_ReadoutOperator):
+    """C: how a change of the states changes the outputs, step by step.
 
     Parameters
     ----------
@@ -26,46 +44,30 @@ class ReadoutJacobian(TrajectoryOperator):
     def __init__(
         self, rows: Rowwise, trajectory: Trajectory, states: Space, outputs: Space
     ) -> None:
-        h = trajectory.states
-        super().__init__(states, outputs, dtype=h.dtype, device=h.device, symbol="C")
+        super().__init__(rows, trajectory, states, outputs, "C")
         self.block_diagonal_dims = ("trial", "time")
-        self.rows = rows
-        self.trajectory = trajectory
 
-    def _apply(self, block: Tensor) -> Tensor:
-        tangents = self.rows.state_jvp(self.trajectory.restrict(block).flatten(1, 2))
-        return self.trajectory.restrict(tangents.unflatten(1, self.codomain.shape[:2]))
+    def _apply(self, q: States) -> Outputs:
+        return self._by_step(self.rows.state_jvp(self._by_row(q)))
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        cotangents = self.rows.state_vjp(self.trajectory.restrict(block).flatten(1, 2))
-        return self.trajectory.restrict(cotangents.unflatten(1, self.domain.shape[:2]))
+    def _apply_adjoint(self, q: Outputs) -> States:
+        return self._by_step(self.rows.state_vjp(self._by_row(q)))
 
 
-class ReadoutParameterJacobian(TrajectoryOperator):
-    """J_C: what a change of the readout's own parameters makes of the outputs.
+class ReadoutParameterJacobian(_ReadoutOperator):
+    """J_C: how a change of the readout's own parameters changes the outputs.
 
-    Parameters
-    ----------
-    rows : Rowwise
-        The readout at every (trial, time).
-    trajectory : Trajectory
-        Gives the mask.
-    parameters, outputs : Space
-        (parameter,) and (trial, time, output).
+    Parameters as for :class:`ReadoutJacobian`, with the space (parameter,) for `states`.
     """
 
     def __init__(
         self, rows: Rowwise, trajectory: Trajectory, parameters: Space, outputs: Space
     ) -> None:
-        h = trajectory.states
-        super().__init__(parameters, outputs, dtype=h.dtype, device=h.device, symbol="J_C")
-        self.rows = rows
-        self.trajectory = trajectory
+        super().__init__(rows, trajectory, parameters, outputs, "J_C")
         self.names = tuple(rows.parameters)
 
-    def _apply(self, block: Tensor) -> Tensor:
-        tangents = self.rows.parameter_jvp(block, self.names)
-        return self.trajectory.restrict(tangents.unflatten(1, self.codomain.shape[:2]))
+    def _apply(self, q: Parameters) -> Outputs:
+        return self._by_step(self.rows.parameter_jvp(q, self.names))
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self.rows.parameter_vjp(self.trajectory.restrict(block).flatten(1, 2), self.names)
+    def _apply_adjoint(self, q: Outputs) -> Parameters:
+        return self.rows.parameter_vjp(self._by_row(q), self.names)

@@ -1,4 +1,4 @@
-"""Maps from a space to fewer of its entries or dims: restriction and averaging."""
+"""Maps from a space to fewer of its entries or dimensions: restriction and averaging."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator, as_method
+from kpops.operators.shapes import InCodomain, InDomain
 
 
 class Restriction(TrajectoryOperator):
-    """R: keep some positions along some dims. Its adjoint puts zeros elsewhere.
+    """R: keep some positions along some dimensions. Its adjoint puts zeros elsewhere.
 
     Parameters
     ----------
     space : Space
         The space that is restricted.
     positions : mapping
-        Dim name to an int, a slice, an array of ints or a boolean mask; for the dim ``parameter``
-        also one or more parameter names.
+        As for :meth:`kpops.TrajectoryOperator.select`.
     dtype, device
-        Of the operators it is to be multiplied with.
+        Of the operators to multiply it with.
 
     Raises
     ------
@@ -33,15 +32,11 @@ class Restriction(TrajectoryOperator):
 
     Notes
     -----
-    ``R_i @ op @ R_j.H`` is the block of `op` that leads from part j to part i.
+    ``R_i @ op @ R_j.H`` is the block of `op` from part j to part i.
     """
 
     def __init__(
-        self,
-        space: Space,
-        positions: Mapping[str, Any],
-        dtype: torch.dtype,
-        device: torch.device,
+        self, space: Space, positions: Mapping[str, Any], dtype: torch.dtype, device: torch.device
     ) -> None:
         self.positions = {d: _positions(space, d, p) for d, p in positions.items()}
         super().__init__(space, space.take(self.positions), dtype=dtype, device=device, symbol="R")
@@ -51,48 +46,40 @@ class Restriction(TrajectoryOperator):
             for d, p in self.positions.items()
         ]
 
-    def _apply(self, block: Tensor) -> Tensor:
+    def _apply(self, q: InDomain) -> InCodomain:
         for axis, index in self._index:
-            block = block.index_select(axis, index)
-        return block
+            q = q.index_select(axis, index)
+        return q
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
+    def _apply_adjoint(self, q: InCodomain) -> InDomain:
         for axis, index in self._index:
-            shape = list(block.shape)
+            shape = list(q.shape)
             shape[axis] = self.domain.shape[axis - 1]
-            block = block.new_zeros(shape).index_copy(axis, index, block)
-        return block
+            q = q.new_zeros(shape).index_copy(axis, index, q)
+        return q
 
 
 class Average(TrajectoryOperator):
-    """E: average over all dims but some. Its adjoint copies, divided by the number of copies.
+    """E: average over all dimensions of `space` but those in `keep`.
 
-    Parameters
-    ----------
-    space : Space
-        The space that is averaged over.
-    keep : tuple of str
-        The dims that remain.
-    dtype, device
-        Of the operators it is to be multiplied with.
+    Its adjoint copies, divided by the number of copies. `dtype` and `device` as for
+    :class:`Restriction`.
     """
 
-    def __init__(
-        self, space: Space, keep: tuple[str, ...], dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, space: Space, keep: Any, dtype: torch.dtype, device: torch.device) -> None:
         keep = (keep,) if isinstance(keep, str) else tuple(keep)
         super().__init__(space, space.keep(keep), dtype=dtype, device=device, symbol="E")
         self.block_diagonal_dims = keep
         self._axes = [1 + i for i, d in enumerate(space.dims) if d not in keep]
         self._copies = self.domain.size // self.codomain.size
 
-    def _apply(self, block: Tensor) -> Tensor:
-        return block.mean(self._axes) if self._axes else block
+    def _apply(self, q: InDomain) -> InCodomain:
+        return q.mean(self._axes) if self._axes else q
 
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
+    def _apply_adjoint(self, q: InCodomain) -> InDomain:
         for axis in self._axes:
-            block = block.unsqueeze(axis)
-        return (block / self._copies).expand(-1, *self.domain.shape).contiguous()
+            q = q.unsqueeze(axis)
+        return (q / self._copies).expand(-1, *self.domain.shape).contiguous()
 
 
 @as_method
@@ -102,15 +89,14 @@ def select(op: TrajectoryOperator, **positions: Any) -> TrajectoryOperator:
     Parameters
     ----------
     **positions
-        Dim name to positions along it (as in ``xarray.Dataset.isel``): an int, a slice, an
+        Dimension name to positions along it (as in ``xarray.Dataset.isel``): an int, a slice, an
         array of ints or a boolean mask. For ``parameter`` also one or more parameter names.
-        A side that lacks the dim stays whole.
+        A side that lacks the dimension stays whole.
 
     Returns
     -------
     TrajectoryOperator
-        ``R op R*`` with R the restriction; the selected dims all remain, so that a single
-        trial keeps a trial dim of size 1.
+        ``R op R*`` with R the restriction; all dimensions remain, also those of size 1.
 
     Examples
     --------
@@ -135,50 +121,47 @@ def select(op: TrajectoryOperator, **positions: Any) -> TrajectoryOperator:
 
 
 @as_method
-def expand_average(op: TrajectoryOperator, keep: tuple[str, ...]) -> TrajectoryOperator:
-    """Reduce to fewer dims by copying in and averaging out.
+def expand_average(op: TrajectoryOperator, keep: Any) -> TrajectoryOperator:
+    """Reduce to fewer dimensions by copying in and averaging out.
 
-    The input is copied along the dims that are not kept, and what the operator makes of it is
-    averaged over them: what the figures of the KPFlow paper show, and no partial trace.
+    The input is copied along the dimensions that are not kept, and the image averaged over them:
+    what the figures of the KPFlow paper show. This is no partial trace.
 
     Parameters
     ----------
     keep : tuple of str
-        Dims to keep, for example ``("time",)``.
+        Dimensions to keep, for example ``("time",)``.
 
     Returns
     -------
     TrajectoryOperator
     """
-    left = Average(op.codomain, keep, op.torch_dtype, op.device)
-    if op.domain == op.codomain:
-        right = left
-    else:
+    left = right = Average(op.codomain, keep, op.torch_dtype, op.device)
+    if op.domain != op.codomain:
         right = Average(op.domain, keep, op.torch_dtype, op.device)
-    copies = op.domain.size // right.codomain.size  # copying is this multiple of averaging*
-    return copies * (left @ op @ right.H)
+    return right._copies * (left @ op @ right.H)
 
 
 def _positions(space: Space, dim: str, wanted: Any) -> np.ndarray:
-    """Positions along `dim` as an array of ints, all valid."""
+    """Positions along `dim` as an array of valid ints."""
     size = space.sizes[dim]
     chosen = wanted if isinstance(wanted, slice) else _read(space, dim, wanted)
     try:
         index = np.atleast_1d(np.arange(size)[chosen])
     except (IndexError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{dim}={wanted!r} does not fit the dim of size {size} ({error}): choose positions "
-            f"from 0 to {size - 1}"
+            f"{dim}={wanted!r} does not fit the dimension of size {size} ({error}): choose "
+            f"positions from 0 to {size - 1}"
         ) from None
     if index.size == 0:
-        raise ValueError(f"{dim}={wanted!r} selects nothing of the dim of size {size}")
+        raise ValueError(f"{dim}={wanted!r} selects nothing of the dimension of size {size}")
     if len(np.unique(index)) != len(index):
         raise ValueError(f"{dim}={wanted!r} selects a position twice: a restriction cannot")
     return np.ascontiguousarray(index)  # torch takes no negative strides, as of a reversed slice
 
 
 def _read(space: Space, dim: str, wanted: Any) -> np.ndarray:
-    """Ints or a boolean mask, by what was given."""
+    """Positions as ints or a boolean mask."""
     size = space.sizes[dim]
     values = np.asarray(wanted)
     if not values.size:
@@ -199,6 +182,6 @@ def _read(space: Space, dim: str, wanted: Any) -> np.ndarray:
         if values.shape != (size,) or along != (dim,):
             raise ValueError(
                 f"{dim}={wanted!r} is a mask of shape {values.shape} along {along}: it does not "
-                f"fit the dim of size {size}"
+                f"fit the dimension of size {size}"
             )
     return values

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from kpops.maturity import experimental
 from kpops.plot import style as look
 from kpops.plot import wording
 
@@ -256,6 +257,7 @@ def _draw_lines(field: xr.DataArray, figure: Any, result: Any) -> np.ndarray:
     return axes
 
 
+@experimental
 def frobenius_map(result: xr.Dataset, figure: Any = None) -> np.ndarray:
     """Plot the energy between positions as a heat map, and against the lag.
 

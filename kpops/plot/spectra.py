@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from kpops.maturity import experimental
 from kpops.plot import style as look
 from kpops.plot import wording
 
@@ -195,6 +196,7 @@ def _scale(ax: Any, spectra: list[_Spectrum]) -> None:
         look.log_values(ax)
 
 
+@experimental
 def density(
     result: xr.Dataset,
     ax: Any = None,

@@ -14,12 +14,14 @@ from kpops import work
 from kpops.engines.exclusive import exclusive_compute
 from kpops.kinds import described
 from kpops.linalg.gramians import _controllability, _observability, _window
+from kpops.maturity import experimental
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.propagator import Propagator
 from kpops.precision import in_full_precision
 from kpops.spectral._result import configuration, identity, undone, unitless
 
 
+@experimental
 @in_full_precision
 @work.shown
 def observability_gramian(
@@ -74,6 +76,7 @@ def observability_gramian(
     return _gramians(lin, times, "observability", 0)
 
 
+@experimental
 @in_full_precision
 @work.shown
 def controllability_gramian(

@@ -15,6 +15,7 @@ from kpops.labels import Space
 from kpops.linalg.exact import is_small
 from kpops.linalg.probes import BLOCK
 from kpops.linalg.scaling import normalized, normalized_blocks, raised
+from kpops.maturity import experimental, warn_renamed
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import batches, block_diagonal_dims
 from kpops.operators.foreign import as_operator
@@ -25,6 +26,7 @@ from kpops.scalars import generator as seeded
 from kpops.spectral._result import configuration, identity, undone, unitless
 
 
+@experimental
 @in_full_precision
 @work.shown
 def frobenius_map(
@@ -105,7 +107,7 @@ def frobenius_map(
     """
     op, rng = as_operator(op), seeded(rng)
     if beyond is not None:
-        work.warn_renamed("beyond", "lag_cutoff")
+        warn_renamed("beyond", "lag_cutoff")
         lag_cutoff = beyond
     shared = [d for d in op.domain.dims if d in op.codomain.dims]
     if dim not in shared:

@@ -22,6 +22,7 @@ from kpops.linalg.symmetry import is_self_adjoint
 from kpops.linalg.traces.gram import gram_trace, squared_gram_trace
 from kpops.linalg.traces.registry import METHODS
 from kpops.linalg.triplets import singular_triplets
+from kpops.maturity import experimental
 from kpops.operators.base import TrajectoryOperator, as_method
 from kpops.operators.foreign import as_operator
 from kpops.precision import in_full_precision
@@ -36,6 +37,7 @@ _PROBES = 8
 """Least number of random vectors of a Gauss rule; the other matvecs are its steps."""
 
 
+@experimental
 @in_full_precision
 @work.shown
 def frobenius_norm(
@@ -103,6 +105,7 @@ def frobenius_norm(
     return scalar_dataset(op, "frobenius_norm", answer, "Frobenius norm", settings)
 
 
+@experimental
 @in_full_precision
 @work.shown
 def schatten_norm(

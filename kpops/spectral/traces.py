@@ -19,6 +19,7 @@ from kpops.linalg.traces.auto import TraceEstimate
 from kpops.linalg.traces.gram import gram_trace
 from kpops.linalg.traces.registry import METHODS
 from kpops.linalg.traces.runs import PlainTrace
+from kpops.maturity import experimental
 from kpops.operators.base import TrajectoryOperator, as_method
 from kpops.operators.foreign import as_operator
 from kpops.precision import in_full_precision
@@ -143,6 +144,7 @@ def trace(
     return scalar_dataset(op, "trace", answer, "trace", settings)
 
 
+@experimental
 @in_full_precision
 @work.shown
 def diagonal(

@@ -12,11 +12,13 @@ import xarray as xr
 from kpops.arrays import as_tensor, to_numpy
 from kpops.kinds import described
 from kpops.labels import Space, by_name, coordinates_of
+from kpops.maturity import experimental
 
 Array = np.ndarray
 Criterion = Callable[[Array, Array, Array, float], Array]
 
 
+@experimental
 def accuracy(task: xr.Dataset, outputs: Any) -> xr.Dataset:
     """Trials that a network solves, by the task's own criterion.
 

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from kpops.maturity import experimental
 from kpops.tasks.trials import ANGLE_TOLERANCE, NOISE, Recipe, Rng, at_least, lengths_of, repeat
 
 _EPOCHS = ("stimulus", "memory", "response")
@@ -164,6 +165,7 @@ def delay_anti(
     return _respond(recipe, angles, steps, anti=True, stays_on=True)
 
 
+@experimental
 def memory_pro_one_hot(
     n_trials: int,
     *,

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from kpops.maturity import experimental
 from kpops.scalars import generator as random_generator
 from kpops.tasks.trials import Condition, Rng, assemble, at_least, padded, seed_label
 
 
+@experimental
 def from_neurogym(
     env: Any, n_trials: int, *, rng: Rng = None, dtype: str = "float32"
 ) -> xr.Dataset:

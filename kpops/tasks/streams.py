@@ -7,6 +7,7 @@ import math
 import numpy as np
 import xarray as xr
 
+from kpops.maturity import experimental
 from kpops.scalars import check_real
 from kpops.tasks.trials import NOISE, Recipe, Rng, at_least, repeat
 
@@ -90,6 +91,7 @@ def flip_flop(
     )
 
 
+@experimental
 def integration(
     n_trials: int,
     *,
@@ -157,6 +159,7 @@ def integration(
     )
 
 
+@experimental
 def low_rank_forecast(
     n_trials: int,
     *,

@@ -515,8 +515,8 @@ def test_blocks_that_do_not_fit_are_taken_in_pieces(monkeypatch):
     sizes = []
     propagate = lin.engine.propagate
     monkeypatch.setattr(lin.engine, "propagate", lambda b: (sizes.append(len(b)), propagate(b))[1])
-    monkeypatch.setattr("kpops.operators.chunks._ALWAYS_FITS", 0)
-    monkeypatch.setattr("kpops.operators.chunks.free_bytes", lambda device: 50 * 480)
+    monkeypatch.setattr("kpops.operators.action._ALWAYS_FITS", 0)
+    monkeypatch.setattr("kpops.operators.action.free_bytes", lambda device: 50 * 480)
     for op, image in zip((lin.P, lin.K, lin.flow, lin.J.H), whole, strict=True):
         assert relative(op.apply(q), image) < 1e-14
     assert max(sizes) < 7

@@ -76,7 +76,7 @@ def test_a_group_that_has_used_up_its_memory_leaves_nothing(cgroups):
 def test_what_does_not_fit_a_container_is_refused_with_sizes_and_remedy(cgroups):
     lin = kpops.linearize(torch.nn.GRU(2, 64), torch.zeros(50, 8, 2))
     cgroups("0::/\n", version_2("", 3 * GIB, GIB))
-    told = r"the dense <P K P\*.* needs 4.883 GiB, 2 GiB are free on cpu: use what needs products"
+    told = r"the dense <P K P\*.* needs 4.883 GiB, 2 GiB are free on cpu: use what needs matvecs"
     with pytest.raises(MemoryError, match=told):
         lin.flow.to_dense()
     for word in (r"select\(", "float32", "autodiff"):
@@ -130,8 +130,8 @@ def test_limits_of_the_process_are_respected():
     dense, product, run = done.stdout.splitlines()
     assert dense.startswith("the dense <P (trial: 8, time: 50, unit: 64)")
     assert "needs 4.883 GiB" in dense and "or take fewer trials" in dense
-    assert product.startswith("a product of <P (trial: 8, time: 50, unit: 64), float32 on cpu> wi")
-    assert "with 20000 vectors got no memory" in product and "or vectors at a time" in product
+    assert product.startswith("applying <P (trial: 8, time: 50, unit: 64), float32 on cpu> to ")
+    assert "to 20000 vectors got no memory" in product and "or vectors at a time" in product
     assert run.startswith("a run of the model got no memory, ") and "take fewer trials" in run
 
 
@@ -163,9 +163,7 @@ def test_torchs_refusals_within_products_become_memory_errors(error, monkeypatch
 
     monkeypatch.setattr(lin.engine, "propagate", refuse)
     monkeypatch.setattr(memory, "free_bytes", lambda device: GIB // 2)
-    with pytest.raises(
-        MemoryError, match=r"a product of <P .* got no memory, 512 MiB are free"
-    ) as e:
+    with pytest.raises(MemoryError, match=r"applying <P .* got no memory, 512 MiB are free") as e:
         lin.P @ lin.P @ torch.zeros(3, 5, 4)
     assert e.value.__cause__ is error
     other = RuntimeError("shapes do not fit")

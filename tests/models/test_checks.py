@@ -59,7 +59,7 @@ def test_readouts_that_count_dims_are_refused(readout):
 
 
 def test_a_softmax_over_time_is_refused_beside_any_model():
-    with pytest.raises(ValueError, match="counts dims from the left"):
+    with pytest.raises(ValueError, match="counts dimensions from the left"):
         kpops.linearize(gru(), inputs(), readout=COUNTING["softmax"]().double())
     last = nn.Sequential(nn.Linear(HIDDEN, 3), nn.Softmax(dim=-1)).double()
     assert kpops.linearize(gru(), inputs(), readout=last).outputs.sum("output").values == (
@@ -154,7 +154,7 @@ def test_hooks_on_gradients_of_parts_are_refused():
         kpops.linearize(model, inputs())
     cell = randomised(Cell())
     cell.W.register_full_backward_hook(lambda module, given, result: (0.1 * given[0],))
-    with pytest.raises(ValueError, match="leave backward hooks of modules out"):
+    with pytest.raises(ValueError, match="leave out backward hooks of modules"):
         kpops.linearize(cell, inputs())
 
 
@@ -299,7 +299,7 @@ def test_a_scripted_part_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's
         scripted = torch.jit.trace(Cell(), (torch.zeros(1, 2), torch.zeros(1, HIDDEN)))
-    with pytest.raises(ValueError, match="cell of the model is scripted, so that its weights"):
+    with pytest.raises(ValueError, match="cell of the model is scripted, so its weights"):
         kpops.linearize(Holds(scripted), inputs(torch.float32), h0=torch.zeros(HIDDEN))
 
 

@@ -136,9 +136,7 @@ def test_exponents_do_not_depend_on_how_many_are_asked_for():
 
 def test_hooks_that_clip_are_refused():
     clip = hooked(lambda gradient: gradient.clamp(-0.1, 0.1))
-    with pytest.raises(
-        ValueError, match="step of Declared to its state is not linear, so that it has"
-    ):
+    with pytest.raises(ValueError, match="step of Declared to its state is not linear, so it has"):
         kpops.linearize(randomised(Declared(clip)), inputs())
 
 
@@ -157,12 +155,12 @@ def test_no_model_of_ours_is_refused(case, dtype, zero):
             for parameter in model.parameters():
                 parameter.mul_(parameter.ndim > 1)
         x = torch.zeros_like(x)
-    from kpops.derivatives import refuse_unlike_training
+    from kpops.derivatives import Rows, refuse_unlike_training
 
     recurrence = kpops.models.as_recurrence(model)
     rows, h = x.flatten(0, 1), h0.repeat_interleave(x.shape[1], 0)
     parameters = {n: p.detach() for n, p in model.named_parameters()}
-    refuse_unlike_training("it", recurrence, recurrence.renewed(), parameters, rows, h)
+    refuse_unlike_training("it", recurrence, recurrence.renewed(), Rows(parameters, rows, h))
 
 
 KINKS = {
@@ -317,10 +315,10 @@ def test_attention_is_taken_by_its_plain_kernel():
 LOUD = {
     "checkpoint": (
         lambda a: torch.utils.checkpoint.checkpoint(torch.sin, a, use_reentrant=False),
-        "leave torch.utils.checkpoint out",
+        "leave out torch.utils.checkpoint",
     ),
     "old style": (OldStyle.apply, "give the autograd.Function a setup_context"),
-    "numpy": (lambda a: torch.from_numpy(np.sin(a.detach().numpy())), "leave NumPy"),
+    "numpy": (lambda a: torch.from_numpy(np.sin(a.detach().numpy())), "leave out NumPy"),
     "branch": (lambda a: a if a.sum() > 1e9 else a.sin(), None),
     "in place": (lambda a: a.exp_().sin_(), "change nothing in place"),
 }

@@ -259,5 +259,5 @@ def test_dense_operators_are_their_matrix():
 
 def test_the_old_name_of_block_diagonal_dims_works_and_warns():
     lin = kpops.linearize(torch.nn.GRU(2, 3), torch.zeros(4, 2, 2))
-    with pytest.warns(DeprecationWarning, match="uncoupled is called block_diagonal_dims now"):
+    with pytest.warns(DeprecationWarning, match="uncoupled is now called block_diagonal_dims"):
         assert lin.P.uncoupled == lin.P.block_diagonal_dims == ("trial",)

@@ -241,6 +241,6 @@ def test_a_matrix_has_the_one_dim_index():
 
 def test_the_old_name_of_the_lag_works_and_warns():
     lin = linearized(next(iter(BY_NAME)))
-    with pytest.warns(DeprecationWarning, match="beyond is called lag_cutoff now"):
+    with pytest.warns(DeprecationWarning, match="beyond is now called lag_cutoff: version 0.2"):
         old = frobenius_map(lin.P, "time", beyond=2)
     assert float(old.long_range) == float(frobenius_map(lin.P, "time", lag_cutoff=2).long_range)
