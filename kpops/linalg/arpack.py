@@ -37,7 +37,7 @@ def arpack(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
         return to_numpy(act(block.reshape(1, 1, n)).reshape(-1))
 
     def look(
-        found: np.ndarray, k: int, largest: float, near: np.ndarray | None = None
+        found: np.ndarray, k: int, largest: float | np.floating, near: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k leading modes once those found are deflated; fewer if the budget is too small."""
 

@@ -45,7 +45,7 @@ class Run(Protocol):
         """Estimate, standard error, method and why, from all matvecs so far."""
 
     def unit(self, power: float) -> float:
-        """What a power of the estimate is to be multiplied by."""
+        """Scale of that power of the estimate."""
 
     def participation(self) -> float:
         """Participation ratio of a positive operator; NaN if nothing is known."""
@@ -77,7 +77,7 @@ def estimated(
     if tol is not None and not done:
         work.warn_unconverged(
             f"the standard error is {_norm(stderr) / (_norm(estimate) or 1.0):.3g} of the estimate "
-            f"after {run.num_matvecs:g} products, more than tol={tol:g}: raise num_matvecs, or tol"
+            f"after {run.num_matvecs:g} matvecs, more than tol={tol:g}: raise num_matvecs, or tol"
         )
     a_priori = math.nan
     if positive and estimate > 0:

@@ -61,7 +61,7 @@ class Diagonal(SketchRun):
         return math.nan
 
     def unit(self, power: float) -> float:
-        """What a power of the estimate is to be multiplied by: images are of about one."""
+        """Scale of that power of the estimate: images are of about one."""
         return raised(self.scale or 1.0, power)
 
     def spend(self, budget: float) -> None:

@@ -26,7 +26,6 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kpops.linalg.rounding import flatten_vectors
-from kpops.linalg.scaling import normalized_blocks
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches, block_diagonal_dims
 
@@ -140,10 +139,6 @@ class SpectralProblem:
         if self.shift:
             image = torch.add(image * self.sign, block, alpha=self.shift)
         return self.sides.split(image).contiguous()
-
-    def dense(self) -> tuple[Float[Tensor, "problem size size"], float]:
-        """G as matrices of about one, and their scale."""
-        return normalized_blocks(self.G)
 
     def values(self, eigenvalues: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """Eigenvalues or singular values of A, from eigenvalues of G."""

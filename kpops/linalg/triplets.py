@@ -101,7 +101,7 @@ def _by_krylov(
     def watch(progress: Progress) -> bool:
         stop = search.callback is not None and bool(search.callback(progress))
         search.over |= stop
-        leading, least = progress.values[0], progress.values[-1]
+        leading, least = map(float, progress.values[[0, -1]])
         # Values grow as they are found, at most by as much as the residuals of their squares allow.
         may_be = math.hypot(least, leading * math.sqrt(progress.residuals[-1]))
         return stop or lost(leading, may_be)

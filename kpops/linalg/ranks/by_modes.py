@@ -17,7 +17,7 @@ from kpops.linalg.moments import NEEDS_POSITIVE
 from kpops.linalg.probes import BLOCK, Rows, Samples, dots, left_out, sphere
 from kpops.linalg.quadrature import Rule
 from kpops.linalg.ranks.base import RankKind, RankRun, RankSpec, Values, count_to
-from kpops.linalg.ranks.by_rules import ByRules
+from kpops.linalg.ranks.by_rules import ByRules, Seen
 from kpops.linalg.rounding import flatten_vectors
 from kpops.linalg.symmetry import refuse_indefinite
 from kpops.linalg.triplets import singular_triplets
@@ -69,16 +69,14 @@ class Variance(ByRules):
         """Of singular values over the largest."""
         return count_to(values.square(), torch.ones_like(values), spec.threshold)
 
-    def of_rule(
-        self, rule: Rule, leading: Values, spec: RankSpec, largest: float, least: float
-    ) -> tuple[float, float]:
+    def of_rule(self, rule: Rule, seen: Seen) -> tuple[float, float]:
         """Rank and its jackknife error."""
-        probes = len(rule.nodes)
-        squares = torch.cat([leading.expand(probes, -1), rule.nodes], 1).div(largest).square()
+        probes, leading = len(rule.nodes), seen.leading
+        squares = torch.cat([leading.expand(probes, -1), rule.nodes], 1).div(seen.largest).square()
         weights = torch.cat([torch.ones_like(leading).expand(probes, -1), rule.weights], 1)
-        whole = _pooled_count(squares, weights, spec.threshold)
+        whole = _pooled_count(squares, weights, seen.threshold)
         others = [[p for p in range(probes) if p != left] for left in range(probes)]
-        without = [_pooled_count(squares[o], weights[o], spec.threshold) for o in others]
+        without = [_pooled_count(squares[o], weights[o], seen.threshold) for o in others]
         whole_and_others = torch.tensor([whole, *without], dtype=torch.float64)
         return left_out(whole_and_others[0], whole_and_others[1:])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -31,23 +31,27 @@ _LEAST_MATVECS, _LEAST_STEPS = 384, 8
 """With fewer matvecs, neither the modes nor the rules would be of use."""
 
 
+class Seen(NamedTuple):
+    """Leading modes, the largest value, and the least that is not rounding and not below `tol`."""
+
+    leading: Values
+    largest: float
+    least: float
+    threshold: float
+
+
 class ByRules(RankKind):
     """A kind that follows from a few leading modes and Gauss rules of the rest."""
 
     methods: ClassVar[tuple[str, ...]] = ("lanczos",)
 
     @abstractmethod
-    def of_rule(
-        self, rule: Rule, leading: Values, spec: RankSpec, largest: float, least: float
-    ) -> tuple[float, float]:
-        """Rank and its jackknife error; values up to `least` are rounding, or below `tol`."""
+    def of_rule(self, rule: Rule, seen: Seen) -> tuple[float, float]:
+        """Rank and its jackknife error."""
 
-    def unresolved(
-        self, rank: float, rule: Rule, leading: Values, spec: RankSpec, largest: float, least: float
-    ) -> float:
+    def unresolved(self, rank: float, rule: Rule, seen: Seen) -> float:
         """The error of the rule itself: the change from three quarters of the steps."""
-        coarse, _ = self.of_rule(rule.coarse or rule, leading, spec, largest, least)
-        return rank - coarse
+        return rank - self.of_rule(rule.coarse or rule, seen)[0]
 
     def estimate(self, run: RankRun) -> Estimate:
         """From a few leading modes, and Gauss rules of the rest."""
@@ -70,8 +74,9 @@ class ByRules(RankKind):
         else:
             floor = floor**0.5  # the rules are of A* A
         least = max(run.spec.tol, floor) * largest
-        rank, error = self.of_rule(rule, leading, run.spec, largest, least)
-        of_rule = self.unresolved(rank, rule, leading, run.spec, largest, least)
+        seen = Seen(leading, largest, least, run.spec.threshold)
+        rank, error = self.of_rule(rule, seen)
+        of_rule = self.unresolved(rank, rule, seen)
         how = f"{len(leading)} leading modes, and Gauss rules of {PROBES} vectors, {steps} steps"
         rank = min(max(rank, 0.0), min(op.shape))
         return Estimate(rank, math.hypot(error, of_rule, doubt * rank), "lanczos", how, used)
@@ -86,12 +91,10 @@ class Entropy(ByRules):
         """Of singular values over the largest."""
         return float(torch.special.entr(values / values.sum()).sum().exp())
 
-    def of_rule(
-        self, rule: Rule, leading: Values, spec: RankSpec, largest: float, least: float
-    ) -> tuple[float, float]:
+    def of_rule(self, rule: Rule, seen: Seen) -> tuple[float, float]:
         """Rank and its jackknife error."""
-        first = _summed(rule, leading, lambda x: x / largest)
-        second = _summed(rule, leading, lambda x: torch.special.entr(x.clamp_min(0) / largest))
+        first = _summed(rule, seen, lambda x: x / seen.largest)
+        second = _summed(rule, seen, lambda x: torch.special.entr(x.clamp_min(0) / seen.largest))
         # With s = sum a and e = -sum a log a, the entropy of a / s is e / s + log s.
         return jackknife(lambda s, e: (e / s + s.log()).exp(), first, second)
 
@@ -106,15 +109,11 @@ class Numerical(ByRules):
         """Of singular values over the largest."""
         return float((values > max(spec.tol, floor)).sum())
 
-    def of_rule(
-        self, rule: Rule, leading: Values, spec: RankSpec, largest: float, least: float
-    ) -> tuple[float, float]:
+    def of_rule(self, rule: Rule, seen: Seen) -> tuple[float, float]:
         """Rank and its jackknife error."""
-        return jackknife(lambda c: c, _summed(rule, leading, lambda x: (x > least).double()))
+        return jackknife(lambda c: c, _summed(rule, seen, lambda x: (x > seen.least).double()))
 
-    def unresolved(
-        self, rank: float, rule: Rule, leading: Values, spec: RankSpec, largest: float, least: float
-    ) -> float:
+    def unresolved(self, rank: float, rule: Rule, seen: Seen) -> float:
         """How many of the values near `least` the rule may count on the wrong side.
 
         A node knows its values to the residual r, and their weight to about r over the distance d
@@ -122,7 +121,7 @@ class Numerical(ByRules):
         """
         residual = torch.maximum(rule.high - rule.nodes, rule.nodes - rule.low)
         tiny = torch.finfo(residual.dtype).tiny
-        share = residual / torch.maximum(residual, (rule.nodes - least).abs()).clamp_min(tiny)
+        share = residual / torch.maximum(residual, (rule.nodes - seen.least).abs()).clamp_min(tiny)
         return float((rule.weights * share).sum(1).mean())
 
 
@@ -151,6 +150,6 @@ def few_modes(
     return values[good].double(), vectors[good], doubt, modes.num_matvecs
 
 
-def _summed(rule: Rule, leading: Values, function: Act) -> Samples:
+def _summed(rule: Rule, seen: Seen, function: Act) -> Samples:
     """Sum of a function over the spectrum as every probe sees it."""
-    return rule.sums(function) + function(leading).sum()
+    return rule.sums(function) + function(seen.leading).sum()

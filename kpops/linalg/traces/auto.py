@@ -41,7 +41,7 @@ class TraceEstimate:
         return self.run.num_matvecs
 
     def unit(self, power: float) -> float:
-        """What a power of the estimate is to be multiplied by."""
+        """Scale of that power of the estimate."""
         return self.run.unit(power)
 
     def participation(self) -> float:
@@ -59,7 +59,7 @@ class TraceEstimate:
             gram(run, budget)
 
     def outcome(self) -> Outcome:
-        """The estimate asked for; for "auto" that of the smallest error bar."""
+        """The estimate by the method given; for "auto", the one with the smallest error bar."""
         run = self.run
         if isinstance(run, PlainTrace):
             found = {name: method.of_plain(run) for name, method in METHODS.items()}

@@ -43,7 +43,7 @@ class Gram:
 def squared_gram_trace(
     factor: TrajectoryOperator, cost: float, method: str, rng: np.random.Generator
 ) -> tuple[TraceEstimate, Gram]:
-    """Trace of ``(F* F)^2``, and the action, whose scale it is to be multiplied by."""
+    """Trace of ``(F* F)^2`` in units of the scale of the action, and this action."""
     act = Gram(factor)
     run = GramTrace(act, act, factor.shape[1], cost, rng, empty(factor))
     return TraceEstimate(run, method), act

@@ -104,7 +104,7 @@ class TraceRun(SketchRun, ABC):
         self.forms = Forms()
 
     def unit(self, power: float) -> float:
-        """What a power of the estimate is to be multiplied by: images are of about one."""
+        """Scale of that power of the estimate: images are of about one."""
         return raised(self.scale or 1.0, self.degree * power)
 
     @property
