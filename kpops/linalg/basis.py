@@ -59,7 +59,7 @@ class Basis:
             block.baddbmm_(coefficients.mT.to(block.dtype), rows, alpha=-1)
         return coefficients
 
-    def random(self, n: int, near: Block | None = None) -> Block:
+    def random(self, n: int, near: Block | None = None) -> Float[Tensor, "problem new entry"]:
         """Random vectors, orthonormal and orthogonal to the basis.
 
         The vectors of `near`, scaled to the norm of the others, replace the first of them; if they
