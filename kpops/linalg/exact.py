@@ -27,17 +27,17 @@ from kpops.operators.propagator import InversePropagator, Propagator
 
 # Up to this size of a block the dense matrix is cheaper and safer than any iteration.
 DENSE_SIZE = 1024
-# Most entries of all dense blocks together that are made unless the user insists.
+# Most entries of all dense blocks together that are made by default.
 DENSE_ENTRIES = 2**26
 
 
 def is_cheap(size: int) -> bool:
-    """Whether a matrix of that size is decomposed unless the user forbids it."""
+    """Whether a matrix of that size is decomposed by default."""
     return size <= DENSE_SIZE
 
 
 def is_small(op: TrajectoryOperator) -> bool:
-    """Whether the dense blocks are made unless the user forbids it."""
+    """Whether the dense blocks are made by default."""
     inside, outside = batches(op)
     few = is_cheap(min(inside.size, outside.size))
     return few and inside.count * inside.size * outside.size <= DENSE_ENTRIES
@@ -67,7 +67,7 @@ class Spectrum:
 
 
 def is_exact(op: TrajectoryOperator) -> bool:
-    """Whether the whole spectrum is computed unless the user forbids it."""
+    """Whether the whole spectrum is computed by default."""
     return is_small(op) or op.unit_blocks() is not None
 
 

@@ -56,7 +56,7 @@ class Tridiagonal:
         t = torch.diag_embed(self.diagonal[:, :steps]) + off + off.mT
         nodes, vectors = torch.linalg.eigh(t)
         first, last = vectors[:, 0], vectors[:, -1]
-        # Weights of a recursion that has ended are rounding.
+        # Weights of nodes beyond the end of a recursion are rounding.
         weights = torch.where(first.abs() > 1e-14, first, 0).square()
         return nodes, weights, self.beside[:, steps - 1, None] * last.abs()
 
