@@ -57,7 +57,9 @@ class Options:
             )
         check_real("tol", self.tol)
         if not self.tol > 0:
-            raise ValueError(f"tol={self.tol}: choose a positive relative residual, such as 1e-6")
+            raise ValueError(
+                f"tol={self.tol}: choose a positive relative residual, for example 1e-6"
+            )
         for name in ("max_matvecs", "block_size"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), 1)
