@@ -15,18 +15,15 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--inputs", choices=("memory_pro", "noise"), default="memory_pro")
     parser.add_argument("--out", type=Path, help="folder for the JSON file")
-    parser.add_argument("--quick", action="store_true", help="a tiny grid, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a tiny grid, to check that it runs")
     parser.add_argument("--parts", nargs="+", choices=suite.PARTS, default=suite.PARTS)
-    parser.add_argument("--models", nargs="+", choices=Grid.kinds, help="for the products")
-    parser.add_argument("--hidden", nargs="+", type=int, help="for the products")
+    parser.add_argument("--models", nargs="+", choices=Grid.kinds, help="models of `products`")
+    parser.add_argument("--hidden", nargs="+", type=int, help="hidden units in `products`")
     given = parser.parse_args(arguments)
-    if given.out is None and (given.quick or given.models or given.hidden or not _usual(given)):
-        parser.error("what is not the full run on Memory-Pro needs --out, a folder of its own")
+    partial = given.quick or given.models or given.hidden or given.inputs != "memory_pro"
+    if given.out is None and partial:
+        parser.error("only the full run on Memory-Pro has a default folder: pass --out")
     return given
-
-
-def _usual(given: argparse.Namespace) -> bool:
-    return given.inputs == "memory_pro"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         grid = replace(grid, kinds=tuple(given.models))
     if given.hidden:
         grid = replace(grid, hidden=tuple(given.hidden))
-    print(suite.run(grid, folder, given.parts))
+    print(*suite.run(grid, folder, given.parts), sep="\n")
 
 
 if __name__ == "__main__":

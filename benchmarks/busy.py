@@ -1,4 +1,4 @@
-"""How much slower products become while another process keeps one core busy."""
+"""How much slower products are while another process keeps one core busy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OPERATORS = ("P", "K", "flow")
 
 @contextmanager
 def busy_core() -> Iterator[None]:
-    """A process that does nothing but count, for as long as the block lasts."""
+    """Run a process that only loops, for as long as the context lasts."""
     code = "print(flush=True)\nwhile True: pass"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         try:
@@ -29,7 +29,7 @@ def busy_core() -> Iterator[None]:
 
 
 def measure(grid: Grid, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Median times with the load, over those before and after it."""
+    """Median times under the load, relative to those before and after it."""
     case = grid.base
     contenders = [build(name, make, case) for name, make in engines(case).items()]
     q = case.block(max(grid.busy_blocks))

@@ -1,4 +1,4 @@
-"""The problems that everything is measured on: a model, its inputs, and how much to measure."""
+"""The problems of all measurements: a model, its inputs, and how much to measure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 @dataclass(frozen=True)
 class Case:
-    """A model run on some inputs; everything random in it is the same at each run."""
+    """A model run on some inputs; everything random is the same in each run."""
 
     kind: str
     hidden: int
@@ -69,7 +69,7 @@ class Case:
         return drive.to(dtype=self.dtype, device=self.device)
 
     def block(self, size: int) -> Tensor:
-        """Vectors (block, trial, time, unit); a smaller block is the beginning of a larger one."""
+        """Vectors (block, trial, time, unit); a smaller block is the start of a larger one."""
         generator = torch.Generator().manual_seed(2)
         shape = (self.trials, self.steps, self.state_size)
         vectors = [torch.randn(shape, generator=generator, dtype=self.dtype) for _ in range(size)]
@@ -84,22 +84,22 @@ class Grid:
     hidden: tuple[int, ...] = (64, 256, 1024)
     blocks: tuple[int, ...] = (1, 4, 16, 64)
     base: Case = Case("GRU", 256)
-    """Gives inputs and device to all; growth, memory and the busy machine start from it."""
+    """Sets inputs and device for all; growth, memory and the busy machine start from it."""
     limits: Limits = field(default_factory=Limits)
     most_setup_s: float = 60.0
-    """Jacobians that take longer than this to make are left out."""
+    """Jacobians that take longer than this to make are omitted."""
     spectra: tuple[tuple[str, int], ...] = (("GRU", 256), ("RNN", 64), ("GRU", 64))
     certainty_cases: int = 560
-    """Matrices that the solvers are judged on."""
+    """Matrices on which the solvers are judged."""
     estimators: tuple[tuple[str, int], ...] = (("RNN", 64), ("GRU", 64))
     estimator_repetitions: tuple[int, int] = (200, 30)
-    """Of estimates for matrices, and for operators of networks."""
+    """Seeds of the estimates for matrices, and for operators of networks."""
     growth_trials: tuple[int, ...] = (10, 20, 40, 80, 160)
     growth_steps: tuple[int, ...] = (50, 100, 200, 400, 800)
     growth_hidden: tuple[int, ...] = (128, 256, 512, 1024)
     growth_blocks: tuple[int, ...] = (1, 16)
     hidden_from: int = 256
-    """The slope with H is fitted from here on: below, overheads hide the arithmetic."""
+    """The slope with H is fitted from this size on: below, overhead hides the arithmetic."""
     large: tuple[tuple[int, int, int], ...] = ((1024, 64, 200), (2048, 1, 5000))
     """(hidden, trials, steps) of the memory measurements with the automatic engine."""
     layer_blocks: tuple[int, ...] = (1, 8)
@@ -112,9 +112,9 @@ class Grid:
     scan_sizes: tuple[int, int] = (10, 64)
     """Trials and units of the state-space layers."""
     exponents: tuple[tuple[int, int], ...] = ((1, 10), (20, 10), (1, 256))
-    """(trials, Lyapunov exponents); the most are all that the network has."""
+    """(trials, Lyapunov exponents); the largest number is all that the network has."""
     exponent_steps: tuple[int, int] = (10_000, 500)
-    """Of kpops, and those that the loop by hand is timed on."""
+    """Steps of kpops, and those on which the loop by hand is timed."""
     busy_blocks: tuple[int, ...] = (1, 16)
     import_repetitions: int = 7
     gemm_size: int = 2048
@@ -125,7 +125,7 @@ class Grid:
 
 
 def quick(base: Case) -> Grid:
-    """A grid of under a minute, to see that everything runs; its numbers mean nothing."""
+    """A grid of under a minute, to check that everything runs; its numbers mean nothing."""
     small = replace(base, hidden=16, trials=4, steps=12)
     return Grid(
         hidden=(16,),
@@ -134,7 +134,7 @@ def quick(base: Case) -> Grid:
         limits=Limits(at_least=2, enough_s=0.0, at_most=2, few=2, most_s=5.0),
         spectra=(("GRU", 16),),
         certainty_cases=28,
-        estimators=(("GRU", 24),),  # too large for its matrix, as those of the full run
+        estimators=(("GRU", 24),),  # too large for its matrix, like those of the full run
         estimator_repetitions=(4, 3),
         growth_trials=(2, 4),
         growth_steps=(6, 12),

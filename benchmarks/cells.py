@@ -1,7 +1,7 @@
 """The three cells in plain PyTorch operations, from the weights of nn.RNN, nn.GRU and nn.LSTM.
 
-The baselines are made of these, so that none of them shares code with kpops. Fused kernels lack
-forward-mode derivatives on one device or another.
+The baselines use these, so that none of them shares code with kpops. Fused kernels lack
+forward-mode derivatives on some devices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def weights_of(module: nn.RNNBase) -> Weights:
 
 
 def from_inputs(weights: Weights, inputs: Tensor) -> Tensor:
-    """What the inputs contribute to the gates, at all rows at once."""
+    """Contribution of the inputs to the gates, for all rows at once."""
     return F.linear(inputs, weights["weight_ih_l0"], weights["bias_ih_l0"])
 
 
@@ -45,7 +45,7 @@ def trajectory(
     """States (trial, time, unit) from zero, with `forcing` added to the state at each step."""
     hidden = weights["weight_hh_l0"].shape[1]
     state = inputs.new_zeros(len(inputs), hidden * (2 if kind == "LSTM" else 1))
-    # unbind, not indexing: the derivative of an index is as large as all of the time steps.
+    # unbind, not indexing: the derivative of one index is as large as all time steps together.
     pushes = [None] * inputs.shape[1] if forcing is None else forcing.unbind(1)
     states = []
     for from_x, push in zip(from_inputs(weights, inputs).unbind(1), pushes, strict=True):

@@ -1,9 +1,9 @@
-"""Solvers on matrices whose spectrum is known: right, or told to be unsure, or wrong in silence.
+"""Solvers on matrices of known spectra: right, marked as unsure, or silently wrong.
 
 Every case is a random symmetric matrix of a prescribed spectrum, dtype and scale, and a random
-number of modes. A mode that is marked as converged must be right: its value must agree with that of
-a dense decomposition in float64 to the tolerance. What is not marked is not counted as wrong, and
-not as right either.
+number of modes. A mode marked as converged must be right: its value must agree with that of a dense
+decomposition in float64 to the tolerance. A mode that is not marked counts neither as wrong nor as
+right.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import kpops
 
 TOLERANCE = 1e-6
-_ROUNDING = 64  # units of the dtype that the noise floor of kpops stands for
+_ROUNDING = 64  # the noise floor of kpops, in rounding units of the dtype
 
 METHODS: dict[str, dict[str, Any]] = {
     "exact": {"method": "exact"},
@@ -68,7 +68,7 @@ SPECTRA: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
 def measure(n_cases: int, say: Callable[[str], None], seed: int = 0) -> dict[str, Any]:
     """Count outcomes of `n_cases` matrices, by method and spectrum."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on matrices as small as these more would wait for each other
+    torch.set_num_threads(1)  # with matrices this small, more threads would wait for each other
     try:
         return _outcomes(n_cases, say, seed)
     finally:

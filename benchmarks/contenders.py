@@ -1,4 +1,4 @@
-"""Who competes: what a contender is, and the engines of kpops as contenders."""
+"""Contenders: what they are, and the engines of kpops among them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from kpops.linearization import Linearization
 
 Product = Callable[[Tensor], Tensor]
 
-# All that know the cells that are measured: "scan" is for models that couple no two units.
+# The engines for the cells measured here: "scan" is for models that couple no two units.
 ENGINES_OF_CELLS = [name for name in ENGINES if name != "scan"]
 
-# What PyTorch raises where a derivative or a batching rule is missing, or memory is.
+# What PyTorch raises if a derivative, a batching rule or memory is lacking.
 UNSUPPORTED = (NotImplementedError, RuntimeError)
 
-# Of the memory that is free, a contender may keep so much; the rest is for blocks of vectors.
+# The share of the free memory that a contender may keep; the rest is for blocks of vectors.
 _SHARE_TO_KEEP = 0.55
 
 
 class UnavailableError(Exception):
-    """A contender cannot take part here; the message says why, in a table's footnote."""
+    """A contender cannot take part; the message says why, in a footnote of a table."""
 
 
 @dataclass
@@ -43,11 +43,11 @@ class Contender:
     products : dict of str to callable
         By operator; what is missing is explained in `dashes`.
     one_by_one : bool
-        Whether a block is a loop over its vectors, so that larger blocks teach nothing.
+        Whether a block is a loop over its vectors, so that larger blocks show nothing new.
     divisible : bool
-        Whether a user would take a block in smaller parts where that is faster.
+        Whether a user would split a block into smaller parts where that is faster.
     hidden_only : bool
-        Whether it sees h alone of an LSTM's state (h, c).
+        Whether it sees only h of an LSTM's state (h, c).
     temporaries : float
         Temporaries for each vector of a block, in units of (row, gate, hidden) arrays.
     """
@@ -66,11 +66,11 @@ class Contender:
 
 
 def build(name: str, make: Callable[[], Contender], case: Case) -> Contender:
-    """Make a contender and let it take each product once; what fails becomes a dash."""
+    """Make a contender and compute each product once; what fails becomes a dash."""
     zero = case.block(1).zero_()
     start = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside the libraries compared
+        warnings.simplefilter("ignore")  # deprecations inside the other libraries
         try:
             contender = make()
         except UnavailableError as error:
@@ -93,7 +93,7 @@ def build(name: str, make: Callable[[], Contender], case: Case) -> Contender:
 
 
 def _excuse(name: str, error: Exception) -> None:
-    """What PyTorch cannot differentiate excuses the others; an error of kpops is an error."""
+    """Raise an error of kpops; what PyTorch cannot differentiate only excuses the others."""
     if name.startswith("kpops"):
         raise error
 
@@ -104,20 +104,20 @@ def first_sentence(error: Exception) -> str:
 
 
 def require_memory(n_bytes: int, case: Case) -> None:
-    """Refuse what would crowd out everything else."""
+    """Refuse matrices that leave too little memory for everything else."""
     free = free_bytes(torch.device(case.device))
     if n_bytes > _SHARE_TO_KEEP * free:
         raise UnavailableError("left out: its stored matrices do not fit in memory")
 
 
 def require_setup_time(flops: float, rate: float, most_s: float) -> None:
-    """Refuse a preparation of so many operations at a rate per second, if it takes too long."""
+    """Refuse a preparation that takes too long at `rate` operations per second."""
     if flops > most_s * rate:
         raise UnavailableError(f"left out: making its matrices would take over {most_s:.0f} s")
 
 
 def state_jacobian_flops(case: Case) -> float:
-    """Operations that make all state Jacobians, row by row of each, by reverse mode."""
+    """Operations to make all state Jacobians by reverse mode, row by row."""
     return 2.0 * case.rows * case.state_size * case.gates * case.hidden**2
 
 
@@ -144,5 +144,5 @@ def engine(case: Case, name: str) -> Contender:
 
 
 def engines(case: Case) -> dict[str, Callable[[], Contender]]:
-    """Makers of a contender for each engine there is."""
+    """Functions that make a contender of each engine."""
     return {f"kpops {name}": partial(engine, case, name) for name in ENGINES_OF_CELLS}

@@ -1,4 +1,4 @@
-"""Two solvers at equal residuals, the one that goes further being loosened."""
+"""Compare two solvers at equal residuals, by loosening the more exact one."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class Run:
-    """What a solver did to a tolerance.
+    """A run of a solver with a given tolerance.
 
     Attributes
     ----------
     values : ndarray
-        Leading values, falling.
+        Leading values, in decreasing order.
     seconds : float
-        Of the call.
+        Time of the call.
     products : int
-        With the operator.
+        Number of matvecs.
     tol : float
-        That it was told.
+        The tolerance given to it.
     residual : float
         Largest true residual of all modes, relative to the largest value.
     """
@@ -44,25 +44,25 @@ class Run:
     residual: float
 
     def record(self) -> dict[str, Any]:
-        """What is kept of it."""
+        """The entries that are stored."""
         names = ("seconds", "products", "tol", "residual")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Modes to a tolerance.
+    """A way to compute modes to a tolerance.
 
     Attributes
     ----------
     solve : callable
-        Takes a tolerance, returns modes in whatever form.
+        Takes a tolerance, returns modes in any form.
     values : callable
-        Leading values of the modes, falling.
+        Leading values of the modes, in decreasing order.
     residual : callable
         Their largest true residual.
     products : callable
-        Products that they took, right after the call.
+        Number of matvecs they took, asked right after the call.
     longest_s : float
         A call that takes longer is not repeated.
     """
@@ -82,7 +82,7 @@ class Solver:
         return Run(self.values(modes), seconds, products, tol, self.residual(modes))
 
     def again(self, run: Run) -> Run:
-        """The run with the median time of a few calls, if it is short; it has warmed up."""
+        """The run, with the median time of a few more calls if they are short."""
         if run.seconds > self.longest_s:
             return run
         times = []
@@ -96,25 +96,25 @@ class Solver:
 def loosened(solver: Solver, first: Run, aim: float, most_runs: int = 4) -> Run:
     """Loosen the tolerance until the residual is `aim`, or a little larger.
 
-    A tolerance bounds an estimate for every mode; the true residuals may be far below it, at the
-    price of products that nobody has asked for.
+    A tolerance bounds an estimate for every mode; the true residuals may be far smaller, and cost
+    more matvecs than needed.
 
     Parameters
     ----------
     solver : Solver
-        Which.
+        The solver to loosen.
     first : Run
-        To the tolerance where to begin.
+        Its run with the tolerance to begin with.
     aim : float
-        The residual.
+        The residual to reach.
     most_runs : int
-        Runs at most, with the first.
+        Largest number of runs, including the first.
 
     Returns
     -------
     Run
-        The one with the fewest products of those whose residual is at most `LENIENCE` times `aim`;
-        the first if none is.
+        The one with the fewest matvecs among those whose residual is at most `LENIENCE` times
+        `aim`; the first if there is none.
     """
     runs, tight, loose = [first], first.tol, np.inf
     while len(runs) < most_runs:
@@ -132,10 +132,10 @@ def loosened(solver: Solver, first: Run, aim: float, most_runs: int = 4) -> Run:
 
 
 def side_by_side(ours: Solver, theirs: Solver, tol: float) -> dict[str, Run]:
-    """Both to the tolerance, and both at equal residuals.
+    """Run both with the tolerance, and both at equal residuals.
 
-    Neither is tightened: in float32 rounding may keep the residuals of squares such as ``P* P``
-    above what is asked for, however many products are spent.
+    Neither is tightened: in float32, rounding may keep the residuals of squares such as ``P* P``
+    above the tolerance, however many matvecs are spent.
     """
     mine, his = ours.run(tol), theirs.run(tol)
     my_equal, his_equal = mine, his

@@ -1,4 +1,4 @@
-"""Estimates of traces and effective ranks: how large their errors are, and what they claim."""
+"""Estimates of traces and effective ranks: their errors, and the errors that they report."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from kpops.spectral.traces import trace
 
 MATVECS = 60
 SIZE = 1200
-"""Of the matrices: beyond the size up to which kpops takes a matrix as it is."""
+"""Size of the matrices, above that up to which kpops decomposes a matrix as it is."""
 TRACES = ("hutchinson", "xtrace", "xnystrace", "auto")
 RANKS = {"participation": "hutchinson", "entropy": "lanczos"}
 
 
 def _clusters(n: int) -> np.ndarray:
-    """Levels of 64 nearly equal eigenvalues, as one per unit of a network."""
+    """Levels of 64 nearly equal eigenvalues, like one for each unit of a network."""
     levels = 0.3 ** (np.arange(n) // 64)
     return levels * (1 + 0.05 * np.cos(np.arange(n)))
 
@@ -43,10 +43,10 @@ SPECTRA: dict[str, Callable[[int], np.ndarray]] = {
 
 
 class Diagonal(TrajectoryOperator):
-    """A positive operator of a given spectrum, known by its products alone.
+    """A positive operator with a given spectrum, known only by its products.
 
-    The estimators draw vectors whose distribution no rotation changes, so that the eigenvectors do
-    not matter.
+    The estimators draw vectors whose distribution no rotation changes, so the eigenvectors do not
+    matter.
     """
 
     def __init__(self, values: np.ndarray) -> None:
@@ -70,7 +70,7 @@ class Diagonal(TrajectoryOperator):
 
 
 class Problem(NamedTuple):
-    """An operator and all that is not zero of its spectrum."""
+    """An operator and the nonzero part of its spectrum."""
 
     name: str
     op: TrajectoryOperator
@@ -79,7 +79,7 @@ class Problem(NamedTuple):
 
 
 def measure(grid: Grid, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Errors and claims by operator, quantity and method."""
+    """True and reported errors by operator, quantity and method."""
     records = []
     for problem in problems(grid):
         say(f"estimators: {problem.name}")
@@ -113,7 +113,7 @@ def squared_spectrum(root: TrajectoryOperator) -> np.ndarray:
 
 
 def of_problem(problem: Problem) -> list[dict[str, Any]]:
-    """Every method on one operator."""
+    """Apply every method to one operator."""
     values = problem.spectrum
     shares = values[values > 0] / values.sum()
     known = {
@@ -145,25 +145,25 @@ def of_problem(problem: Problem) -> list[dict[str, Any]]:
 def errors(
     estimate: Callable[..., xr.Dataset], known: float, repetitions: int, rounding: float
 ) -> dict[str, Any]:
-    """Errors and standard errors, relative, over many seeds.
+    """Relative errors and standard errors over many seeds.
 
     Parameters
     ----------
     estimate : callable
-        Takes ``rng`` and returns estimate and standard error.
+        Takes ``rng`` and returns an estimate and its standard error.
     known : float
-        What it estimates.
+        The true value.
     repetitions : int
         Number of seeds.
     rounding : float
-        Relative error that no standard error has to account for.
+        Relative error that a standard error need not cover.
 
     Returns
     -------
     dict
-        ``rms`` of the errors; ``claimed``, the root of the mean square of the standard errors;
-        ``coverage``, how often the truth is within two of them; the largest number of ``products``;
-        and how many times each method was ``chosen``.
+        ``rms``, the root mean square of the errors; ``claimed``, that of the standard errors;
+        ``coverage``, how often the true value is within two of them; ``products``, the largest
+        number of matvecs; and ``chosen``, how many times each method was chosen.
     """
     found = [estimate(rng=seed) for seed in range(repetitions)]
     gaps = np.array([float(f.estimate) for f in found]) / known - 1

@@ -1,4 +1,4 @@
-"""Lyapunov exponents of a driven tanh RNN, beside the loop that one would write for them."""
+"""Lyapunov exponents of a driven tanh RNN, compared with a loop written by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOLERANCE = 1e-9
 
 
 def measure(grid: Grid, say: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds for every number of exponents; the loop is timed on fewer steps, and scaled."""
+    """Seconds for every number of exponents; the loop is timed on fewer steps and scaled up."""
     steps, fewer = grid.exponent_steps
     hidden = max(k for _, k in grid.exponents)
     base = replace(grid.base, kind="RNN", hidden=hidden, steps=steps, inputs="noise")
@@ -44,7 +44,7 @@ def measure(grid: Grid, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def by_hand(module: nn.RNN, drive: Tensor, k: int, rng: int) -> Tensor:
-    """The k leading exponents of every trial: the Jacobians and a QR of every step."""
+    """The k leading exponents of every trial, by the Jacobians and a QR at every step."""
     W, U = module.weight_hh_l0.detach(), module.weight_ih_l0.detach()
     bias = (module.bias_hh_l0 + module.bias_ih_l0).detach()
     h = W.new_zeros(len(drive), len(W))
@@ -60,12 +60,12 @@ def by_hand(module: nn.RNN, drive: Tensor, k: int, rng: int) -> Tensor:
 
 
 def agreement(case: Case) -> float:
-    """Largest difference of any exponent, from the same frames and with nothing left out.
+    """Largest difference of any exponent, from the same frames and without a transient.
 
     Raises
     ------
     AssertionError
-        If it is no rounding error.
+        If it is larger than a rounding error.
     """
     module, drive = case.module(), case.drive()
     whole = {"frame_transient": 0, "window": case.steps}

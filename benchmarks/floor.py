@@ -1,10 +1,9 @@
-"""The floor: what the arithmetic alone would cost, as plain matrix products of the same sizes.
+"""The floor: the cost of the arithmetic alone, as plain matrix products of the same sizes.
 
-For P, all rows of all vectors go through the recurrent weights in one product, as if time did not
-make them wait for each other; P* is the transposed shape. K correlates, for each vector, the
-features (h, x and a one for each of the two biases) with the rows of all gates, and goes back.
-The same at the numerical rank r of the features is what K needs at least, and is what an engine
-can reach that knows it.
+For P, all rows of all vectors go through the recurrent weights in one product, as if no time step
+had to wait for another; P* has the transposed shape. K correlates, for each vector, the features
+(h, x and a one for each of the two biases) with the rows of all gates, and goes back. The same at
+the numerical rank r of the features is the least that K needs; an engine that knows r can reach it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from benchmarks.cases import FEATURES, OPERATORS, Case
 from benchmarks.contenders import Contender, Product
 
 FLOOR, FLOOR_AT_RANK, FLOOR_OF_BYTES = "floor", "floor, K at rank r", "floor of bytes"
-# Arrays (row, hidden) of derivatives of the gates that P reads.
+# Number of arrays (row, hidden) of derivatives of the gates that P reads.
 _COEFFICIENTS = {"RNN": 1, "GRU": 4, "LSTM": 6}
 
 
@@ -43,7 +42,7 @@ def _through(weights: Tensor) -> Product:
 
     def product(q: Tensor) -> Tensor:
         n_rows = len(q) * q.shape[1] * q.shape[2]
-        if n_rows not in buffers:  # made while warming up; the last block's are let go
+        if n_rows not in buffers:  # made while warming up; those of the last block are freed
             buffers.clear()
             rows, out = (q.new_empty(n_rows, size) for size in weights.shape)
             buffers[n_rows] = rows.normal_(), out
@@ -70,7 +69,7 @@ def _there_and_back(case: Case, n_features: int) -> Product:
 
 
 def bytes_moved(case: Case, operator: str, block: int) -> int:
-    """Bytes of gates, inputs and outputs of one product, each moved once."""
+    """Bytes of the gates, inputs and outputs of one product, each moved once."""
     gates = _COEFFICIENTS[case.kind] * case.rows * case.hidden
     vectors = 2 * block * case.rows * case.state_size
     return len(_parts(operator)) * (gates + vectors) * case.itemsize
@@ -79,10 +78,10 @@ def bytes_moved(case: Case, operator: str, block: int) -> int:
 def with_floors(
     case: Case, blocks: tuple[int, ...], records: list[dict[str, Any]], bandwidth: float
 ) -> list[dict[str, Any]]:
-    """Complete the floors, and add to every record which fraction of the floor it reaches.
+    """Complete the floors, and add to every record the fraction of the floor that it reaches.
 
-    The floor of flow is the sum of its parts. A block that was too large to measure has, per
-    vector, the floor of the largest that was measured. `bandwidth` is in bytes per second.
+    The floor of flow is the sum of those of its parts. A block too large to measure has, per
+    vector, the floor of the largest block measured. `bandwidth` is in bytes per second.
     """
     ms = {
         (r["contender"], r["operator"], r["block"]): r["ms_per_vector"]
@@ -119,7 +118,7 @@ def _parts(operator: str) -> tuple[str, ...]:
 
 
 def _largest(ms: dict[tuple[str, str, int], float], name: str, operator: str, block: int) -> float:
-    """Floor of the largest block up to this; what does not know K at a rank has P as FLOOR."""
+    """Floor of the largest block up to this size; only for K does the rank matter."""
     name = name if operator == "K" else FLOOR
     sizes = [b for n, o, b in ms if n == name and o == operator and b <= block]
     return ms[name, operator, max(sizes)]

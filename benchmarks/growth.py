@@ -1,7 +1,7 @@
 """How the cost of a product grows with trials, time steps and hidden units.
 
-The engine is the one kpops chooses by itself. A slope of one in the log-log plane is linear
-growth; the arithmetic of P grows linearly with trials and steps and quadratically with units.
+kpops chooses the engine. A slope of one in the log-log plane is linear growth; the arithmetic of P
+grows linearly with trials and steps and quadratically with units.
 """
 
 from __future__ import annotations

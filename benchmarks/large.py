@@ -1,7 +1,7 @@
-"""A problem for a GPU: how near P, P* and flow come to the rate of their matrix products.
+"""A problem for a GPU: how close P, P* and flow come to the rate of their matrix products.
 
-The rate is measured in the same run, on a product of the size of one time step: all trials and all
-vectors through the recurrent weights. The operations of flow count K at the rank of the features.
+The rate is measured in the same run, on a product of the size of one time step: all trials and
+vectors go through the recurrent weights. For flow, K is counted at the rank of the features.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ HIDDEN, TRIALS, STEPS, BLOCK = 1024, 256, 200, 64
 
 
 def measure(grid: Grid, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The large problem, for the engine that kpops chooses by itself."""
+    """The large problem, with the engine that kpops chooses."""
     case = replace(grid.base, kind="GRU", hidden=HIDDEN, trials=TRIALS, steps=STEPS)
     return of_case(case, BLOCK, grid, say)
 
 
 def of_case(case: Case, block: int, grid: Grid, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Times, operations and fractions of the rate for P, P* and flow."""
+    """Times, operations and fractions of the rate of P, P* and flow."""
     say(f"large: {case.name}, {case.trials} x {case.steps}, block of {block}")
     lin = kpops.linearize(case.module(), case.drive())
     q = case.block(1).expand(block, -1, -1, -1).contiguous()

@@ -1,4 +1,4 @@
-"""What the numbers were measured on, and what it can do at best."""
+"""The machine of the measurements, and its best rates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGES = ("torch", "numpy", "scipy", "numba", "curvlinops-for-pytorch")
 
 
 def environment(device: str) -> dict[str, str | int]:
-    """Versions and processor; neither a date nor a name of the machine."""
+    """Versions and processor, but neither a date nor the name of the machine."""
     found: dict[str, str | int] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -43,7 +43,7 @@ def _processor() -> str:
 
 
 def gemm_flops(grid: Grid, repetitions: int = 7) -> float:
-    """Rate of a large product in the dtype of the measurements, operations per second."""
+    """Rate of a large product in the dtype of the measurements, in operations per second."""
     size, case = grid.gemm_size, grid.base
     matrix = torch.rand(size, size, dtype=case.dtype, device=case.device)
     times = [seconds(lambda: matrix @ matrix, case.device)[0] for _ in range(repetitions + 1)]
@@ -51,7 +51,7 @@ def gemm_flops(grid: Grid, repetitions: int = 7) -> float:
 
 
 def copy_rate(grid: Grid, repetitions: int = 7) -> float:
-    """Bytes per second, read and written, of copying what is larger than any cache."""
+    """Bytes read and written per second while copying an array larger than any cache."""
     case = grid.base
     source = torch.ones(grid.copy_bytes // case.itemsize, dtype=case.dtype, device=case.device)
     target = torch.empty_like(source)

@@ -1,6 +1,6 @@
-"""Peak memory of one product with the flow operator, each in a process of its own.
+"""Peak memory of one product with the flow operator, measured in a process of its own.
 
-``python -m benchmarks.memory '{...}'`` is such a process: it prints what it found as JSON.
+``python -m benchmarks.memory '{...}'`` is such a process: it prints its result as JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.contenders import ENGINES_OF_CELLS
 
 
 def measure(grid: Grid, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Large problems by the automatic choice, then the base case by every engine."""
+    """Large problems with the automatic engine, then the base case with every engine."""
     base = grid.base
     plans = [
         (replace(base, hidden=hidden, trials=trials, steps=steps), "auto")
@@ -42,10 +42,10 @@ def measure(grid: Grid, say: Callable[[str], None]) -> list[dict[str, Any]]:
 
 
 def peak(case: Case, engine: str) -> dict[str, Any]:
-    """Growth of the peak over a process that stops before kpops is called.
+    """Growth of the peak over that of a process that stops before it calls kpops.
 
-    What an engine loads or compiles at its first use does not grow with the problem, so that it
-    is measured on a tiny problem and told apart as `code`.
+    What an engine loads or compiles at its first use does not grow with the problem: it is measured
+    on a tiny problem and reported separately as `code`.
     """
     found = in_process(case, engine)
     start = {
@@ -86,7 +86,7 @@ def in_process(case: Case, engine: str | None) -> dict[str, Any]:
 
 
 def resident_bytes(device: str) -> int:
-    """Memory held now, with what has been freed given back to the system."""
+    """Memory held now, after freed memory has gone back to the system."""
     gc.collect()
     if torch.device(device).type == "cuda":
         return torch.cuda.memory_allocated(device)
@@ -96,7 +96,7 @@ def resident_bytes(device: str) -> int:
 
 
 def peak_bytes(device: str) -> int:
-    """Largest memory so far: resident, or on the GPU what torch has allocated."""
+    """Largest memory so far: resident, or as allocated by torch on a GPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -111,7 +111,7 @@ def peak_bytes(device: str) -> int:
 
 
 def main(arguments: dict[str, Any]) -> dict[str, Any]:
-    """One flow product, and the bytes that theory says it takes."""
+    """Compute one product with flow, and the bytes that it takes in theory."""
     engine = arguments.pop("engine")
     case = Case(**arguments | {"dtype": getattr(torch, arguments["dtype"])})
     module, drive = case.module(), case.drive()

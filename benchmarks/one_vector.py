@@ -1,7 +1,7 @@
 """Baseline for spectra: ARPACK and Hutchinson, one NumPy vector at a time.
 
-This is what is at hand without kpops: an operator by stored Jacobians, given to
-``scipy.sparse.linalg.eigsh``, or to a loop over random vectors.
+This is what one has without kpops: an operator of stored Jacobians, passed to
+``scipy.sparse.linalg.eigsh`` or to a loop over random vectors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Act = Callable[[np.ndarray], np.ndarray]
 
 
 class Counted:
-    """An operator on flat vectors that counts its products.
+    """An operator on flat vectors that counts its matvecs.
 
     Parameters
     ----------
@@ -24,9 +24,9 @@ class Counted:
     n : int
         Its size.
     dtype : str
-        Of its vectors.
+        Dtype of its vectors.
     cost : int
-        Products that one action counts as.
+        Number of matvecs that one action counts as.
     """
 
     def __init__(self, act: Act, n: int, dtype: str, cost: int = 1) -> None:
@@ -47,9 +47,9 @@ def arpack(operator: Counted, k: int, tol: float, v0: np.ndarray) -> tuple[np.nd
 
 
 def participation(operator: Counted, m: int, rng: np.random.Generator) -> tuple[float, float]:
-    """Participation ratio ``(tr A)^2 / tr A^2`` from m products, with the jackknife's error.
+    """Participation ratio ``(tr A)^2 / tr A^2`` from m matvecs, with its jackknife error.
 
-    ``z . A z`` and ``|A z|^2`` of the same standard normal z have means tr A and tr A^2.
+    For a standard normal z, ``z . A z`` and ``|A z|^2`` have the means tr A and tr A^2.
     """
     samples = np.empty((m, 2))
     for i in range(m):

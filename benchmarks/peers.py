@@ -1,4 +1,4 @@
-"""Baseline: the Jacobian operators of curvlinops, of a model whose output is the trajectory."""
+"""Baseline: Jacobian operators of curvlinops, for a model whose output is the trajectory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.contenders import Contender, UnavailableError
 
 
 class _Fused(nn.Module):
-    """The module's own forward, less the last state."""
+    """The module's own forward, without the last state."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class _Fused(nn.Module):
 
 
 class _Unrolled(nn.Module):
-    """All states, also where the fused module keeps them to itself or cannot be differentiated."""
+    """All states, even if the fused module hides some of them or cannot be differentiated."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def jacobians(model: nn.Module, inputs: Tensor) -> tuple:
         from curvlinops import JacobianLinearOperator, TransposedJacobianLinearOperator
     except ImportError as error:
         raise UnavailableError("not installed") from error
-    data = [(inputs, torch.empty(len(inputs)))]  # it asks for targets, and does not use them
+    data = [(inputs, torch.empty(len(inputs)))]  # it requires targets, but does not use them
     arguments = (model, list(model.parameters()), data)
     return tuple(
         operator(*arguments, check_deterministic=False)

@@ -1,4 +1,4 @@
-"""Products of P, P*, K and flow: every contender on the same trajectory, in turns."""
+"""Products with P, P*, K and flow: every contender on the same trajectory, in turn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SHARE_FOR_BLOCKS = 0.7
 
 
 def makers(case: Case, rate: float, most_setup_s: float) -> dict[str, Callable[[], Contender]]:
-    """Everyone who competes, in the order of the tables; `rate` in operations per second."""
+    """Functions that make the contenders, in table order; `rate` in operations per second."""
     ours = engines(case)
 
     def stored_by_kpops() -> Contender:
@@ -50,7 +50,7 @@ def makers(case: Case, rate: float, most_setup_s: float) -> dict[str, Callable[[
 
 
 def measure(case: Case, grid: Grid, abilities: dict[str, float], say: Say) -> dict[str, Any]:
-    """What the JSON file says about one model."""
+    """The entry of one model in the JSON file."""
     contenders = []
     for name, make in makers(case, abilities["gemm_flops"], grid.most_setup_s).items():
         say(f"{case.name}: {name}")
@@ -86,7 +86,7 @@ def feature_ranks(contenders: list[Contender]) -> list[int] | None:
 
 
 class Table:
-    """Fills cell after cell, each with all contenders in turns."""
+    """Fills cell after cell, each with all contenders in turn."""
 
     def __init__(self, case: Case, grid: Grid, contenders: list[Contender]) -> None:
         self.case, self.grid, self.contenders = case, grid, contenders
@@ -95,7 +95,7 @@ class Table:
         self.ms: dict[tuple[str, str, int], float] = {}
         """Per vector, by contender, operator and block."""
         self.given_up: dict[tuple[str, str], str] = {}
-        """Why a contender takes part in an operator no more; larger blocks only take longer."""
+        """Why a contender drops out for an operator; larger blocks would only take longer."""
 
     def cell(self, operator: str, size: int) -> list[dict[str, Any]]:
         """Every contender on one operator and one size of block."""
@@ -103,7 +103,7 @@ class Table:
         records, acts = {}, {}
         for contender in self.contenders:
             if contender.floor and operator not in contender.products:
-                continue  # made of its parts afterwards
+                continue  # assembled from its parts afterwards
             start = {"contender": contender.name, "operator": operator, "block": size}
             result = self.known(contender, operator, size) or self.warm_up(contender, operator, q)
             records[contender.name] = start | result
@@ -114,7 +114,7 @@ class Table:
         return list(records.values())
 
     def known(self, contender: Contender, operator: str, size: int) -> dict[str, Any] | None:
-        """The result where none need be measured: a dash, or the time of a loop over vectors."""
+        """A result that needs no measurement: a dash, or the time of a loop over vectors."""
         key = contender.name, operator
         limit = self.grid.limits.longest_call_s
         smaller = [b for b in self.grid.blocks if b < size and (*key, b) in self.ms]
@@ -136,7 +136,7 @@ class Table:
         return None
 
     def warm_up(self, contender: Contender, operator: str, q: Tensor) -> dict[str, Any]:
-        """Take one product and check it."""
+        """Compute one product and check it."""
         try:
             took, product = seconds(partial(contender.products[operator], q), self.case.device)
         except UNSUPPORTED as error:
@@ -151,7 +151,7 @@ class Table:
         return error
 
     def in_parts(self, contender: Contender, operator: str) -> dict[str, Any] | None:
-        """What is left to a user where a block cannot be computed at once."""
+        """What a user can do if a block cannot be computed at once."""
         parts = self.of_parts(contender, operator)
         if not parts:
             return None
@@ -159,7 +159,7 @@ class Table:
         return {"ms_per_vector": parts[size], "how": "only in parts", "at_a_time": size}
 
     def of_parts(self, contender: Contender, operator: str) -> dict[int, float]:
-        """Times per vector by the sizes so far, where a user may take a block in parts."""
+        """Times per vector of the sizes so far, if a user may split a block into parts."""
         sizes = self.grid.blocks if contender.divisible else ()
         keys = {size: (contender.name, operator, size) for size in sizes}
         return {size: self.ms[key] for size, key in keys.items() if key in self.ms}
@@ -170,7 +170,7 @@ class Table:
         return {"dash": self.given_up[key], "product_s": took}
 
     def result(self, name: str, operator: str, size: int, times: list[float]) -> dict[str, Any]:
-        """Median, or what a loop over smaller blocks takes where that is faster and allowed."""
+        """Median time, or that of a loop over smaller blocks where that is faster and allowed."""
         contender = next(c for c in self.contenders if c.name == name)
         ms = 1e3 * median(times) / size
         in_parts = self.in_parts(contender, operator)

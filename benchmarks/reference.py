@@ -1,4 +1,4 @@
-"""What every contender's product must agree with before it is timed."""
+"""The products with which every contender must agree before it is timed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 
 class Reference:
-    """Products by kpops' engine autodiff with single vectors of a block."""
+    """Products with single vectors of a block, by kpops' engine autodiff."""
 
     def __init__(self, case: Case, block: Tensor) -> None:
         self.case, self.block = case, block
@@ -21,12 +21,12 @@ class Reference:
         self.known: dict[tuple[str, int, bool], Tensor] = {}
 
     def check(self, contender: Contender, operator: str, result: Tensor) -> float:
-        """Largest relative error of the first and last vector of a contender's product.
+        """Larger relative error of the first and the last vector of a contender's product.
 
         Raises
         ------
         AssertionError
-            If it is not a rounding error.
+            If it is larger than a rounding error.
         """
         errors = []
         for i in {0, len(result) - 1}:
@@ -42,7 +42,7 @@ class Reference:
         return worst
 
     def of_vector(self, operator: str, i: int, hidden_only: bool) -> Tensor:
-        """Product with vector i, or of an LSTM's h with its h alone."""
+        """Product with vector i; with `hidden_only`, between the h of an LSTM alone."""
         key = operator, i, hidden_only
         if key not in self.known:
             q = self.block[i : i + 1].clone()

@@ -1,9 +1,9 @@
-"""The propagator of state-space layers: a scan over time beside loops over its steps.
+"""The propagator of state-space layers: a scan over time, compared with loops over the steps.
 
-On a CPU kpops' engine ``scan`` is one compiled pass over the diagonals, and on a GPU the scan in
-torch. The latter is timed on a CPU as well, beside a loop in torch over the same diagonals. The
+On a CPU, kpops' engine ``scan`` is one compiled pass over the diagonals; on a GPU, it is the scan
+in torch. The latter is timed on a CPU as well, beside a loop in torch over the same diagonals. The
 engine ``jacobian`` goes step by step over stored S x S matrices. A layer that couples its units has
-but loops.
+only loops.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Layer(Case):
 
 
 def measure(grid: Grid, say: Callable[[str], None]) -> dict[str, Any]:
-    """Times of P for all layers and lengths, and how far the contenders are apart in float64."""
+    """Times of P for all layers and lengths, and how far the contenders differ in float64."""
     trials, units = grid.scan_sizes
     base, records, apart = grid.base, [], {}
     for model in MODELS:
@@ -83,7 +83,7 @@ def measure(grid: Grid, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def of_layer(layer: Layer, grid: Grid) -> list[Record]:
-    """Times of P, checked against the engine autodiff."""
+    """Times of P, after a check against the engine autodiff."""
     table = Table(layer, replace(grid, blocks=grid.layer_blocks), contenders(layer))
     start = {"model": layer.kind, "steps": layer.steps}
     return [start | r for block in grid.layer_blocks for r in table.cell("P", block)]
@@ -110,7 +110,7 @@ def agreement(layer: Layer) -> float:
 
 
 def ratios(records: list[Record]) -> list[Record]:
-    """How many times as long as a scan a loop takes, wherever both were measured."""
+    """Time of a loop over that of the scan, wherever both were measured."""
     ms = {
         (r["model"], r["steps"], r["block"], r["contender"]): r["ms_per_vector"]
         for r in records
@@ -126,7 +126,7 @@ def ratios(records: list[Record]) -> list[Record]:
     ]
 
 
-# Who competes. The products are blocks (block, trial, time, unit).
+# Contenders. The products are blocks (block, trial, time, unit).
 
 
 def contenders(layer: Layer) -> list[Contender]:
@@ -155,14 +155,14 @@ def of_engine(layer: Layer, name: str) -> Contender:
 
 
 def _in_torch(name: str, ours: Contender, product: Callable[[Any, Tensor], Tensor]) -> Contender:
-    """A product by what an engine stores; where it could not be made, neither is this."""
+    """A product from what an engine stores, or a dash if the engine could not be made."""
     if ours.linearization is None:
         return Contender(name, dashes=ours.dashes)
     return Contender(name, {"P": partial(product, ours.linearization.engine)})
 
 
 def loop(blocks: Tensor, q: Tensor) -> Tensor:
-    """P q, one step after the other; blocks (row, column, trial, time, unit)."""
+    """P q, step by step; blocks (row, column, trial, time, unit)."""
     v = q.clone()
     by_variable = v.unflatten(-1, (len(blocks), -1))
     for t in range(1, q.shape[2]):

@@ -1,4 +1,4 @@
-"""Where the time of a call goes: products, orthogonalisation, and the rest."""
+"""Shares of the time of a call: products, orthogonalisation, and the rest."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kpops.linalg.basis import Basis
 from kpops.operators.base import TrajectoryOperator
 
 _PARTS = {
-    # All products go through the one, all orthogonalisation through the others.
+    # All products go through the former, all orthogonalisation through the latter.
     "products": (TrajectoryOperator, ("_counted",)),
     "orthogonalisation": (Basis, ("append", "remove", "orthonormal", "rotate")),
 }
 
 
 class Stopwatch:
-    """Time spent in wrapped functions, by name; in one within another it counts for the inner."""
+    """Time spent in wrapped functions, by name; nested time counts for the inner one alone."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(_PARTS, 0.0)
@@ -42,7 +42,7 @@ class Stopwatch:
 
 
 def of(call: Callable[[], Any]) -> dict[str, float]:
-    """Fractions of the time of a call, by part; the time itself under "seconds"."""
+    """Fractions of the time of a call, by part, and the time itself as "seconds"."""
     watch = Stopwatch()
     with ExitStack() as stack:
         for name, (owner, methods) in _PARTS.items():

@@ -1,4 +1,4 @@
-"""End to end: whole calls of a user, by kpops and by stored Jacobians one vector at a time."""
+"""End to end: a user's whole calls, by kpops and by stored Jacobians one vector at a time."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ MODES, TOLERANCE = 10, 1e-5
 PROBES = 64
 """Random vectors of the baseline's participation ratio."""
 _LARGEST_ERROR = 1e-3
-# Products that kpops is tried with for the participation ratio; seeds to average its error over.
+# Budgets of matvecs to try for the participation ratio; number of seeds to average its error.
 _BUDGETS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
 _SEEDS = 5
-# Standard errors that two estimates of the participation ratio may be apart.
+# Number of standard errors by which two estimates of the participation ratio may differ.
 _APART = 5.0
 
 Record = dict[str, Any]
 
 
 def measure(grid: Grid, say: Callable[[str], None]) -> list[Record]:
-    """Every model of the grid."""
+    """Compare both on every model of the grid."""
     records = []
     for kind, hidden in grid.spectra:
         records.append(compare(replace(grid.base, kind=kind, hidden=hidden), say))
@@ -43,7 +43,7 @@ def measure(grid: Grid, say: Callable[[str], None]) -> list[Record]:
 
 
 def compare(case: Case, say: Callable[[str], None]) -> Record:
-    """One model; the setting up of each is timed apart."""
+    """Compare both on one model; the setup of each is timed separately."""
     start = time.perf_counter()
     baseline = StoredJacobians(case)
     baseline_setup = time.perf_counter() - start
@@ -81,7 +81,7 @@ class Pair:
     lin : Linearization
         Its operators by kpops.
     baseline : StoredJacobians
-        The same without it.
+        The same operators without kpops.
     """
 
     def __init__(self, case: Case, lin: Linearization, baseline: StoredJacobians) -> None:
@@ -119,7 +119,7 @@ class Pair:
             return max(_residual(forth, right, values, left), _residual(back, left, values, right))
 
         def of_squares(modes: tuple[np.ndarray, np.ndarray]) -> float:
-            """Residual of P*; that of P is rounding, since left vectors are made by it."""
+            """Residual of P*; that of P is rounding, since P makes the left vectors."""
             sigma = np.sqrt(modes[0])
             left = np.stack([forth(v) for v in modes[1]]) / sigma[:, None]
             return _residual(back, left, sigma, modes[1])
@@ -153,7 +153,7 @@ class Pair:
         values: Callable[[np.ndarray], np.ndarray] = np.asarray,
         of: Callable[[tuple[np.ndarray, np.ndarray]], float] | None = None,
     ) -> Solver:
-        """ARPACK on an operator whose products count `cost`; values as a function of its own."""
+        """ARPACK on an operator whose actions count as `cost` matvecs each."""
         operator = self._counted(act, cost)
 
         def solve(tol: float) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +173,7 @@ class Pair:
         return one_vector.Counted(act, self.n, dtype, cost)
 
     def _modes(self, ours: Solver, theirs: Solver) -> Record:
-        """What is reported of modes, when they agree."""
+        """The record of the modes, once they agree."""
         ours.solve(TOLERANCE)  # to warm up
         runs = side_by_side(ours, theirs, TOLERANCE)
         error = self._difference(runs["kpops"].values, runs["stored"].values)

@@ -1,7 +1,7 @@
-"""Stacks of layers: their products, and the plain matrix products that these cannot do without.
+"""Stacks of layers: their products, and the plain matrix products that these need at least.
 
 For H units, g gates and R = trials x steps rows, P and P* take every layer through its recurrent
-weights, and every layer but the first through the weights of its inputs, which come from below:
+weights, and every layer but the first through the weights of its inputs from the layer below:
 2 L - 1 products (R x H) (H x gH). K correlates the features of each layer, its own state, its
 inputs and two ones, with the rows of its gates, and goes back: two products (R x f) (f x gH) with
 f = H + inputs + 2, the inputs being those of the task or the H units below.
@@ -25,7 +25,7 @@ Record = dict[str, Any]
 
 
 def measure(grid: Grid, say: Callable[[str], None]) -> list[Record]:
-    """Every stack of the grid."""
+    """Measure every stack of the grid."""
     trials, steps = grid.stack_runs
     records = []
     for kind, layers, hidden in grid.stacks:
@@ -36,7 +36,7 @@ def measure(grid: Grid, say: Callable[[str], None]) -> list[Record]:
 
 
 def of_case(case: Case, grid: Grid, say: Callable[[str], None]) -> list[Record]:
-    """Times by the engine that kpops chooses, and how many times the floor they are."""
+    """Times with the engine that kpops chooses, also as multiples of the floor."""
     chosen = kpops.linearize(case.module(), case.drive()).engine.name
     ours = build(f"kpops {chosen}", partial(engine, case, chosen), case)
     least = build(FLOOR, partial(floor_of_stack, case), case)
@@ -68,7 +68,7 @@ def of_case(case: Case, grid: Grid, say: Callable[[str], None]) -> list[Record]:
 
 
 PARTS = {"P": ("P",), "P*": ("P*",), "K": ("K",), "flow": ("P*", "K", "P")}
-"""Of which products the floor of an operator is the sum."""
+"""The products whose floors add up to the floor of an operator."""
 
 
 def floor_of_stack(case: Case) -> Contender:
@@ -85,7 +85,7 @@ def floor_of_stack(case: Case) -> Contender:
 
 
 def floor_flops(case: Case, operator: str) -> int:
-    """Operations of the floor for one vector, a multiplication and an addition counted as two."""
+    """Operations of the floor for one vector; a multiplication and an addition count as two."""
     weights = case.gates * case.hidden
     through = 2 * case.rows * case.hidden * weights * (2 * case.layers - 1)
     n_features = sum(_features(case, layer) for layer in range(case.layers))

@@ -1,8 +1,8 @@
 """Baseline: stored state Jacobians and a Python loop over time, one vector at a time.
 
 This is how flow operators of recurrent networks were first computed: all A[b, t] are made
-beforehand, and a SciPy LinearOperator over NumPy vectors is given to ARPACK. P and P* step through
-time, K differentiates one step at all rows at once.
+beforehand, and ARPACK gets a SciPy LinearOperator over NumPy vectors. P and P* step through time, K
+differentiates one step for all rows at once.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class StoredJacobians:
         return self.P(self.K(self.P_adjoint(q)))
 
     def operator(self, name: str) -> LinearOperator:
-        """What ARPACK is given."""
+        """The operator for ARPACK."""
         n = int(np.prod(self.shape))
         dtype = str(self.case.dtype).removeprefix("torch.")
         return LinearOperator((n, n), matvec=self.products[name], dtype=dtype)
@@ -83,7 +83,7 @@ class StoredJacobians:
 
 
 def state_jacobians(case: Case, weights: cells.Weights, x: Tensor, previous: Tensor) -> Tensor:
-    """All A[b, t], shape (time, trial, unit, unit), never held twice."""
+    """All A[b, t], shape (time, trial, unit, unit), without a second copy in memory."""
 
     def time_major(rows: Tensor) -> Tensor:
         return rows.unflatten(0, (case.trials, case.steps)).transpose(0, 1).flatten(0, 1)

@@ -1,11 +1,11 @@
-"""Run the parts, and write what they found to a JSON file after each."""
+"""Run the parts, and write the results to a JSON file after each."""
 
 from __future__ import annotations
 
 import gc
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,81 +27,80 @@ from benchmarks import (
 )
 from benchmarks.cases import Grid
 
-PARTS = (
-    "products",
-    "large",
-    "stacks",
-    "scan",
-    "spectra",
-    "certainty",
-    "estimators",
-    "exponents",
-    "growth",
-    "memory",
-    "busy",
-)
+
+def judged(grid: Grid, say: Callable[[str], None]) -> dict[str, Any]:
+    """Judge solvers on matrices of known spectra, and print the table of outcomes."""
+    found = certainty.measure(grid.certainty_cases, say)
+    print("\n".join(certainty.outcomes_as_text(found)))
+    return found
+
+
+_MEASURES: dict[str, Callable[[Grid, Callable[[str], None]], Any]] = {
+    "large": large.measure,
+    "stacks": stacks.measure,
+    "scan": scan.measure,
+    "spectra": spectra.measure,
+    "certainty": judged,
+    "estimators": estimators.measure,
+    "exponents": exponents.measure,
+    "growth": growth.measure,
+    "memory": memory.measure,
+    "busy": busy.measure,
+}
+PARTS = ("products", *_MEASURES)
 ONLY_ON = {"large": "cuda", "certainty": "cpu"}
-"""Parts for one kind of device: too large for a few cores, or of small matrices on the host."""
+"""Parts for one kind of device: too large for a few cores, or small matrices on the host."""
+ACCURACY = ("certainty", "estimators")
+"""Parts that measure no time, in a file of their own: another machine may have made it."""
 RESULTS = Path(__file__).parent / "results"
 
 
-def run(grid: Grid, out: Path, parts: Sequence[str] = PARTS) -> Path:
+def run(grid: Grid, out: Path, parts: Sequence[str] = PARTS) -> list[Path]:
     """Measure `parts` on the device of the grid.
 
-    Parts that are not run now are kept from an earlier file if it is of the same environment,
-    the same problems and the same inputs.
+    Other parts are kept from an earlier file if that has the same environment, problems and
+    inputs.
 
     Returns
     -------
-    Path
-        The JSON file ``<cpu|cuda>.json`` in the folder `out`.
+    list of Path
+        The JSON files ``<cpu|cuda>.json`` and ``<cpu|cuda>_accuracy.json`` in the folder `out`, of
+        which only those with a measured part are written.
     """
     device = torch.device(grid.base.device).type
-    path = out / f"{device}.json"
-    start = {
-        "device": device,
-        "environment": machine.environment(grid.base.device),
-        "settings": settings(grid),
-    }
+    environment = machine.environment(grid.base.device)
+    start = {"device": device, "environment": environment, "settings": settings(grid)}
+    files = {"": [p for p in PARTS if p not in ACCURACY], "_accuracy": list(ACCURACY)}
+    paths = []
+    for suffix, own in files.items():
+        measured = [p for p in own if p in parts and ONLY_ON.get(p, device) == device]
+        if measured:
+            paths.append(out / f"{device}{suffix}.json")
+            _measure(grid, paths[-1], start, measured)
+    return paths
+
+
+def _measure(grid: Grid, path: Path, start: dict[str, Any], parts: Sequence[str]) -> None:
     found = start | kept(path, start)
-    say("the machine itself")
-    found["machine"] = machine.abilities(grid)
-    write(path, found)
+    if not set(parts) <= set(ACCURACY):
+        say("the machine itself")
+        found["machine"] = machine.abilities(grid)
+        write(path, found)
     if "products" in parts:
         found["products"] = []
         for case in grid.cases():
             found["products"].append(products.measure(case, grid, found["machine"], say))
             gc.collect()
             write(path, found)
-    others = {
-        "large": lambda: large.measure(grid, say),
-        "stacks": lambda: stacks.measure(grid, say),
-        "scan": lambda: scan.measure(grid, say),
-        "spectra": lambda: spectra.measure(grid, say),
-        "certainty": lambda: judged(grid.certainty_cases),
-        "estimators": lambda: estimators.measure(grid, say),
-        "exponents": lambda: exponents.measure(grid, say),
-        "growth": lambda: growth.measure(grid, say),
-        "memory": lambda: memory.measure(grid, say),
-        "busy": lambda: busy.measure(grid, say),
-    }
-    for part, measure in others.items():
-        if part in parts and ONLY_ON.get(part, device) == device:
-            found[part] = measure()
+    for part in parts:
+        if part != "products":
+            found[part] = _MEASURES[part](grid, say)
             gc.collect()
             write(path, found)
-    return path
-
-
-def judged(n_cases: int) -> dict[str, Any]:
-    """Solvers on matrices of known spectra; the table of outcomes is printed as well."""
-    found = certainty.measure(n_cases, say)
-    print("\n".join(certainty.outcomes_as_text(found)))
-    return found
 
 
 def settings(grid: Grid) -> dict[str, Any]:
-    """The problems that the numbers belong to."""
+    """The problems to which the numbers belong."""
     base = grid.base
     return {
         "inputs": base.inputs,
@@ -134,5 +133,5 @@ def write(path: Path, found: dict[str, Any]) -> None:
 
 
 def say(what: str) -> None:
-    """Tell how far it is, without mixing with what is printed as a result."""
+    """Report progress on stderr, apart from the printed results."""
     print(what, file=sys.stderr, flush=True)

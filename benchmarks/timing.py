@@ -1,4 +1,4 @@
-"""Time single calls, taking turns."""
+"""Time single calls, in turn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Limits:
-    """When a measurement has repetitions enough."""
+    """When a measurement has enough repetitions."""
 
     at_least: int = 5
     enough_s: float = 0.3
@@ -23,7 +23,7 @@ class Limits:
     long_s: float = 1.0
     most_s: float = 7.5
     warm_s: float = 0.2
-    """Products that take less are repeated once, untimed, at the beginning of each turn."""
+    """Products that take less are called once, untimed, at the start of each turn."""
 
     @property
     def longest_call_s(self) -> float:
@@ -40,7 +40,7 @@ class Limits:
 
 
 def seconds(act: Callable[[], Any], device: str) -> tuple[float, Any]:
-    """Time one call; on a GPU by events on its own clock."""
+    """Time one call, on a GPU by its own clock."""
     if torch.device(device).type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -56,10 +56,10 @@ def seconds(act: Callable[[], Any], device: str) -> tuple[float, Any]:
 def take_turns(
     acts: dict[Any, Callable[[], Any]], device: str, limits: Limits
 ) -> dict[Any, list[float]]:
-    """Times of repeated calls, one of each in turn, so that a machine's noise hits all alike.
+    """Times of repeated calls, one of each in turn, so that the machine's noise hits all alike.
 
-    The caller has called each of them before, to warm up. Whoever was before leaves the caches full
-    of its own matrices and threads that wait spinning, so that a turn begins with a call untimed.
+    The caller has called each of them before, to warm up. The previous act leaves its own matrices
+    in the caches and threads that spin, so a turn begins with an untimed call.
     """
     times: dict[Any, list[float]] = {name: [] for name in acts}
     while waiting := [name for name in acts if not limits.reached(times[name])]:

@@ -1,9 +1,9 @@
 """Baseline: torch.func on the model itself, as a careful user would write it.
 
 With theta -> h(theta) the whole trajectory as a function of the parameters, the flow operator is
-``(dh/dtheta) (dh/dtheta)^T``: a VJP gives dtheta, a JVP brings it back. P is the derivative of the
-trajectory with respect to a forcing that is added to the state at each step, and K is a VJP and a
-JVP of one step at all rows at once. The forward pass behind the VJPs runs once and is kept.
+``(dh/dtheta) (dh/dtheta)^T``: a VJP gives dtheta, a JVP maps it back. P is the derivative of the
+trajectory with respect to a forcing added to the state at each step, and K is a VJP and a JVP of
+one step for all rows at once. The forward pass behind the VJPs runs once and is stored.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Maps(NamedTuple):
 def maps(function: Callable[[Any], Tensor], point: Any, *, traced: bool = False) -> Maps:
     """Derivative of `function` at `point`.
 
-    Forward mode evaluates the function again at each product; traced, it is evaluated once, and
-    what is linear in the tangent is replayed.
+    Forward mode evaluates the function again for each product. With `traced`, it is evaluated once,
+    and each product replays what is linear in the tangent.
     """
     pullback = vjp(function, point)[1]
     if traced:
@@ -45,14 +45,14 @@ def maps(function: Callable[[Any], Tensor], point: Any, *, traced: bool = False)
 
 
 def twice_reverse(function: Callable[[Any], Tensor], point: Any) -> Maps:
-    """The same by reverse mode alone: a pullback is linear, and its own pullback pushes."""
+    """The same by reverse mode alone: a pullback is linear, and its own pullback is the push."""
     output, pullback = vjp(function, point)
     transpose = vjp(lambda c: pullback(c)[0], torch.zeros_like(output))[1]
     return Maps(lambda tangent: transpose(tangent)[0], lambda cotangent: pullback(cotangent)[0])
 
 
 def over_blocks(action: Callable[[Tensor], Tensor]) -> Product:
-    """Apply to a block by vmap; a single vector does without."""
+    """Apply an action to a block by vmap, and to a single vector directly."""
 
     def product(q: Tensor) -> Tensor:
         return action(q[0])[None] if len(q) == 1 else vmap(action)(q)
@@ -109,7 +109,7 @@ def fused(case: Case) -> Contender:
 
     def flow(q: Tensor) -> Tensor:
         moved = of_outputs.push(of_outputs.pull(q[..., : case.hidden]))
-        unseen = case.state_size - case.hidden  # c of an LSTM, of which only the last comes out
+        unseen = case.state_size - case.hidden  # c of an LSTM: only the last comes out
         return torch.nn.functional.pad(moved, (0, unseen)) if unseen else moved
 
     if case.kind == "LSTM":

@@ -2,22 +2,22 @@ r"""
 Reproduction: the paper's claims, and our numbers
 =================================================
 
-What does the KPFlow paper (Hazelden, Driscoll, Shlizerman and Shea-Brown, arXiv 2507.06381) say,
-and what do we find? Each claim was turned into criteria, with bounds, that code asks of every
+What does the KPFlow paper (Hazelden, Driscoll, Shlizerman and Shea-Brown, arXiv 2507.06381) claim,
+and what do we find? Each claim is turned into criteria with bounds, which code checks on every
 network. A claim is *reproduced* if each criterion holds for all networks (or seeds), *not
-reproduced* if none holds for more than half of them, and *reproduced in part* otherwise. The
-bounds are ours, since the paper shows figures. Numbers are medians over networks, with the least
-and the largest in brackets.
+reproduced* if none holds for more than half of them, and *reproduced in part* otherwise. The bounds
+are ours, since the paper shows figures. Numbers are medians over networks, with the smallest and
+the largest in brackets.
 
 The networks have 256 units and are trained as in the paper (Adam, learning rate 1e-3, 5,000 noisy
 trials, until a minibatch has a loss of 1e-3), but with minibatches of 64 trials instead of 500,
-which are noisier, and for 2,000 to 10,000 iterations at the latest. *Variance over time* is the
-paper's effective rank: the operator is reduced to time
-(:meth:`~kpops.TrajectoryOperator.expand_average`), and the number of eigenvalues that hold 95 % of
-the sum of squares is counted, with interpolation, so that a single mode gives about 0.95.
-*Participation* is that of the whole operator (:func:`kpops.effective_rank`). P stands as P P*.
+which are noisier, and for at most 2,000 to 10,000 iterations. *Variance over time* is the paper's
+effective rank: the operator is reduced to time (:meth:`~kpops.TrajectoryOperator.expand_average`),
+and the rank is the number of eigenvalues that hold 95 % of the sum of squares, with interpolation,
+so that a single mode gives about 0.95. *Participation* is that of the whole operator
+(:func:`kpops.effective_rank`). P is analysed as P P*.
 
-``make checkpoints`` trains the networks and ``python -m reproduction`` measures them into
+``make checkpoints`` trains the networks. ``python -m reproduction`` measures them into
 ``reproduction/results``, from which this page is drawn.
 """
 
@@ -47,8 +47,8 @@ if found.missing():
     print("not measured:", ", ".join(found.missing()))
 
 
-def tell(claim):
-    """The claim, our number, every criterion, and what else is known."""
+def report(claim):
+    """Print the claim, our number, every criterion, and notes and tables."""
     for label, text in (("paper: ", claim.paper), ("here: ", claim.number)):
         print(textwrap.fill(text, 96, initial_indent=label, subsequent_indent=" " * len(label)))
     print(f"verdict: {claim.verdict}")
@@ -69,55 +69,55 @@ def tell(claim):
 # Ranks before training
 # ---------------------
 
-tell(claims[0])
+report(claims[0])
 
 # %%
 # Collapse on Memory-Pro
 # ----------------------
 #
-# Effective ranks over training, a line for each network. Above: the variance rank of the reduction
-# to time, by the paper's definition; below: the participation ratio of the whole operator.
+# Effective ranks over training, one line per network. Above: the variance rank of the reduction to
+# time, by the paper's definition. Below: the participation ratio of the whole operator.
 
-tell(claims[1])
+report(claims[1])
 fig = figures.ranks(found, "memory_pro")
 
 # %%
 # The flip-flop
 # -------------
 
-tell(claims[2])
+report(claims[2])
 fig = figures.ranks(found, "flip_flop")
 
 # %%
 # P above K
 # ---------
 
-tell(claims[3])
+report(claims[3])
 
 # %%
 # The scale of the initial weights
 # --------------------------------
 
-tell(claims[4])
+report(claims[4])
 fig = figures.over_g(found)
 
 # %%
 # Eigenfunctions of K
 # -------------------
 
-tell(claims[5])
+report(claims[5])
 fig = figures.eigenfunctions(found)
 
 # %%
 # Alignment of tasks
 # ------------------
 
-tell(claims[6])
+report(claims[6])
 fig = figures.alignments(found)
 
 # %%
 # State changes to first order
 # ----------------------------
 
-tell(claims[7])
+report(claims[7])
 fig = figures.state_change(found)

@@ -2,11 +2,11 @@
 Dynamic collapse
 ================
 
-A GRU learns to keep an angle in memory, and we watch its operators at every fiftieth iteration: the
-parameter operator :math:`K`, the propagator :math:`P` (as :math:`P P^{*}`) and the flow operator
-:math:`P K P^{*}`. This is Figure 4 of the KPFlow paper in small, and it is also ``make demo``. On
-the way from forgetting to remembering the propagator collapses: of all the perturbations that it
-used to treat alike, it comes to amplify a few.
+A GRU learns to keep an angle in memory, and we measure its operators at every fiftieth iteration:
+the parameter operator :math:`K`, the propagator :math:`P` (as :math:`P P^{*}`) and the flow
+operator :math:`P K P^{*}`. This is Figure 4 of the KPFlow paper at a small scale; ``make demo``
+runs it too. As the network passes from forgetting to remembering, the propagator collapses: it used
+to treat all perturbations alike, and comes to amplify a few.
 """
 
 import argparse
@@ -26,12 +26,12 @@ output = parser.parse_args().output
 # Measure every checkpoint
 # ------------------------
 #
-# The network has 64 units. It is trained when there are no checkpoints of it yet, which takes a
-# minute. Analysis wants a fixed set of trials: twenty angles around the circle, without noise.
+# The network has 64 units. If it has no checkpoints yet, it is trained, which takes a minute. The
+# analysis uses a fixed set of trials: twenty angles around the circle, without noise.
 #
-# :func:`kpops.over_training` linearises the network at each checkpoint and asks a function of yours
-# for what it wants to know. :func:`kpops.collapse` is such a function. For a network of your own,
-# pass your module, your checkpoints (any ``(step, state_dict)`` will do) and your inputs.
+# :func:`kpops.over_training` linearises the network at each checkpoint and passes it to a measure,
+# a function of your choice. :func:`kpops.collapse` is such a measure. For a network of your own,
+# pass your module, your checkpoints (any ``(step, state_dict)`` works) and your inputs.
 
 [training] = GALLERY["collapse"]
 progress = output is not None  # pages of the documentation show no bar
@@ -45,12 +45,12 @@ result["loss"] = run.history.loss.sel(step=result.step)
 # Two effective ranks
 # -------------------
 #
-# The table has two, which are easily confused. *Variance over time* is the one of the paper's
-# figures: the operator is reduced to the time dim (copy along trials and units, apply, average),
-# and the rank is the number of leading eigenvalues that hold 95 % of the sum of their squares, with
-# interpolation, so that 0.95 stands for one. *Participation* is that of the whole operator on
-# (trial, time, unit), here of size 115,200. The one of :math:`K` is exact; those of the others are
-# estimates from 32 products, whose standard errors the Dataset keeps.
+# The table shows two effective ranks, which are easily confused. *Variance over time* is the one in
+# the paper's figures: the operator is reduced to time (copy along trials and units, apply,
+# average), and the rank is the number of leading eigenvalues that hold 95 % of the sum of their
+# squares, with interpolation, so that 0.95 stands for one. *Participation* is that of the whole
+# operator on (trial, time, unit), here of size 115,200. It is exact for :math:`K`; for the others
+# it is an estimate from 32 matvecs, whose standard error is in the Dataset.
 
 OPERATORS = ["K", "P P*", "P K P*"]
 KINDS = ["variance over time", "participation"]
@@ -63,17 +63,16 @@ for step in result.step.values:
     print(f"{step:6}{float(row.loss):8.4f}" + "".join(f"{rank:11.2f}" for rank in ranks))
 
 # %%
-# The loss first rests at the value of a network that has learned to fixate and nothing else.
-# Nothing seems to happen there, but the propagator is changing. While the loss stands still,
-# :math:`P P^{*}` goes from tens of thousands of dims to hundreds by the participation ratio, and
-# from dozens to ten over time; when the loss has come down, it is about a hundred, and one. A
-# network that forgets leaves every push where it was made, so that :math:`P P^{*}` is not far from
-# the identity. One that remembers an angle carries on the few pushes that change the angle, and
-# these outweigh all others.
+# The loss first stays at the value of a network that has learned only to fixate. Nothing seems to
+# happen there, but the propagator is changing. While the loss is constant, :math:`P P^{*}` goes
+# from tens of thousands of dimensions to hundreds by the participation ratio, and from dozens to
+# ten over time. When the loss has come down, it is about a hundred, and one. A network that forgets
+# leaves every push where it was made, so :math:`P P^{*}` is not far from the identity. One that
+# remembers an angle propagates the few pushes that change the angle, and these outweigh all others.
 #
-# :math:`K` is a bystander. Over time it has about one dim all along, and never more than two; its
-# participation ratio is about one for each unit, since every unit has weights of its own. The flow
-# operator, through which the network learns, inherits the collapse of :math:`P`.
+# :math:`K` changes little. Over time it has about one dimension throughout, and never more than
+# two. Its participation ratio is about one for each unit, since every unit has its own weights. The
+# flow operator, through which the network learns, inherits the collapse of :math:`P`.
 
 fig, ((left, spectra), (reduced, whole)) = plt.subplots(
     2, 2, figsize=(10, 6.2), layout="constrained"
@@ -93,13 +92,13 @@ for name, colour in zip(OPERATORS, ["#0072B2", "#D55E00", "#009E73"], strict=Fal
 _ = spectra.set(ylim=(1e-7, 2), title="spectra over time")
 
 # %%
-# The fourth line of the lower panels is the dimension of the trajectories themselves: the same two
-# definitions for the matrix of all states. By the variance it goes the other way. While the
-# operator loses dims the states take up more, since the angles have to be kept apart. What a
-# network does and what a push would do to it are different questions.
+# The fourth line of the lower panels is the dimension of the trajectories themselves, by the same
+# two definitions for the matrix of all states. By the variance it moves the other way. While the
+# operator loses dimensions, the states occupy more, since the angles have to be kept apart. What a
+# network does, and how it responds to a push, are different questions.
 #
-# The spectra over time (upper right) show where the ranks come from: at the first step that of
-# :math:`P P^{*}` is almost flat, at the last it falls like the others.
+# The spectra over time (upper right) explain the ranks. At the first step that of :math:`P P^{*}`
+# is almost flat; at the last it decays like the others.
 
 if output is not None:
     output.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,10 @@ r"""
 The fixed points of a memory
 ============================
 
-A network that remembers three bits has to rest in eight places. Here a small GRU learns the
-flip-flop, and :func:`kpops.fixed_points` finds where its state can rest when nothing comes in: the
-eight memories, the saddles between them, and which way the saddles let go. At each of these points
-the network is linearised as it stays there, and :math:`P` tells what becomes of a push.
+A network that remembers three bits must have eight states of rest. Here a small GRU learns the
+flip-flop, and :func:`kpops.fixed_points` finds where its state can rest without input: the eight
+memories, the saddles between them, and the directions in which the saddles are unstable. At the
+end, it measures how far a change of the weights moves the memories.
 """
 
 import tempfile
@@ -22,9 +22,10 @@ from kpops.plot.style import COLOURS
 # A network that has to remember
 # ------------------------------
 #
-# Pulses of +1 and -1 come on three channels, and each output must hold the sign of the last pulse
-# of its own. The inputs are noisy, five times more than in the KPFlow paper, so that a state which
-# is not held in place is lost. Some seconds of training do; put your network and its inputs here.
+# Pulses of +1 and -1 arrive on three channels, and each output must hold the sign of the last pulse
+# on its own channel. The inputs are noisy, five times more than in the KPFlow paper, so a state
+# that is not held in place is lost. Some seconds of training are enough. Put your network and its
+# inputs here.
 
 torch.manual_seed(0)
 network = kpops.Network(nn.GRU(3, 32), nn.Linear(32, 3))
@@ -38,10 +39,10 @@ with tempfile.TemporaryDirectory() as folder:
 # Where it can rest
 # -----------------
 #
-# The search starts at 400 states that the network passes through on noise-free trials, and
-# minimises the speed :math:`|f(h) - h|` without input. It is made in float64, for a network of
-# float32. Some starts end far outside, where the gates of a GRU saturate and the speed falls for
-# ever; these are flagged as outliers.
+# The search starts at 400 states that the network visits on noise-free trials, and minimises the
+# speed :math:`|f(h) - h|` without input. It runs in float64, for a float32 network. Some starts end
+# far outside, where the gates of a GRU saturate and the speed keeps falling; these points are
+# flagged as outliers.
 
 trials = kpops.tasks.flip_flop(100, noise=0, rng=1)
 lin = kpops.linearize(network, trials.inputs)
@@ -57,9 +58,9 @@ for unstable, group in points.groupby("n_unstable"):
 
 # %%
 # There are eight points without an unstable direction, and twelve with one: the corners and the
-# edges of a cube. The six faces have their points, too, with two unstable directions, and the
-# middle has one with three. So it would be for three bistable units that know nothing of each
-# other; but these 32 units are connected as training left them.
+# edges of a cube. Each of the six faces has its point, with two unstable directions, and the centre
+# has one with three. Three independent bistable units would have the same points. But these 32
+# units are connected as training left them.
 
 fig, (plane, disc) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 kpops.plot.fixed_points(points, plane, states=lin.states[:30])
@@ -70,18 +71,18 @@ disc.set(adjustable="box", xlim=(0.7, 1.15), ylim=(-0.2, 0.2))
 plt.show()
 
 # %%
-# On the left, the cube is seen along the third principal component of thirty trials (grey). The
-# memories lie a little outside of them, since the next pulse comes before the state is there. Lines
-# are the unstable directions. On the right are the leading eigenvalues of :math:`A` at one point of
-# each sort: each beyond the unit circle is one bit that is undecided. It lies outside by some per
-# cent, so that some tens of steps decide.
+# The left panel views the cube along the third principal component of thirty trials (grey). The
+# memories lie a little outside the trials, since the next pulse comes before the state has arrived.
+# Lines are the unstable directions. The right panel shows the leading eigenvalues of :math:`A` at
+# one point of each kind. Each eigenvalue beyond the unit circle is one undecided bit. It lies
+# outside by a few per cent, so the decision takes a few tens of steps.
 #
-# The readout is where the cube can be seen at once. From each saddle with one unstable direction we
-# let the network go, a little to either side.
+# The outputs show the cube directly. We release the network near each saddle with one unstable
+# direction, a little to either side.
 
 
 def outputs(states):
-    """What the readout says of states (..., unit)."""
+    """Outputs of the readout for states (..., unit)."""
     with torch.no_grad():
         return network.readout(torch.as_tensor(np.asarray(states, "float32"))).numpy()
 
@@ -103,16 +104,16 @@ cube.view_init(elev=20, azim=-65)
 plt.show()
 
 # %%
-# The ways from the saddles (grey) are the edges: each saddle stands between two memories that
-# differ in one bit, and a pulse has to carry the state past it.
+# The paths from the saddles (grey) are the edges. Each saddle lies between two memories that differ
+# in one bit, and a pulse has to carry the state past it.
 #
 # What learning does to a memory
 # ------------------------------
 #
-# When the weights change by a little, a fixed point moves by :math:`(I - A)^{-1} J` times that
-# change, where :math:`J` is the parameter Jacobian of one step at the point and :math:`A` the state
-# Jacobian. That is :func:`kpops.stationary_response`. With an eigenvalue :math:`1 - d`, the inverse
-# is of size :math:`1/d` along one direction. Does a slow memory give way as much?
+# When the weights change slightly, a fixed point moves by :math:`(I - A)^{-1} J` times that change,
+# where :math:`J` is the parameter Jacobian of one step at the point and :math:`A` the state
+# Jacobian. :func:`kpops.stationary_response` is this operator. With an eigenvalue :math:`1 - d`,
+# the inverse has size :math:`1/d` along one direction. Does a slow memory move that much?
 
 nodes = points.isel(point=points.is_stable.values)
 response = kpops.stationary_response(network, nodes, dtype=torch.float64)
@@ -126,8 +127,8 @@ for matrix, node in zip(matrices, nodes.point, strict=True):
     print(f"{bits} {gain:7.0f} {energy.sum() ** 0.5:15.0f} {energy[0] / energy.sum():20.2f}")
 
 # %%
-# It does not. Between the memories :math:`d` differs several times over, and the response hardly;
-# nor is it of one mode, as it would be near a bifurcation. A direction of a GRU is slow where
-# update gates are nearly shut, and a shut gate keeps out what the weights do as it keeps in what
-# the state was: :math:`J` is small along that direction, in proportion to :math:`d`. That an
-# eigenvalue is near 1 says how long a push lasts, and not yet that learning can push there.
+# It does not. :math:`d` differs several times over between the memories, but the response hardly
+# differs. Nor does one mode dominate it, as it would near a bifurcation. A direction of a GRU is
+# slow where update gates are nearly shut. A shut gate keeps the state in, and it also keeps the
+# effect of the weights out: :math:`J` is small along that direction, in proportion to :math:`d`. An
+# eigenvalue near 1 shows how long a push lasts, not that learning can push there.

@@ -2,11 +2,11 @@ r"""
 The scale of the recurrent weights
 ==================================
 
-How strong should recurrent weights be before training? The KPFlow paper multiplies PyTorch's own,
-uniform between :math:`\pm 1/\sqrt{N}` for :math:`N` units, by a factor :math:`g`, and reports that
-with larger :math:`g` the rank of :math:`K` is higher, that learning collapses it less, and that
-learning is faster. This example sweeps :math:`g` in tanh RNNs of 64 units on Memory-Pro: first
-without any training, where several seeds cost little, then over the training of four networks.
+How strong should recurrent weights be before training? The KPFlow paper multiplies PyTorch's own
+weights, uniform between :math:`\pm 1/\sqrt{N}` for :math:`N` units, by a factor :math:`g`. It
+reports that with larger :math:`g` the rank of :math:`K` is higher, that learning collapses it less,
+and that learning is faster. This example sweeps :math:`g` in tanh RNNs of 64 units on Memory-Pro:
+first without training, where several seeds cost little, then over the training of four networks.
 """
 
 import functools
@@ -27,15 +27,15 @@ measure = functools.partial(kpops.collapse, num_modes=0, rng=0)
 # Before training
 # ---------------
 #
-# :func:`kpops.models.initialize_recurrent` draws the recurrent weights of a module in place. Put
-# your own in place of ``torch.nn.RNN``. With this :math:`g` the spectral radius is about
-# :math:`g/\sqrt{3}`, so that a network at rest loses its stability at :math:`g = 1.73` and not at
-# 1. Since another :math:`g` is common, too, it is best to report the radius.
+# :func:`kpops.models.initialize_recurrent` draws the recurrent weights of a module in place.
+# Replace ``torch.nn.RNN`` by your own module. With this :math:`g` the spectral radius is about
+# :math:`g/\sqrt{3}`, so a network at rest loses its stability at :math:`g = 1.73` and not at 1.
+# Another definition of :math:`g` is also common, so it is best to report the radius.
 #
 # :func:`kpops.collapse` computes effective ranks by two definitions, of :math:`K`, of :math:`P` (as
-# :math:`P P^{*}`), of the flow operator and of the trajectories. The *variance* rank is of the
-# operator reduced to functions of time, as in the paper's figures; the *participation* ratio is of
-# the whole operator on trials, times and units.
+# :math:`P P^{*}`), of the flow operator and of the trajectories. The *variance* rank is that of the
+# operator reduced to functions of time, as in the paper's figures. The *participation* ratio is
+# that of the whole operator on trials, times and units.
 
 
 def untrained(g, seed):
@@ -73,22 +73,22 @@ axes[0].set_ylabel("effective rank")
 axes[1].legend(frameon=False)
 
 # %%
-# Dots are seeds, lines their means, and the dotted line is where the rest state loses its
-# stability. :math:`K` follows the paper: beyond that line its rank rises with :math:`g` by both
-# definitions, since states that are driven by a network of their own accord have more dims than the
-# input has (see the trajectories in the table). By the variance over time the seeds differ more
-# than the scales do.
+# Dots are seeds, lines are their means, and the dotted line marks where the rest state loses its
+# stability. :math:`K` agrees with the paper: beyond that line its rank rises with :math:`g` by both
+# definitions, since states driven by the network itself have more dimensions than the input (see
+# the trajectories in the table). By the variance over time the seeds differ more than the scales
+# do.
 #
-# The surprise is :math:`P`. With weak weights a push is forgotten where it was made, so that
+# :math:`P` behaves differently. With weak weights a push is forgotten where it was made, so
 # :math:`P P^{*}` is close to the identity, with a rank in the tens of thousands. With strong
-# weights pushes grow, along a few directions that soon outweigh all others: the propagator is in
-# the collapsed state in which training ends elsewhere (:doc:`dynamic_collapse`), before any
-# training.
+# weights pushes grow along a few directions, which soon outweigh all others. The propagator is then
+# collapsed before any training, as it is elsewhere at the end of training
+# (:doc:`dynamic_collapse`).
 #
 # Over training
 # -------------
 #
-# Four networks of one seed, trained for 600 iterations of Adam.
+# Four networks with the same seed, trained for 600 iterations of Adam.
 
 runs = [trained(training) for training in GALLERY["g"]]
 print("g        radius before, after    loss, mean of the last 50 iterations")
@@ -119,18 +119,18 @@ axes[-1].get_legend().set_title("g")
 plt.show()
 
 # %%
-# *Speed.* The networks of small :math:`g` are still on the plateau at the end. They fixate and have
-# not begun to respond. That of :math:`g = 2` is the first to leave it, and that of :math:`g = 3`,
-# whose loss is the largest at first, goes below it, too. As far as four networks can tell, strong
-# weights learn faster.
+# *Speed.* The networks with small :math:`g` are still on the plateau at the end. They fixate and
+# have not begun to respond. The network with :math:`g = 2` is the first to leave the plateau. That
+# with :math:`g = 3`, whose loss is the largest at first, also goes below it. As far as four
+# networks can show, strong weights learn faster.
 #
-# *Stability.* But the network of :math:`g = 2` loses all that it had learned within a few
-# iterations, and its operators tell how: the rank of :math:`P P^{*}` jumps up by orders of
-# magnitude, a collapse played backwards. The network has become one that forgets, though its
-# spectral radius is larger than before: the radius is of the network at rest, while :math:`P` knows
-# the gains of the units along the trajectories.
+# *Stability.* But the network with :math:`g = 2` loses all that it had learned within a few
+# iterations, and its operators show how: the rank of :math:`P P^{*}` jumps up by orders of
+# magnitude, a collapse in reverse. The network now forgets, though its spectral radius is larger
+# than before. The radius describes the network at rest, while :math:`P` contains the gains of the
+# units along the trajectories.
 #
-# *Collapse.* Whether larger :math:`g` means less of it cannot be told from these, since where
-# :math:`P` begins with many dims the network did not learn, and where the network learned :math:`P`
-# had few dims from the beginning. It takes longer training, several seeds and larger networks:
-# those of the page :doc:`claims`, which ``make checkpoints`` trains.
+# *Collapse.* These networks cannot show whether larger :math:`g` means less collapse. Where
+# :math:`P` begins with many dimensions, the network did not learn; where the network learned,
+# :math:`P` had few dimensions from the beginning. The question requires longer training, several
+# seeds and larger networks: those of the page :doc:`claims`, which ``make checkpoints`` trains.

@@ -3,15 +3,15 @@ Gradient flow by hand
 =====================
 
 A step of gradient descent changes the weights so that the loss falls. What does it do to the
-trajectories? Proposition 1 of the KPFlow paper answers with a product of operators,
+trajectories? The answer in Proposition 1 of the KPFlow paper is a product of operators,
 
 .. math:: \delta h = -\eta\, P K P^{*}\, \mathrm{Err} + O(\eta^2), \qquad K = J J^{*},
 
-which is read from the right: the error of every state, carried back through time by :math:`P^{*}`,
-turned into a change of the weights by :math:`J^{*}`, back into a push at every step by :math:`J`,
-and carried forward through time by :math:`P`. Here we take these steps one by one, compare the
-result with :func:`kpops.gradient_flow`, with autograd and with what the network really does, and
-measure how the error of the prediction depends on the learning rate.
+to be read from the right. :math:`P^{*}` carries the error of every state back through time,
+:math:`J^{*}` turns it into a change of the weights, :math:`J` turns that into a push at every step,
+and :math:`P` carries the pushes forward through time. Here we take these steps one by one. We
+compare the result with :func:`kpops.gradient_flow`, with autograd and with the true change of the
+network, and measure how the error of the prediction depends on the learning rate.
 """
 
 import copy
@@ -24,10 +24,10 @@ import xarray as xr
 import kpops
 
 # %%
-# A network, some trials, and the network linearised about the trajectories that it makes of them.
-# Everything is in double precision, so that an identity can be told from an approximation. Put
-# your own model in place of ``network``: a recurrent layer with a readout, or any cell (then pass
-# ``readout=`` to :func:`kpops.linearize`).
+# We take a network and some trials, and linearise the network about its trajectories. Everything is
+# in double precision, to separate identities from approximations. Replace ``network`` by your own
+# model: a recurrent layer with a readout, or any cell (then pass ``readout=`` to
+# :func:`kpops.linearize`).
 
 torch.manual_seed(0)
 network = kpops.Network(torch.nn.GRU(3, 64, batch_first=True), torch.nn.Linear(64, 3)).double()
@@ -40,26 +40,26 @@ print(lin)
 # ---------
 #
 # The loss is the mean of the squared error over trials, time and outputs. Its derivative with
-# respect to the outputs is easy; ``lin.C`` is the readout, linearised, and its adjoint takes the
-# derivative to the states. That is Err: what the loss would gain if one state alone were different
-# and nothing followed from it.
+# respect to the outputs is easy. ``lin.C`` is the linearised readout, and its adjoint takes the
+# derivative to the states. The result is Err: the derivative of the loss with respect to one state
+# alone, with no later effects.
 
 difference = lin.outputs - task.targets
 error = lin.C.H @ (2 * difference / difference.size)
 
 # %%
-# Then the four operators. Labelled arrays come out as labelled arrays: of dims (trial, time, unit),
-# and the gradient as one vector of all recurrent weights and biases.
+# Then apply the four operators. Labelled arrays give labelled arrays, with dimensions (trial, time,
+# unit); the gradient is one vector of all recurrent weights and biases.
 
 adjoint = lin.P.H @ error  # backpropagation through time
 gradient = lin.J.H @ adjoint
-forcing = lin.J @ -gradient  # the push that every single step gets, per learning rate
-change = lin.P @ forcing  # and what becomes of the trajectory
+forcing = lin.J @ -gradient  # the push of every single step, per learning rate
+change = lin.P @ forcing  # the change of the trajectory
 
 # %%
-# :func:`kpops.gradient_flow` returns the same stations with their labels, and ``lin.flow`` is the
-# whole chain as one operator. The gradient is what autograd finds, whose way through the network
-# has nothing in common with ours.
+# :func:`kpops.gradient_flow` returns the same stages with their labels, and ``lin.flow`` is the
+# whole chain as one operator. The gradient equals that of autograd, which is computed in an
+# entirely different way.
 
 flow = kpops.gradient_flow(lin, task.targets)
 inputs, targets = (torch.from_numpy(task[name].values) for name in ("inputs", "targets"))
@@ -78,8 +78,8 @@ print(f"state change, by hand and by lin.flow:        {distance(change, -(lin.fl
 print(f"gradient, by hand and by autograd:            {distance(gradient, of_autograd):.0e}")
 
 # %%
-# Where in the trial does it all happen? Here is the root mean square of every station over trials
-# and units, with the letters of theory; dotted lines part the epochs.
+# Where in the trial does it happen? Here is the root mean square of every stage over trials and
+# units, with the symbols of the theory; dotted lines separate the epochs.
 
 stations = {
     "error": r"$\mathrm{Err}$",
@@ -104,21 +104,20 @@ for ax, (name, symbol) in zip(axes, stations.items(), strict=True):
 _ = axes[0].set_ylabel("root mean square")
 
 # %%
-# The error is constant up to the response, where something else is asked for. The adjoint of a step
-# sums up the errors that are still to come, as far as this untrained network hands a push on.
-# Before the response it dips, because the errors to come point elsewhere than those of the delay,
-# and at the end there is nothing more to come. The forcing follows neither of them. The weights are
-# shared between all steps, so that a change which is asked for at one of them pushes all others
-# with similar features, and harder where the fixation input is on. The state change is what these
-# pushes add up to.
+# The error is constant until the response, where the target changes. The adjoint of a step sums the
+# errors that are still to come, as far as this untrained network propagates a push. Before the
+# response it dips, because the later errors point elsewhere than those of the delay; at the end no
+# errors remain. The forcing follows neither. All steps share the weights, so a change that one step
+# requires pushes all others with similar features, and more strongly where the fixation input is
+# on. The state change is the accumulated effect of these pushes.
 #
 # How good is the prediction?
 # ---------------------------
 #
 # Now train, by twenty steps of stochastic gradient descent, each on a minibatch of new trials.
 # Before each step we predict the state change of its trials, and take the step at several learning
-# rates to see the real one. (The readout learns, too. It has no influence on the states, so the
-# prediction need not know of it.)
+# rates to measure the true change. (The readout learns, too. It does not influence the states, so
+# the prediction does not involve it.)
 
 rates = np.array([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0])
 training_rate = 0.3
@@ -172,13 +171,12 @@ right.set(ylim=(0.9, 1.1), xticks=range(0, 20, 5))
 plt.show()
 
 # %%
-# The error of the prediction is proportional to the learning rate at every one of the twenty steps,
-# as the remainder of second order demands: the order that is measured between the rates 0.01 and
-# 0.1 is one within some thousandths. Proposition 1 is thus a statement about small steps, and the
-# figure tells what is small. The prediction is within a few per cent up to a rate of 1, which no
-# one would call timid; beyond it, the first steps of training leave the straight line. What counts
-# is the length of the step, :math:`\eta\,|\nabla L|`, and so the predictions get better while the
-# gradient gets smaller.
+# The error of the prediction is proportional to the learning rate at each of the twenty steps, as
+# expected for a second-order remainder: the order measured between the rates 0.01 and 0.1 is one
+# within a few thousandths. Proposition 1 is thus a statement about small steps, and the figure
+# shows what is small. The prediction is within a few per cent up to a rate of 1, which is not a
+# small rate; beyond it, the first steps of training leave the straight line. What counts is the
+# length of the step, :math:`\eta\,|\nabla L|`, so the predictions improve as the gradient shrinks.
 #
-# All this is of plain gradient descent. Adam takes another step, but from there on the chain is the
-# same: ``lin.J @ step`` is its forcing and ``lin.sensitivity @ step`` its state change.
+# All this concerns plain gradient descent. Adam takes another step, but the rest of the chain is
+# the same: ``lin.J @ step`` is its forcing and ``lin.sensitivity @ step`` its state change.

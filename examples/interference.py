@@ -2,16 +2,16 @@ r"""
 Interference between four tasks
 ===============================
 
-One network learns four tasks, and a context at the beginning of a trial tells which is asked for:
+One network learns four tasks, and a context at the beginning of a trial selects the task:
 Memory-Pro, Memory-Anti, Delay-Pro or Delay-Anti. They can be paired in two ways. Tasks with the
-same *timing* (both Memory, or both Delay) have the same inputs after the context; tasks with the
+same *timing* (both Memory, or both Delay) have the same inputs after the context. Tasks with the
 same *response* (both Pro, or both Anti) have the same targets. Figure 5 of the KPFlow paper reports
 that during learning the states reorganise from the first pairing to the second, at about the same
-iteration in all networks, and that the operators :math:`P_i K_{ij} P_j^{*}`, by which learning task
-:math:`j` moves the trajectories of task :math:`i`, prefer the second pairing before the states do.
-Here are five networks. All of them reorganise, each when its own loss falls. Whether their
-operators do so before depends on what is meant by the alignment of operators: of the three measures
-below, one does.
+iteration in all networks. It also reports that the operators :math:`P_i K_{ij} P_j^{*}`, through
+which learning task :math:`j` moves the trajectories of task :math:`i`, prefer the second pairing
+before the states do. Here are five networks. All of them reorganise, each when its own loss falls.
+Whether their operators do so earlier depends on the measure of alignment: with one of the three
+measures below, they do.
 """
 
 import functools
@@ -24,10 +24,10 @@ from networks import GALLERY, TASKS, trained
 import kpops
 
 # %%
-# Five GRUs of 64 units, which differ by their seed, and five noise-free trials of each task. The
-# angles are the same for all tasks, so that every trial has its like in the other tasks:
+# We use five GRUs of 64 units, which differ in their seed, and five noise-free trials of each task.
+# The angles are the same for all tasks, so every trial has a counterpart in the other tasks:
 # ``condition="angle"``. Put your own networks here, and inputs with a coordinate (or a list of
-# labels) that tells the task of each trial.
+# labels) that gives the task of each trial.
 
 runs = [trained(training) for training in GALLERY["interference"]]
 task = TASKS["four_tasks"](20, angles="even", noise=0)
@@ -49,16 +49,16 @@ result = xr.concat(results, seeds, combine_attrs="drop_conflicts")
 # are matrices of cosines between tasks:
 #
 # ``state_tuning_cosine``
-#   What the angle changes in the states.
+#   The effect of the angle on the states.
 # ``trace_alignment``
-#   :math:`\operatorname{tr} P_i K_{ij} P_j^{*}`, normalised: whether a change of the weights
-#   moves both tasks alike.
+#   :math:`\operatorname{tr} P_i K_{ij} P_j^{*}`, normalised: whether a change of the weights moves
+#   both tasks alike.
 # ``kernel_alignment``
 #   Whether the flow operators :math:`P_i K_{ii} P_i^{*}` of both tasks relate their trials alike.
 # ``gradient_tuning_cosine``
 #   The operators between the errors of both tasks,
 #   :math:`\langle \mathrm{Err}_i, P_i K_{ij} P_j^{*}\, \mathrm{Err}_j\rangle`, trial by trial and
-#   less what all trials have in common.
+#   without the part that all trials share.
 #
 # The mean over seeds, before the first of the networks learns to respond, and at the end:
 
@@ -86,17 +86,17 @@ for row, step in zip(axes, (plateau, last), strict=True):
 fig.colorbar(axes[0, 0].images[0], ax=axes, label="cosine", shrink=0.6)
 
 # %%
-# In the upper row the network fixates and does not respond yet. Its states are in blocks of equal
-# timing, and within a block the tuning is the same to the second digit: as far as the angle goes,
-# the network does not know that there are Pro and Anti. Its operators are in the same blocks. But
-# the targets of Pro and Anti are opposite, so with the errors on both sides (right) what one learns
-# the other must unlearn. In the lower row all measures have blocks of equal response.
+# In the upper row the network fixates and does not respond yet. Its states form blocks of equal
+# timing. Within a block the tuning agrees to the second digit: with respect to the angle, the
+# network does not distinguish Pro from Anti. Its operators form the same blocks. But the targets of
+# Pro and Anti are opposite, so with the errors on both sides (right), learning one of them undoes
+# the other. In the lower row all measures form blocks of equal response.
 #
 # Which pairing, and when
 # -----------------------
 #
-# The mean cosine of tasks with the same response less that of tasks with the same timing is the
-# *preference* of a measure. Where it crosses zero, the network reorganises.
+# The *preference* of a measure is the mean cosine of tasks with the same response minus that of
+# tasks with the same timing. Where it crosses zero, the network reorganises.
 
 RESPONSE = [("memory_pro", "delay_pro"), ("memory_anti", "delay_anti")]
 TIMING = [("memory_pro", "memory_anti"), ("delay_pro", "delay_anti")]
@@ -134,25 +134,25 @@ axes[1].set_ylabel("response - timing")
 axes[-1].get_legend().set_title("seed")
 
 # %%
-# *States.* They reorganise in every network, and abruptly, when its loss leaves the plateau.
-# Between networks the iterations differ by more than a half, so "at about the same iteration" holds
-# of these small networks only when iterations are counted from the fall of the loss.
+# *States.* They reorganise in every network, abruptly, when its loss leaves the plateau. The
+# iterations differ between networks by more than a half. So in these small networks "at about the
+# same iteration" holds only when iterations are counted from the fall of the loss.
 #
-# *Operators.* By trace and by kernel alignment, which know nothing of targets, they prefer the
+# *Operators.* By trace and by kernel alignment, which do not involve the targets, they prefer the
 # timing as long as the states do, and change with them, at the same checkpoint. We see no lead
 # here.
 #
 # *Operators and errors.* These prefer the response from the start, hundreds of iterations before
-# the states. So the paper's claim can be seen in them, but it is no foresight of the network: as
-# long as the states of Pro and Anti are the same, opposite targets alone make it so. What it does
-# say is that all along the plateau, where nothing seems to happen, gradient descent is asked to
-# part Pro from Anti, by operators that are nearly the same for both and move them together.
+# the states. So they show the paper's claim, but it is no foresight of the network: as long as the
+# states of Pro and Anti are the same, opposite targets alone produce it. It does show that all
+# along the plateau, where nothing seems to happen, the errors push gradient descent to separate Pro
+# from Anti, through operators that are nearly the same for both and move them together.
 #
 # By chance?
 # ----------
 #
-# With five trials of each task, cosines can be large by accident. Exchange the tasks of trials with
-# the same angle at random, many times, and see how often the cosines of tasks with the same
+# With five trials of each task, cosines can be large by chance. We exchange the tasks of trials
+# with the same angle at random, many times, and count how often the cosines of tasks with the same
 # response are as high. Here is the largest of these p-values over both pairs and all networks.
 
 nulls = []
@@ -174,10 +174,10 @@ for name in ("state_tuning_cosine", "gradient_tuning_cosine"):
 # Help and harm
 # -------------
 #
-# A cosine has no size. What a step on one task does to the loss of another has, and
-# :func:`kpops.accumulate_interference` adds it up over training. (It accounts for plain gradient
-# descent at the weights that training went through; ours was by Adam, so read the signs and the
-# ratios.) From the plateau on, this is what the other three tasks did to each.
+# A cosine has no size, but the effect of a step on one task on the loss of another has.
+# :func:`kpops.accumulate_interference` sums it over training. (It describes plain gradient descent
+# at the weights that training went through; ours used Adam, so read the signs and the ratios.) This
+# is the effect on each task of the other three, from the plateau on.
 
 total = kpops.accumulate_interference(result.sel(step=slice(plateau, None)), learning_rate=2e-3)
 others = total.accumulated_from_others.transpose("step", "task", "seed")
@@ -198,8 +198,7 @@ ax.set_ylabel("change of the loss\nby other tasks")
 plt.show()
 
 # %%
-# If tasks did not touch each other the share would be 0, and if all were one task 0.75. It is
-# between a third and a half, with a large spread over networks. On the plateau the others help
-# little, or do some harm to the Delay tasks. When the states reorganise they begin to help, and
-# they go on to the end: of the two pairings, the one that learning arrives at is the one in which
-# tasks share.
+# If tasks did not interact the share would be 0, and if all were one task 0.75. It is between a
+# third and a half, with a large spread over networks. On the plateau the others help little, or
+# harm the Delay tasks slightly. When the states reorganise they begin to help, and they do so to
+# the end: learning arrives at the pairing in which tasks share.

@@ -2,11 +2,11 @@ r"""
 Lyapunov exponents and the edge of chaos
 ========================================
 
-How fast do nearby trajectories part? :func:`kpops.lyapunov_spectrum` follows tangent vectors along
-the trajectories of any recurrent model, by the same state Jacobians that make up :math:`P`: the
-blocks of :math:`P` are their products, and the exponents are what the logarithms of the singular
-values of long blocks tend to, per step. Here it is tried on a system whose exponents are known, and
-then asked where a random tanh network becomes chaotic.
+How fast do nearby trajectories separate? :func:`kpops.lyapunov_spectrum` follows tangent vectors
+along the trajectories of any recurrent model, by the same state Jacobians that make up :math:`P`.
+The blocks of :math:`P` are their products, and the exponents are the limits, per step, of the
+logarithms of the singular values of long blocks. We test the function on a system with known
+exponents, and then find where a random tanh network becomes chaotic.
 """
 
 import matplotlib.pyplot as plt
@@ -18,12 +18,12 @@ import kpops
 from kpops.plot.style import COLOURS
 
 # %%
-# A system that is known
-# ----------------------
+# A known system
+# --------------
 #
-# A vector field and a solver are a model: that of Lorenz takes three lines. With ``dt`` the
-# exponents are per unit of time. Sixteen trials start on the attractor or near it, and 15 units of
-# time are given to get there.
+# A vector field and a solver make a model: the Lorenz system takes three lines. With ``dt`` the
+# exponents are per unit of time. Sixteen trials start on the attractor or near it, and have 15
+# units of time to reach it.
 
 
 def lorenz(t, h):
@@ -55,17 +55,18 @@ axes[2].legend(frameon=False, loc="lower left", fontsize=8)
 plt.show()
 
 # %%
-# The sum is the divergence of the field, the same everywhere, so that it has no statistical error.
-# In the middle is what the two leading exponents would be, had the run ended earlier, with one
-# standard error about the end (shaded). The zero exponent belongs to the direction of the flow
-# itself. On the right, the same growth by windows of a third of a unit of time: states are pushed
-# apart and drawn together by turns, and the exponent of chaos is a small difference of both.
+# The sum is the divergence of the field, which is the same everywhere, so it has no statistical
+# error. The middle panel shows the two leading exponents that an earlier end of the run would have
+# given, with one standard error around the final value (shaded). The zero exponent belongs to the
+# direction of the flow itself. The right panel shows the same growth in windows of a third of a
+# unit of time: states are pushed apart and drawn together by turns, and the exponent of chaos is a
+# small difference of the two.
 #
 # Directions
 # ----------
 #
 # :func:`kpops.covariant_lyapunov_vectors` gives the directions that grow at these rates. The angles
-# between them tell how well growth and decay are kept apart.
+# between them show how well growth and decay are separated.
 
 vectors = kpops.covariant_lyapunov_vectors(flow, **run, angles=True, interval=5)
 smallest = vectors.covariant_angle.min(("trial", "time")).values
@@ -75,16 +76,16 @@ kpops.plot.covariant_angles(vectors)
 plt.show()
 
 # %%
-# The contracting direction (mode 3) keeps its distance from both others, here a tenth of a
-# radian. The first two, that of growth and that of the exponent zero, come close to one another.
+# The contracting direction (mode 3) keeps its distance from the other two, here a tenth of a
+# radian. The first two, that of growth and that of the zero exponent, come close to each other.
 #
 # From rest to chaos
 # ------------------
 #
-# Now a tanh network of 200 units without inputs and biases, whose recurrent weights are PyTorch's
-# times :math:`g`; put your own in the place of ``torch.nn.RNN``. Its state of rest has the exponent
-# :math:`\log \rho`, with :math:`\rho` the spectral radius, about :math:`g/\sqrt{3}`, and so loses
-# its stability near :math:`g = \sqrt{3}`. What comes then?
+# Now we take a tanh network of 200 units without inputs and biases, whose recurrent weights are
+# PyTorch's times :math:`g`. Replace ``torch.nn.RNN`` by your own module. The state of rest has the
+# exponent :math:`\log \rho`, where :math:`\rho` is the spectral radius, about :math:`g/\sqrt{3}`.
+# So it loses its stability near :math:`g = \sqrt{3}`. What happens then?
 
 
 def network(g, seed):
@@ -95,7 +96,7 @@ def network(g, seed):
 
 
 def free(rnn, k):
-    """The k leading exponents of what a network does by itself."""
+    """The k leading exponents of the autonomous network."""
     h0 = np.random.default_rng(0).standard_normal((4, 200))
     return kpops.lyapunov_spectrum(rnn, k=k, h0=h0, n_steps=1200, transient=500, rng=0)
 
@@ -131,15 +132,15 @@ for name, spectrum in spectra.items():
 plt.show()
 
 # %%
-# As long as the rest is stable all trials come to it, and the exponent is its own (dashed). It
-# crosses zero where the radius of the very network is 1, which for 200 units is near
-# :math:`\sqrt{3}` (dotted) and not upon it. The motion that takes the place of the rest does not
-# follow the dashed line. For a while its exponent stays at zero, as it does where a network
-# oscillates, since along an oscillation nothing grows or decays. Chaos comes later, and in each
-# network at another :math:`g`. That it begins where the rest ends is a law of infinitely many units
-# (Sompolinsky, Crisanti and Sommers 1988).
+# As long as the rest state is stable, all trials converge to it, and the exponent is its own
+# (dashed). It crosses zero where the radius of the given network is 1; for 200 units this is near
+# :math:`\sqrt{3}` (dotted), not exactly there. The motion that replaces the rest does not follow
+# the dashed line. For a while its exponent stays at zero, as in an oscillation, since along an
+# oscillation nothing grows or decays. Chaos comes later, and in each network at another :math:`g`.
+# That it begins where the rest ends is a law for infinitely many units (Sompolinsky, Crisanti and
+# Sommers 1988).
 #
-# So a radius above 1 says that the rest is unstable, and not that there is chaos. The spectrum
-# (right) says how much of it there is: with :math:`g` more exponents are positive, and the
-# triangles, the Kaplan-Yorke dimensions of the attractors, move to the right. Networks that are
-# made with a large :math:`g`, as in :doc:`g_sweep`, begin to learn from there.
+# So a radius above 1 means that the rest state is unstable, not that there is chaos. The spectrum
+# (right) shows the extent of chaos: with :math:`g` more exponents are positive, and the triangles,
+# the Kaplan-Yorke dimensions of the attractors, move to the right. Networks with a large initial
+# :math:`g`, as in :doc:`g_sweep`, begin to learn from there.

@@ -1,15 +1,15 @@
 """The trained networks of the gallery and of the page *Reproduction*, from one resumable script.
 
-``python examples/networks.py`` (``make checkpoints``) trains those that are not trained yet, and
-goes on where it was interrupted. Checkpoints are kept outside the repository, in ``~/.cache/kpops``
-or in the folder that the environment variable ``KPOPS_CACHE`` names. The examples call
-:func:`trained`, which trains what is missing; a network of the gallery takes a minute at most. The
-smallest networks come with the repository, in ``examples/checkpoints``.
+``python examples/networks.py`` (``make checkpoints``) trains those that are missing, and continues
+where it was interrupted. Checkpoints are kept outside the repository, in ``~/.cache/kpops`` or in
+the folder named by the environment variable ``KPOPS_CACHE``. The examples call :func:`trained`,
+which trains what is missing; a network of the gallery takes a minute at most. The smallest networks
+come with the repository, in ``examples/checkpoints``.
 
 The networks of the page *Reproduction* have 256 units and are trained as in the KPFlow paper (Adam,
-learning rate 1e-3, 5,000 noisy trials, at most 10,000 iterations, until a loss of 1e-3), but for
-two things that two cores ask for: minibatches of 64 trials instead of 500, and fewer iterations, as
-written below, where they had learned.
+learning rate 1e-3, 5,000 noisy trials, at most 10,000 iterations, until a loss of 1e-3), with two
+concessions to two cores: minibatches of 64 trials instead of 500, and fewer iterations, as written
+below, where they had learned by then.
 """
 
 import argparse
@@ -42,7 +42,7 @@ RECURRENT = {"gru": torch.nn.GRU, "rnn": torch.nn.RNN}
 
 @dataclass(frozen=True)
 class Training:
-    """What a network is, and how it is trained."""
+    """A network and its training."""
 
     task: str
     cell: str
@@ -132,7 +132,7 @@ class Trained(NamedTuple):
 
 
 def trained(training: Training, *, progress: bool = False) -> Trained:
-    """Train a network, or read what is there of it."""
+    """Train a network, or continue or read an existing training."""
     network, folder = training.network(), CACHE / training.name
     if (COMMITTED / training.name).exists() and not folder.exists():
         shutil.copytree(COMMITTED / training.name, folder)

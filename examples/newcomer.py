@@ -3,8 +3,8 @@ The first hour
 ==============
 
 You have a network of your own, weights in a file, and a task in which the answer is a class. This
-page goes from there to figures and a small study: twenty cells to copy, in the order in which one
-needs them.
+page leads from there to figures and a small study, in twenty cells to copy, in the order in which
+you need them.
 """
 
 import tempfile
@@ -19,13 +19,13 @@ from torch import nn
 
 import kpops
 
-folder = Path(tempfile.mkdtemp())  # choose one of your own
+folder = Path(tempfile.mkdtemp())  # choose a folder of your own
 
 # %%
 # Your network
 # ------------
 #
-# One module from inputs to outputs, as most networks are. Nothing in it knows of kpops.
+# Like most networks, it is one module from inputs to outputs. Nothing in it depends on kpops.
 
 
 class Decider(nn.Module):
@@ -47,9 +47,9 @@ class Decider(nn.Module):
 # Your task
 # ---------
 #
-# Noisy evidence for left or right, for a time that differs from trial to trial; when a cue comes,
-# answer for the last five steps. Labels are whole numbers, one for each step. Trials end at
-# different times, and a mask says where: True at steps that are there.
+# Each trial gives noisy evidence for left or right, for a time that varies from trial to trial.
+# When a cue comes, answer for the last five steps. Labels are integers, one for each step. Trials
+# end at different times, and a mask is True at the steps that exist.
 
 
 def decisions(n_trials, seed, longest=20):
@@ -71,7 +71,7 @@ def decisions(n_trials, seed, longest=20):
 # Your training
 # -------------
 #
-# Any loop will do. Keep some state dicts: those are the checkpoints.
+# Any loop works. Keep some state dicts: these are the checkpoints.
 
 
 def train(seed, steps=300, keep=(0, 300)):
@@ -97,8 +97,8 @@ torch.save(train(seed=0), folder / "weights.pt")
 # Load it
 # -------
 #
-# From here on there is a class and a file, as usual. ``eval()`` switches dropout off: a
-# linearization is of one trajectory, so nothing in it may be random.
+# From here on you have a class and a file, as usual. ``eval()`` switches dropout off: a
+# linearization describes one trajectory, so nothing in it may be random.
 
 weights = torch.load(folder / "weights.pt")
 network = Decider()
@@ -106,8 +106,8 @@ network.load_state_dict(weights[300])
 network.eval()
 
 # %%
-# Does it work? Trials that were not trained on, with labels for xarray: coordinates of the inputs
-# come back on every result.
+# Does the network work? Test it on new trials. They carry labels for xarray: the coordinates of the
+# inputs return on every result.
 
 inputs, labels, mask, side = decisions(16, seed=1234)
 order = np.lexsort([mask.sum(1), side])
@@ -125,16 +125,16 @@ print(f"right at {np.mean(said[mask] == labels[mask]):.0%} of all steps")
 # Linearise
 # ---------
 #
-# The network goes in as it is. The second line says what kpops found: a recurrent part and a
-# readout that together are its forward, values and derivatives. If it could not make sure, it would
-# say what to write instead (:doc:`/models`).
+# Pass the network as it is. The second line reports what kpops found: a recurrent part and a
+# readout that together equal its forward, in values and derivatives. If kpops could not verify
+# this, an error would show what to write instead (:doc:`/models`).
 
 lin = kpops.linearize(network, trials, mask=mask)
 print(lin)
 
 # %%
-# Nothing in ``network`` has changed, and later training does not change ``lin``. States and outputs
-# are those that you know:
+# Nothing in ``network`` has changed, and later training does not change ``lin``. The outputs are
+# those of the network:
 
 ours, theirs = lin.outputs.values[mask], network(torch.from_numpy(inputs)).detach().numpy()[mask]
 print("same outputs:", np.allclose(ours, theirs, atol=1e-5))
@@ -143,9 +143,9 @@ print("same outputs:", np.allclose(ours, theirs, atol=1e-5))
 # The operators
 # -------------
 #
-# :math:`P` carries a push of the states forward in time, :math:`K` says which pushes the weights
-# can make, and :math:`P K P^{*}` which changes of the trajectories learning can make. They act on
-# anything with the dims of the states, and ignore what the mask leaves out.
+# :math:`P` carries a push of the states forward in time. :math:`K` gives the pushes that the
+# weights can make, and :math:`P K P^{*}` the changes of the trajectories that learning can make.
+# They act on any array with the dimensions of the states, and ignore what the mask excludes.
 
 push = xr.zeros_like(lin.states)
 push[dict(trial=0, time=2, unit=0)] = 1
@@ -153,8 +153,8 @@ carried = lin.P @ push
 print(f"a push of 1 at step 3 is, ten steps later, {float(abs(carried[0, 12]).max()):.3f}")
 
 # %%
-# How many directions does learning have here? There is more than one answer, so you name yours
-# (:ref:`which-rank`). Each comes with its standard error.
+# How many directions does learning have here? There is more than one definition, so you name yours
+# (:ref:`which-rank`). Each estimate comes with its standard error.
 
 
 def dims_used(op):
@@ -172,13 +172,13 @@ for op in (lin.K, lin.P, lin.flow):
 # A spectrum
 # ----------
 #
-# The leading modes of :math:`P K P^{*}` are what a step of gradient descent changes most easily.
+# The leading modes of :math:`P K P^{*}` are the changes that gradient descent makes most easily.
 
 modes = kpops.eigsh(lin.flow, k=8, rng=0)
 print("all converged:", bool(modes.converged.all()))
 
 # %%
-# A mode is a change of all trajectories; here is its size over time, for each trial.
+# A mode is a change of all trajectories. Here is its size over time, for each trial.
 
 size = np.sqrt((modes.eigenfunction.sel(mode=1) ** 2).sum("unit"))
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -190,20 +190,21 @@ _ = right.set_title("the first mode")
 # What the next step does
 # -----------------------
 #
-# A loss turns the operators to the task: here the cross-entropy, a mean over the steps that the
-# mask leaves. Any function of outputs and targets will do, too.
+# A loss relates the operators to the task: here the cross-entropy, averaged over the valid steps.
+# Any function of outputs and targets works too.
 
 flow = kpops.gradient_flow(lin, labels, loss="cross_entropy")
 print(f"loss {float(flow.loss):.3f}")
 
 # %%
-# ``state_change`` is how the step moves every state, for a learning rate of 1. Its size by side:
+# ``state_change`` is the movement of every state by the step, for a learning rate of 1. Its size by
+# side:
 
 moved = np.sqrt((flow.state_change**2).mean("unit")).where(mask)
 print(moved.groupby("side").mean(["trial", "time"]).round(4).values)
 
 # %%
-# Is it true? Take a small step with your own autograd, and compare.
+# Is the prediction correct? Take a small step with your own autograd, and compare.
 
 rate = 1e-2
 moving = Decider().eval()
@@ -248,8 +249,8 @@ _ = ax.legend(frameon=False)
 # Save it
 # -------
 #
-# Results are Datasets with their labels and where they come from, so they go to Zarr and to netCDF
-# as they are.
+# Results are Datasets that carry their labels and their origin, and can be written directly to Zarr
+# and netCDF.
 
 store = followed.to_zarr(folder / "followed.zarr", consolidated=False)
 again = xr.open_zarr(folder / "followed.zarr", consolidated=False)
@@ -259,8 +260,8 @@ print(again["rank"].dims, "the same:", bool((again["rank"] == followed["rank"]).
 # A study by hand
 # ---------------
 #
-# Is it so for other seeds? Train, follow, and join along a new dim. A loop and ``xr.concat`` are
-# all that a small study needs.
+# Does this hold for other seeds? Train, follow, and join along a new dimension. A small study needs
+# only a loop and ``xr.concat``.
 
 seeds = xr.DataArray([0, 1, 2], dims="seed")
 results = [followed]
@@ -271,7 +272,7 @@ study = xr.concat(results, seeds)
 print(study["rank"].mean("seed").to_pandas().astype(float).round(1))
 
 # %%
-# And the answer, by seed:
+# The answer, by seed:
 
 fig, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
 for name, ranks in study["rank"].groupby("operator"):
@@ -281,10 +282,10 @@ for name, ranks in study["rank"].groupby("operator"):
 ax.set(yscale="log", ylabel="effective rank (participation)", xlim=(-0.2, 1.4))
 
 # %%
-# A line is a seed. In each, :math:`K` changes little, :math:`P K P^{*}` comes to less than half
-# of its dims, and :math:`P` to less than a tenth. Whether that is due to the task or to the
-# architecture is a larger study.
+# Each line is a seed. In each, :math:`K` changes little, :math:`P K P^{*}` falls to less than half
+# of its dimensions, and :math:`P` to less than a tenth. Whether the task or the architecture causes
+# this is a question for a larger study.
 #
-# From here: :doc:`/concepts` for what each operator answers, :doc:`/spectra` for what a result
-# promises, :doc:`/troubleshooting` if something was refused, and the scripts of this gallery for
-# every question of the paper.
+# Continue with :doc:`/concepts` for the question that each operator answers, :doc:`/spectra` for
+# what a result guarantees, :doc:`/troubleshooting` if something was refused, and the scripts of
+# this gallery for every question of the paper.

@@ -1,14 +1,14 @@
 r"""
-What it costs, beside other ways
-================================
+What it costs, compared with other ways
+=======================================
 
-What does a product with :math:`P`, :math:`K` or :math:`P K P^{*}` take, and what would it take
-without kpops? All contenders below compute the same products, of the same models, on the same
-trajectories, in one process and in turns; each product agrees with that of automatic
-differentiation to one in a thousand. ``make benchmarks`` measures everything again on your machine
-(an hour) and writes :download:`the numbers <../../benchmarks/results/cpu.json>` that this page
-draws. Times are medians of five repetitions or more, without what serves all products
-(linearising, storing, tracing, compiling).
+What does a matvec with :math:`P`, :math:`K` or :math:`P K P^{*}` cost, and what would it cost
+without kpops? All contenders below compute the same matvecs, of the same models, on the same
+trajectories, in one process and in turns. Each result agrees with automatic differentiation to one
+part in a thousand. ``make benchmarks`` measures everything again on your machine (an hour) and
+writes :download:`the numbers <../../benchmarks/results/cpu.json>` that this page draws. Times are
+medians of five repetitions or more. They exclude work that is shared by all matvecs (linearising,
+storing, tracing, compiling).
 """
 
 import json
@@ -17,22 +17,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 from networks import REPOSITORY
 
-found = json.loads((REPOSITORY / "benchmarks/results/cpu.json").read_text())
+results = REPOSITORY / "benchmarks/results"
+found, judged = (json.loads((results / f"{n}.json").read_text()) for n in ("cpu", "cpu_accuracy"))
 settings, environment, machine = (found[k] for k in ("settings", "environment", "machine"))
 print(f"{environment['processor']}, {environment['threads']} threads; torch {environment['torch']}")
 print(f"{machine['gemm_flops'] / 1e9:.0f} GFLOP/s in a large matrix product")
 print(f"{settings['trials']} trials of {settings['steps']} steps, {settings['dtype']}")
 
 # %%
-# Products
-# --------
+# Matvecs
+# -------
 #
-# The contenders without kpops: the cell in a loop over time, differentiated by ``torch.func``
+# The contenders without kpops are: the cell in a loop over time, differentiated by ``torch.func``
 # (*unrolled*; *traced*, by ``torch.func.linearize``); ``nn.GRU`` called on the whole sequence
 # (*fused*), which has no :math:`P`; the operators of curvlinops; and stored Jacobians behind a
 # SciPy ``LinearOperator``. The *floor* is the same arithmetic as plain matrix products, as if no
-# time step waited for the one before. kpops compresses the features behind :math:`K` to their
-# numerical rank, and can therefore be below the floor.
+# time step had to wait for the previous one. kpops compresses the features behind :math:`K` to
+# their numerical rank, and can therefore be faster than the floor.
 
 NAMES = {"P": "$P$", "K": "$K$", "flow": "$P K P^*$"}
 LOOKS = {
@@ -81,8 +82,8 @@ axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 fig.suptitle("GRU, 256 units")
 
 # %%
-# All sizes, the flow operator on blocks of up to 16 vectors, each contender with the block that
-# suits it best:
+# The flow operator at all sizes, on blocks of up to 16 vectors, each contender with its best block
+# size:
 
 print(f"{'':12}{'kpops, ms':>12}{'others, ms':>12}{'ratio':>8}{'of the floor':>14}")
 for (model, hidden), case in cases.items():
@@ -107,9 +108,9 @@ for (model, hidden), case in cases.items():
 # Spectra, end to end
 # -------------------
 #
-# What a user calls (``eigvalsh(lin.K)``, ten modes by ``svds(lin.P)`` and ``eigsh(lin.flow)``, and
-# the participation ratio of the flow operator) against SciPy's ARPACK on stored Jacobians, at equal
-# residuals or standard errors.
+# The calls a user makes (``eigvalsh(lin.K)``, ten modes by ``svds(lin.P)`` and ``eigsh(lin.flow)``,
+# and the participation ratio of the flow operator) against SciPy's ARPACK on stored Jacobians, at
+# equal residuals or standard errors.
 
 print(f"{'':12}{'':15}{'kpops, s':>10}{'ARPACK, s':>11}{'ratio':>8}")
 for record in found["spectra"]:
@@ -124,11 +125,11 @@ for record in found["spectra"]:
 # Right, unsure or wrong
 # ----------------------
 #
-# A mode that is marked as converged and is not among the leading ones would be the one failure
-# that counts. Over random matrices whose spectra are known, some of them hard (flat, clustered,
-# repeated, of low rank), in float32 and float64 and at all scales:
+# The one serious failure would be a mode that is marked as converged but is not among the leading
+# ones. The table counts outcomes over random matrices with known spectra, some of them hard (flat,
+# clustered, repeated, of low rank), in float32 and float64 and at all scales:
 
-certainty = found["certainty"]
+certainty = judged["certainty"]
 print(f"{2 * certainty['cases']} calls of eigsh and svds by each method")
 print(f"{'':28}{'right':>8}{'unsure':>8}{'wrong':>8}")
 for method, spectra in certainty["outcomes"].items():
@@ -140,11 +141,11 @@ for method, spectra in certainty["outcomes"].items():
 # -------------------
 #
 # The trace from 64 matvecs, by method: the root mean square of the relative error (points) and the
-# standard error that was claimed (bars). Where few modes dominate, XTrace and XNysTrace are better
-# by orders of magnitude; where modes come in clusters larger than the number of matvecs, nothing
-# beats Hutchinson. ``auto`` finds out from a part of the matvecs.
+# reported standard error (bars). Where few modes dominate, XTrace and XNysTrace are better by
+# orders of magnitude. Where modes come in clusters larger than the number of matvecs, Hutchinson is
+# unbeaten. ``auto`` decides from a part of the matvecs.
 
-traces = [r for r in found["estimators"] if r["quantity"] == "trace"]
+traces = [r for r in judged["estimators"] if r["quantity"] == "trace"]
 operators = list(dict.fromkeys(r["operator"] for r in traces))
 fig, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
 for i, method in enumerate(("hutchinson", "xtrace", "xnystrace", "auto")):
@@ -164,8 +165,8 @@ ax.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
 # Growth
 # ------
 #
-# Time per vector with trials, steps and units, by the engine that kpops chooses. The slopes of the
-# arithmetic of :math:`P` are 1, 1 and 2; small networks are overhead.
+# Time per vector against trials, steps and units, with the engine that kpops chooses. The slopes of
+# the arithmetic of :math:`P` are 1, 1 and 2; in small networks overhead dominates.
 
 growth = found["growth"]
 fig, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True, layout="constrained")
@@ -190,8 +191,8 @@ fig.suptitle(f"{settings['model']}")
 # Memory
 # ------
 #
-# One product with the flow operator in a process of its own: by how much the process grows, what
-# ``lin.memory_estimate()`` foretells of it, and what states and vectors take.
+# One matvec with the flow operator in a process of its own: the growth of the process, the estimate
+# of ``lin.memory_estimate()``, and the memory of states and vectors.
 
 MIB = 2**20
 print(f"{'':36}{'growth':>9}{'estimate':>10}{'states':>8}{'vectors':>9}   MiB")

@@ -2,12 +2,12 @@ r"""
 How many modes carry a gradient step
 ====================================
 
-The flow operator :math:`P K P^{*} = \sum_i \lambda_i v_i v_i^{*}` turns the error of the states
-into their change. With :math:`c_i = \langle v_i, \mathrm{Err} \rangle`, a gradient step moves the
-states by :math:`-\sum_i \lambda_i c_i v_i` and takes :math:`\sum_i \lambda_i c_i^2` off the loss,
-to first order and per learning rate. Does a handful of modes do the work? That takes two things:
-that few eigenvalues are large, and that the error has a part along their modes. Here we cut both
-sums off after a few modes, and follow through training how much is left of them.
+The flow operator :math:`P K P^{*} = \sum_i \lambda_i v_i v_i^{*}` maps the error of the states to
+their change. With :math:`c_i = \langle v_i, \mathrm{Err} \rangle`, a gradient step moves the states
+by :math:`-\sum_i \lambda_i c_i v_i` and reduces the loss by :math:`\sum_i \lambda_i c_i^2`, to
+first order and per learning rate. Do a few modes do the work? This requires that few eigenvalues
+are large, and that the error has a component along their modes. Here we truncate both sums after a
+few modes, and follow through training how much of them remains.
 """
 
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ import kpops
 # %%
 # The network is a GRU of 64 units that has learned Memory-Pro. :func:`kpops.truncated_flow` finds
 # the leading modes of the flow operator and what they carry; :func:`kpops.over_training` does so at
-# every second checkpoint. Put your model here: for one network and its targets it is
+# every second checkpoint. Put your model here. For one network and its targets, call
 # ``kpops.truncated_flow(kpops.linearize(network, inputs), targets)``.
 
 [run] = [trained(training) for training in GALLERY["collapse"]]
@@ -36,8 +36,8 @@ carried = kpops.over_training(run.network, checkpoints, task.inputs, measure)
 last = int(carried.step[-1])
 
 # %%
-# Four moments: before training; where a step gains least, on the plateau of a network that fixates
-# and no more; where it gains most after that, as the memory forms; and the end.
+# We look at four moments: before training; where a step gains least, on the plateau of a network
+# that only fixates; where it gains most after that, as the memory forms; and at the end.
 
 gain = carried.total_loss_decrease
 flattest = int(gain.idxmin("step"))
@@ -59,22 +59,22 @@ for ax, (name, step) in zip(axes, moments.items(), strict=True):
         ax.get_legend().remove()
 
 # %%
-# Before training no few modes carry the step. Sixteen take part in it with less than half of the
-# state change, and the first of all with next to nothing: its eigenvalue is the largest, but the
-# error has no part along it. As the network learns, one mode carries nearly all of the state change
-# and most of what the loss loses. At the end it still does the first, but several more are needed
-# for the second.
+# Before training, no small set of modes carries the step. Sixteen carry less than half of the state
+# change, and the first carries almost nothing: its eigenvalue is the largest, but the error has no
+# component along it. As the network learns, one mode carries nearly all of the state change and
+# most of the decrease of the loss. At the end it still carries the state change, but the decrease
+# of the loss needs several more.
 #
-# Two things are the same throughout. The loss decrease is spread over more modes than the state
-# change, since it weighs them by :math:`\lambda_i c_i^2` and not by :math:`\lambda_i^2 c_i^2`: what
-# moves most is not all that helps. And the error itself (green) lies almost wholly outside of these
-# modes. A step removes the small part of it that is easy to remove, and the rest is for later, or
-# for never.
+# Two things hold throughout. The loss decrease is spread over more modes than the state change,
+# since its weights are :math:`\lambda_i c_i^2` and not :math:`\lambda_i^2 c_i^2`: the largest
+# movement is not all that helps. And the error itself (green) lies almost entirely outside these
+# modes. A step removes the small part of it that is easy to remove; the rest is removed later, or
+# never.
 #
 # Over training
 # -------------
 #
-# The change comes at once, when the loss leaves its plateau, and even a little before: with the
+# The change comes abruptly, when the loss leaves its plateau, and even slightly before. With the
 # memory, the flow operator collapses onto the few modes that carry it (see
 # :doc:`dynamic_collapse`).
 
@@ -92,9 +92,9 @@ axes[2].get_legend().set_title("modes")
 # A truncated operator
 # --------------------
 #
-# :func:`kpops.truncate` makes an operator of the leading modes, which acts, adds and multiplies as
-# any other does. No operator of that rank is nearer to the whole (Eckart and Young): what is left
-# of :math:`P K P^{*}` has the next eigenvalue as its norm.
+# :func:`kpops.truncate` makes an operator of the leading modes, which acts, adds and multiplies
+# like any other. No operator of that rank is closer to the whole (Eckart and Young): the norm of
+# the remainder of :math:`P K P^{*}` is its next eigenvalue.
 
 run.network.load_state_dict(checkpoints[-1][1])
 lin = kpops.linearize(run.network, task.inputs)
@@ -102,12 +102,11 @@ modes = kpops.eigsh(lin.flow, k=9, rng=0)
 top = kpops.truncate(lin.flow, 8, modes=modes)
 rest = kpops.spectral_norm(lin.flow - top, rng=0)
 print(top)
-print(f"norm of what is left: {float(rest.estimate):.0f}, eigenvalue 9: {modes.eigenvalue[8]:.0f}")
+print(f"norm of the remainder: {float(rest.estimate):.0f}, eigenvalue 9: {modes.eigenvalue[8]:.0f}")
 
 # %%
-# So it takes the place of ``lin.flow`` wherever one wants to know what the leading modes do. Here
-# is the change of the states by a gradient step on the trained network, and what few modes make of
-# it.
+# Use it in place of ``lin.flow`` wherever you want the effect of the leading modes. Here is the
+# change of the states by a gradient step on the trained network, and the part of it in a few modes.
 
 flow = kpops.gradient_flow(lin, task.targets)
 fig, ax = plt.subplots(figsize=(4.5, 2.6), layout="constrained")
@@ -123,5 +122,5 @@ ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %%
-# The step acts most where the memory ends and the response begins, on which all depends, and one
-# mode has this by itself. The other modes are what moves the states during the response.
+# The step acts most where the memory ends and the response begins, the moment on which everything
+# depends, and one mode alone has this effect. The other modes move the states during the response.

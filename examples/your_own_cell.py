@@ -2,14 +2,14 @@ r"""
 Your own cell
 =============
 
-PyTorch has no low-rank cell, so here is one: a leaky network whose recurrent weights are :math:`W =
-M N^\top / S`, with two columns in :math:`M` and in :math:`N`. kpops takes it as it is, and tells
-whether every operator of it is right. Beside it stands a twin, a leaky cell of full rank with the
-same :math:`W`. The two run through the same states and so share :math:`P`, but what learning can do
-to them is not the same.
+PyTorch has no low-rank cell, so here is one: a leaky network whose recurrent weights are
+:math:`W = M N^\top / S`, with two columns in :math:`M` and in :math:`N`. kpops takes it as it is,
+and checks whether each of its operators is correct. Its twin is a leaky cell of full rank with the
+same :math:`W`. The two go through the same states and so share :math:`P`, but learning can change
+them in different ways.
 
-To see your own cell here, put it in the place of ``LowRankCell``. All that is asked for is a
-``forward(x_t, h)`` that returns the next state (:doc:`/your_cell` has the rules).
+To see your own cell here, replace ``LowRankCell`` by it. It needs only a ``forward(x_t, h)`` that
+returns the next state (:doc:`/your_cell` has the rules).
 """
 
 import matplotlib.pyplot as plt
@@ -33,7 +33,7 @@ class LowRankCell(nn.Module):
 
     @property
     def W(self):
-        """The recurrent weights; the step below has no need of them."""
+        """The recurrent weights; the step below does not need them."""
         return self.M @ self.N.T / self.hidden_size
 
     def forward(self, x, h):
@@ -43,12 +43,12 @@ class LowRankCell(nn.Module):
 
 
 # %%
-# Is it right?
-# ------------
+# Is it correct?
+# --------------
 #
 # :func:`kpops.testing.check_linearization` applies each operator to random vectors and compares it
-# with its adjoint, with its matrix and with automatic differentiation. Do this once for a new cell,
-# on a small network and in float64, where an error cannot hide in the rounding.
+# with its adjoint, its matrix and automatic differentiation. Do this once for a new cell, on a
+# small network and in float64, where rounding cannot hide an error.
 
 torch.manual_seed(0)
 task = kpops.tasks.memory_pro(20, angles="even", noise=0)
@@ -61,7 +61,8 @@ for law, error in kpops.testing.check_linearization(small)["laws"].items():
 # ---------------------
 #
 # With orthogonal columns in :math:`M` and :math:`N = 2 M`, activity along these columns sustains
-# itself; sent there, the cosine and the sine of the stimulus leave a trace. No training is needed.
+# itself. The cosine and the sine of the stimulus, fed into these columns, leave a trace. No
+# training is needed.
 
 cell = LowRankCell(3, 64, rank=2)
 with torch.no_grad():
@@ -82,16 +83,17 @@ print(low, full, sep="\n")
 print("same states, to single precision:", float(abs(low.states - full.states).max()) < 1e-5)
 
 # %%
-# Two engines are at work. Of the twin kpops knows that it is made of affine maps and of functions
-# that act unit by unit. Of the cell above it knows nothing, and keeps the state Jacobian of every
-# step of every trial.
+# kpops uses two engines. It knows that the twin consists of affine maps and functions that act unit
+# by unit. It knows nothing of the cell above, and keeps the state Jacobian of every step of every
+# trial.
 #
 # Same P, another K
 # -----------------
 #
-# We take the leading singular values of :math:`P`, and of :math:`K` the whole spectrum. That of the
-# twin comes unit by unit; that of the cell from :math:`J^{*} J`, which has the same non-zero
-# eigenvalues as :math:`K = J J^{*}` and no more rows than there are weights.
+# We compute the leading singular values of :math:`P` and the whole spectrum of :math:`K`. The
+# spectrum of the twin is computed unit by unit. That of the cell comes from :math:`J^{*} J`, which
+# has the same nonzero eigenvalues as :math:`K = J J^{*}` and only as many rows as there are
+# weights.
 
 names = ("low rank", "full rank")
 gains = [kpops.svds(lin.P, k=30, rng=0).singular_value for lin in (low, full)]
@@ -114,14 +116,15 @@ for ax, values, title in ((left, gains, "$P$"), (right, spectra, "$K$")):
 _ = right.legend(frameon=False)
 
 # %%
-# Left: each trial, coloured by its angle, comes to rest on a ring, with a little drift along it,
-# for 64 units do not make the ring quite round. The same ring is in :math:`P` (middle). Twenty
-# singular values stand out, one for each trial: the pushes that move the state along the ring,
-# which nothing undoes. They come in pairs, since a trial and its opposite are mirror images. And
-# they are the same for both cells: :math:`P` asks what a step does to the state, not what the step
-# is made of.
+# Left: each trial, coloured by its angle, comes to rest on a ring. It drifts a little along the
+# ring, because 64 units do not make it perfectly round. The same ring appears in :math:`P`
+# (middle). Twenty singular values stand out, one for each trial: they belong to pushes that move
+# the state along the ring, where no dynamics counteract them. They come in pairs, since a trial and
+# its opposite are mirror images. They are the same for both cells: :math:`P` depends on what a step
+# does to the state, not on how the step is parametrised.
 #
-# :math:`K` asks which forcing the weights can make, and there the two differ (right). How much?
+# :math:`K` describes the forcing that the weights can produce, and there the two differ (right). By
+# how much?
 
 for name, lin, values in zip(names, (low, full), spectra, strict=True):
     participation = float(values.sum() ** 2 / (values**2).sum())
@@ -133,17 +136,18 @@ alignment = kpops.alignment(low.K, full.K, rng=0)
 print(f"alignment of the two K: {alignment.estimate:.2f} +- {alignment.stderr:.2f}")
 
 # %%
-# The cell of low rank reaches fewer dims in all, as it must with fewer weights. Yet by the
-# participation ratio, which asks over how many dims the *strength* is spread, it comes out ahead:
-# all weights of full rank see the same few patterns :math:`\tanh h`, and what they can do is much
-# stronger along these than along anything else. A claim about the rank of :math:`K` is a claim
-# about a parametrisation, and about a definition (:ref:`which-rank`).
+# The cell of low rank reaches fewer dimensions in all, as it must with fewer weights. Yet its
+# participation ratio, which measures over how many dimensions the *strength* is spread, is larger.
+# All weights of full rank see the same few patterns :math:`\tanh h`, and act much more strongly
+# along these than along anything else. A claim about the rank of :math:`K` is a claim about a
+# parametrisation and about a definition (:ref:`which-rank`).
 #
-# Tell kpops what you know
-# ------------------------
+# Declare what you know
+# ---------------------
 #
 # The cell is gated, too: an affine map of :math:`\tanh h`, and a leak that acts unit by unit. Ten
-# lines say so. kpops compares the derivatives with automatic differentiation before it believes it.
+# lines declare this. kpops compares the derivatives with automatic differentiation before it uses
+# the declaration.
 
 
 class LowRankRecurrence(kpops.models.GatedRecurrence):
@@ -154,7 +158,7 @@ class LowRankRecurrence(kpops.models.GatedRecurrence):
         super().__init__(module, [maps])
 
     def features(self, state):
-        """What W multiplies."""
+        """The features that W multiplies."""
         return torch.tanh(state[0])
 
     def gates(self, from_x, from_h, state):
@@ -176,9 +180,9 @@ for lin in (low, gated):
     print(f"engine {lin.engine.name:11} keeps {numbers / n_steps:7.1f} numbers per trial and step")
 
 # %%
-# A stored Jacobian is :math:`S^2 = 4096` numbers (the rest is room for products), and derivatives
-# of gates are some multiple of :math:`S = 64`, so what is gained grows with the network. As
-# :math:`W` is a product of what learns, and not itself a weight, only :math:`P` uses the structure
-# here; :math:`J` and :math:`K` still come from automatic differentiation. For weights that are
-# parameters themselves, as in the twin, they would use it as well, and :math:`K` would be known
-# unit by unit.
+# A stored Jacobian has :math:`S^2 = 4096` numbers (the rest is memory for matvecs), and the
+# derivatives of gates take a multiple of :math:`S = 64`, so the gain grows with the network.
+# :math:`W` is a product of learning parameters, not itself a weight. So only :math:`P` uses the
+# structure here; :math:`J` and :math:`K` still come from automatic differentiation. For weights
+# that are parameters themselves, as in the twin, they would use it as well, and :math:`K` would be
+# computed unit by unit.

@@ -15,14 +15,12 @@ from kpops.dynamics.covariant import covariant_lyapunov_vectors
 from kpops.dynamics.fixed_points import fixed_points
 from kpops.dynamics.lyapunov import lyapunov_spectrum
 from kpops.dynamics.lyapunov_statistics import entropy_bound, kaplan_yorke_dimension
-from kpops.learning.accumulation import accumulate_interference
 from kpops.learning.collapse import collapse
-from kpops.learning.gradient_flow import gradient_flow
-from kpops.learning.interference import interference, interference_operator
+from kpops.learning.gradient_flow import gradient_flow, truncated_flow
+from kpops.learning.interference import accumulate_interference, interference, interference_operator
 from kpops.learning.over_training import MeasureError, over_training
 from kpops.learning.rank_bounds import rank_bounds
 from kpops.learning.trajectories import trajectory_dimension
-from kpops.learning.truncated_flow import truncated_flow
 from kpops.linearization import Linearization, linearize
 from kpops.models.network import Network
 from kpops.operators import TrajectoryOperator

@@ -1,7 +1,7 @@
 """Train a model with checkpoints, and read checkpoints back."""
 
 from kpops.learning.checkpoints import Checkpoints, checkpoints
-from kpops.learning.schedules import logarithmic, mean_below
+from kpops.learning.options import logarithmic, mean_below
 from kpops.learning.training import train
 
 __all__ = ["Checkpoints", "checkpoints", "logarithmic", "mean_below", "train"]

@@ -1,8 +1,8 @@
 """The claims of the KPFlow paper against our numbers: ``python -m reproduction``.
 
 ``measure`` takes the networks that ``examples/networks.py`` has trained (``make checkpoints``) and
-writes one small labelled file for each into ``results/``: ``ranks`` of the operators over training,
+writes a small labelled file for each into ``results/``: ``ranks`` of the operators over training,
 ``alignments`` between four tasks, and the ``state_change`` of gradient steps, which needs no
 training. ``examples/claims.py`` draws these files: ``claims_of_ranks`` and ``claims_of_learning``
-hold the criteria, ``verdicts`` what follows from them.
+have the criteria, ``verdicts`` turns their outcomes into verdicts.
 """

@@ -8,10 +8,10 @@ from reproduction import measure
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the networks that are trained."""
+    """Measure the trained networks."""
     parser = argparse.ArgumentParser(prog="python -m reproduction", description=__doc__)
-    parser.add_argument("names", nargs="*", help="networks, by the beginnings of their names")
-    parser.add_argument("--again", action="store_true", help="also what is measured already")
+    parser.add_argument("names", nargs="*", help="beginnings of the names of networks")
+    parser.add_argument("--again", action="store_true", help="also measure those that have results")
     given = parser.parse_args(arguments)
     measure.run(given.names, again=given.again)
 

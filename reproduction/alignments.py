@@ -30,14 +30,14 @@ def measure(network: Trained) -> xr.Dataset:
     Parameters
     ----------
     network : Trained
-        Trained on the mix of four tasks.
+        A network trained on the mix of four tasks.
 
     Returns
     -------
     Dataset
-        Those of :func:`kpops.interference` that are cosines (step, task, task_in), with the
-        standard errors of the estimated ones; ``evaluation_loss`` and ``accuracy`` (step); the
-        losses of the training as of :func:`reproduction.ranks.measure`.
+        The cosines of :func:`kpops.interference` (step, task, task_in), with standard errors of
+        those that are estimated; ``evaluation_loss`` and ``accuracy`` (step); the losses of the
+        training as from :func:`reproduction.ranks.measure`.
     """
     task = EVALUATION()
 

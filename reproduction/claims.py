@@ -1,4 +1,4 @@
-"""What a claim of the page consists of, and words that all claims share."""
+"""The parts of a claim of the page, and what all claims share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Quantity = Callable[[xr.Dataset], float]
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, and what became of it.
+    """A claim of the paper, and its outcome.
 
     Attributes
     ----------
@@ -35,11 +35,11 @@ class Claim:
     paper : str
         What the paper says or shows.
     number : str
-        Our numbers, in short.
+        A summary of our numbers.
     checks : sequence of Check
-        The criteria that make the verdict.
+        The criteria of the verdict.
     results : Results
-        The networks that it is about.
+        The networks it is about.
     notes : sequence of str
         Paragraphs below the criteria.
     tables : sequence of (title, header, rows)
@@ -56,7 +56,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """In words, with what was not measured."""
+        """The verdict in words, and how many networks are measured if some are not."""
         word, missing = verdict(self.checks), len(self.results.missing())
         if not missing or not len(self.results):
             return word
@@ -69,17 +69,17 @@ def rank_of(result: xr.Dataset, operator: str, kind: str = VARIANCE) -> np.ndarr
 
 
 def listed(words: Sequence[str]) -> str:
-    """Words with commas and a final and."""
+    """Words separated by commas, with "and" before the last."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def without_success(of: Mapping[str, Results]) -> list[str]:
-    """A note on networks that had not learned their task when training ended, if there are any."""
+    """A note on networks that had not learned their task by the end of training, if any."""
     failed = {cell: [r for r in group if float(r.accuracy[-1]) < 0.5] for cell, group in of.items()}
-    told = [f"{len(f)} of {len(of[cell])} {cell.upper()}s" for cell, f in failed.items() if f]
-    if not told:
+    counts = [f"{len(f)} of {len(of[cell])} {cell.upper()}s" for cell, f in failed.items() if f]
+    if not counts:
         return []
     return [
-        f"When training ended, {listed(told)} had not learned the task (fewer than half of their "
-        "trials are correct). What is said of them is said of networks that try."
+        f"When training ended, {listed(counts)} had not learned the task (fewer than half of their "
+        "trials are correct). Their numbers are those of networks still trying."
     ]

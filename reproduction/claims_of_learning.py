@@ -40,7 +40,7 @@ _OF_STEPS: dict[str, OfSteps] = {
 
 
 def over_g(found: Results) -> Claim:
-    """Ranks and speed against the scale of the recurrent weights."""
+    """Ranks and speed of learning against the scale of the recurrent weights."""
     of = {cell: found.of(task="memory_pro", cell=cell) for cell in CELLS}
     checks = [c for cell in CELLS for c in _trends(of[cell], cell.upper())]
     columns: dict[str, Quantity] = {
@@ -76,9 +76,9 @@ def over_g(found: Results) -> Claim:
             "correlation over these is taken for each seed. Ranks are the variance ranks over "
             "time. g multiplies PyTorch's own recurrent weights, whose spectral radius is about "
             "1/sqrt(3) in an RNN, and in each of the three gates of a GRU. Iterations count to the "
-            "first of the blocks of 25 whose mean loss is at or below the threshold; never, if "
-            "there is none before the end of training. The correlation is 0 where no scale ever "
-            "gets there, and no lower than -0.775 where one of four does.",
+            "first block of 25 iterations whose mean loss is at or below the threshold; never, if "
+            "there is none before the end of training. The correlation is 0 where no scale reaches "
+            "it, and at least -0.775 where one of four does.",
             *_reached(of),
         ],
         tables=[("Ranks and speed against g", ["g", *columns], rows)],
@@ -86,7 +86,7 @@ def over_g(found: Results) -> Claim:
 
 
 def _reached(of: dict[str, Results]) -> list[str]:
-    """How many networks of which scale get to the middle one of the thresholds."""
+    """How many networks of each scale reach the middle threshold."""
     threshold = THRESHOLDS[1]
     counts = [
         f"{sum(iterations_to(r, threshold) < np.inf for r in group)} of {len(group)} "
@@ -110,7 +110,7 @@ _SPEED: dict[str, Quantity] = {
 
 
 def _trends(of: Results, cell: str) -> list[Check]:
-    """Whether ranks rise, and times fall, with g, in seeds of which all scales are measured."""
+    """Whether ranks rise, and times fall, with g, in seeds with all scales measured."""
     scales = of.values("g")
     whole = [s for s in of.values("seed") if len(of.of(seed=s)) == len(of.of(seed=s).planned)]
 
@@ -137,7 +137,7 @@ def _trends(of: Results, cell: str) -> list[Check]:
 
 
 def tasks(found: Results) -> Claim:
-    """Whether tasks are alike by their response or by their timing."""
+    """Whether tasks are similar by their response or by their timing."""
     of = found.of(task="four_tasks")
     at = {name: [onset(r, name) for r in of] for name in (*STATES, *OPERATORS)}
     first = {name: [float(contrast(r, name)[0]) for r in of] for name in at}
@@ -181,7 +181,7 @@ def tasks(found: Results) -> Claim:
 
 
 def steps(found: Results) -> Claim:
-    """Predicted state change of gradient steps against the real one."""
+    """Predicted against true state change of gradient steps."""
     of = {cell: found.of(measured="state change", cell=cell) for cell in CELLS}
     checks = []
     for cell in CELLS:
@@ -224,12 +224,12 @@ def steps(found: Results) -> Claim:
         notes=[
             "The first 20 steps of gradient descent (SGD) of untrained networks on 20 noise-free "
             "trials of Memory-Pro, in float64, with PyTorch's own gradients and states as the "
-            "reference. The relative error is |dh + eta P K P* Err| / |dh|. What is left out is of "
-            "second order in eta, so that the relative error should be proportional to eta. The "
-            "slope is that of a straight line through the logarithms, at the first step, at which "
-            "all learning rates start from the same weights; the table has the error of the first "
-            "of the 20 steps, their median and their largest. Later steps start from other weights "
-            "at each learning rate, so that their slope need not be 1."
+            "reference. The relative error is |dh + eta P K P* Err| / |dh|. The neglected terms "
+            "are of second order in eta, so the relative error should be proportional to eta. The "
+            "slope is that of a straight line through the logarithms at the first step, where all "
+            "learning rates start from the same weights; the table has the error of the first of "
+            "the 20 steps, their median and their largest. Later steps start from different "
+            "weights for each learning rate, so their slope need not be 1."
         ],
         tables=[("Relative error of the predicted state change", header, rows)],
     )
@@ -251,12 +251,12 @@ def contrast(result: xr.Dataset, name: str) -> np.ndarray:
 
 
 def onset(result: xr.Dataset, name: str) -> float:
-    """Iteration of the checkpoint from which the contrast is above 0 to the end."""
+    """Iteration of the checkpoint from which on the contrast stays above 0."""
     return settled(result.step.values.tolist(), contrast(result, name).tolist())
 
 
 def slope(result: xr.Dataset, of_steps: OfSteps | None = None) -> float:
-    """Slope of the logarithm of the error in that of the learning rate; of the first step's."""
+    """Slope of the log error in the log learning rate, by default of the first step."""
     errors = (of_steps or _OF_STEPS["first"])(result.relative_error)
     return float(np.polyfit(np.log(errors.learning_rate), np.log(errors), 1)[0])
 
@@ -286,13 +286,13 @@ def _of_tasks(of: Results, at: dict[str, list[float]], first: dict[str, list[flo
     notes = [
         "The contrast is the mean of the alignments of Memory-Pro with Delay-Pro and of "
         "Memory-Anti with Delay-Anti, less that of Memory-Pro with Memory-Anti and of Delay-Pro "
-        "with Delay-Anti: above 0 tasks are alike by their response, below 0 by their timing. "
-        "An alignment has turned at the first checkpoint from which on it is above 0.",
-        "We have not found how exactly the paper makes a number of P_i K_ij P_j*. So all that "
-        "``kpops.interference`` has are in the table, and the verdict is on two of them: the trace "
+        "with Delay-Anti: above 0 tasks are similar by their response, below 0 by their timing. "
+        "An alignment has turned at the first checkpoint from which on it stays above 0.",
+        "We have not found how exactly the paper makes a number of P_i K_ij P_j*. The table has "
+        "all alignments of ``kpops.interference``, and the verdict is on two of them: the trace "
         "alignment, of operators by themselves, and the cosine of the tuning of gradients, of "
         "operators between the errors of two tasks. The latter was chosen after all five had been "
-        "seen, as the one that comes closest to the claim.",
+        "seen, as the one closest to the claim.",
     ]
     if not len(of):
         return notes
@@ -303,13 +303,14 @@ def _of_tasks(of: Results, at: dict[str, list[float]], first: dict[str, list[flo
     if shows:
         notes.append(f"In all runs Pro/Anti at every checkpoint: {listed(shows)}.")
     if starts:
-        notes.append(f"In all runs Pro/Anti before training, but not ever after: {listed(starts)}.")
+        notes.append(f"In all runs Pro/Anti before training, but not to the end: {listed(starts)}.")
     if rest:
         notes.append(f"Not Pro/Anti before training in every run: {listed(rest)}.")
     return [
         *notes,
-        "Trace, Gauss-Newton and kernel alignment know nothing of the targets: for them, before "
-        "training, Memory-Pro and Memory-Anti differ by the rule input of the context alone. The "
-        "gradients know the errors. The three alignments are estimated with 16 random vectors; "
+        "Trace, Gauss-Newton and kernel alignment do not depend on the targets: before training, "
+        "Memory-Pro and Memory-Anti differ for them only by the rule input of the context. "
+        "Gradients depend on the errors. The three alignments are estimated with 16 random "
+        "vectors; "
         f"the largest standard error of an entry is {number(error)}.",
     ]

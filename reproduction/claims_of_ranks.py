@@ -21,7 +21,7 @@ from reproduction.results import Results
 from reproduction.verdicts import between, check, number, spread
 
 ABOUT_ONE = 1.5
-"""Ranks up to this count as about 1: one mode holds 95 % of the sum of squares, or nearly."""
+"""Ranks up to this count as about 1: one mode holds about 95 % of the sum of squares."""
 
 _BEFORE_COLLAPSE = between(500, 1500)
 
@@ -88,7 +88,7 @@ def memory(found: Results) -> Claim:
         checks=checks,
         results=of["gru"] + of["rnn"],
         notes=[
-            "The paper shows GRUs; RNNs are asked the same questions here.",
+            "The paper shows GRUs; here RNNs face the same criteria.",
             *without_success(of),
         ],
     )
@@ -184,10 +184,10 @@ def eigenfunctions(found: Results) -> Claim:
         notes=[
             "The verdict is on K averaged over units, which leaves functions of trial and time. "
             "The figure of the paper does not say how K was reduced, and the answer depends on it: "
-            "K as it is couples no two units, so that its spectrum is that of 256 similar blocks, "
-            "and many modes share the trace; averaged over trials and units, functions of time "
-            "are left. The table has all three: the number of modes that hold 90 % of the trace, "
-            "and the share of the first six in it.",
+            "K itself couples no two units, so its spectrum is that of 256 similar blocks, and "
+            "many modes share the trace; averaging over trials and units leaves functions of time. "
+            "The table has all three: the number of modes that hold 90 % of the trace, and the "
+            "share of the first six.",
             *without_success(of),
         ],
         tables=[("Eigenvalues of K under three reductions", header, rows)],
@@ -203,7 +203,7 @@ def _needed(result: xr.Dataset, reduction: str, at: int) -> float:
 
 
 def _disagreement(by_variance: int, by_participation: int, count: int) -> list[str]:
-    """What the participation ratio says of the order of P and K."""
+    """A note on the order of P and K by the participation ratio."""
     if not count:
         return []
     meaning = (
@@ -215,7 +215,7 @@ def _disagreement(by_variance: int, by_participation: int, count: int) -> list[s
     below = count - by_participation
     return [
         f"{meaning} puts K above P at {below} of {count} checkpoints, and the variance rank "
-        f"at {count - by_variance}. The table tells where."
+        f"at {count - by_variance}. The table shows where."
     ]
 
 

@@ -15,7 +15,7 @@ from reproduction.claims import CELLS, FLOW, PARTICIPATION, VARIANCE, K, P, Quan
 from reproduction.claims_of_learning import OPERATORS, STATES, THRESHOLDS, contrast
 from reproduction.results import Results, iterations_to, network_of
 
-# Okabe and Ito (2008), told apart under every common colour blindness.
+# Okabe and Ito (2008), distinct under every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _SETTINGS: Any = {
     "font.size": 8,
@@ -26,7 +26,7 @@ _SETTINGS: Any = {
 
 
 def ranks(found: Results, task: str) -> Figure:
-    """Effective ranks over training: kinds downwards, cells to the right."""
+    """Effective ranks over training: a row for each kind, a column for each cell."""
     figure, axes = _grid(7.2, 4.6, 2, 2, sharex="col", sharey="row")
     for row, kind in zip(axes, (VARIANCE, PARTICIPATION), strict=True):
         for ax, cell in zip(row, CELLS, strict=True):
@@ -80,7 +80,7 @@ def over_g(found: Results) -> Figure:
 
 
 def _against_g(ax: Any, of: Results, quantity: Quantity, look: dict[str, Any]) -> None:
-    """A line for each seed, of the scales at which the quantity is finite."""
+    """Draw a line for each seed, over the scales at which the quantity is finite."""
     for seed in of.values("seed"):
         points = [(g, quantity(r)) for g in of.values("g") for r in of.of(seed=seed, g=g)]
         x, y = np.array(points, float).reshape(-1, 2).T
@@ -89,7 +89,7 @@ def _against_g(ax: Any, of: Results, quantity: Quantity, look: dict[str, Any]) -
 
 
 def eigenfunctions(found: Results) -> Figure:
-    """Leading eigenfunctions of K of one network of each kind, before and after training."""
+    """Leading eigenfunctions of K for one network of each cell, before and after training."""
     shown = [r for c in CELLS for r in list(found.of(task="memory_pro", cell=c, g=1.0))[:1]]
     figure, axes = _grid(7.2, 1.3 * max(1, 2 * len(shown)), max(1, 2 * len(shown)), 6, sharex=True)
     for result, rows in zip(shown, axes.reshape(-1, 2, 6), strict=False):
@@ -167,7 +167,7 @@ def _grid(
 
 
 def _legend(ax: Axes, **options: Any) -> None:
-    """Each label once."""
+    """Draw a legend that has each label once."""
     handles, labels = ax.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     if once:
@@ -175,7 +175,7 @@ def _legend(ax: Axes, **options: Any) -> None:
 
 
 def _plain_logarithm(ax: Axes) -> None:
-    """Plain numbers beside a logarithmic axis, also where it is short of a decade or two."""
+    """Write plain numbers beside a logarithmic axis, even if it spans less than two decades."""
     low, high = ax.get_ylim()
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     ax.yaxis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""One labelled file for each network, made once and made again when its training has changed."""
+"""One labelled file for each network, made once, and again if its training has changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
 
 def plan(trainings: Sequence[Training] | None = None) -> Iterator[Entry]:
-    """All files that the page is made of, or those of some trained networks alone."""
+    """All files of the page, or only those of some trained networks."""
     if trainings is None:
         for model in state_change.MODELS:
             yield Entry(model.name, asdict(model), partial(state_change.measure, model))
@@ -34,16 +34,16 @@ def plan(trainings: Sequence[Training] | None = None) -> Iterator[Entry]:
 
 
 def run(names: Sequence[str] = (), *, again: bool = False, folder: Path = results.FOLDER) -> None:
-    """Make the files that are missing or out of date, and say what cannot be made yet.
+    """Make the files that are missing or out of date, and report those that cannot be made yet.
 
     Parameters
     ----------
     names : sequence of str
-        Make those only whose names begin with one of these; all, if there are none.
+        Beginnings of the names of the files to make; all files if empty.
     again : bool
-        Also make those that are there.
+        Also make those that exist.
     folder : path
-        Where the files go, beside the list of all that should be there.
+        Where the files go, beside the list of all that should exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     entries = list(plan())
@@ -54,7 +54,7 @@ def run(names: Sequence[str] = (), *, again: bool = False, folder: Path = result
 
 
 def make(entry: Entry, folder: Path, *, again: bool = False) -> str:
-    """Make one file if it is to be made; what was done, in words."""
+    """Make one file if it is missing or out of date, and return what was done in words."""
     path = folder / f"{entry.name}.nc"
     if not again and results.is_of(path, entry.configuration):
         return "measured before"

@@ -1,4 +1,4 @@
-"""Effective ranks over training, and how many eigenfunctions of K dominate."""
+"""Effective ranks over training, and the number of dominant eigenfunctions of K."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def measure(network: Trained) -> xr.Dataset:
     Parameters
     ----------
     network : Trained
-        Trained on Memory-Pro or the flip-flop.
+        A network trained on Memory-Pro or the flip-flop.
 
     Returns
     -------
     Dataset
-        Of :func:`kpops.collapse` ``effective_rank`` and ``stderr`` (step, operator, kind);
-        ``evaluation_loss`` and ``accuracy`` (step) without noise; of :func:`modes_of`, before and
-        after training, ``share`` (moment, reduction, mode), ``modes_needed`` (moment, reduction)
-        and, in some of the trials, ``eigenfunction`` (moment, mode, trial, time); ``loss``
-        (iteration), ``last_iteration`` and ``initial_spectral_radius`` of the training.
+        ``effective_rank`` and ``stderr`` (step, operator, kind) of :func:`kpops.collapse`;
+        ``evaluation_loss`` and ``accuracy`` (step) without noise; ``share`` (moment, reduction,
+        mode), ``modes_needed`` (moment, reduction) and, in some trials, ``eigenfunction`` (moment,
+        mode, trial, time) of :func:`modes_of` before and after training; ``loss`` (iteration),
+        ``last_iteration`` and ``initial_spectral_radius`` of the training.
     """
     task = EVALUATION[network.training.task]()
     mine = network.training.network()
@@ -69,18 +69,18 @@ def evaluation(task: xr.Dataset, lin: kpops.Linearization) -> dict[str, tuple]:
 
 
 def modes_of(K: kpops.TrajectoryOperator) -> xr.Dataset:
-    """Shares of the leading eigenvalues in the trace of K, under three reductions of it.
+    """Shares of the leading eigenvalues in the trace of K, under three reductions.
 
     Parameters
     ----------
     K : TrajectoryOperator
-        That of a model that couples no two units in K, such as ``nn.RNN`` and ``nn.GRU``.
+        The K of a model in which it couples no two units, such as ``nn.RNN`` and ``nn.GRU``.
 
     Returns
     -------
     Dataset
-        ``share`` (reduction, mode), the six largest eigenvalues over the trace;
-        ``modes_needed`` (reduction), how many hold 90 % of the trace together (NaN if more than
+        ``share`` (reduction, mode), the six largest eigenvalues over the trace; ``modes_needed``
+        (reduction), the number of modes that together hold 90 % of the trace (NaN if more than
         12); ``eigenfunction`` (mode, trial, time) of K averaged over units.
 
     Notes
@@ -88,8 +88,8 @@ def modes_of(K: kpops.TrajectoryOperator) -> xr.Dataset:
     The reductions average over units, or over units and trials
     (:meth:`kpops.TrajectoryOperator.expand_average`); ``"none"`` is K itself.
 
-    With E that copies along S units, E* E = S, the average is ``E* K E / S``. K couples no two
-    units, so that its trace is ``tr(K E E*) / S = tr K / S``.
+    With E, which copies along S units so that E* E = S, the average is ``E* K E / S``. K couples no
+    two units, so the trace of the average is ``tr(K E E*) / S = tr K / S``.
 
     Examples
     --------

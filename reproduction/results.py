@@ -1,4 +1,4 @@
-"""The committed files: written whole, read by what they are of. Without PyTorch."""
+"""The committed files: written whole, selected by their configuration. Without PyTorch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def attributes(long_name: str, units: str = "1") -> dict[str, str]:
 
 
 def write(result: xr.Dataset, path: Path) -> None:
-    """Write a file that is either complete or not there."""
+    """Write a file that is either complete or absent."""
     temporary = path.with_suffix(".tmp")
     packed = {
         name: {"zlib": True, "complevel": 9}
@@ -43,28 +43,28 @@ def read(path: Path) -> xr.Dataset:
 
 
 def network_of(result: xr.Dataset) -> dict[str, Any]:
-    """What network a result is of, and how that was trained."""
+    """The network of a result, and how it was trained."""
     return json.loads(result.attrs["configuration"])["network"]
 
 
 def is_of(path: Path, configuration: Configuration) -> bool:
-    """Whether a file is there and of just this network."""
+    """Whether a file exists and has exactly this network."""
     return path.exists() and network_of(read(path)) == dict(configuration)
 
 
 def write_plan(folder: Path, planned: Mapping[str, Configuration]) -> None:
-    """Write down all networks that the page asks for."""
+    """Write the list of all networks of the page."""
     (folder / PLAN).write_text(json.dumps(planned, indent=1, sort_keys=True) + "\n")
 
 
 @dataclass(frozen=True)
 class Results:
-    """What is there, and what should be.
+    """The results that exist, and those that should.
 
     Attributes
     ----------
     planned : dict of str to dict
-        Networks that the page asks for.
+        The networks of the page.
     found : dict of str to Dataset
         Those that are measured.
     """
@@ -73,7 +73,7 @@ class Results:
     found: dict[str, xr.Dataset]
 
     def of(self, **wanted: Any) -> Results:
-        """Those networks whose configuration has the wanted values."""
+        """The networks whose configuration has the wanted values."""
         planned = {
             name: network
             for name, network in self.planned.items()
@@ -95,19 +95,19 @@ class Results:
         return [name for name in self.planned if name not in self.found]
 
     def values(self, key: str) -> list[Any]:
-        """Values that the planned networks have, in order."""
+        """Values of the planned networks, in increasing order."""
         return sorted({network[key] for network in self.planned.values() if key in network})
 
 
 def load(folder: Path) -> Results:
-    """Read everything that `folder` holds of what was planned."""
+    """Read all planned results that `folder` has."""
     planned = json.loads((folder / PLAN).read_text())
     paths = {name: folder / f"{name}.nc" for name in planned}
     return Results(planned, {name: read(path) for name, path in paths.items() if path.exists()})
 
 
 def loss_blocks(losses: np.ndarray, radius: float) -> xr.Dataset:
-    """Losses of a training, averaged over blocks of iterations, and its initial spectral radius."""
+    """Losses of a training, averaged over blocks of iterations, and the initial spectral radius."""
     ends = np.arange(0, len(losses), LOSS_BLOCK)
     sums = np.add.reduceat(losses.astype(float), ends)
     counts = np.diff([*ends, len(losses)])
@@ -131,6 +131,6 @@ def loss_blocks(losses: np.ndarray, radius: float) -> xr.Dataset:
 
 
 def iterations_to(result: xr.Dataset, threshold: float) -> float:
-    """Iterations until the mean loss of a block is at most a threshold; infinite if it never is."""
+    """Iterations until the mean loss of a block is at most a threshold; infinite if never."""
     below = np.flatnonzero(result.loss.values <= threshold)
     return float(result.iteration.values[below[0]]) if below.size else np.inf

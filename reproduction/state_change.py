@@ -1,4 +1,4 @@
-"""The state change that the flow operator predicts against that of real gradient steps."""
+"""The state change predicted by the flow operator against that of true gradient steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Model:
         return f"state_change-{self.cell}-{self.units}-seed{self.seed}"
 
     def network(self) -> kpops.Network:
-        """In float64."""
+        """The network, in float64."""
         training = Training("memory_pro", self.cell, self.units, self.seed)
         return training.network().double()
 
@@ -46,8 +46,8 @@ def measure(model: Model) -> xr.Dataset:
     Parameters
     ----------
     model : Model
-        Trained anew with each learning rate, by ``torch.optim.SGD`` on 20 noise-free trials, all
-        of them in each step.
+        Trained from the start with each learning rate, by ``torch.optim.SGD`` on 20 noise-free
+        trials, all of them in each step.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def measure(model: Model) -> xr.Dataset:
 
     Notes
     -----
-    Gradients and states are autograd's and the module's own; only the prediction is by
+    Gradients come from autograd and states from the module itself; only the prediction is that of
     :func:`kpops.gradient_flow`.
     """
     task = kpops.tasks.memory_pro(20, angles="even", noise=0, dtype="float64")
@@ -83,7 +83,7 @@ def measure(model: Model) -> xr.Dataset:
 
 
 def _descend(network: kpops.Network, task: xr.Dataset, rate: float) -> list[tuple[float, float]]:
-    """Relative error and loss of every step."""
+    """Relative error and loss of each step."""
     inputs, targets = (torch.from_numpy(task[name].values) for name in ("inputs", "targets"))
     optimizer = torch.optim.SGD(network.parameters(), rate)
     before, found = _states(network, inputs), []

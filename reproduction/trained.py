@@ -1,4 +1,4 @@
-"""The networks of the page: which there are, and what training has left of each."""
+"""The networks of the page, and the records of their training."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Trained(NamedTuple):
     Attributes
     ----------
     training : Training
-        What it is, and how it was trained.
+        The network, and how it was trained.
     losses : ndarray
-        Loss of the minibatch of every iteration.
+        Minibatch loss of every iteration.
     radius : float
         Spectral radius of the recurrent weights before training, the largest of the gates'.
     """
@@ -40,27 +40,27 @@ class Trained(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Where its checkpoints are."""
+        """The folder of its checkpoints."""
         return networks.CACHE / self.training.name
 
     def checkpoints(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Some of its checkpoints, among them the first and the last."""
+        """Some of its checkpoints, including the first and the last."""
         saved = checkpoints(self.folder)
         return (saved[i] for i in positions(len(saved)))
 
     def first_and_last(self) -> tuple[tuple[int, dict[str, Tensor]], tuple[int, dict[str, Tensor]]]:
-        """Those before and after training."""
+        """Its checkpoints before and after training."""
         saved = checkpoints(self.folder)
         return saved[0], saved[-1]
 
 
 def of_paper() -> list[Training]:
-    """All networks that the page asks for."""
+    """All networks of the page."""
     return [training for group in networks.PAPER.values() for training in group]
 
 
 def finished(training: Training) -> Trained | None:
-    """The network, if its training has ended."""
+    """The network, or None while its training has not ended."""
     newest = newest_checkpoint(networks.CACHE / training.name)
     if newest is None:
         return None
@@ -72,9 +72,9 @@ def finished(training: Training) -> Trained | None:
 
 
 def positions(count: int, most: int = MOST_CHECKPOINTS) -> list[int]:
-    """Positions of at most so many of `count` checkpoints: all, or the first, the last, early ones.
+    """Positions of at most `most` of `count` checkpoints, including the first and the last.
 
-    The latter are evenly spaced in the square root of the position, since most happens early.
+    They are evenly spaced in the square root of the position, since most happens early.
     """
     if count <= most:
         return list(range(count))

@@ -1,4 +1,4 @@
-"""From numbers to verdicts, by criteria that are written down before the numbers."""
+"""From numbers to verdicts, by criteria that are written down before the numbers are seen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STRONG = 0.8
 
 @dataclass(frozen=True)
 class Check:
-    """One criterion, asked of each network, or of each seed.
+    """One criterion, applied to each network or to each seed.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Check:
     found : str
         The numbers.
     passed, of : int
-        For how many it holds, of how many that were measured.
+        The number of those for which it holds, and of those measured.
     """
 
     text: str
@@ -48,7 +48,7 @@ def check(
     criterion: Callable[[float], bool],
     say: Callable[[Sequence[float]], str] | None = None,
 ) -> Check:
-    """Ask a criterion of a value of each network.
+    """Apply a criterion to a value of each network.
 
     Parameters
     ----------
@@ -74,10 +74,10 @@ def check(
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """What the checks of a claim add up to.
+    """Combine the checks of a claim into a verdict.
 
-    Reproduced: each holds for all. Not reproduced: none holds for more than half. In part: what is
-    in between. Checks that nothing was measured for are left out.
+    Reproduced: each check holds for all. Not reproduced: none holds for more than half. In part:
+    everything in between. Checks without measurements do not count.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def between(low: float, high: float) -> Callable[[float], bool]:
 
 
 def rises(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation of y with x, 0 where y does not change; infinite values are the largest."""
+    """Rank correlation of y with x, 0 if y does not change; infinite values are the largest."""
     if len(set(y)) < 2:
         return 0.0
     ordinals = np.searchsorted(np.unique(y), y)
@@ -107,7 +107,7 @@ def rises(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def settled(steps: Sequence[float], values: Sequence[float], bound: float = 0.0) -> float:
-    """First step from which the values stay above `bound` to the end; infinite if they do not.
+    """First step from which on the values stay above `bound`; infinite if there is none.
 
     Examples
     --------
@@ -121,7 +121,7 @@ def settled(steps: Sequence[float], values: Sequence[float], bound: float = 0.0)
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Median, least and largest.
+    """Median, least and largest value as text.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """So many significant digits; whole numbers whole; never, if infinite.
+    """A number with this many significant digits; whole numbers whole; "never" if infinite.
 
     Examples
     --------

@@ -27,7 +27,7 @@ ROOMS = [
 # what only some systems have; and what changes the warnings' filters when it is imported.
 LATE = ("cupy", "cupyx", "matplotlib", "neurogym", "resource", "scipy.spatial", "scipy.special")
 COMPILED = "kpops.engines.cpu."
-DRAWING = ("kpops.plot.ticks",)
+DRAWING = ("kpops.plot.locators",)
 
 
 def imports(name):

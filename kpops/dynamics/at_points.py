@@ -1,4 +1,4 @@
-"""The operators of the motion at fixed points, and what parameters do to such points."""
+"""Operators of the motion at fixed points, and the response of such points to parameters."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def linearize_at(
     Parameters
     ----------
     model : Linearization or nn.Module
-        A linearization, whose model, parameters, readout, measure and engine are taken, or what
-        :func:`kpops.linearize` takes.
+        A linearization, whose model, parameters, readout, measure and engine are used, or any model
+        that :func:`kpops.linearize` takes.
     points : Dataset, DataArray, Tensor or array_like
         States (point, unit), or the result of :func:`fixed_points`.
     n_steps : int
@@ -47,25 +47,25 @@ def linearize_at(
     input : array_like, optional
         Constant input x (feature,). Default: that of the Dataset, else zeros.
     **options
-        Those of :func:`kpops.linearize`, other than ``h0`` and ``mask``, where `model` is a model.
+        For a model: options of :func:`kpops.linearize` other than ``h0`` and ``mask``.
 
     Returns
     -------
     Linearization
-        Every point is a trial, labelled as the point is.
+        Every point is a trial, with the label of the point.
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`kpops.linearize`; or if options are given beside a linearization.
+        As for :func:`kpops.linearize`; or if a linearization comes with options.
 
     Notes
     -----
-    Every step starts at the point itself, so that A[t] = df/dh(x, h*) for all t. The model is not
-    run on from there: rounding would drive it away from an unstable point, at every step by a
-    factor ``|lambda|``. The block of P from time s to time t is A^(t - s), and K repeats one block
-    over all pairs of steps of a point. At a slow point this is the motion about it if its drift
-    were taken away. The states are f(h*), which is h* but for its speed.
+    Every step starts at the point itself, so A[t] = df/dh(x, h*) for all t. The model does not run
+    on from there: rounding would drive it away from an unstable point, at every step by a factor
+    ``|lambda|``. The block of P from time s to time t is A^(t - s), and K repeats one block over
+    all pairs of steps of a point. At a slow point this is the motion about it without its drift.
+    The states are f(h*), which is h* except for its speed.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def linearize_at(
         )
     states, x, labels = _read(points, input)
     lin = model if isinstance(model, Linearization) else _at(model, states, x, options)
-    return _stay(lin, *_brought(lin, states, x, options.get("dtype") is not None), labels, n_steps)
+    return _stay(lin, states, x, labels, n_steps, convert=options.get("dtype") is not None)
 
 
 @in_full_precision
@@ -93,7 +93,7 @@ def linearize_at(
 def stationary_response(
     model: Any, points: Any, *, input: Any = None, **options: Any
 ) -> TrajectoryOperator:
-    """What a change of the parameters does to fixed points: dh*/dtheta = (I - A)^-1 df/dtheta.
+    """How fixed points move with the parameters: dh*/dtheta = (I - A)^-1 df/dtheta.
 
     Parameters
     ----------
@@ -104,25 +104,25 @@ def stationary_response(
     -------
     TrajectoryOperator
         R J, from the parameters to (trial, time, unit), with a trial for each point, and one step.
-        J is that of one step at the point, and R = (I - A)^-1 its first factor.
+        J is that of one step at the point, and R = (I - A)^-1 the first factor of the product.
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`linearize_at`; or if a point is not a fixed point, or A has there an eigenvalue
-        of 1, to rounding, so that the response is infinite.
+        As for :func:`linearize_at`; or if a point is not fixed, or A has an eigenvalue of 1 there,
+        to rounding, which makes the response infinite.
 
     Notes
     -----
     From h* = f(h*, theta). With the eigenvectors of :func:`fixed_points`, ``dh*/dtheta = sum_i r_i
-    (l_i . df/dtheta) / (1 - lambda_i)``: near a bifurcation at lambda = 1 one channel is left, and
-    the stationary kernel R J J* R* tends to rank one. It is the limit of P J at the last step of
-    long trajectories that stay at stable points.
+    (l_i . df/dtheta) / (1 - lambda_i)``: near a bifurcation at lambda = 1 one channel dominates,
+    and the stationary kernel R J J* R* tends to rank one. At stable points it is the limit of P J
+    at the last step of long trajectories.
 
     Examples
     --------
-    The fixed point of h' = w h + b is b / (1 - w), that is 4 for w = 1/2 and b = 2; its derivatives
-    are b / (1 - w)^2 and 1 / (1 - w).
+    The fixed point of h' = w h + b is b / (1 - w): 4 for w = 1/2 and b = 2. Its derivatives are
+    b / (1 - w)^2 and 1 / (1 - w).
 
     >>> import torch, kpops
     >>> class Linear(torch.nn.Module):
@@ -140,7 +140,7 @@ def stationary_response(
     with exclusive_compute(h.device):
         f = Map(lin.recurrence, x)
         speed = f.change(h).norm(dim=1)
-        # As far from a fixed point as the response to it may be wrong by half of the digits.
+        # At this distance from a fixed point, half of the digits of the response may be wrong.
         bound = torch.finfo(h.dtype).eps ** 0.5 * (h.shape[1] ** 0.5 + h.norm(dim=1))
         if (speed > bound).any():
             worst = int((speed / bound).argmax())
@@ -155,7 +155,7 @@ def stationary_response(
 
 
 class Resolvent(TrajectoryOperator):
-    """R = (I - A)^-1 at points: where a constant forcing moves them to, ``v = A v + q``.
+    """R = (I - A)^-1 at points: a constant forcing q moves them by v, with ``v = A v + q``.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ class Resolvent(TrajectoryOperator):
         return self._solve(block, adjoint=True)
 
     def _solve(self, block: Tensor, *, adjoint: bool) -> Tensor:
-        # (block, trial, time, unit) -> (trial, unit, block and time): a matrix for each point
+        # (block, trial, time, unit) -> (trial, unit, block * time), a matrix for each point
         n_block, n_points, n_steps, n_units = block.shape
         columns = block.permute(1, 3, 0, 2).reshape(n_points, n_units, -1)
         solved = torch.linalg.lu_solve(*self.factors, columns, adjoint=adjoint)
@@ -213,8 +213,7 @@ def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
         if set(points.dims) != {"point", "unit"}:
             raise ValueError(f"points has dims {points.dims}, expected ('point', 'unit')")
         points = without_multiindex(points.transpose("point", "unit"))
-        labels = points.point.values
-        points = points.data
+        labels, points = points.point.values, points.data
     if isinstance(points, Linearization):
         raise TypeError(f"points is {described(points)}: pass states (point, unit)")
     if np.ndim(points) != 2 or 0 in np.shape(points):
@@ -225,7 +224,7 @@ def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
 
 
 def _at(model: Any, states: Any, x: Any, options: dict[str, Any]) -> Linearization:
-    """Linearise a model for a step from the points, or from where it has learned to start."""
+    """Linearise a model for one step from the points, or from its learned start."""
     readout = options.pop("readout", None)
     h = to_numpy(as_tensor(states, "points"))
     parts = snapshot.take_apart(model, dtype=options.get("dtype"), readout=readout, h0=h)
@@ -241,8 +240,10 @@ def _at(model: Any, states: Any, x: Any, options: dict[str, Any]) -> Linearizati
     )
 
 
-def _brought(lin: Linearization, states: Any, x: Any, convert: bool) -> tuple[Tensor, Tensor]:
-    """States, and what steps at the constant input read, as the linearization computes."""
+def _stay(
+    lin: Linearization, states: Any, x: Any, labels: np.ndarray, n_steps: int, *, convert: bool
+) -> Linearization:
+    """The linearization with steps that all start at the same states and read the same input."""
     like = lin.trajectory.states
     n_units, n_features = like.shape[2], n_inputs(lin.recurrence, lin.trajectory.inputs.shape[2])
     h = bring(states, like, "points", convert)
@@ -252,23 +253,16 @@ def _brought(lin: Linearization, states: Any, x: Any, convert: bool) -> tuple[Te
             f"points has shape {tuple(h.shape)} and input {tuple(x.shape)}, expected (point, "
             f"{n_units}) and ({n_features},) for this linearization"
         )
-    return h, steady_input(lin.recurrence, x)
-
-
-def _stay(
-    lin: Linearization, h: Tensor, x: Tensor, labels: np.ndarray, n_steps: int
-) -> Linearization:
-    """The linearization's model at steps that all start at the same states."""
-    n_points, n_units = h.shape
-    inputs = x.expand(n_points, n_steps, -1).contiguous()
+    n_points = len(h)
+    inputs = steady_input(lin.recurrence, x).expand(n_points, n_steps, -1).contiguous()
     with exclusive_compute(h.device):
         new = lin.recurrence(inputs[:, 0], h)
-    previous, states = (part[:, None].expand(-1, n_steps, -1).contiguous() for part in (h, new))
+    before, after = (part[:, None].expand(-1, n_steps, -1).contiguous() for part in (h, new))
     coords = {
         "trial": Coordinate(("trial",), labels),
         "time": Coordinate(("time",), np.arange(1, n_steps + 1)),
         **{k: c for k, c in lin.space.coords.items() if c.dims in ((), ("unit",))},
     }
     space = Space(("trial", "time", "unit"), (n_points, int(n_steps), n_units), coords)
-    trajectory = Trajectory(inputs, previous, states, None)
+    trajectory = Trajectory(inputs, before, after, None)
     return replace(lin, trajectory=trajectory, space=space, reading=Reading())

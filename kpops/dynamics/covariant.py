@@ -1,4 +1,4 @@
-"""Covariant Lyapunov vectors: the directions in which tangent vectors grow at the exponents."""
+"""Covariant Lyapunov vectors: the directions of growth at the Lyapunov exponents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.dynamics.lyapunov import check_dt, dataset, number_of_modes
+from kpops.dynamics.lyapunov import dataset
 from kpops.dynamics.lyapunov_source import Source, read_source
 from kpops.dynamics.lyapunov_tangent import evolve_frames
 from kpops.engines.exclusive import exclusive_compute
@@ -45,10 +45,10 @@ def covariant_lyapunov_vectors(
     lin_or_model, k, inputs, h0, n_steps, transient, dt, dtype, rng
         As for :func:`kpops.lyapunov_spectrum`. A linearization must have no mask.
     frame_transient : int, optional
-        Steps after `transient` that the frames are given to turn. Default: a tenth of the rest.
+        Steps after `transient` for the frames to turn. Default: a tenth of the rest.
     backward_transient : int, optional
-        Steps at the end from which the vectors come back, and have not yet turned where they are.
-        Default: as many as `frame_transient`.
+        Steps at the end for the vectors to turn on their way back; no vectors are kept there.
+        Default: `frame_transient`.
     interval : int
         Steps between two times at which the vectors are kept.
     angles : bool
@@ -62,18 +62,18 @@ def covariant_lyapunov_vectors(
         In the dtype of the computation:
 
         - ``covariant_vector(trial, time, unit, mode)`` of unit length, tangent to the state
-          ``h[time]``. The Jacobian of the steps between two times takes a vector to a positive
+          ``h[time]``. The Jacobian of the steps between two times maps a vector to a positive
           multiple of the next one;
         - ``growth_rate(trial, time, mode)``, the logarithm of that multiple per step or per unit
-          of time; NaN at the last time where nothing comes after;
+          of time; NaN at a last time that has no next one;
         - ``exponent(mode)``, its mean over trials and times: the Lyapunov exponents;
-        - ``covariant_angle(trial, time, mode, mode_in)`` in radians, at most pi / 2, if
-          asked for; below eps^(1/2) it is not told from zero.
+        - with `angles`, ``covariant_angle(trial, time, mode, mode_in)`` in radians, at most pi / 2;
+          rounding hides angles below eps^(1/2).
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`kpops.lyapunov_spectrum` does; also if the linearization has a mask, or if a
+        As for :func:`kpops.lyapunov_spectrum`; also if the linearization has a mask, or if a
         singular Jacobian annihilates one of the k modes.
     MemoryError
         If the vectors would not fit.
@@ -84,20 +84,20 @@ def covariant_lyapunov_vectors(
 
     Notes
     -----
-    By the method of Ginelli et al. (2007, Phys. Rev. Lett. 99, 130601). On the way forward, frames
-    Q[n] and triangles R[n] with ``A Q[n-1] = Q[n] R[n]`` are kept. The covariant vectors are
-    ``V[n] = Q[n] C[n]`` with C upper triangular, and ``A V[n-1] = V[n] D[n]`` with D diagonal says
-    ``C[n-1] = R[n]^-1 C[n] D[n]``: backwards, where almost any triangular start (here the identity)
+    By the method of Ginelli et al. (2007, Phys. Rev. Lett. 99, 130601). The way forward keeps
+    frames Q[n] and triangles R[n] with ``A Q[n-1] = Q[n] R[n]``. The covariant vectors are
+    ``V[n] = Q[n] C[n]`` with C upper triangular, and ``A V[n-1] = V[n] D[n]`` with D diagonal means
+    ``C[n-1] = R[n]^-1 C[n] D[n]``. On the way back, almost any triangular start (here the identity)
     turns to the right one, as fast as the exponents differ. The memory is that of k vectors of
     ``S + k`` numbers for every trial and time kept.
 
-    The vectors do not depend on the inner product, in contrast to the frames; within exponents that
-    coincide only their span is determined. Angles that come near zero between expanding and
-    contracting ones tell that the dynamics are not hyperbolic.
+    Unlike the frames, the vectors do not depend on the inner product. If exponents coincide, only
+    the span of their vectors is determined. Angles near zero between expanding and contracting
+    vectors show that the dynamics are not hyperbolic.
 
     Examples
     --------
-    Of a constant Jacobian the covariant vectors are the eigenvectors.
+    The covariant vectors of a constant Jacobian are its eigenvectors:
 
     >>> import torch, kpops
     >>> class Shear(torch.nn.Module):
@@ -112,9 +112,7 @@ def covariant_lyapunov_vectors(
     >>> print(f"{float(result.covariant_angle.isel(trial=0, time=0)[0, 1]):.3f}")  # arctan 1.5
     0.983
     """
-    check_dt(dt)
-    source = read_source(lin_or_model, inputs, h0, n_steps, dtype)
-    k = number_of_modes(k, source)
+    source, k = read_source(lin_or_model, k, inputs, h0, n_steps, dt, dtype)
     total = source.space.sizes["time"]
     if int(source.lengths.min()) < total:
         raise ValueError("the linearization has a mask: linearise trials of one length together")
@@ -146,10 +144,13 @@ def covariant_lyapunov_vectors(
         }
         variables["exponent"] = variables["growth_rate"].nanmean((0, 1))
         if angles:
-            variables["covariant_angle"] = _angles(vectors)
+            cosines = (vectors.mT @ vectors).abs().clamp_max(1)
+            cosines.diagonal(dim1=2, dim2=3).fill_(1)
+            variables["covariant_angle"] = cosines.arccos()
     space = source.labels(kept, k, dt)
-    modes_in = {"mode_in": Coordinate(("mode_in",), space.coords["mode"].values)}
-    space = Space((*space.dims, "mode_in"), (*space.shape, k), {**space.coords, **modes_in})
+    mode_in = Coordinate(("mode_in",), space.coords["mode"].values)
+    coords = {**space.coords, "mode_in": mode_in}
+    space = Space((*space.dims, "mode_in"), (*space.shape, k), coords)
     settings = {
         "k": k,
         "n_steps": total,
@@ -163,13 +164,9 @@ def covariant_lyapunov_vectors(
 
 
 def _forward(
-    source: Source,
-    transient: int,
-    marks: Sequence[int],
-    frames: Tensor,
-    rng: int | np.random.Generator | None,
+    source: Source, transient: int, marks: Sequence[int], frames: Tensor, rng: Any
 ) -> list[tuple[int, Tensor]]:
-    """Write Q at the first marks into `frames`; R of every piece from there on, with its end."""
+    """Write Q at the first marks into `frames`; return the pieces from there on as (end, R)."""
     stops = sorted({transient, *marks, source.space.sizes["time"]})
     index = {mark: i for i, mark in enumerate(marks[: frames.shape[1]])}
     triangles = []
@@ -178,7 +175,7 @@ def _forward(
             trial, mode = (piece.growth == -torch.inf).nonzero()[0].tolist()
             raise ValueError(
                 f"a singular Jacobian annihilates mode {mode + 1} of trial {trial} by step "
-                f"{piece.stop}, so that there is no way back: "
+                f"{piece.stop}, so there is no way back: "
                 + (f"take k={mode} or fewer" if mode else "begin after that step")
             )
         if piece.stop in index:
@@ -189,9 +186,9 @@ def _forward(
 
 
 def _backward(triangles: list[tuple[int, Tensor]], marks: Sequence[int], vectors: Tensor) -> Tensor:
-    """Turn frames into covariant vectors, in place.
+    """Turn frames into covariant vectors in place; return the growth between marks.
 
-    Returns the growth from every kept mark to the next, (trial, time, mode) in float64.
+    The growth from every kept mark to the next is (trial, time, mode), in float64.
     """
     n_trials, n_kept, _, k = vectors.shape
     rates = vectors.new_full((n_trials, n_kept, k), torch.nan, dtype=torch.float64)
@@ -200,7 +197,7 @@ def _backward(triangles: list[tuple[int, Tensor]], marks: Sequence[int], vectors
     growth = torch.zeros_like(rates[:, 0])
     ends = [marks[0], *(stop for stop, _ in triangles)]
     for position, stop in enumerate(reversed(ends)):
-        if position > 0:  # back over the piece that begins here
+        if position > 0:  # back over the piece that starts here
             mixing = torch.linalg.solve_triangular(triangles[-position][1], mixing, upper=True)
             lengths = mixing.norm(dim=1, keepdim=True)
             mixing, growth = mixing / lengths, growth - lengths[:, 0].double().log()
@@ -215,20 +212,9 @@ def _backward(triangles: list[tuple[int, Tensor]], marks: Sequence[int], vectors
     return rates
 
 
-def _angles(vectors: Tensor) -> Tensor:
-    """Angles between the lines of unit vectors, (trial, time, mode, mode)."""
-    cosines = (vectors.mT @ vectors).abs().clamp_max(1)
-    cosines.diagonal(dim1=2, dim2=3).fill_(1)
-    return cosines.arccos()
-
-
-_NAMES: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "covariant_vector": (("trial", "time", "unit", "mode"), "covariant Lyapunov vector", "1"),
-    "growth_rate": (("trial", "time", "mode"), "growth rate of the covariant vector", "rate"),
-    "exponent": (("mode",), "mean growth rate of the covariant vectors", "rate"),
-    "covariant_angle": (
-        ("trial", "time", "mode", "mode_in"),
-        "angle between covariant vectors",
-        "rad",
-    ),
+_NAMES = {
+    "covariant_vector": ("trial time unit mode", "covariant Lyapunov vector", "1"),
+    "growth_rate": ("trial time mode", "growth rate of the covariant vector", "rate"),
+    "exponent": ("mode", "mean growth rate of the covariant vectors", "rate"),
+    "covariant_angle": ("trial time mode mode_in", "angle between covariant vectors", "rad"),
 }

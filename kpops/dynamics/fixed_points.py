@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from torch import Tensor
 
 from kpops import snapshot, work
 from kpops.arrays import to_numpy
-from kpops.dynamics import search_points
 from kpops.dynamics.given import bring, like_what, n_inputs, read_model, steady_input
-from kpops.dynamics.label_points import labelled
-from kpops.dynamics.merge_points import merge, nearest, reading_order
+from kpops.dynamics.search_points import Found, Map, merge, nearest, search
+from kpops.dynamics.stability import labelled
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.memory import check_allocation
 from kpops.engines.trajectory import Trajectory
@@ -26,11 +24,8 @@ from kpops.models.recurrence import Recurrence
 from kpops.precision import in_full_precision
 from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as random_generator
-from kpops.work import warn_unconverged
 
-Rng = int | np.random.Generator | None
-
-_MATRICES = 16  # of the size of a Jacobian, that a point takes with its eigenvectors
+_MATRICES = 16  # of the size of a Jacobian, in memory for each point with its eigenvectors
 
 
 @in_full_precision
@@ -48,7 +43,7 @@ def fixed_points(
     max_iterations: int = 300,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    rng: Rng = None,
+    rng: int | np.random.Generator | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Fixed points and slow points of a model at a constant input, and their stability.
@@ -57,27 +52,28 @@ def fixed_points(
     ----------
     model : Linearization or nn.Module
         A linearization, or any model that :func:`kpops.linearize` takes, or one without parameters.
-        Where a model has learned to start plays no part.
+        A learned initial state is ignored.
     starts : int, array_like, Tensor or DataArray
-        States from which to search: the last dim (of a DataArray: ``unit``) is the state, all
-        others are starts. Or their number: they are then drawn from the valid states of the
-        linearization, none twice as long as there are enough.
+        States from which to search: the last dimension (of a DataArray: ``unit``) is the state, all
+        others are starts. Or the number of starts to draw from the valid states of the
+        linearization, without repetition while there are enough.
     input : array_like, optional
         Constant input x (feature,). Default: zeros.
     tol : float
-        Speed, in state per step, at which the search ends. A fixed point is one of that speed, or
-        of a speed that rounding explains: 16 units of it times ``sqrt(S) + |h|``, and 4 of it times
+        Speed, in state per step, at which the search ends. A fixed point has at most this speed, or
+        one that rounding explains: 16 units of it times ``sqrt(S) + |h|``, plus 4 units times
         ``|A - I| |h|``.
     merge_distance : float
-        Distance over the spread of the states up to which points are taken for one; see Notes.
+        Points up to this distance apart count as one, relative to the spread of the states; see
+        Notes.
     jitter : float
-        Standard deviation of Gaussian noise that is added to every entry of the starts.
+        Standard deviation of Gaussian noise to add to every entry of the starts.
     max_iterations : int
-        Steps of the search from every start, at most.
+        Most steps of the search from every start.
     dtype : torch.dtype, optional
         float32 or float64 to convert the model, the starts and the input to. With an eigenvalue
         1 - d, the state is known to the rounding of its speed over d: float64 is worth its time
-        for models of float32, too.
+        even for models of float32.
     device : torch.device or str, optional
         Where to compute. Default: where the model is.
     rng : int, Generator or None
@@ -88,7 +84,7 @@ def fixed_points(
     Returns
     -------
     Dataset
-        Of every point:
+        For every point:
 
         - ``state(point, unit)``; ``speed(point)``, which is ``|f(h) - h|``; ``kind(point)``:
           ``"fixed"``, ``"slow"`` or ``"not converged"``, and ``converged(point)``, False for the
@@ -106,7 +102,8 @@ def fixed_points(
           infinite if A lacks eigenvectors, where the left ones are NaN.
 
         And ``input(feature)``. Points are ordered by kind, number of unstable directions, and
-        state. Attributes: model, dtype, ``spread``, ``n_starts`` and ``configuration`` (JSON).
+        state. Attributes: ``model``, ``dtype``, ``spread``, ``n_starts`` and ``configuration``
+        (JSON).
 
     Raises
     ------
@@ -121,12 +118,12 @@ def fixed_points(
     Warns
     -----
     ConvergenceWarning
-        If some starts came neither to a fixed nor to a slow point, nor became outliers.
+        If some starts reached neither a fixed point nor a slow point nor an outlier.
 
     See Also
     --------
     linearize_at : The operators of the motion at such points.
-    stationary_response : What a change of the parameters does to fixed points.
+    stationary_response : How fixed points move with the parameters.
 
     Notes
     -----
@@ -134,23 +131,23 @@ def fixed_points(
     Neural Computation 25, 626-649), by Levenberg-Marquardt steps with the damping of Yamashita and
     Fukushima (2001, Computing Suppl. 15, 239-249). A slow point is a minimum of q whose speed is
     above `tol`: the Hessian of q is positive definite there, and the distance to the exact minimum,
-    by Newton's step, below a tenth of that at which points are merged. With a `tol` above its
-    speed, a slow manifold is covered by points instead, where the starts led to.
+    by Newton's step, is below a tenth of the merge distance. With a `tol` above its speed, points
+    cover a slow manifold instead, where the starts led to.
 
-    The spread is the root mean square distance of the states from their mean: of the
-    linearization's valid states, else of the starts; 1 where they are all alike. Of what is found,
-    the best point is kept (a fixed one before a slow one, the slowest of these) and stands for all
-    up to `merge_distance` times the spread away; then the best of the rest; and so on. So points
-    are that far apart, and a line of them is covered at that distance by many starts, not merged.
+    The spread is the root mean square distance of the states from their mean: the valid states of
+    the linearization, or else the starts; 1 if all are equal. The best point is kept (fixed before
+    slow, then by speed) and stands for all points up to `merge_distance` times the spread away;
+    then the best of the rest, and so on. Points are therefore that far apart. A line of fixed
+    points is covered at that distance by many starts, not merged.
 
-    The steps of the search are not those of the dynamics: ``basin_count`` is of the search, and
-    saddles are found as well as nodes. Nor does the search stay where trajectories go. A GRU has
-    valleys of q far outside, where its gates saturate and the speed falls for ever: what ends there
-    is an outlier, mostly ``"not converged"``.
+    The steps of the search are not those of the dynamics: ``basin_count`` refers to the search, and
+    saddles are found as well as nodes. The search may also leave the region of the trajectories. A
+    GRU has valleys of q far outside, where its gates saturate and the speed falls for ever: a
+    search that ends there is an outlier, mostly ``"not converged"``.
 
     Examples
     --------
-    Two stable fixed points and a saddle, of a unit that feeds on itself:
+    Two stable fixed points and a saddle of a unit that excites itself:
 
     >>> import torch, kpops
     >>> cell = torch.nn.RNNCell(1, 1, bias=False).double()
@@ -163,57 +160,49 @@ def fixed_points(
     """
     settings = _check(tol, merge_distance, jitter, max_iterations)
     generator = random_generator(rng)
-    problem = _read(model, starts, input, dtype, device, generator)
-    starts = _jittered(problem.starts, jitter, generator)
-    spread = _spread(problem.states)
+    recurrence, given, starts, states = _read(model, starts, input, dtype, device, generator)
+    if jitter:
+        noise = torch.from_numpy(generator.standard_normal(starts.shape))
+        starts = starts + jitter * noise.to(starts)
+    spread = float((states - states.mean(0)).square().sum(1).mean().sqrt()) or 1.0
     distance = merge_distance * spread
     with exclusive_compute(starts.device):
-        x = steady_input(problem.recurrence, problem.x)
-        f = search_points.Map(problem.recurrence, x)
+        x = steady_input(recurrence, given)
+        f = Map(recurrence, x)
         inputs = x.expand(len(starts), 1, -1)
-        snapshot.run_from(problem.recurrence, inputs, starts, None)  # refuses random models
-        found = search_points.search(f, starts, tol, 0.1 * distance, max_iterations)
-        states, speed, kind = map(to_numpy, found)
-        kept, count = merge(states, speed, kind, distance)
-        n_bytes = _MATRICES * len(kept) * x.element_size() * states.shape[1] ** 2
+        snapshot.run_from(recurrence, inputs, starts, None)  # refuses random models
+        found = search(f, starts, tol, 0.1 * distance, max_iterations)
+        ends, speed, kind = map(to_numpy, found)
+        kept, count = merge(ends, speed, kind, distance)
+        n_bytes = _MATRICES * len(kept) * x.element_size() * ends.shape[1] ** 2
         check_allocation(f"the eigenvectors of {len(kept)} points", n_bytes, x.device)
-        points = search_points.Found(*(part[torch.from_numpy(kept).to(x.device)] for part in found))
+        points = Found(*(part[torch.from_numpy(kept).to(x.device)] for part in found))
         jacobians = f.jacobians(points.states)
     away = nearest(points.states, starts) / spread
-    result = labelled(problem.recurrence, problem.x, points, jacobians, count, away)
-    order = reading_order(states[kept], result.n_unstable.values, kind[kept], distance)
+    result = labelled(recurrence, given, points, jacobians, count, away)
+    digits = np.round(ends[kept] / distance)  # so that rounding does not decide the order
+    order = np.lexsort((*digits.T[::-1], result.n_unstable.values, kind[kept]))
     result = result.isel(point=order).assign_coords(point=result.point)
-    _warn_of_others(result, max_iterations)
+    others = result.basin_count.values[~(result.converged | result.outlier).values]
+    if len(others):
+        work.warn_unconverged(
+            f"fixed_points: {others.sum()} starts came to no minimum of the speed in "
+            f"{max_iterations} iterations; the variable 'converged' marks their points; raise "
+            "max_iterations, or tol to accept their speed as that of fixed points"
+        )
     return result.assign_attrs(
-        **problem.attrs,
+        model=type(recurrence.module).__name__,
+        dtype=str(given.dtype).removeprefix("torch."),
         spread=spread,
         n_starts=len(starts),
         configuration=json.dumps(settings, sort_keys=True),
     )
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """What was given: a model, its input, where to start, and states that tell the spread."""
-
-    recurrence: Recurrence
-    x: Tensor
-    starts: Tensor
-    states: Tensor
-
-    @property
-    def attrs(self) -> dict[str, str]:
-        """Provenance."""
-        return {
-            "model": type(self.recurrence.module).__name__,
-            "dtype": str(self.x.dtype).removeprefix("torch."),
-        }
-
-
 def _check(
     tol: float, merge_distance: float, jitter: float, max_iterations: int
 ) -> dict[str, float]:
-    """Refuse numbers out of range; the settings."""
+    """Refuse numbers out of range; return the settings."""
     settings = {"tol": tol, "merge_distance": merge_distance, "jitter": jitter}
     for name, value in settings.items():
         check_real(name, value)
@@ -230,7 +219,8 @@ def _read(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     generator: np.random.Generator,
-) -> _Problem:
+) -> tuple[Recurrence, Tensor, Tensor, Tensor]:
+    """A model, its input, where to start, and the states that define the spread."""
     lin = model if isinstance(model, Linearization) else None
     if isinstance(starts, bool | xr.Dataset | Linearization):
         raise TypeError(
@@ -239,14 +229,18 @@ def _read(
     h0 = starts if np.ndim(starts) else None
     recurrence = read_model(model if lin is None else lin.recurrence, dtype, device, h0=h0)
     like = like_what(recurrence, {"starts": starts}, dtype)
-    convert = dtype is not None
-    states = None if lin is None else _valid_states(lin).to(like)
-    if isinstance(starts, int | np.integer) and not isinstance(starts, bool):
+    trajectory = None if lin is None else lin.trajectory
+    states = None
+    if trajectory is not None:
+        mask = trajectory.mask
+        states = trajectory.states.flatten(0, 1) if mask is None else trajectory.states[mask]
+        states = states.to(like)
+    if isinstance(starts, int | np.integer):
         begin = _drawn(states, int(starts), generator)
     else:
-        begin = _states_of(starts, recurrence.state_size, like, convert)
-    x = _input_of(recurrence, None if lin is None else lin.trajectory, x, like, convert)
-    return _Problem(recurrence, x, begin, begin if states is None else states)
+        begin = _states_of(starts, recurrence.state_size, like, dtype is not None)
+    x = _input_of(recurrence, trajectory, x, like, dtype is not None)
+    return recurrence, x, begin, begin if states is None else states
 
 
 def _input_of(
@@ -269,7 +263,7 @@ def _states_of(starts: Any, size: int | None, like: Tensor, convert: bool) -> Te
     if isinstance(starts, xr.DataArray):
         if "unit" not in starts.dims:
             raise ValueError(f"starts has dims {starts.dims}: one of them must be unit")
-        if "mask" in starts.coords:  # states of a linearization, of which some are padding
+        if "mask" in starts.coords:  # some states of a linearization are padding
             valid = starts["mask"]
             starts = starts.transpose(*valid.dims, ..., "unit").data[valid.values]
         else:
@@ -283,39 +277,13 @@ def _states_of(starts: Any, size: int | None, like: Tensor, convert: bool) -> Te
     return states.reshape(-1, states.shape[-1])
 
 
-def _valid_states(lin: Linearization) -> Tensor:
-    states, mask = lin.trajectory.states, lin.trajectory.mask
-    return states.flatten(0, 1) if mask is None else states[mask]
-
-
 def _drawn(states: Tensor | None, n: int, generator: np.random.Generator) -> Tensor:
     if states is None:
         raise ValueError(
-            f"starts={n} states can be drawn from a linearization only: pass that of the model "
-            "about its trajectories, kpops.linearize(model, inputs), or states (start, unit)"
+            f"starts={n} states can only be drawn from a linearization: pass "
+            "kpops.linearize(model, inputs) as the model, or states (start, unit)"
         )
     if n < 1:
         raise ValueError(f"starts={n}: choose 1 or more")
     chosen = generator.choice(len(states), size=n, replace=n > len(states))
     return states[torch.from_numpy(chosen).to(states.device)]
-
-
-def _jittered(starts: Tensor, jitter: float, generator: np.random.Generator) -> Tensor:
-    if jitter == 0:
-        return starts
-    return starts + jitter * torch.from_numpy(generator.standard_normal(starts.shape)).to(starts)
-
-
-def _spread(states: Tensor) -> float:
-    """Root mean square distance from the mean, or 1 if that is zero."""
-    return float((states - states.mean(0)).square().sum(1).mean().sqrt()) or 1.0
-
-
-def _warn_of_others(points: xr.Dataset, max_iterations: int) -> None:
-    others = points.basin_count.values[~(points.converged | points.outlier).values]
-    if len(others):
-        warn_unconverged(
-            f"fixed_points: {others.sum()} starts came to no minimum of the speed in "
-            f"{max_iterations} iterations; the variable 'converged' marks where they are; raise "
-            "max_iterations, or tol to take points of that speed for fixed ones"
-        )

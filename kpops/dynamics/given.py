@@ -1,4 +1,4 @@
-"""What users give: a model, a constant input, data that tell a dtype, numbers of things."""
+"""Read what users pass: a model, a constant input, states."""
 
 from __future__ import annotations
 
@@ -31,26 +31,25 @@ def like_what(
 ) -> Tensor:
     """An empty tensor of the dtype and on the device of the computation.
 
-    They are those of the model's parameters and buffers; a model without any computes in what the
-    first floating array that is `given` is in, if there is one.
+    These are the model's; without parameters and buffers, those of the first floating array given.
     """
     arrays = [_first(array, name) for name, array in given.items() if array is not None]
     every = (*recurrence.parameters(), *recurrence.buffers(), *arrays)
     like = next((a for a in every if a.is_floating_point()), torch.empty(0))
     like = torch.empty(0, dtype=dtype or like.dtype, device=like.device)
-    numpy_dtype(like.dtype)  # refuses what is not computed in
+    numpy_dtype(like.dtype)  # refuses dtypes that kpops does not compute in
     return like
 
 
 def _first(array: Any, name: str) -> Tensor:
-    """The array as a tensor; of several, such as the parts of a state or trials, the first one."""
+    """The array, or the first of several (parts of a state, trials), as a tensor."""
     if isinstance(array, tuple | list) and len(array):
         array = array[0]
     return as_tensor(array.data if isinstance(array, xr.DataArray) else array, name)
 
 
 def bring(array: Any, like: Tensor, name: str, convert: bool) -> Tensor:
-    """Private tensor of `array` in the dtype and on the device of `like`, if it is finite."""
+    """A private copy of `array` in the dtype and on the device of `like`; it must be finite."""
     tensor = as_tensor(array, name)
     if tensor.is_floating_point() and tensor.dtype != like.dtype and not convert:
         raise TypeError(
@@ -63,15 +62,12 @@ def bring(array: Any, like: Tensor, name: str, convert: bool) -> Tensor:
 
 
 def steady_input(recurrence: Recurrence, x: Tensor) -> Tensor:
-    """What every step but the first reads where the user's input is x (feature,) all the time."""
+    """What every step but the first reads if the user's input is constantly x (feature,)."""
     return recurrence.prepare_inputs(x.expand(1, 2, -1))[0, 1]
 
 
 def n_inputs(recurrence: Recurrence, n_read: int | None = None) -> int:
-    """Number of features of the user's input, if the steps read `n_read`.
-
-    A model of which nothing is known gets one.
-    """
+    """Number of features of the user's input if the steps read `n_read`; 1 if nothing is known."""
     if recurrence.input_size is not None:
         return recurrence.input_size
     if n_read is None:

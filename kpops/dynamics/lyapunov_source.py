@@ -1,7 +1,8 @@
-"""Where Lyapunov exponents are taken: stored trajectories, or a model that is run as one goes."""
+"""Trajectories for Lyapunov exponents: stored, or run chunk by chunk."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,27 +18,15 @@ from kpops.labels import Coordinate, Space
 from kpops.linearization import Linearization
 from kpops.models.recurrence import Recurrence, as_recurrence
 from kpops.read_inputs import read_inputs, read_state, trajectory_space
-from kpops.scalars import check_count
+from kpops.scalars import check_count, check_real
 
 
 @dataclass(frozen=True)
 class Source:
-    """A recurrence with what it runs on; trajectories come in chunks of time.
+    """A private copy of a model with its trajectories, which come in chunks of time.
 
-    Parameters
-    ----------
-    recurrence : Recurrence
-        Snapshot of the model.
-    space : Space
-        Of the whole trajectories (trial, time, unit).
-    start : Tensor, shape (trial, unit)
-        The initial state.
-    inputs : Tensor, shape (trial, time, feature)
-        What the steps read.
-    stored : Trajectory or None
-        The trajectories, where they have been kept.
-    attrs : dict of str to str
-        Provenance.
+    `space` is (trial, time, unit), `start` (trial, unit) the initial state, and `inputs` (trial,
+    time, feature) what the steps read; `stored` are the trajectories if they are kept.
     """
 
     recurrence: Recurrence
@@ -58,17 +47,22 @@ class Source:
     @property
     def dynamics(self) -> str:
         """``"driven"`` where inputs change in time, else ``"autonomous"``."""
-        later = self.inputs[:, 1:]  # the first step may be told from the others
+        later = self.inputs[:, 1:]  # the first step may read something else
         return "autonomous" if bool((later == later[:, :1]).all()) else "driven"
 
     def chunks(self, size: int) -> Iterator[tuple[int, Trajectory]]:
-        """Consecutive pieces of at most `size` steps, each with the position of its first step."""
+        """Consecutive pieces of at most `size` steps, each after the position of its first step."""
         n_steps = self.space.shape[1]
-        h = self.start
+        h, whole = self.start, self.stored
         for first in range(0, n_steps, size):
             time = slice(first, min(first + size, n_steps))
-            piece = self._run(h, time) if self.stored is None else _cut(self.stored, time)
-            h = piece.states[:, -1]
+            if whole is None:
+                piece = self._run(h, time)
+                h = piece.states[:, -1]
+            else:
+                mask = None if whole.mask is None else whole.mask[:, time]
+                inputs, previous = whole.inputs[:, time], whole.previous[:, time]
+                piece = Trajectory(inputs, previous, whole.states[:, time], mask)
             yield first, piece
 
     def _run(self, h: Tensor, time: slice) -> Trajectory:
@@ -81,7 +75,7 @@ class Source:
             raise ValueError(f"{error}; here steps count from step {time.start + 1}") from error
 
     def labels(self, positions: Sequence[int], k: int, dt: float | None) -> Space:
-        """Space (trial, time, unit, mode) of k modes at the states after so many steps."""
+        """Space (trial, time, unit, mode) of k modes at the states after `positions` steps."""
         ends = np.asarray(positions)
         some = self.space.take({"time": ends - 1})
         coords = {**some.coords, "mode": Coordinate(("mode",), np.arange(1, k + 1))}
@@ -90,40 +84,44 @@ class Source:
         return Space((*some.dims, "mode"), (*some.shape, k), coords)
 
 
-def _cut(whole: Trajectory, time: slice) -> Trajectory:
-    mask = None if whole.mask is None else whole.mask[:, time]
-    return Trajectory(whole.inputs[:, time], whole.previous[:, time], whole.states[:, time], mask)
-
-
 @torch.inference_mode(False)
 def read_source(
-    lin_or_model: Any, inputs: Any, h0: Any, n_steps: int | None, dtype: torch.dtype | None
-) -> Source:
-    """Source of a linearization, or of a model with inputs or with a number of steps."""
+    lin_or_model: Any,
+    k: int | None,
+    inputs: Any,
+    h0: Any,
+    n_steps: int | None,
+    dt: float | None,
+    dtype: torch.dtype | None,
+) -> tuple[Source, int]:
+    """Check the arguments; return the trajectories and the number of modes, all by default."""
+    if dt is not None:
+        check_real("dt", dt)
+        if not 0 < dt < math.inf:
+            raise ValueError(f"dt={dt}: pass the time that a step takes, above 0")
     if isinstance(lin_or_model, Linearization):
+        lin, stored = lin_or_model, lin_or_model.trajectory
         given = {"inputs": inputs, "h0": h0, "n_steps": n_steps, "dtype": dtype}
         extra = [name for name, value in given.items() if value is not None]
         if extra:
             raise ValueError(f"{extra} given, but a linearization has its own: leave them out")
-        stored = lin_or_model.trajectory
-        return Source(
-            lin_or_model.recurrence,
-            lin_or_model.space,
-            stored.previous[:, 0],
-            stored.inputs,
-            stored,
-            lin_or_model.attrs,
-        )
-    return _of_model(lin_or_model, inputs, h0, n_steps, dtype)
+        start = stored.previous[:, 0]
+        source = Source(lin.recurrence, lin.space, start, stored.inputs, stored, lin.attrs)
+    else:
+        source = _of_model(lin_or_model, inputs, h0, n_steps, dtype)
+    n_units = source.space.sizes["unit"]
+    if k is not None:
+        check_count("k", k, 1, n_units)
+    return source, n_units if k is None else int(k)
 
 
 def _of_model(model: Any, inputs: Any, h0: Any, n_steps: Any, dtype: torch.dtype | None) -> Source:
     if not isinstance(model, nn.Module):
-        as_recurrence(model)  # which says what it is
+        as_recurrence(model)  # refuses it by name
     if (inputs is None) == (n_steps is None):
         raise ValueError(
-            f"n_steps={n_steps} with{'out' if inputs is None else ''} inputs: pass inputs, whose "
-            "steps are counted, or the number n_steps of steps to run without"
+            f"n_steps={n_steps} with{'out' if inputs is None else ''} inputs: pass inputs, which "
+            "set the number of steps, or n_steps to run without"
         )
     if n_steps is not None:
         check_count("n_steps", n_steps, 1)
@@ -151,6 +149,6 @@ def _of_model(model: Any, inputs: Any, h0: Any, n_steps: Any, dtype: torch.dtype
 
 
 def _n_trials(h0: Any) -> int:
-    """Number of trials that an initial state is for, in any of the shapes that are taken."""
+    """Number of trials of an initial state, in any of its shapes."""
     shape = tuple(np.shape(h0[0] if isinstance(h0, tuple) else h0)) if h0 is not None else ()
     return shape[-2] if len(shape) > 1 else 1

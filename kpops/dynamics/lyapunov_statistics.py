@@ -1,4 +1,4 @@
-"""What is made of the growth of tangents: means, standard errors, dimension and entropy."""
+"""Statistics of the growth of tangents: means, standard errors, dimension and entropy."""
 
 from __future__ import annotations
 
@@ -24,20 +24,25 @@ def kaplan_yorke_dimension(exponents: Any, *, complete: bool = True) -> Any:
     exponents : DataArray with dim ``mode``, Tensor or array_like, shape (..., mode)
         Lyapunov exponents, in any order.
     complete : bool
-        Whether these are all exponents, or the leading ones of more.
+        Whether these are all exponents, or only the leading ones.
 
     Returns
     -------
     DataArray or ndarray
-        Without the dim ``mode``. NaN where more exponents are needed to tell.
+        Without the dimension ``mode``. NaN where more exponents are needed.
+
+    Raises
+    ------
+    ValueError
+        If there is no exponent, or a DataArray lacks the dimension ``mode``.
 
     Notes
     -----
     With exponents in falling order and j the largest number of them whose sum is not negative, it
-    is ``j + (lambda_1 + .. + lambda_j) / |lambda_{j+1}|``; 0 if all are negative, all if no sum is
-    (Frederickson, Kaplan, Yorke and Yorke 1983, J. Differ. Equ. 49, 185-207). It is conjectured to
-    be the information dimension of the attractor. Its noise is not that of a mean: take it of mean
-    exponents, and not the mean of it.
+    is ``j + (lambda_1 + .. + lambda_j) / |lambda_{j+1}|``; 0 if all are negative, their number if
+    no sum is (Frederickson, Kaplan, Yorke and Yorke 1983, J. Differ. Equ. 49, 185-207). It is
+    conjectured to be the information dimension of the attractor. Average exponents, not dimensions:
+    the dimension is not linear in them.
 
     Examples
     --------
@@ -65,22 +70,25 @@ def entropy_bound(exponents: Any, *, complete: bool = True) -> Any:
 
     Parameters
     ----------
-    exponents : DataArray with dim ``mode``, Tensor or array_like, shape (..., mode)
-        Lyapunov exponents, in any order.
-    complete : bool
-        Whether these are all exponents, or the leading ones of more.
+    exponents, complete
+        As for :func:`kpops.kaplan_yorke_dimension`.
 
     Returns
     -------
     DataArray or ndarray
-        Without the dim ``mode``, in nats per unit of what the exponents are per. NaN where more
-        exponents are needed to tell.
+        Without the dimension ``mode``, in nats per unit of time of the exponents. NaN where more
+        exponents are needed.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`kpops.kaplan_yorke_dimension`.
 
     Notes
     -----
     It bounds the entropy of Kolmogorov and Sinai from above (Ruelle 1978, Bol. Soc. Bras. Mat. 9,
-    83-87), and equals it for smooth measures (Pesin 1977, Russ. Math. Surv. 32, 55-114). Exponents
-    that are zero enter with the positive part of their errors.
+    83-87), and equals it for smooth measures (Pesin 1977, Russ. Math. Surv. 32, 55-114). Zero
+    exponents contribute the positive part of their errors.
 
     Examples
     --------
@@ -113,19 +121,10 @@ def _over_modes(
 
 
 def of_windows(growth: Tensor, steps: Tensor) -> dict[str, Tensor]:
-    """Exponents and their errors from the growth in windows of one length.
+    """Exponents and their errors, by the names of the variables of :func:`lyapunov_spectrum`.
 
-    Parameters
-    ----------
-    growth : Tensor, shape (trial, window, mode)
-        Sums of log |R_ii|, in float64.
-    steps : Tensor, shape (trial, window)
-        Numbers of steps that they are of, fewer where a trial has ended.
-
-    Returns
-    -------
-    dict of str to Tensor
-        By the names of the variables of :func:`kpops.lyapunov_spectrum`.
+    growth : (trial, window, mode), sums of log |R_ii| in float64.
+    steps : (trial, window), the valid steps of each window.
     """
     n_trials = len(growth)
     whole = steps == steps.max()
@@ -146,14 +145,14 @@ def of_windows(growth: Tensor, steps: Tensor) -> dict[str, Tensor]:
 
 
 def _within(series: list[Tensor]) -> Tensor:
-    """Standard error of the mean of all series, by about as many batches as one would have."""
+    """Standard error of the mean of all series, with `_BATCHES` batches in all."""
     n_batches = max(2, _BATCHES // len(series))
     errors = torch.stack([_batch_means(rates, n_batches) for rates in series])
     return errors.square().sum(0).sqrt() / len(series)
 
 
 def _batch_means(rates: Tensor, n_batches: int) -> Tensor:
-    """Standard errors of the mean of a series (window, mode)."""
+    """Standard error of the mean of a series (window, mode)."""
     n_batches = min(n_batches, len(rates))
     if n_batches < 2:
         return rates.new_full(rates.shape[1:], torch.nan)
@@ -163,7 +162,5 @@ def _batch_means(rates: Tensor, n_batches: int) -> Tensor:
 
 
 def _deviation(samples: Tensor) -> Tensor:
-    """Standard deviation over the first dim; NaN of a single sample."""
-    if len(samples) < 2:
-        return samples.new_full(samples.shape[1:], torch.nan)
-    return samples.std(0)
+    """Standard deviation over the first axis; NaN for a single sample."""
+    return samples.std(0) if len(samples) > 1 else samples.new_full(samples.shape[1:], torch.nan)

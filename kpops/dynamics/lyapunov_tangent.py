@@ -1,28 +1,26 @@
-"""Tangent vectors along trajectories, kept apart by QR.
+"""Tangent vectors along trajectories, orthogonalised by QR.
 
 With A[t] the state Jacobian and Q an orthonormal frame of k columns in the tangent space of every
 trial, m steps and one factorisation
 
     A[t+m] ... A[t+1] Q = Q' R
 
-take the frame along; R is upper triangular. The volume that the first i columns span has grown by
-the product of ``|R_11| .. |R_ii|``, whatever m is, so the logarithms of the diagonal add up over
-time to the same numbers wherever the QRs stand (Benettin et al. 1980, Meccanica 15, 9-30).
+move the frame on; R is upper triangular. The volume of the first i columns grows by the product of
+``|R_11| .. |R_ii|``, for any m, so the logarithms of the diagonal add up over time to the same
+numbers wherever the QRs stand (Benettin et al. 1980, Meccanica 15, 9-30).
 
-In between, the columns turn towards the leading directions. What is left of the last one is known
-to eps times the ratio of the longest to the shortest, with eps the rounding unit of the dtype. So
-the number m is taken from the growth seen: such that this ratio (the unit length of the start
-among them) stays near eps^(-1/4), and a piece in which it passes eps^(-1/2) is taken again in
-halves.
+Between two QRs the columns turn towards the leading directions. The rest of the last one is known
+to eps times the ratio of the longest to the shortest, with eps the rounding unit of the dtype. The
+growth seen so far sets m: this ratio, which counts the unit length of the start among the lengths,
+should stay near eps^(-1/4). A piece where it passes eps^(-1/2) is repeated in halves.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,25 +34,16 @@ from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 from kpops.scalars import generator as random_generator
 
-_CHUNK_BYTES = 2**26
-"""Bytes of derivatives that are there together."""
+_CHUNK_BYTES = 2**26  # of derivatives in memory at a time
 
 
 class Piece(NamedTuple):
-    """The frames, taken along from one QR to the next.
+    """The step from one QR to the next.
 
-    Attributes
-    ----------
-    stop : int
-        Number of steps that lie behind.
-    frames : Tensor, shape (trial, unit, mode)
-        Q at the state after these steps.
-    triangle : Tensor, shape (trial, mode, mode)
-        R of the piece.
-    growth : Tensor, shape (trial, mode)
-        log |R_ii| in float64; -inf once a mode has been annihilated.
-    log_det : Tensor, shape (trial,), or None
-        Sum of log |det A| over the piece in float64, for all modes where A is formed.
+    `stop` is the number of steps so far, `frames` (trial, unit, mode) the new Q, `triangle` (trial,
+    mode, mode) the R, and `growth` (trial, mode) its log |R_ii| in float64, -inf once a mode has
+    been annihilated. `log_det` (trial,) sums log |det A| over the piece in float64; None unless all
+    modes are there and A is formed.
     """
 
     stop: int
@@ -65,30 +54,12 @@ class Piece(NamedTuple):
 
 
 def evolve_frames(
-    source: Source,
-    k: int,
-    stops: Sequence[int],
-    interval: int | None,
-    rng: int | np.random.Generator | None,
+    source: Source, k: int, stops: Sequence[int], interval: int | None, rng: Any
 ) -> Iterator[Piece]:
-    """Take random frames along every trajectory, from the first of `stops` to the last.
+    """Move k random tangents along every trajectory, from the first to the last of `stops`.
 
-    Parameters
-    ----------
-    source : Source
-        The trajectories.
-    k : int
-        Number of tangent vectors for each trial.
-    stops : sequence of int
-        Numbers of steps, rising; at each of them there is a QR.
-    interval : int or None
-        Most steps between two QRs.
-    rng : int, Generator or None
-        Source of the first frames: those of fewer vectors are the first columns of those of more.
-
-    Yields
-    ------
-    Piece
+    There is a QR at each of these rising numbers of steps, and after `interval` steps at most. The
+    first frames of fewer vectors are the first columns of those of more.
     """
     n_units = source.space.sizes["unit"]
     frames = _Frames(source.start, k, interval, rng)
@@ -117,20 +88,13 @@ def evolve_frames(
 
 
 class _Frames:
-    """Orthonormal frames, one for each trial.
+    """Orthonormal frames, one for each trial: `matrices`, Q, (trial, unit, mode).
 
-    Attributes
-    ----------
-    matrices : Tensor, shape (trial, unit, mode)
-        Q.
-    dead : Tensor of bool, shape (trial, mode)
-        Modes that a singular Jacobian has annihilated. The rank of a product never rises again, so
-        that theirs is minus infinity for ever; their columns go on with arbitrary directions.
+    `dead` marks modes (trial, mode) that a singular Jacobian has annihilated. The rank of a product
+    never rises again: their growth stays -inf, and their columns go on in arbitrary directions.
     """
 
-    def __init__(
-        self, like: Tensor, k: int, interval: int | None, rng: int | np.random.Generator | None
-    ) -> None:
+    def __init__(self, like: Tensor, k: int, interval: int | None, rng: Any) -> None:
         drawn = random_generator(rng).standard_normal((k, *like.shape))
         self.matrices = torch.linalg.qr(torch.from_numpy(drawn).to(like).permute(1, 2, 0)).Q
         self.dead = torch.zeros(len(like), k, dtype=torch.bool, device=like.device)
@@ -141,15 +105,16 @@ class _Frames:
         self.aim, self.limit = -math.log(eps) / 4, -math.log(eps) / 2
 
     def advance(self, steps: _Steps, begin: int, room: int) -> tuple[int, Tensor, Tensor]:
-        """Move on from position `begin` to the next QR, by at most `room` steps.
+        """Move from position `begin` to the next QR, by at most `room` steps.
 
         Returns the number of steps, R, and the logarithms of its diagonal.
         """
         n = min(self.next, room)
         while True:
-            frames, triangle = self._factors(steps, begin, n)
+            block = steps.take(begin, n, self.matrices.permute(2, 0, 1).contiguous())
+            frames, triangle = torch.linalg.qr(block.permute(1, 2, 0))
             diagonal = triangle.diagonal(dim1=1, dim2=2).abs()
-            if n == 1:  # a matter of the step itself, not of taking several together
+            if n == 1:  # only a single step shows what its Jacobian annihilates
                 self.dead |= _annihilated(triangle, diagonal, self.noise)
             growth = diagonal.double().log()
             alive = growth.masked_fill(self.dead, 0)
@@ -166,23 +131,15 @@ class _Frames:
         self.next = int(min(self.most, 2 * self.next, max(1, n * self.aim / max(ratio, 1e-9))))
         return n, triangle, growth.masked_fill(self.dead, -math.inf)
 
-    def _factors(self, steps: _Steps, begin: int, n: int) -> tuple[Tensor, Tensor]:
-        """Q and R of the frames after n steps."""
-        block = steps.take(begin, n, self.matrices.permute(2, 0, 1).contiguous())
-        return torch.linalg.qr(block.permute(1, 2, 0))
-
 
 def _annihilated(triangle: Tensor, diagonal: Tensor, noise: float) -> Tensor:
-    """Which columns have nothing left but rounding: `noise` of the longest, (trial, mode)."""
+    """Columns (trial, mode) of which only rounding is left: `noise` times the longest."""
     largest = triangle.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(triangle.dtype).tiny)
-    # The longest column is at most this; mostly that settles it.
+    # This bound of the longest column mostly decides.
     longest = math.sqrt(triangle.shape[1]) * largest[:, 0]
     if bool((diagonal <= noise * longest).any()):
         longest = (triangle / largest).norm(dim=1).amax(1, keepdim=True) * largest[:, 0]
     return diagonal <= noise * longest
-
-
-# One step of the tangent dynamics.
 
 
 class _Steps:
@@ -201,7 +158,7 @@ class _Steps:
         return block
 
     def _jvp(self, t: int, block: Tensor) -> Tensor:
-        """By forward differentiation of any recurrence; nothing is stored."""
+        """Forward differentiation of any recurrence; nothing is stored."""
         x, h = self.trajectory.inputs[:, t], self.trajectory.previous[:, t]
         return Rowwise(self.recurrence.step, {}, x, h).state_jvp(block)
 
@@ -211,11 +168,7 @@ class _Steps:
 
 
 class _GatedSteps(_Steps):
-    """Weights between the diagonals of the gates.
-
-    For many vectors they are put together to the Jacobian of one step at a time, which then takes
-    the place of the weights of several gates.
-    """
+    """Weights between the diagonals of the gates; for many vectors, the Jacobian of one step."""
 
     engine_class = GatedEngine
 
@@ -240,7 +193,7 @@ class _GatedSteps(_Steps):
 
 
 class _CompiledSteps(_GatedSteps):
-    """The same, compiled for the CPU; steps behind a trial's end are left to the parent."""
+    """The same, compiled for the CPU; the parent handles steps after the end of a trial."""
 
     engine_class = GatedNumbaEngine
     engine: GatedNumbaEngine
@@ -281,8 +234,8 @@ def _kind_of_steps(
 ) -> type[_Steps]:
     """The cheapest way to k jvps of every step.
 
-    A Jacobian costs about as much as pushing its n_units columns, but all steps of a chunk are
-    formed at once, which saves the overhead of many small operations.
+    A Jacobian costs about n_units jvps, but all steps of a chunk are formed at once, without the
+    overhead of many small operations.
     """
     gated = isinstance(recurrence, GatedRecurrence)
     if n_units <= 16 or (n_units <= 8 * k and not (gated and n_units > 64)):

@@ -1,21 +1,22 @@
 r"""Minima of the speed of a map, from many starts at once.
 
 With F(h) = f(h) - h and its Jacobian J = A - I, the search descends q = |F|^2 / 2 (Sussillo and
-Barak 2013). A minimum with q = 0 is a fixed point, any other is a slow point. The steps are those
-of Levenberg and Marquardt, ``(J^T J + m I) step = -J^T F``, solved as the least squares problem
-``[J; sqrt(m) I] step = -[F; 0]``, which spares squaring J. With the damping m = lambda |F| they
-converge quadratically to fixed points, isolated or on a line of them (Yamashita and Fukushima
-2001). A step is taken where q falls by a fraction of what the linear model of F says; lambda falls
-where the model was right, and rises where it was wrong.
+Barak 2013). A minimum with q = 0 is a fixed point, any other is a slow point. Levenberg-Marquardt
+steps, ``(J^T J + m I) step = -J^T F``, solve the least squares problem ``[J; sqrt(m) I] step =
+-[F; 0]``, which avoids squaring J. With the damping m = lambda |F| they converge quadratically to
+fixed points, isolated or on a line of them (Yamashita and Fukushima 2001). A step is taken if q
+falls by a fraction of what the linear model of F predicts; lambda falls where the model was right,
+and rises where it was wrong.
 
-Where a start has come to no fixed point, the Hessian ``H = J^T J + sum_i F_i d^2 f_i / dh^2`` of
-q tells whether this is a minimum: J is singular at a slow point, and only the second term sees it.
+If a start has reached no fixed point, the Hessian ``H = J^T J + sum_i F_i d^2 f_i / dh^2`` of q
+shows whether it is at a minimum: J is singular at a slow point, and only the second term sees it.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vjp
@@ -27,22 +28,15 @@ from kpops.models.recurrence import Recurrence
 KINDS = ("fixed", "slow", "not converged")
 FIXED, SLOW, NEITHER = range(3)
 
-_BYTES = 2**28
-_MATRICES = 8  # of the size of a Jacobian, that a start takes while it is searched from
+_BYTES = 2**28  # of matrices in memory at a time
+_DISTANCE_BYTES = 2**26
+_MATRICES = 8  # of the size of a Jacobian, in memory for each start
 _FIRST_DAMPING, _LEAST_DAMPING = 1e-2, 1e-10
-_SHORT = 1e-2  # steps that end a search, over the distance that a minimum is to be known to
+_SHORT = 1e-2  # length of a step that ends a search, over the wanted distance to a minimum
 
 
 class Map:
-    """The autonomous map ``h -> f(x, h)`` of rows of states, at a constant input.
-
-    Parameters
-    ----------
-    recurrence : Recurrence
-        The model.
-    x : Tensor, shape (feature,)
-        The input.
-    """
+    """The autonomous map ``h -> f(x, h)`` of rows of states, at a constant input x (feature,)."""
 
     def __init__(self, recurrence: Recurrence, x: Tensor) -> None:
         self.recurrence = recurrence
@@ -64,7 +58,7 @@ class Map:
             x, w = both[..., :n_features], both[..., n_features:]
             return vjp(lambda state: self.recurrence.step(parameters, x, state), h)[1](w)[0]
 
-        # The derivative of A^T w: a function of rows again, whose input has taken in the weights.
+        # The derivative of A^T w: a function of rows again, with the weights as part of its input.
         both = torch.cat([self._inputs(h), weights], -1)
         return Rowwise(gradient, {}, both, h).state_jacobians()
 
@@ -85,7 +79,7 @@ class Rows(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where the search has come to from every start."""
+    """Where the search has ended, one row for each start."""
 
     states: Tensor
     speed: Tensor
@@ -93,10 +87,10 @@ class Found(NamedTuple):
 
 
 def rounding(rows: Rows) -> Tensor:
-    """Speed of every row that may be but rounding.
+    """Speed of every row that rounding explains.
 
-    That is 16 units of rounding, of the state and of its size; and what 4 units of the state make
-    of the speed, ``eps |J| |h|``: no number may be nearer to the fixed point.
+    That is 16 rounding units of the state and of its size, plus ``4 eps |J| |h|``, the speed that 4
+    units of the state make: no representable state may be nearer to the fixed point.
     """
     size, slope = rows.h.norm(dim=1), rows.J.flatten(1).norm(dim=1)
     eps = torch.finfo(rows.h.dtype).eps
@@ -104,24 +98,10 @@ def rounding(rows: Rows) -> Tensor:
 
 
 def search(f: Map, starts: Tensor, tol: float, near: float, max_iterations: int) -> Found:
-    """Descend the speed from every start.
+    """Descend the speed from every start (start, unit), by at most `max_iterations` steps.
 
-    Parameters
-    ----------
-    f : Map
-        The map.
-    starts : Tensor, shape (start, unit)
-        Where to begin.
-    tol : float
-        Speed of a fixed point, at most; never taken below :func:`rounding`.
-    near : float
-        Distance that a slow point is to be known to.
-    max_iterations : int
-        Steps from every start, at most.
-
-    Returns
-    -------
-    Found
+    A fixed point has at most the speed `tol`, or that of :func:`rounding`; a slow point is located
+    to the distance `near`.
     """
     per_start = _MATRICES * starts.shape[1] ** 2 * starts.element_size()
     parts = starts.split(max(1, _BYTES // per_start))
@@ -141,7 +121,7 @@ def _search_together(f: Map, starts: Tensor, tol: float, near: float, max_iterat
 
 
 def _descend(f: Map, rows: Rows, tol: float, near: float, max_iterations: int) -> Rows:
-    """Follow damped steps from every start until each has ended."""
+    """Take damped steps from every start until each has ended."""
     damping = torch.full_like(rows.F[:, 0], _FIRST_DAMPING)
     going = (rows.F.norm(dim=1) > tol).nonzero()[:, 0]
     work.advance(len(damping) - len(going))
@@ -156,12 +136,13 @@ def _descend(f: Map, rows: Rows, tol: float, near: float, max_iterations: int) -
         gain = (speed**2 - F.norm(dim=1) ** 2) / (2 * expected)
         taken = gain > 1e-4  # False where anything is not finite
         if taken.any():
-            _put(rows, going[taken], _rows_at(f, h[taken], F[taken]))
+            for part, values in zip(rows, _rows_at(f, h[taken], F[taken]), strict=True):
+                part[going[taken]] = values
         factor = torch.where(gain > 0.75, 0.1, torch.where(gain > 0.25, 1.0, 5.0))
         damping[going] = (factor * damping[going]).clamp_min(_LEAST_DAMPING)
         new_speed = rows.F[going].norm(dim=1)
-        # Rounding alone ends no search: at an eigenvalue near 1, the last digits of the speed are
-        # the first ones of the state.
+        # Rounding alone ends no search: with an eigenvalue near 1, the last digits of the speed
+        # fix the first ones of the state.
         ended = (move.norm(dim=1) <= _SHORT * near) & (new_speed > speed / 2)
         left = going[~(ended | (new_speed <= tol))]
         work.advance(len(going) - len(left))
@@ -176,11 +157,6 @@ def _rows_at(f: Map, h: Tensor, F: Tensor | None = None) -> Rows:
     return Rows(h.clone(), f.change(h) if F is None else F, J)
 
 
-def _put(rows: Rows, index: Tensor, new: Rows) -> None:
-    for part, values in zip(rows, new, strict=True):
-        part[index] = values
-
-
 def _step(rows: Rows, damping: Tensor) -> tuple[Tensor, Tensor]:
     """Levenberg-Marquardt step of every row, and by how much q should fall.
 
@@ -188,7 +164,7 @@ def _step(rows: Rows, damping: Tensor) -> tuple[Tensor, Tensor]:
     """
     _, F, J = rows
     n = F.shape[1]
-    # Rounding must not make the triangle singular where J is.
+    # Rounding must not make the triangle singular, even if J is.
     floor = torch.finfo(F.dtype).eps * (1 + J.flatten(1).norm(dim=1))
     ridge = damping.sqrt().maximum(floor)[:, None, None]
     below = ridge * torch.eye(n, n + 1, dtype=F.dtype, device=F.device)
@@ -200,7 +176,7 @@ def _step(rows: Rows, damping: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_minimum(f: Map, rows: Rows, near: float) -> Tensor:
-    """Whether q has a minimum near every row, and one that is no zero of q."""
+    """Whether q has a minimum near each row that is no zero of it."""
     g = _times(rows.J.mT, rows.F)
     H = rows.J.mT @ rows.J + f.curvatures(rows.h, rows.F)
     triangle, info = torch.linalg.cholesky_ex(H)
@@ -213,3 +189,34 @@ def _is_minimum(f: Map, rows: Rows, near: float) -> Tensor:
 
 def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
     return (matrices @ vectors[..., None])[..., 0]
+
+
+def merge(
+    states: np.ndarray, speed: np.ndarray, kind: np.ndarray, distance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the best point, drop all points near it, keep the best of the rest, and so on.
+
+    Kept points are apart from each other, and every other one is near one of them: isolated points
+    are found once, and a continuum is covered, however many starts reached it. The best points have
+    the least kind, and among these the least speed; near means up to `distance`.
+
+    Returns the positions of the kept points, the best first, and how many starts each stands for.
+    """
+    # Imported here, since it loads scipy.special, which adds a filter of warnings.
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(states)
+    stands_for = np.full(len(states), -1)
+    kept: list[int] = []
+    for best in np.lexsort((*states.T[::-1], speed, kind)):
+        if stands_for[best] < 0:
+            near = np.array(tree.query_ball_point(states[best], distance))
+            stands_for[near[stands_for[near] < 0]] = len(kept)
+            kept.append(int(best))
+    return np.array(kept), np.bincount(stands_for)
+
+
+def nearest(points: Tensor, starts: Tensor) -> Tensor:
+    """Distance of every point (point, unit) to the nearest start (start, unit)."""
+    parts = points.split(max(1, _DISTANCE_BYTES // starts[:, 0].nbytes))
+    return torch.cat([torch.cdist(part, starts).amin(1) for part in parts])

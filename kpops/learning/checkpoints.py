@@ -1,7 +1,8 @@
-"""Checkpoints on disk: written whole or not at all, read lazily and safely."""
+"""Checkpoints on disk: written whole or not at all, by one process; read lazily and safely."""
 
 from __future__ import annotations
 
+import errno
 import io
 import operator
 import os
@@ -9,32 +10,37 @@ import re
 import secrets
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from socket import gethostname
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PATTERN = "step_*.pt"
 KEYS = ("state_dict", "model_state_dict", "model")
 TEMPORARY = ".tmp"
 CONTENT = {"step", "model", "optimizer", "loss", "seed", "configuration"}
+LOCK = ".lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # of file systems that cannot lock
 
 
 class Checkpoints(Sequence[tuple[int, dict[str, Tensor]]]):
-    """Checkpoints of a training, in the order of their steps, each loaded when asked for.
+    """Checkpoints of a training in the order of their steps, as :func:`checkpoints` returns them.
 
-    Made by :func:`checkpoints`. An integer index gives ``(step, state_dict)``, a slice gives
-    Checkpoints.
+    An integer index loads and returns ``(step, state_dict)``; a slice returns Checkpoints.
 
-    Attributes
-    ----------
-    steps : tuple of int
-        The training steps.
+    ``steps`` is the tuple of the training steps.
     """
 
-    def __init__(self, paths: dict[int, Path], key: str | None = None, prefix: str = "") -> None:
+    def __init__(self, paths: dict[int, Path], key: str | None, prefix: str) -> None:
         self._paths = paths
         self._key = key
         self._prefix = prefix
@@ -52,8 +58,7 @@ class Checkpoints(Sequence[tuple[int, dict[str, Tensor]]]):
             paths = {step: self._paths[step] for step in self.steps[index]}
             return Checkpoints(paths, self._key, self._prefix)
         step = self.steps[index]
-        path = self._paths[step]
-        return step, _without(self._prefix, _state_dict(_read(path), self._key, path), path)
+        return step, _state_dict(self._paths[step], self._key, self._prefix)
 
     def __repr__(self) -> str:
         return f"Checkpoints(steps={self.steps})"
@@ -69,49 +74,46 @@ def checkpoints(
 ) -> Checkpoints:
     r"""Checkpoints in `folder`, as a sequence of ``(step, state_dict)`` in order of their steps.
 
-    Nothing is loaded before it is asked for, and the sequence can be iterated again. The tensors
-    are on the CPU; ``model.load_state_dict`` takes them to the model's device.
+    Each is loaded when it is accessed, and the sequence can be iterated repeatedly. The tensors
+    are on the CPU; ``model.load_state_dict`` moves them to the model's device.
 
     Parameters
     ----------
     folder : path
-        What was given to :func:`kpops.training.train`, or a folder of anybody's files written by
+        The folder passed to :func:`kpops.training.train`, or one with other files written by
         ``torch.save``: state dicts, dicts that contain one, ``.ckpt`` files of Lightning.
     pattern : str
-        Glob pattern of the files, relative to the folder; ``**/`` looks into folders in it.
+        Glob pattern of the files, relative to the folder; ``**/`` searches subfolders.
     step : str or callable, optional
-        Where a file's step stands: a regular expression with one group, searched for in the path
-        relative to `folder`, or a callable from the path. By default the last number in the file's
+        How to find a file's step: a regular expression with one group, searched for in the path
+        relative to `folder`, or a function of the path. Default: the last number in the file's
         name, without its suffix.
     key : str, optional
-        Where in the file the state dict is. By default it is the file's content, or the first of
-        its entries "state_dict", "model_state_dict" and "model" that is a dict.
+        Entry of the file that holds the state dict. Default: the first of "state_dict",
+        "model_state_dict" and "model" that is a dict, or else the whole content.
     prefix : str
-        Only the weights whose names start with it are taken, and it is removed. DataParallel puts
-        "module." before all names, ``torch.compile`` "_orig_mod.", Lightning the name of the
-        attribute that holds the model, such as "model.".
+        Take only the weights whose names start with it, and remove it. DataParallel puts "module."
+        before all names, ``torch.compile`` "_orig_mod.", Lightning the name of the attribute that
+        holds the model, such as "model.".
 
     Returns
     -------
     Checkpoints
+        Files are read by ``torch.load(..., weights_only=True)``, which runs no code from them,
+        after their checksums are verified.
 
     Raises
     ------
     FileNotFoundError
         If the folder does not exist or no file matches.
     ValueError
-        If a file has no step, or two files have the same. When a file is read: if `prefix` starts
-        none of the names.
+        If a file has no step, or two files have the same. On access: if no name starts with
+        `prefix`.
     OSError
-        When a file is read: if it is damaged, or holds other objects than tensors and plain Python.
+        On access: if the file is damaged, or holds anything but tensors and plain Python. For such
+        files, :func:`kpops.over_training` takes any iterable of (step, state_dict).
     TypeError
-        When a file is read: if there is no state dict in it.
-
-    Notes
-    -----
-    Files are read by ``torch.load(..., weights_only=True)``, which runs no code from them, after
-    the checksums in them were compared: a file with a changed bit is refused. For files that need
-    more, :func:`kpops.over_training` takes any iterable of (step, state_dict).
+        On access: if the file holds no state dict.
 
     Examples
     --------
@@ -122,13 +124,10 @@ def checkpoints(
     >>> readout = torch.nn.Linear(4, 2)
     >>> for step in (100, 20):
     ...     torch.save(readout.state_dict(), folder / f"step_{step}.pt")
-    >>> saved = checkpoints(folder)
-    >>> len(saved)
-    2
-    >>> [(step, sorted(state)) for step, state in saved]
+    >>> [(step, sorted(state)) for step, state in checkpoints(folder)]
     [(20, ['bias', 'weight']), (100, ['bias', 'weight'])]
 
-    Files of another library, with a version behind the step and the model under a name:
+    A file of another library, with a version after the step and a prefix before the names:
 
     >>> state = {f"net.{name}": value for name, value in readout.state_dict().items()}
     >>> torch.save({"epoch": 3, "state_dict": state}, folder / "epoch=3-step=400-v1.ckpt")
@@ -151,7 +150,7 @@ def checkpoints(
 def _find(
     folder: Path, pattern: str, step: str | Callable[[Path], int] | None = None
 ) -> dict[int, Path]:
-    """Step to path, in the order of the steps."""
+    """Paths by step, in the order of the steps."""
     paths: dict[int, Path] = {}
     for path in sorted(folder.glob(pattern)):
         number = operator.index(step(path)) if callable(step) else _step(path, folder, step)
@@ -165,12 +164,9 @@ def _find(
 
 def _step(path: Path, folder: Path, expression: str | None) -> int:
     if expression is None:
-        found = re.findall(r"\d+", path.stem)
-        if not found:
-            raise ValueError(
-                f"'{path}' has no number in its name to be its step: rename it, or pass step="
-            )
-        return int(found[-1])
+        if found := re.findall(r"\d+", path.stem):
+            return int(found[-1])
+        raise ValueError(f"'{path}' has no number in its name: rename it, or pass step=")
     if re.compile(expression).groups != 1:
         raise ValueError(rf"step={expression!r}: put one group around the step, as in 'step=(\d+)'")
     match = re.search(expression, path.relative_to(folder).as_posix())
@@ -185,7 +181,13 @@ def _step(path: Path, folder: Path, expression: str | None) -> int:
 def _read(path: Path) -> Any:
     try:
         data = path.read_bytes()
-        _compare_checksums(data)
+        if data.startswith(b"PK"):  # the format before PyTorch 1.6 has no checksums
+            # PyTorch writes them, but does not read them. All are zero where
+            # torch.serialization.set_crc32_options(False) was called.
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                damaged = archive.testzip() if any(r.CRC for r in archive.infolist()) else None
+            if damaged is not None:
+                raise ValueError(f"the checksum of its record {damaged} does not match")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises errors of any kind
         raise OSError(
@@ -195,47 +197,33 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _compare_checksums(data: bytes) -> None:
-    """Compare the checksum of every record, which PyTorch writes and does not read."""
-    if not data.startswith(b"PK"):  # the format before PyTorch 1.6, which has none
-        return
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        # All are zero where torch.serialization.set_crc32_options(False) was called.
-        damaged = archive.testzip() if any(r.CRC for r in archive.infolist()) else None
-    if damaged is not None:
-        raise ValueError(f"the checksum of its record {damaged} is another")
-
-
-def _state_dict(content: Any, key: str | None, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a file holds."""
+def _state_dict(path: Path, key: str | None, prefix: str) -> dict[str, Tensor]:
+    """The state dict in a file, without the prefix of its names."""
+    content = _read(path)
     if not isinstance(content, dict):
         raise TypeError(f"'{path}' holds a {type(content).__name__}, expected a state dict")
-    candidates = KEYS if key is None else (key,)
-    state = next((content[k] for k in candidates if isinstance(content.get(k), dict)), None)
-    if state is None and key is None:
-        state = content
-    if state is None or not any(isinstance(value, Tensor) for value in state.values()):
+    candidates = [content.get(k) for k in (KEYS if key is None else (key,))]
+    default = content if key is None else {}
+    state = next((c for c in candidates if isinstance(c, dict)), default)
+    if not any(isinstance(value, Tensor) for value in state.values()):
         where = "" if key is None else f" under key={key!r}"
         raise TypeError(
             f"'{path}' holds no state dict{where}, its entries are {list(content)[:10]}: "
             "pass the one that is as key="
         )
-    return state
-
-
-def _without(prefix: str, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     if not prefix:
         return state
     chosen = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not chosen:
         raise ValueError(
-            f"prefix={prefix!r} starts no name in '{path}', whose names are {list(state)[:5]}..."
+            f"prefix={prefix!r} starts no name in '{path}', whose names are {list(state)[:5]}...: "
+            "pass what they start with"
         )
     return chosen
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Content of the newest readable checkpoint of `train`, None if there is none."""
+    """Content of the newest readable checkpoint of `train`, or None."""
     for path in reversed(_find(folder, PATTERN).values()):
         try:
             content = _read(path)
@@ -249,8 +237,8 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is either complete or not there, whenever the process dies."""
-    # In memory first: Ctrl-C while PyTorch writes to a file comes out as an error of its writer.
+    """Write a file that is either complete or absent, whenever the process dies."""
+    # In memory first: PyTorch's file writer turns Ctrl-C into an error of its own.
     data = io.BytesIO()
     torch.save(content, data)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
@@ -265,6 +253,53 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote have left."""
+    """Remove the temporary files of processes that were killed while writing."""
     for path in folder.glob(f".step_*{TEMPORARY}"):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_trainer(folder: Path) -> Iterator[str | None]:
+    """Keep other trainings out of `folder`; yields what keeps this one out, or None.
+
+    The operating system locks a file, which is removed at the end. The lock ends with its process,
+    so a killed one blocks nobody.
+    """
+    if fcntl is None:
+        yield None
+        return
+    path = folder / LOCK
+    try:
+        descriptor, busy = _take(path)
+    except OSError as error:
+        yield f"cannot be written to or locked: {error}"
+        return
+    try:
+        yield busy
+    finally:
+        if busy is None:
+            with suppress(OSError):
+                path.unlink()  # while the lock still holds
+        os.close(descriptor)
+
+
+def _take(path: Path) -> tuple[int, str | None]:
+    """Open the file, and lock it or name the holder."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()} on {gethostname()}".encode())
+                    return descriptor, None
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            return descriptor, f"is being trained in by {holder}"
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in _NO_LOCKS:
+                return descriptor, None
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder has removed the file meanwhile

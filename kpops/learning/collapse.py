@@ -1,4 +1,4 @@
-"""How far learning has collapsed onto few dimensions, in one measure for every checkpoint."""
+"""How far learning has collapsed onto few dimensions: a measure for each checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import xarray as xr
 from kpops import work
 from kpops.arrays import to_numpy
 from kpops.labels import Space
-from kpops.learning.required import require_linearization
+from kpops.learning.required import labelled, require_linearization
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linalg.exact import is_cheap
 from kpops.linalg.ranks.base import of_spectrum
@@ -27,7 +27,8 @@ from kpops.spectral._result import modes_of
 from kpops.spectral.eig import eigsh
 from kpops.spectral.rank import effective_rank
 
-TRAJECTORIES = "trajectories"
+Kinds = list[tuple[str, bool]]  # kinds of effective rank, and whether they are of the reduction
+
 _NUMERICAL = 1e-6
 
 
@@ -46,7 +47,7 @@ def collapse(
     previous: xr.Dataset | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Effective ranks of K, P, the flow operator and the trajectories; leading modes of each.
+    """Effective ranks and leading modes of K, P, the flow operator and the trajectories.
 
     A measure for :func:`kpops.over_training`.
 
@@ -55,32 +56,32 @@ def collapse(
     lin : Linearization
         The model at a checkpoint.
     keep : sequence of str
-        Dims to which the operators are reduced by :meth:`TrajectoryOperator.expand_average`, as in
+        Dimensions to which :meth:`TrajectoryOperator.expand_average` reduces the operators, as in
         the figures of the KPFlow paper.
     of_reduction : sequence of str
-        Kinds of :func:`kpops.effective_rank` that are taken of the reduced operators.
+        Kinds of :func:`kpops.effective_rank` for the reduced operators.
     of_whole : sequence of str
-        Kinds that are taken of the operators on (trial, time, unit). They cost the most.
+        Kinds for the operators on (trial, time, unit). They cost the most.
     threshold : float
         Fraction of the sum of squares for ``"variance"``.
     num_modes : int
         Leading modes of the reduced operators to return; at most as many as these have.
     num_matvecs : int
-        Products with an operator for an estimate of its rank.
+        Matvecs for an estimate of a rank.
     rng : int, Generator or None
         Source of the random vectors of these estimates.
     previous : Dataset, optional
-        The result at the checkpoint before, which :func:`kpops.over_training` passes: the search
-        for modes starts from its own, where it is not exact.
+        Result at the previous checkpoint, passed by :func:`kpops.over_training`. Its modes start
+        the search for modes where that is not exact.
     progress : bool
         Show a bar of the matvecs.
 
     Returns
     -------
     Dataset
-        ``effective_rank(operator, kind)`` and its standard error ``stderr``, zero where exact;
-        ``operator`` is ``"K"``, ``"P P*"``, ``"P K P*"`` or ``"trajectories"``, ``kind`` for
-        example ``"variance over time"`` or ``"participation"``. ``eigenvalue(operator, mode)`` and
+        ``effective_rank(operator, kind)`` and its standard error ``stderr``, zero where exact.
+        ``operator`` is ``"K"``, ``"P P*"``, ``"P K P*"`` or ``"trajectories"``; ``kind`` is, for
+        example, ``"variance over time"`` or ``"participation"``. ``eigenvalue(operator, mode)`` and
         ``eigenfunction(operator, mode, *keep)`` of the reduced operators.
 
     Raises
@@ -92,17 +93,14 @@ def collapse(
 
     Notes
     -----
-    P stands as P P*, whose eigenvalues are the squared singular values of P.
+    P is represented by P P*, whose eigenvalues are the squared singular values of P.
 
-    Of the trajectories, each kind is the rank of the matrix of all states (one row for each trial
-    and time, less their mean): see :func:`kpops.trajectory_dimension`. ``"variance over time"`` of
-    them is the number of principal axes that hold 95 % of the variance, and ``"participation"``
-    the participation ratio of their covariance. Their eigenvalues are the variances along these
-    axes; they are no operator on the trajectory space, so their eigenfunctions are NaN.
+    For the trajectories, each kind is the rank of the matrix of all states, one row for each trial
+    and time, less their mean (see :func:`kpops.trajectory_dimension`). Their eigenvalues are the
+    variances along the principal axes, their eigenfunctions NaN.
 
-    Every operator here is R R*, so its reduction is a Gram matrix of as many vectors R* e as there
-    are kept positions: half the work of products with the operator. Where this matrix is small,
-    ranks and modes of the reduction are exact.
+    Every operator is R R*, so its reduction is the Gram matrix of one vector R* e for each kept
+    position: half the work of its matvecs. If this matrix is small, its ranks and modes are exact.
 
     Examples
     --------
@@ -114,29 +112,33 @@ def collapse(
     >>> result.kind.values.tolist()
     ['variance over time', 'participation']
 
-    Over training, for a network, its checkpoints and the inputs of a task, it is
-    ``kpops.over_training(network, folder, task.inputs, kpops.collapse)``, with options by
-    ``functools.partial(kpops.collapse, rng=0)``.
+    Over training: ``kpops.over_training(network, folder, task.inputs, kpops.collapse)``, with
+    options by ``functools.partial(kpops.collapse, rng=0)``.
     """
     require_linearization(lin)
-    keep, of_reduction, of_whole = map(_names, (keep, of_reduction, of_whole))
-    _check(of_reduction, of_whole, num_modes)
+    keep, of_reduction, of_whole = (
+        (given,) if isinstance(given, str) else tuple(given)
+        for given in (keep, of_reduction, of_whole)
+    )
+    for what, given in (("of_reduction", of_reduction), ("of_whole", of_whole)):
+        if not set(given) <= set(KINDS) or len(set(given)) < len(given):
+            raise ValueError(f"{what}={given}: choose from {tuple(KINDS)}, each at most once")
+    if not of_reduction and not of_whole:
+        raise ValueError("of_reduction and of_whole are empty: name a kind of effective rank")
+    if num_modes < 0:
+        raise ValueError(f"num_modes={num_modes}: choose a number of modes, 0 for none")
     kept = lin.space.keep(keep)
     kinds = [(kind, True) for kind in of_reduction] + [(kind, False) for kind in of_whole]
-    options = {
-        "threshold": threshold,
-        "num_matvecs": num_matvecs,
-        "rng": seeded(rng),
-    }
+    options = {"threshold": threshold, "num_matvecs": num_matvecs, "rng": seeded(rng)}
     operators = (lin.K, lin.P @ lin.P.H, lin.flow)
     num_modes = min(num_modes, kept.size)
     parts = [_of_operator(op, kept, kinds, num_modes, options, previous) for op in operators]
     parts.append(_of_trajectories(lin, kept, kinds, threshold, num_modes))
     settings = {"keep": kept.dims, "threshold": threshold, "num_matvecs": num_matvecs}
     over = f" over {', '.join(kept.dims)}"
-    coords = {
-        "operator": _labels("operator", [*(op.symbol for op in operators), TRAJECTORIES]),
-        "kind": _labels("kind", [kind + over * reduced for kind, reduced in kinds]),
+    names = {
+        "operator": [*(op.symbol for op in operators), "trajectories"],
+        "kind": [kind + over * reduced for kind, reduced in kinds],
     }
     joined = xr.concat(
         parts,
@@ -147,16 +149,16 @@ def collapse(
         coords="minimal",
         compat="override",
     )
-    if num_modes:
-        joined["mode"].attrs = {"long_name": "mode", "units": "1"}
     attrs = {**lin.attrs, "reduction": "expand_average", "configuration": json.dumps(settings)}
-    return joined.assign_coords(coords).assign_attrs(attrs)
+    # Strings as objects, since Zarr has no specified type for NumPy's fixed-length ones.
+    labels = {d: labelled(d, np.array(v, dtype=object), d) for d, v in names.items()}
+    return joined.assign_coords(labels).assign_attrs(attrs)
 
 
 def _of_operator(
     op: TrajectoryOperator,
     kept: Space,
-    kinds: list[tuple[str, bool]],
+    kinds: Kinds,
     num_modes: int,
     options: dict[str, Any],
     previous: xr.Dataset | None,
@@ -178,13 +180,9 @@ def _of_operator(
 
 
 def _of_trajectories(
-    lin: Linearization,
-    kept: Space,
-    kinds: list[tuple[str, bool]],
-    threshold: float,
-    num_modes: int,
+    lin: Linearization, kept: Space, kinds: Kinds, threshold: float, num_modes: int
 ) -> xr.Dataset:
-    """The same of the matrix of all states, whose squared singular values are variances."""
+    """The same for the matrix of all states, whose squared singular values are variances."""
     variance = trajectory_dimension(lin).variance
     singular, floor = torch.from_numpy(variance.values).sqrt(), noise_floor(lin.dtype)
     specs = [rank_spec(kind, threshold, _NUMERICAL) for kind, _ in kinds]
@@ -201,36 +199,14 @@ def _of_trajectories(
 def _ranks(estimates: list[float], errors: list[float], dtype: np.dtype) -> xr.Dataset:
     return xr.Dataset(
         {
-            name: ("kind", np.array(values, dtype), {"long_name": long_name, "units": "1"})
-            for name, values, long_name in (
-                ("effective_rank", estimates, "effective rank"),
-                ("stderr", errors, "standard error"),
-            )
+            "effective_rank": labelled("kind", np.array(estimates, dtype), "effective rank"),
+            "stderr": labelled("kind", np.array(errors, dtype), "standard error"),
         }
     )
 
 
-def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _labels(dim: str, names: list[str]) -> tuple[Any, ...]:
-    # Object strings, since Zarr has no specified type for NumPy's fixed-length ones.
-    return dim, np.array(names, dtype=object), {"long_name": dim, "units": "1"}
-
-
-def _check(of_reduction: tuple[str, ...], of_whole: tuple[str, ...], num_modes: int) -> None:
-    for what, kinds in (("of_reduction", of_reduction), ("of_whole", of_whole)):
-        if not set(kinds) <= set(KINDS) or len(set(kinds)) < len(kinds):
-            raise ValueError(f"{what}={kinds}: choose from {tuple(KINDS)}, each at most once")
-    if not of_reduction and not of_whole:
-        raise ValueError("of_reduction and of_whole are empty: name a kind of effective rank")
-    if num_modes < 0:
-        raise ValueError(f"num_modes={num_modes}: choose a number of modes, 0 for none")
-
-
 def _reduced(op: TrajectoryOperator, keep: tuple[str, ...]) -> Any:
-    """The reduction as a matrix where that is small, so that it is made but once."""
+    """The reduction, as a matrix if that is small, so that it is computed only once."""
     reduced = op.expand_average(keep)
     if not is_cheap(reduced.shape[0]) or reduced.root is None:
         return reduced

@@ -14,28 +14,21 @@ from torch import Tensor
 
 from kpops import work
 from kpops.arrays import as_tensor, numpy_dtype, to_numpy
+from kpops.kinds import described
+from kpops.learning import task_alignment as tasks
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.losses import Loss
-from kpops.learning.task_alignment import (
-    centred_states,
-    cosines,
-    gram,
-    of_sums,
-    operator_alignments,
-    state_cka,
-    tuning,
-)
-from kpops.learning.trial_groups import Groups, group_trials, of_trials, trial_gradients
+from kpops.learning.required import labelled
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 from kpops.operators import ParameterOperator, TrajectoryOperator
 from kpops.precision import in_full_precision
+from kpops.scalars import check_real
 from kpops.scalars import generator as random_generator
 
 PAIR = ("task", "task_in")
 
-Statistic = Callable[[Groups], Tensor]
-"""A matrix (task, task), for any groups."""
+Statistic = Callable[[tasks.Groups], Tensor]  # a matrix (task, task), for any groups
 
 _TEXTS = {
     "trace_alignment": "trace alignment of operators",
@@ -72,23 +65,19 @@ def interference(
     lin : Linearization
         About the trials of all tasks together.
     by : str or array_like
-        Coordinate of trials that tells the task, or a label for each trial.
-    targets : Tensor, array_like or DataArray, optional
-        As of :func:`kpops.gradient_flow`. Without them, all that needs an error is left out.
-    loss : {"mse", "cross_entropy"} or callable
-        As of :func:`kpops.gradient_flow`; a callable should be a sum or mean over trials.
-    loss_mask : array_like or DataArray, optional
-        As of :func:`kpops.gradient_flow`.
+        Coordinate of trials that names the task, or a label for each trial.
+    targets, loss, loss_mask
+        As for :func:`kpops.gradient_flow`. Without targets, whatever needs an error is left out. A
+        callable loss should be a sum or mean over trials.
     condition : str or array_like, optional
-        Coordinate of trials (or a label for each) by which trials of one task correspond to
-        trials of another, such as ``"angle"``. Default: the k-th trial of one task to the k-th of
-        another, if all have equally many. What compares trial with trial is left out if they do
-        not correspond.
+        Coordinate of trials (or a label for each) that matches trials of different tasks, such as
+        ``"angle"``. Default: the k-th trials of tasks match if all tasks have equally many.
+        Comparisons of trial with trial are left out if trials do not match.
     num_matvecs : int
-        Random vectors for the alignments of operators, at least 2, each of which costs two
-        products with P J and two with its adjoint; 0 leaves these alignments out.
+        Random vectors for the alignments of operators, at least 2; each costs two matvecs with P J
+        and two with its adjoint. 0 leaves these alignments out.
     n_permutations : int
-        How often to exchange trials between tasks at random, for the null distributions.
+        Number of random exchanges of trials between tasks, for the null distributions.
     rng : int, Generator or None
         Source of the random vectors and of the permutations, in this order.
     progress : bool
@@ -97,46 +86,43 @@ def interference(
     Returns
     -------
     Dataset
-        Dims ``task`` (i, the one that is changed) and ``task_in`` (j, the one that is learned):
+        Dimensions ``task`` (i, which changes) and ``task_in`` (j, which is learned). Steps and
+        changes are per learning rate; cosines with zero vectors are NaN.
 
-        ``state_cosine``, ``state_cka``, ``state_tuning_cosine``
-            Alignment of the states of tasks i and j, whose trials correspond.
-        ``trace_alignment``, ``gauss_newton_alignment``, ``kernel_alignment``
-            Alignment of their operators, whatever the targets; with ``..._stderr``, which is zero
-            where the alignment is exact: where the parameters, or the trajectories of a task, are
-            at most 1024 numbers.
-        ``gradient_cosine``, ``gradient_tuning_cosine``, ``gradient_norm`` (task)
-            Of the gradients of their errors, in the space of the recurrent parameters.
-        ``state_change_norm``, ``state_change_cosine``
-            Length of the change of task i's trajectories by a gradient step on task j alone, and
-            its cosine with the change by a step on task i.
-        ``loss_change``, ``loss_change_by_parameter`` (parameter, task, task_in)
-            What that step does to the loss of task i. Steps and changes are per learning rate.
-        ``loss`` ()
-            Of all tasks.
-        ``..._null_mean``, ``..._null_std``, ``..._p_lower``, ``..._p_upper``
-            Of the four cosines of states and gradients, if there are permutations: mean and
-            deviation over them, and the probability of a cosine as low, or as high.
+        If trials match, ``state_cosine``, ``state_cka`` and ``state_tuning_cosine``.
 
-        Cosines with what is zero are NaN.
+        Whatever the targets, ``trace_alignment``, ``gauss_newton_alignment`` and
+        ``kernel_alignment`` of the operators, with ``..._stderr``, which is zero where the
+        alignment is exact: where the parameters, or the trajectories of a task, are at most 1024
+        numbers.
+
+        With targets: ``loss`` () of all tasks; ``gradient_cosine``, ``gradient_tuning_cosine`` and
+        ``gradient_norm`` (task) of the gradients by the recurrent parameters; of a gradient step on
+        task j alone, the length ``state_change_norm`` of the change of task i's trajectories, its
+        cosine ``state_change_cosine`` with the change by a step on task i, and the change
+        ``loss_change`` of the loss of task i, also as ``loss_change_by_parameter`` (parameter,
+        task, task_in).
+
+        With permutations, for each of the four cosines of states and gradients: ``..._null_mean``
+        and ``..._null_std`` over them, and the probability of a cosine as low, ``..._p_lower``, or
+        as high, ``..._p_upper``.
 
     Raises
     ------
     ValueError
         If `by` makes fewer than two groups, the conditions of the tasks differ, a number is out
-        of range, or `targets`, `loss` or `loss_mask` are not what :func:`kpops.gradient_flow`
-        takes.
+        of range, or :func:`kpops.gradient_flow` refuses `targets`, `loss` or `loss_mask`.
     TypeError
         If `lin` is no linearization.
     MemoryError
-        If the gradients of all trials would not fit: take fewer trials.
+        If the gradients of all trials do not fit: use fewer trials.
 
     Notes
     -----
     Let X_i be the states of task i less their mean over its trials and steps, Err_i the rows of
     Err = dL/dh of its trials, and ``D_i = P_i J_i`` the derivative of its states by the parameters.
-    P does not couple trials, so that the flow operator leads from the errors of task j to the
-    states of task i by its block ``Phi_ij = P_i K_ij P_j* = D_i D_j*`` alone
+    P does not couple trials. So errors of task j reach the states of task i only through the block
+    ``Phi_ij = P_i K_ij P_j* = D_i D_j*`` of the flow operator
     (:func:`kpops.interference_operator`). Then:
 
     =========================== ==================================================================
@@ -148,36 +134,33 @@ def interference(
     ``trace_alignment``         ``tr Phi_ij / sqrt(tr Phi_ii tr Phi_jj)``: cosine of D_i and D_j
     ``gauss_newton_alignment``  ``|Phi_ij|^2 / (|Phi_ii| |Phi_jj|)``: cosine of D_i* D_i and
                                 D_j* D_j, the parameters that matter to each task; trials need
-                                not correspond
+                                not match
     ``kernel_alignment``        cosine of Phi_ii and Phi_jj, both centred over trials: of tangent
                                 kernels, with trials as examples
-    ``gradient_cosine``         ``<Err_i, Phi_ij Err_j>`` over the root of its values for i, i and
-                                j, j; that is ``<g_i, g_j> / (|g_i| |g_j|)`` with the gradients
-                                ``g_i = D_i* Err_i``
+    ``gradient_cosine``         ``<g_i, g_j> / (|g_i| |g_j|)`` with the gradients
+                                ``g_i = D_i* Err_i``, so that ``<g_i, g_j> = <Err_i, Phi_ij Err_j>``
     ``gradient_tuning_cosine``  of the gradients of single trials less their mean over the task's,
-                                corresponding ones with one another
+                                matching ones with each other
     ``loss_change``             ``<Err_i, dh_ij> = -<g_i, g_j>`` with the state changes
                                 ``dh_ij = -Phi_ij Err_j``
     =========================== ==================================================================
 
     Norms are Frobenius norms. Error and loss of a task are its share of the whole: ``loss_change``
-    sums over all i and j to minus the squared gradient of the whole loss, and
-    ``loss_change_by_parameter`` sums over parameters to ``loss_change`` (Theorem 1 of the paper).
+    summed over i and j is minus the squared gradient of the whole loss, and
+    ``loss_change_by_parameter`` summed over parameters is ``loss_change`` (Theorem 1 of the paper).
 
     The KPFlow paper (arXiv 2507.06381) reads from ``P_i K_ij P_j*`` how far the objectives of
-    sub-tasks agree. Of a block by itself that is ``trace_alignment``, and between the errors of
-    both tasks ``gradient_cosine``. Only what contains errors can tell Pro from Anti where their
-    inputs are alike; what all trials have in common, such as the fixation, may hide the rest, and
-    the tuning is free of it. CKA: Kornblith, Norouzi, Lee and Hinton, ICML 2019; centred kernel
-    alignment: Cortes, Mohri and Rostamizadeh, JMLR 13 (2012).
+    sub-tasks agree: ``trace_alignment`` from the block alone, ``gradient_cosine`` with the errors
+    of both tasks, which alone distinguish tasks with the same inputs. What all trials share, such
+    as the fixation, may hide the rest; tuning removes it. CKA: Kornblith, Norouzi, Lee and Hinton,
+    ICML 2019; centred kernel alignment: Cortes, Mohri and Rostamizadeh, JMLR 13 (2012).
 
-    Permutations exchange the tasks of corresponding trials, or of all trials if they do not
-    correspond. ``p = (1 + k) / (1 + n_permutations)``, where k of them are as extreme (Phipson and
-    Smyth 2010), is valid on its side; for both sides, double the smaller. The null hypothesis is
-    that all tasks are exchangeable.
+    Permutations exchange the tasks of matching trials, or of all trials if they do not match.
+    ``p = (1 + k) / (1 + n_permutations)``, where k of them are as extreme (Phipson and Smyth
+    2010), is valid on its side; for both sides, double the smaller. The null hypothesis is that
+    all tasks are exchangeable.
 
-    Steps are of the K of ``measure="sum"``, and of the recurrent parameters that learn; those of
-    the readout play no part.
+    Steps are those of ``measure="sum"`` and of the recurrent parameters that learn.
 
     Examples
     --------
@@ -196,28 +179,53 @@ def interference(
         raise ValueError(f"num_matvecs={num_matvecs}: pass 0, or at least 2 for a standard error")
     if n_permutations < 0:
         raise ValueError(f"n_permutations={n_permutations}: pass 0 or more")
-    groups = group_trials(lin, by, condition)
+    groups = tasks.group_trials(lin, by, condition)
     generator = random_generator(rng)
-    table = _Table(lin, groups)
+    variables: dict[str, Any] = {}
+    coords = {
+        "task": labelled("task", groups.names, "task that is changed"),
+        "task_in": labelled("task_in", groups.names, "task that is learned"),
+    }
+
+    def add(name: str, values: Tensor, long_name: str, dims: tuple[str, ...] = PAIR) -> None:
+        array = to_numpy(values).astype(numpy_dtype(lin.dtype))
+        variables[name] = labelled(dims, array, long_name)
+
     if num_matvecs:
-        found = operator_alignments(lin, groups, num_matvecs, generator)
+        found = tasks.operator_alignments(lin, groups, num_matvecs, generator)
         for name, (estimate, stderr) in found.items():
-            table.add(name, estimate, _TEXTS[name])
-            table.add(f"{name}_stderr", stderr, "standard error")
+            add(name, estimate, _TEXTS[name])
+            add(f"{name}_stderr", stderr, "standard error")
     statistics: dict[str, Statistic] = {}
     if groups.matched:
-        table.add("state_cka", state_cka(centred_states(lin, groups)), "linear CKA of states")
-        statistics |= _of_states(lin)
+        add("state_cka", tasks.state_cka(tasks.centred_states(lin, groups)), "linear CKA of states")
+        states = lin.trajectory.restrict(lin.trajectory.states[None])[0]
+        statistics["state_cosine"] = partial(tasks.state_cosine, lin)
+        statistics["state_tuning_cosine"] = tasks.tuning(states)
     if targets is not None:
         flow = gradient_flow(lin, targets, loss, loss_mask=loss_mask)
-        table.variables["loss"] = flow.loss
-        rows = trial_gradients(lin, as_tensor(flow.adjoint.values, "adjoint").to(lin.device))
-        _add_effects(table, lin, groups, rows)
-        statistics |= _of_gradients(rows, groups.matched)
+        variables["loss"] = flow.loss
+        rows = tasks.trial_gradients(lin, as_tensor(flow.adjoint.values, "adjoint").to(lin.device))
+        _add_effects(add, lin, groups, rows)
+        parameters = np.array(list(lin.parameters), dtype=object)
+        coords["parameter"] = labelled("parameter", parameters, "parameter")
+        statistics["gradient_cosine"] = partial(tasks.of_sums, tasks.gram(rows))
+        if groups.matched:
+            statistics["gradient_tuning_cosine"] = tasks.tuning(rows)
     for name, statistic in statistics.items():
-        table.add(name, statistic(groups), _TEXTS[name])
+        observed = statistic(groups)
+        add(name, observed, _TEXTS[name])
         if n_permutations:
-            _add_null(table, name, statistic, groups, n_permutations, generator)
+            shuffles = (groups.shuffled(generator) for _ in range(n_permutations))
+            null = torch.stack([statistic(shuffled) for shuffled in shuffles])
+            text, slack = _TEXTS[name], noise_floor(lin.dtype)  # which decides ties
+            add(f"{name}_null_mean", null.mean(0), f"{text}, mean of permutations")
+            add(f"{name}_null_std", null.std(0, correction=0), f"{text}, deviation of permutations")
+            tails = {"lower": null <= observed + slack, "upper": null >= observed - slack}
+            for tail, extreme in tails.items():
+                p = (1 + extreme.sum(0).double()) / (1 + n_permutations)
+                p = p.masked_fill(observed.isnan(), torch.nan)
+                add(f"{name}_p_{tail}", p, f"{text}, p-value of the {tail} tail")
     configuration = {
         "by": by if isinstance(by, str) else "given",
         "condition": condition if condition is None or isinstance(condition, str) else "given",
@@ -226,13 +234,13 @@ def interference(
         "num_matvecs": num_matvecs,
         "n_permutations": n_permutations,
     }
-    return table.dataset({**lin.attrs, "configuration": json.dumps(configuration)})
+    return xr.Dataset(variables, coords, {**lin.attrs, "configuration": json.dumps(configuration)})
 
 
 def interference_operator(
     lin: Linearization, task: Any, task_in: Any, by: Any = "task"
 ) -> TrajectoryOperator:
-    """P_i K_ij P_j*: what the errors of one task do to the trajectories of another.
+    """P_i K_ij P_j*: how the errors of one task move the trajectories of another.
 
     Parameters
     ----------
@@ -241,14 +249,14 @@ def interference_operator(
     task, task_in : label
         The task i whose trajectories change, and the task j that is learned.
     by : str or array_like
-        Coordinate of trials that tells the task, or a label for each trial.
+        Coordinate of trials that names the task, or a label for each trial.
 
     Returns
     -------
     TrajectoryOperator
-        From the trajectories of task j to those of task i; positive if they are the same. Nothing
-        is computed for other trials. A gradient step on the error of task j alone moves task i by
-        minus the learning rate times this of that error (for ``measure="sum"``).
+        From the trajectories of task j to those of task i; positive if i = j. Nothing is computed
+        for other trials. A gradient step on the error of task j alone moves task i by minus the
+        learning rate times this operator on that error (for ``measure="sum"``).
 
     Raises
     ------
@@ -262,95 +270,110 @@ def interference_operator(
     >>> kpops.interference_operator(lin, "Pro", "Anti", by=["Pro", "Pro", "Anti", "Anti", "Anti"])
     <P_i K_ij P_j* (trial: 3, time: 6, unit: 4) -> (trial: 2, time: 6, unit: 4), float32 on cpu>
     """
-    groups = group_trials(lin, by)
+    groups = tasks.group_trials(lin, by)
     i, j = groups.position(task), groups.position(task_in)
     scale = 1.0 if lin.measure == "sum" else 1.0 / lin.trajectory.n_valid  # of all tasks' steps
-    to = of_trials(lin, groups.members[i])
+    to = tasks.of_trials(lin, groups.members[i])
     if i == j:
         scale /= lin.forcing_step**2  # which J has already
         K = ParameterOperator(to.engine, to.space, tuple(to.parameters), scale)
         block = to.P @ K @ to.P.H
         block.symbol = "P_i K_ii P_i*"
     else:
-        of = of_trials(lin, groups.members[j])
+        of = tasks.of_trials(lin, groups.members[j])
         block = to.P @ (scale * (to.J @ of.J.H)) @ of.P.H
         block.symbol = "P_i K_ij P_j*"
     block.attrs = lin.attrs
     return block
 
 
-class _Table:
-    """The result in the making: matrices between tasks, labelled."""
+def accumulate_interference(result: xr.Dataset, learning_rate: float = 1.0) -> xr.Dataset:
+    """Add up, over training, what learning each task did to the loss of the others.
 
-    def __init__(self, lin: Linearization, groups: Groups) -> None:
-        self.dtype = numpy_dtype(lin.dtype)
-        self.variables: dict[str, Any] = {}
-        self.coords: dict[str, Any] = {}
-        self.label("task", groups.names, "task that is changed")
-        self.label("task_in", groups.names, "task that is learned")
+    Parameters
+    ----------
+    result : Dataset
+        ``loss_change`` (step, task, task_in), as :func:`kpops.over_training` collects it from
+        :func:`kpops.interference`.
+    learning_rate : float
+        Of the gradient descent, with one update per step.
 
-    def label(self, dim: str, names: np.ndarray, long_name: str) -> None:
-        self.coords[dim] = (dim, names, {"long_name": long_name, "units": "1"})
+    Returns
+    -------
+    Dataset
+        ``accumulated_loss_change`` (step, task, task_in): learning rate times the integral of
+        ``loss_change`` over the steps so far; ``accumulated_from_others`` (step, task): its sum
+        over all other tasks, positive where they did harm.
 
-    def add(self, name: str, values: Tensor, long_name: str, dims: tuple[str, ...] = PAIR) -> None:
-        attrs = {"long_name": long_name, "units": "1"}
-        self.variables[name] = (dims, to_numpy(values).astype(self.dtype), attrs)
+    Raises
+    ------
+    ValueError
+        If there is no ``loss_change`` with these dimensions, or steps do not increase.
+    TypeError
+        If `result` is no Dataset.
 
-    def dataset(self, attrs: dict[str, str]) -> xr.Dataset:
-        return xr.Dataset(self.variables, self.coords, attrs)
+    Notes
+    -----
+    By the trapezoidal rule between checkpoints. The sum over all tasks is the change of the whole
+    loss by plain gradient descent, up to errors of the order of the learning rate and of the
+    squared distance of checkpoints. With another optimiser, the result is what gradient flow would
+    have done at the weights that training passed through.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, kpops
+    >>> pairs = {"step": [0, 10], "task": ["Pro", "Anti"], "task_in": ["Pro", "Anti"]}
+    >>> change = xr.DataArray([[[-2.0, 1], [1, -2]], [[-1.0, 0], [0, -1]]], pairs, list(pairs))
+    >>> total = kpops.accumulate_interference(xr.Dataset({"loss_change": change}), 0.1)
+    >>> total.accumulated_from_others.sel(task="Pro").values
+    array([0. , 0.5])
+    """
+    remedy = "pass what kpops.over_training makes of kpops.interference with targets"
+    if not isinstance(result, xr.Dataset):
+        raise TypeError(f"result is {described(result)}: {remedy}")
+    check_real("learning_rate", learning_rate)
+    if "loss_change" not in result or {"step", *PAIR} - set(result.loss_change.dims):
+        raise ValueError(
+            f"result has the variables {sorted(map(str, result))}, expected loss_change with the "
+            f"dims step, task and task_in: {remedy}"
+        )
+    change = result.loss_change
+    names = [change[dim].values.tolist() for dim in ("task", "task_in")]
+    if names[0] != names[1]:
+        raise ValueError(f"task is {names[0]} and task_in {names[1]}: give both the same labels")
+    if (np.diff(change["step"]) <= 0).any():
+        raise ValueError("the steps of result do not increase: sort them by result.sortby('step')")
+    total = (learning_rate * change.cumulative_integrate("step")).astype(change.dtype)
+    others = total.where(change["task"] != change["task_in"], 0).sum("task_in", skipna=False)
+    text = "accumulated change of the loss"
+    of_others = f"{text} by other tasks"
+    return xr.Dataset(
+        {
+            "accumulated_loss_change": total.assign_attrs(long_name=text, units="1"),
+            "accumulated_from_others": others.assign_attrs(long_name=of_others, units="1"),
+        },
+        attrs={**result.attrs, "learning_rate": float(learning_rate)},
+    )
 
 
-def _of_states(lin: Linearization) -> dict[str, Statistic]:
-    return {
-        "state_cosine": lambda groups: cosines(gram(centred_states(lin, groups))),
-        "state_tuning_cosine": tuning(lin.trajectory.restrict(lin.trajectory.states[None])[0]),
-    }
-
-
-def _of_gradients(rows: Tensor, matched: bool) -> dict[str, Statistic]:
-    tuned = {"gradient_tuning_cosine": tuning(rows)} if matched else {}
-    return {"gradient_cosine": partial(of_sums, gram(rows)), **tuned}
-
-
-def _add_effects(table: _Table, lin: Linearization, groups: Groups, rows: Tensor) -> None:
-    """What steps along the tasks' gradients ``g_i`` do, from those of trials."""
+def _add_effects(
+    add: Callable[..., None], lin: Linearization, groups: tasks.Groups, rows: Tensor
+) -> None:
+    """Effects of steps along the tasks' gradients ``g_i``, from the gradients of trials."""
     members = [torch.as_tensor(m, device=lin.device) for m in groups.members]
     gradients = torch.stack([rows[index].sum(0) for index in members])
     sizes = [parameter.numel() for parameter in lin.parameters.values()]
-    by_parameter = torch.stack([gram(part) for part in gradients.split(sizes, dim=1)])
+    by_parameter = torch.stack([tasks.gram(part) for part in gradients.split(sizes, dim=1)])
     inner = by_parameter.sum(0)
-    table.label("parameter", np.array(list(lin.parameters), dtype=object), "parameter")
-    table.add("gradient_norm", inner.diagonal().sqrt(), "length of the gradient", ("task",))
+    add("gradient_norm", inner.diagonal().sqrt(), "length of the gradient", ("task",))
     text = "loss change -<g_i, g_j> per learning rate"
-    table.add("loss_change", -inner, text)
+    add("loss_change", -inner, text)
     dims = ("parameter", *PAIR)
-    table.add("loss_change_by_parameter", -by_parameter, f"{text}, by the parameter", dims)
+    add("loss_change_by_parameter", -by_parameter, f"{text}, by the parameter", dims)
 
     changes = lin.sensitivity.apply(-gradients)  # (task_in, trial, time, unit)
-    of_tasks = torch.stack([gram(changes[:, index]) for index in members])
+    of_tasks = torch.stack([tasks.gram(changes[:, index]) for index in members])
     norms = of_tasks.diagonal(dim1=1, dim2=2).sqrt()
-    table.add("state_change_norm", norms, "length of the state change per learning rate")
-    cosine = torch.stack([cosines(of_task)[i] for i, of_task in enumerate(of_tasks)])
-    table.add("state_change_cosine", cosine, "cosine of the state change with that by own task")
-
-
-def _add_null(
-    table: _Table,
-    name: str,
-    statistic: Statistic,
-    groups: Groups,
-    n_permutations: int,
-    rng: np.random.Generator,
-) -> None:
-    """Mean, deviation and both tails of a statistic when tasks are shuffled."""
-    observed = statistic(groups)
-    null = torch.stack([statistic(groups.shuffled(rng)) for _ in range(n_permutations)])
-    slack = noise_floor(torch.float32 if table.dtype == np.float32 else torch.float64)  # of ties
-    text = _TEXTS[name]
-    table.add(f"{name}_null_mean", null.mean(0), f"{text}, mean of permutations")
-    table.add(f"{name}_null_std", null.std(0, correction=0), f"{text}, deviation of permutations")
-    tails = {"lower": null <= observed + slack, "upper": null >= observed - slack}
-    for tail, extreme in tails.items():
-        p = (1 + extreme.sum(0).double()) / (1 + n_permutations)
-        p = p.masked_fill(observed.isnan(), torch.nan)
-        table.add(f"{name}_p_{tail}", p, f"{text}, p-value of the {tail} tail")
+    add("state_change_norm", norms, "length of the state change per learning rate")
+    cosine = torch.stack([tasks.cosines(of_task)[i] for i, of_task in enumerate(of_tasks)])
+    add("state_change_cosine", cosine, "cosine of the state change with that by own task")

@@ -1,7 +1,6 @@
-"""Losses: how outputs are compared with targets, and how much every step counts.
+"""Losses: how outputs are compared with targets, and how much each step counts.
 
-Whatever takes a loss reads it, its targets and its weights here. Outputs are (trial, time, output),
-weights (trial, time), zero at the steps that do not count.
+Outputs are (trial, time, output); weights are (trial, time), zero at steps that do not count.
 """
 
 from __future__ import annotations
@@ -17,41 +16,21 @@ from torch import Tensor, nn
 from kpops.arrays import as_tensor
 from kpops.kinds import described
 from kpops.labels import Space, by_name
-from kpops.learning.signatures import takes
+from kpops.learning.required import takes
 from kpops.read_inputs import BY_TRIAL, Reading
 
 Loss = str | Callable[..., Tensor]
 
-_LAST = "lambda y, target: ((y[:, -1] - target) ** 2).mean()"
-
-IGNORED = -100
-"""The label of a step that does not count, as in PyTorch."""
+IGNORED = -100  # the label of a step that does not count, as in PyTorch
 
 
-class Objective(ABC):
-    """A loss of outputs, targets and weights, which is a scalar tensor."""
-
-    name: ClassVar[str]
-    long_name: ClassVar[str]
-
-    @abstractmethod
-    def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
-        """Targets as they are compared with outputs of that shape; raise if they cannot be."""
-
-    def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
-        """Weights, zero where the targets say that the step does not count."""
-        return weights
-
-    @abstractmethod
-    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Return the loss as a scalar tensor."""
-
-
-class _Mean(Objective):
+class _Mean(ABC):
     """A mean over steps by their weights: sum_bt w_bt l_bt / sum_bt w_bt."""
 
+    long_name: ClassVar[str]
+
     def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
-        """Targets of all steps; those that do not count are zero, whatever they were."""
+        """Targets as compared with outputs of that shape, zero where steps do not count."""
         if tuple(targets.shape[:2]) == shape[:2]:
             counts = (weights > 0).reshape(*shape[:2], *(1,) * (targets.ndim - 2))
             targets = targets.masked_fill(~counts, 0)
@@ -62,6 +41,10 @@ class _Mean(Objective):
 
     @abstractmethod
     def _fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor: ...
+
+    def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
+        """Weights, zero where the targets mark the step as not counting."""
+        return weights
 
     @abstractmethod
     def of_steps(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -77,7 +60,6 @@ class _Mean(Objective):
 class _SquaredError(_Mean):
     """The squared error of a step is the mean over its outputs."""
 
-    name = "mse"
     long_name = "mean squared error"
 
     def _fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
@@ -85,7 +67,8 @@ class _SquaredError(_Mean):
             labels = tuple(targets.shape) == shape[:2] and not targets.is_floating_point()
             remedy = ": pass loss='cross_entropy' for labels" if labels else ""
             if targets.ndim < 3 and targets.shape[:1] == shape[:1] and not labels:
-                remedy = ": for targets of one step pass a loss such as " + _LAST
+                last = "lambda y, target: ((y[:, -1] - target) ** 2).mean()"
+                remedy = f": for targets of one step pass a loss such as {last}"
             raise ValueError(
                 f"targets has shape {tuple(targets.shape)}, expected {shape}, that of the outputs "
                 f"(trial, time, output){remedy}"
@@ -99,15 +82,21 @@ class _SquaredError(_Mean):
 class _CrossEntropy(_Mean):
     """Of logits (trial, time, class) with labels (trial, time) or with probabilities."""
 
-    name = "cross_entropy"
     long_name = "cross entropy"
 
     def _fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
         if tuple(targets.shape) == shape and targets.is_floating_point():
-            return self._probabilities(targets, weights)
+            counts = weights > 0
+            wrong = counts & (targets < 0).any(-1)
+            _refuse_at(wrong, targets, "expected probabilities of the classes, none negative")
+            rounding = targets.shape[-1] * torch.finfo(targets.dtype).eps ** 0.5
+            wrong = counts & ((targets.sum(-1) - 1).abs() > rounding)
+            _refuse_at(wrong, targets, "expected probabilities of the classes, whose sum is 1")
+            return targets
         if tuple(targets.shape) != shape[:2] or targets.is_floating_point():
+            kind = str(targets.dtype).removeprefix("torch.")
             raise ValueError(
-                f"targets is {_kind(targets)} of shape {tuple(targets.shape)}, expected integer "
+                f"targets is {kind} of shape {tuple(targets.shape)}, expected integer "
                 f"labels (trial, time) = {shape[:2]} or probabilities (trial, time, class) = "
                 f"{shape} for the cross entropy: convert labels to integers (missing ones to "
                 f"{IGNORED}), one-hot targets to floats; for labels of one step pass a "
@@ -122,15 +111,6 @@ class _CrossEntropy(_Mean):
             raise ValueError(f"targets is {IGNORED} at every step that counts: label some")
         return labels
 
-    def _probabilities(self, targets: Tensor, weights: Tensor) -> Tensor:
-        counts = weights > 0
-        wrong = counts & (targets < 0).any(-1)
-        _refuse_at(wrong, targets, "expected probabilities of the classes, none negative")
-        rounding = targets.shape[-1] * torch.finfo(targets.dtype).eps ** 0.5
-        wrong = counts & ((targets.sum(-1) - 1).abs() > rounding)
-        _refuse_at(wrong, targets, "expected probabilities of the classes, whose sum is 1")
-        return targets
-
     def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
         return weights if targets.is_floating_point() else weights * (targets != IGNORED)
 
@@ -140,10 +120,9 @@ class _CrossEntropy(_Mean):
         return nn.functional.cross_entropy(logits, wanted, reduction="none", ignore_index=IGNORED)
 
 
-class _Given(Objective):
-    """A callable of the user's, which gets the weights if it has a parameter of this name."""
+class _Given:
+    """A user's callable, which gets the weights if it has a parameter of that name."""
 
-    name = "callable"
     long_name = "loss"
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -152,6 +131,9 @@ class _Given(Objective):
 
     def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
         return targets.to(weights.dtype) if targets.is_floating_point() else targets
+
+    def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
+        return weights
 
     def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         options = {"weights": weights} if self.weighted else {}
@@ -180,11 +162,12 @@ class _Given(Objective):
         return value
 
 
-_LOSSES = {kind.name: kind for kind in (_SquaredError, _CrossEntropy)}
+Objective = _Mean | _Given
+_LOSSES: dict[str, type[_Mean]] = {"mse": _SquaredError, "cross_entropy": _CrossEntropy}
 
 
 def objective_of(loss: Loss, loss_mask: Any = None) -> Objective:
-    """The objective that a user has named or given, which can weight steps if it has to."""
+    """The objective that a user named or passed; it takes weights if there is a `loss_mask`."""
     if isinstance(loss, str) and loss in _LOSSES:
         return _LOSSES[loss]()
     if isinstance(loss, str) or not callable(loss):
@@ -196,9 +179,9 @@ def objective_of(loss: Loss, loss_mask: Any = None) -> Objective:
         raise TypeError(f"loss is the class {loss.__name__}: pass an instance, {loss.__name__}()")
     if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
         raise ValueError(
-            f"loss is {described(loss)}, which takes the second dim of the outputs (trial, time, "
-            "class) for the classes: pass loss='cross_entropy', or a callable that calls it on "
-            "outputs.movedim(-1, 1)"
+            f"loss is {described(loss)}, which takes the second dimension of the outputs (trial, "
+            "time, class) for the classes: pass loss='cross_entropy', or a callable that calls it "
+            "on outputs.movedim(-1, 1)"
         )
     given = _Given(loss)
     if loss_mask is not None and not given.weighted:
@@ -217,8 +200,9 @@ def read_weights(
     reading: Reading = BY_TRIAL,
     name: str = "loss_mask",
 ) -> Tensor:
-    """Weights (trial, time) in the dtype and on the device of `like`, zero where not `valid`."""
+    """Weights (trial, time) with the dtype and device of `like`, zero where not `valid`."""
     weights = like.new_ones(steps.shape)
+    valid = weights.bool() if valid is None else valid
     if loss_mask is not None:
         if isinstance(loss_mask, xr.DataArray):
             given = as_tensor(by_name(loss_mask, steps, name), name)
@@ -229,12 +213,9 @@ def read_weights(
                 f"{name} has shape {tuple(given.shape)}, expected (trial, time) = {steps.shape}"
             )
         weights = given.to(weights)
-        wrong = ~((weights >= 0) & weights.isfinite())
-        if valid is not None:
-            wrong &= valid
+        wrong = valid & ~((weights >= 0) & weights.isfinite())
         _refuse_at(wrong, weights, "expected weights of 0 or more, or booleans", name)
-    if valid is not None:
-        weights = weights.masked_fill(~valid, 0)
+    weights = weights.masked_fill(~valid, 0)
     if not weights.any():
         raise ValueError(f"{name} is zero at every valid step: let some steps count")
     return weights
@@ -243,12 +224,11 @@ def read_weights(
 def read_targets(
     targets: Any, steps: Space, weights: Tensor, reading: Reading = BY_TRIAL
 ) -> Tensor:
-    """Targets on the device of `weights`; those of steps are first trial, then time.
+    """Targets on the device of `weights`, (trial, time, ...) where they have these dimensions.
 
-    Those without labels come in the order that `reading` tells. Floating ones come in the dtype of
-    `weights`, integers stay what they are.
+    Arrays without labels are ordered as `reading` says. Floating targets get the dtype of
+    `weights`; integers keep theirs.
     """
-    values = targets
     if isinstance(targets, xr.DataArray):
         first = [d for d in steps.dims if d in targets.dims]
         dims = (*first, *(str(d) for d in targets.dims if d not in first))
@@ -258,22 +238,17 @@ def read_targets(
             raise ValueError(f"targets has sizes {dict(targets.sizes)}, expected {steps}")
         if len(first) < 2 <= len(sizes) and sizes[:2] == steps.shape:
             raise ValueError(
-                f"targets has dims {targets.dims}, of the sizes of trial and time: name them so, "
+                f"targets has dims {targets.dims}, with the sizes of trial and time: name them so, "
                 "or pass an array without names"
             )
         coords = {k: c for k, c in steps.coords.items() if set(c.dims) <= set(first)}
-        values = by_name(targets, Space(dims, sizes, coords), "targets")
+        wanted = as_tensor(by_name(targets, Space(dims, sizes, coords), "targets"), "targets")
+    else:
+        wanted = reading.trial_first(as_tensor(targets, "targets"), "targets", *steps.shape)
     dtype = weights.dtype
-    wanted = as_tensor(values, "targets")
-    if not isinstance(targets, xr.DataArray):
-        wanted = reading.trial_first(wanted, "targets", *steps.shape)
     if isinstance(targets, Tensor) and wanted.is_floating_point() and wanted.dtype != dtype:
         raise TypeError(f"targets is {wanted.dtype}, the outputs are {dtype}: convert it")
     return wanted.to(device=weights.device, dtype=dtype if wanted.is_floating_point() else None)
-
-
-def _kind(targets: Tensor) -> str:
-    return str(targets.dtype).removeprefix("torch.")
 
 
 def _where(wrong: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Measure the same thing at every checkpoint of a training run."""
+"""Take the same measure at every checkpoint of a training run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from kpops.arrays import refuse_complex
 from kpops.kinds import described
 from kpops.learning.checkpoints import Checkpoints
 from kpops.learning.checkpoints import checkpoints as read_checkpoints
-from kpops.learning.measurements import as_dataset, join, refuse_other_shape
-from kpops.learning.signatures import takes
+from kpops.learning.required import labelled, takes
 from kpops.linearization import Linearization, linearize
 
 Measure = Callable[..., "xr.Dataset | xr.DataArray | Mapping[str, Any]"]
@@ -29,10 +28,7 @@ Measure = Callable[..., "xr.Dataset | xr.DataArray | Mapping[str, Any]"]
 class MeasureError(RuntimeError):
     """A checkpoint could not be read, linearised or measured; the others are not lost.
 
-    Attributes
-    ----------
-    finished : Dataset or None
-        What :func:`kpops.over_training` would have returned of the checkpoints before.
+    ``finished`` is the result of :func:`kpops.over_training` for those before, or None.
     """
 
     def __init__(self, message: str, finished: xr.Dataset | None = None) -> None:
@@ -51,51 +47,50 @@ def over_training(
     progress: bool = False,
     on_interrupt: Literal["raise", "return"] = "raise",
 ) -> xr.Dataset:
-    """Linearise a model at each checkpoint and collect what `measure` says of it.
+    """Linearise a model at each checkpoint and collect the results of `measure`.
 
     Parameters
     ----------
     model : nn.Module
-        The architecture; a copy of it takes the weights of each checkpoint.
+        The architecture; a copy of it gets the weights of each checkpoint.
     checkpoints : path, or iterable of (step, state_dict)
-        A folder written by :func:`kpops.training.train`, what :func:`kpops.training.checkpoints`
-        finds, or anybody's checkpoints, in any order. Steps are whole numbers.
+        A folder written by :func:`kpops.training.train`, the result of
+        :func:`kpops.training.checkpoints`, or any checkpoints, in any order of whole steps.
     inputs : Tensor, array_like or DataArray
         Passed to the linearizer.
     measure : callable
-        ``measure(lin)`` takes a :class:`kpops.Linearization` and returns a Dataset, a DataArray
-        with a name, or a mapping of names to numbers, arrays or DataArrays. The axes of an array
-        become the dims ``name_dim_0``, ``name_dim_1``, and so on. If it has a parameter
-        ``previous``, it gets what it returned of the checkpoint before, as a Dataset, or None.
+        ``measure(lin)`` takes a :class:`kpops.Linearization` and returns a Dataset, a named
+        DataArray, or a mapping of names to numbers, arrays or DataArrays. The axes of an array
+        become the dimensions ``name_dim_0``, ``name_dim_1``, and so on. If it has a parameter
+        ``previous``, that gets the result at the checkpoint before as a Dataset, or None.
     linearizer : callable
-        ``linearizer(model, inputs, **options)``. Give your own where the model is not what
-        :func:`kpops.linearize` takes, for example ``lambda model, inputs:
-        kpops.linearize(model.gru, inputs, readout=model.fc)``.
+        ``linearizer(model, inputs, **options)``, for models that :func:`kpops.linearize` does not
+        take: ``lambda model, inputs: kpops.linearize(model.gru, inputs, readout=model.fc)``.
     options : mapping, optional
         Options of the linearizer, such as ``{"mask": mask, "measure": "mean"}``.
     progress : bool
         Show a progress bar.
     on_interrupt : {"raise", "return"}
-        What Ctrl-C does: raise KeyboardInterrupt, whose attribute ``finished`` has what is
-        finished, or return that, if anything is.
+        What Ctrl-C does: raise KeyboardInterrupt with the finished part in its attribute
+        ``finished``, or return that part, if there is one.
 
     Returns
     -------
     Dataset
-        What `measure` returned, with the new leading dim ``step``, the training iteration, in
-        increasing order.
+        The results of `measure`, with the leading dimension ``step``, the training iteration,
+        increasing.
 
     Raises
     ------
     ValueError
         If there are no checkpoints, steps repeat or are no whole numbers, or the state dicts of two
-        steps share their memory.
+        steps share memory.
     TypeError
-        If `model`, `checkpoints`, `measure` or `options` is of another kind.
+        If `model`, `checkpoints`, `measure` or `options` has the wrong type.
     MeasureError
         If a checkpoint cannot be read, does not fit the model, cannot be linearised or measured, or
-        is measured as something else than those before. It names the step; its attribute
-        ``finished`` has the steps before, its ``__cause__`` is the error itself.
+        its result has another form than those before. It names the step; ``finished`` holds the
+        steps before, ``__cause__`` the original error.
 
     Examples
     --------
@@ -106,7 +101,7 @@ def over_training(
     >>> kpops.over_training(gru, checkpoints, torch.zeros(2, 5, 3), norm).step.values
     array([ 0, 10])
 
-    The modes of a checkpoint are near those of the one before, where the search for them starts:
+    Modes change little from one checkpoint to the next, so the search starts from the last ones:
 
     >>> def modes(lin, previous):
     ...     v0 = None if previous is None else previous.eigenfunction
@@ -116,7 +111,14 @@ def over_training(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {described(model)}: pass the module whose checkpoints these are")
-    options = _checked_options(measure, linearizer, options, on_interrupt)
+    for name, function in (("measure", measure), ("linearizer", linearizer)):
+        if not callable(function):
+            hint = "; the measure of trials and time goes into options={'measure': ...}"
+            hint = hint if isinstance(function, str) else ""
+            raise TypeError(f"{name} is {described(function)}: pass a function{hint}")
+    if not isinstance(options, Mapping | None):
+        raise TypeError(f"options is {described(options)}: pass a dict, such as {{'mask': mask}}")
+    work.check_on_interrupt(on_interrupt)
     if isinstance(checkpoints, str | os.PathLike):
         checkpoints = read_checkpoints(checkpoints)
     total = _checked_steps(checkpoints)
@@ -133,53 +135,34 @@ def over_training(
                     raise ValueError("the step is there twice: number the checkpoints")
                 bar.set_postfix_str(f"step {step}")
                 _load(mine, state)
-                lin = linearizer(mine, inputs, **options)
+                lin = linearizer(mine, inputs, **(options or {}))
                 result = measure(lin, previous=previous) if remembers else measure(lin)
-                previous = as_dataset(result)
-                refuse_other_shape(previous, results)
+                previous = _as_dataset(result)
+                _refuse_other_form(previous, results)
                 results[step] = previous
                 where = f"at the checkpoint after step {step}"
                 bar.update()
     except KeyboardInterrupt as interrupt:
-        interrupt.finished = join(results)  # type: ignore[attr-defined]
+        interrupt.finished = _join(results)  # type: ignore[attr-defined]
         if on_interrupt == "raise" or not results:
             raise
     except Exception as error:
         kind = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
-        raise MeasureError(f"{where}: {kind}{error}", join(results)) from error
-    joined = join(results)
+        raise MeasureError(f"{where}: {kind}{error}", _join(results)) from error
+    joined = _join(results)
     if joined is None:
         raise ValueError("checkpoints is empty: pass at least one (step, state_dict)")
     return joined
 
 
-def _checked_options(
-    measure: Any, linearizer: Any, options: Any, on_interrupt: str
-) -> dict[str, Any]:
-    for name, function in (("measure", measure), ("linearizer", linearizer)):
-        if not callable(function):
-            hint = ""
-            if isinstance(function, str):
-                hint = "; the measure of trials and time goes into options={'measure': ...}"
-            raise TypeError(f"{name} is {described(function)}: pass a function{hint}")
-    if not isinstance(options, Mapping | None):
-        raise TypeError(f"options is {described(options)}: pass a dict, such as {{'mask': mask}}")
-    work.check_on_interrupt(on_interrupt)
-    return dict(options or {})
-
-
 def _checked_steps(checkpoints: Any) -> int | None:
-    """Number of checkpoints, None if they come one by one; refuses what can be seen before."""
+    """Number of checkpoints, None if they come one by one; refuses what is wrong from the start."""
     if isinstance(checkpoints, Checkpoints):
         return len(checkpoints)
-    if isinstance(checkpoints, Mapping):
+    if isinstance(checkpoints, Mapping) or not isinstance(checkpoints, Iterable):
         raise TypeError(
-            f"checkpoints is {described(checkpoints)}: pass pairs (step, state_dict), for example "
-            "a dict's .items(), or [(0, model.state_dict())] for a single one"
-        )
-    if not isinstance(checkpoints, Iterable):
-        raise TypeError(
-            f"checkpoints is {described(checkpoints)}: pass a folder, or pairs (step, state_dict)"
+            f"checkpoints is {described(checkpoints)}: pass a folder, or pairs (step, state_dict), "
+            "such as a dict's .items(), or [(0, model.state_dict())] for a single one"
         )
     if not isinstance(checkpoints, Sequence):
         return None
@@ -191,13 +174,13 @@ def _checked_steps(checkpoints: Any) -> int | None:
         if _memory(state) and _memory(state) == _memory(other):
             raise ValueError(
                 f"checkpoints of steps {step} and {later} are the same tensors in memory, which "
-                "training has gone on to change: keep copy.deepcopy(model.state_dict()) of each"
+                "training went on to change: keep copy.deepcopy(model.state_dict()) of each"
             )
     return len(steps)
 
 
 def _memory(state: Any) -> dict[str, int]:
-    """Where the tensors of a state dict are in memory."""
+    """Memory addresses of the tensors of a state dict."""
     items = state.items() if isinstance(state, Mapping) else ()
     return {k: v.data_ptr() for k, v in items if isinstance(v, torch.Tensor) and v.numel()}
 
@@ -208,21 +191,19 @@ def _pairs(checkpoints: Iterable[Any]) -> Iterator[tuple[int, Mapping[str, Any]]
             raise TypeError(
                 f"checkpoint number {number} is {described(pair)}, expected (step, state_dict)"
             )
-        yield _whole(pair[0]), pair[1]
-
-
-def _whole(step: Any) -> int:
-    number = step.item() if isinstance(step, torch.Tensor | np.ndarray) and not step.shape else step
-    is_number = isinstance(number, int | float | np.number) and not isinstance(number, bool)
-    if not is_number or number != np.floor(number) or not np.isfinite(number):
-        raise ValueError(
-            f"step {step!r} is no whole number: number the checkpoints by training iterations"
-        )
-    return int(number)
+        step, state = pair
+        scalar = isinstance(step, torch.Tensor | np.ndarray) and not step.shape
+        number = step.item() if scalar else step
+        is_number = isinstance(number, int | float | np.number) and not isinstance(number, bool)
+        if not is_number or number != np.floor(number) or not np.isfinite(number):
+            raise ValueError(
+                f"step {step!r} is no whole number: number the checkpoints by training iterations"
+            )
+        yield int(number), state
 
 
 def _load(model: nn.Module, state: Any) -> None:
-    """Load weights, none of which may lose precision."""
+    """Load weights, without loss of precision."""
     if not isinstance(state, Mapping):
         raise TypeError(f"the checkpoint is {described(state)}, expected a state dict")
     refuse_complex(state.items(), "the checkpoint")
@@ -241,7 +222,7 @@ def _load(model: nn.Module, state: Any) -> None:
 
 
 def _prefix(state: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    """The remedy where names of a checkpoint only have a prefix too much."""
+    """The remedy, in particular where the names only have an extra prefix."""
     first = next(iter(mine), None)
     prefixes = {n.removesuffix(first) for n in state if first and n.endswith(f".{first}")}
     found = [p for p in prefixes if set(mine) <= {n.removeprefix(p) for n in state}]
@@ -251,3 +232,122 @@ def _prefix(state: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
         f"\nAll names begin with {found[0]!r}: read the folder by kpops.training.checkpoints("
         f"folder, prefix={found[0]!r}), or remove it from the names"
     )
+
+
+def _as_dataset(result: Any) -> xr.Dataset:
+    """Dataset from the result of a measure."""
+    if isinstance(result, xr.DataArray):
+        result = result.to_dataset(name=result.name or "measure")
+    if not isinstance(result, xr.Dataset):
+        if not isinstance(result, Mapping):
+            forgotten = ", is there a return missing?" if result is None else ""
+            raise TypeError(
+                f"measure returned {described(result)}, expected a Dataset, a DataArray with a "
+                f"name, or a mapping of names to values{forgotten}"
+            )
+        result = _from_mapping({name: _variable(name, v) for name, v in result.items()})
+    if not result.data_vars:
+        raise ValueError("measure returned no variable: name at least one")
+    if "step" in {*result.variables, *result.dims}:
+        raise ValueError("measure returned a variable or dim step, a reserved name: rename it")
+    return result
+
+
+def _from_mapping(values: dict[str, Any]) -> xr.Dataset:
+    """Dataset of DataArrays and others; scalar coordinates of only some become their attributes."""
+    labelled = {name: v for name, v in values.items() if isinstance(v, xr.DataArray)}
+    xr.align(*labelled.values(), join="exact")  # or a Dataset would fill up with NaN
+
+    def is_of_all(coordinate: Any) -> bool:
+        if len(labelled) < len(values) or any(
+            coordinate not in v.coords for v in labelled.values()
+        ):
+            return False
+        first, *others = (v.coords[coordinate].variable for v in labelled.values())
+        return all(first.equals(other) for other in others)
+
+    own = {}
+    for name, v in labelled.items():
+        lost = [c for c in v.coords if not v[c].dims and not is_of_all(c)]
+        items = {str(c): v[c].item() for c in lost}
+        plain = {c: x for c, x in items.items() if isinstance(x, str | int | float)}
+        own[name] = v.drop_vars(lost).assign_attrs(plain)
+    return xr.Dataset({**values, **own})
+
+
+def _variable(name: Any, value: Any) -> Any:
+    """What xarray takes as a variable."""
+    if not isinstance(name, str):
+        raise TypeError(f"measure returned a value under the name {name!r}: use a string")
+    if isinstance(value, xr.DataArray) or _is_xarrays_own(value):
+        return value
+    one = f", such as result.{next(iter(value), name)}" if isinstance(value, xr.Dataset) else ""
+    refusal = TypeError(
+        f"measure returned {name}, {described(value)}: return numbers or arrays{one}"
+    )
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        array = np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"measure returned {name}, which is no array: {error}") from error
+    except TypeError as error:  # what refuses to become an array
+        raise refusal from error
+    if array.dtype.kind == "U":
+        array = array.astype(object)  # which files can hold
+    entries = array.ravel().tolist() if array.dtype == object else []
+    if array.dtype.kind not in "biufcOMm" or any(not isinstance(x, str) for x in entries):
+        raise refusal
+    return tuple(f"{name}_dim_{axis}" for axis in range(array.ndim)), array
+
+
+def _is_xarrays_own(value: Any) -> bool:
+    """Whether it is (dims, values) or (dims, values, attrs)."""
+    if not (isinstance(value, tuple) and 2 <= len(value) <= 3):
+        return False
+    dims = (value[0],) if isinstance(value[0], str) else value[0]
+    named = isinstance(dims, tuple | list) and all(isinstance(d, str) for d in dims)
+    return named and np.ndim(value[1]) == len(dims)
+
+
+def _refuse_other_form(result: xr.Dataset, before: Mapping[int, xr.Dataset]) -> None:
+    """Refuse what cannot be joined with the results of the steps before."""
+    if not before:
+        return
+    step, first = next(iter(before.items()))
+    for kind, noun in {"data_vars": "variables", "coords": "coordinates"}.items():
+        mine, theirs = (sorted(map(str, getattr(d, kind))) for d in (result, first))
+        if mine != theirs:
+            raise ValueError(
+                f"measure returned the {noun} {mine}, at step {step} {theirs}: return the same at "
+                "every checkpoint"
+            )
+    for name, variable in result.variables.items():
+        sizes, wanted = dict(variable.sizes), dict(first[name].sizes)
+        if sizes != wanted:
+            raise ValueError(
+                f"measure returned {name} of sizes {sizes}, at step {step} {wanted}: return the "
+                "same sizes at every checkpoint, padded with NaN if need be"
+            )
+    for dim in result.dims:
+        if dim in result.coords and not result[dim].equals(first[dim]):
+            raise ValueError(
+                f"measure returned other labels of {dim} than at step {step}: give the dimension "
+                "the same labels at every checkpoint, and return what differs as a variable"
+            )
+
+
+def _join(results: Mapping[int, xr.Dataset]) -> xr.Dataset | None:
+    """One Dataset with the dimension step, or None if there are no results."""
+    if not results:
+        return None
+    steps = sorted(results)
+    joined = xr.concat(
+        [results[step] for step in steps],
+        dim="step",
+        combine_attrs="drop_conflicts",
+        join="exact",
+        data_vars="all",
+        coords="different",  # a coordinate that changes over training is kept for every step
+        compat="equals",
+    )
+    return joined.assign_coords(step=labelled("step", np.array(steps), "training iteration"))

@@ -1,4 +1,4 @@
-"""Theorem 1: K is the sum of the operators of its parameters, none of higher rank than allowed."""
+"""Theorem 1: K is the sum of the operators of its parameters, each of bounded rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kpops.engines.gated.gram import Gram, learning
 from kpops.engines.gated.layer import Layer
 from kpops.engines.gated.roles import Role, parameter_roles
 from kpops.engines.gated.unit_blocks import UnitBlocks
-from kpops.learning.required import require_linearization
+from kpops.learning.required import labelled, require_linearization
 from kpops.linalg.ranks.base import of_spectrum
 from kpops.linalg.ranks.registry import rank_spec
 from kpops.linalg.rounding import noise_floor
@@ -56,17 +56,17 @@ def rank_bounds(
     rng: Any = None,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Ranks of K_j, parameter by parameter, and the bounds that the features behind them set.
+    """Rank of K_j for each parameter, and the bounds set by the features that it multiplies.
 
     Parameters
     ----------
     lin : Linearization
         The model.
     tol : float
-        Eigenvalues above this fraction of the largest count for a numerical rank, from 0 to 1; not
-        below the noise floor of the dtype.
+        Eigenvalues above this fraction of the largest count for a numerical rank, from 0 to 1;
+        raised to the noise floor of the dtype.
     num_matvecs : int
-        Products for an estimate, where a number is not exact by structure.
+        Matvecs for an estimate, where the structure gives no exact number.
     rng : int, Generator or None
         Source of the random vectors of the estimates.
     progress : bool
@@ -82,9 +82,9 @@ def rank_bounds(
         these; ``participation``, its participation ratio; ``rank_stderr`` and
         ``participation_stderr``, zero where exact; ``trace_share``, tr K_j / tr K. Of K itself
         ``bound_of_sum``, ``rank_of_sum``, ``participation_of_sum`` and their standard errors.
-        Where the structure of the model, or the place of a parameter in it, is not known, the
-        features are ``"unknown"`` and their figures NaN, and ``bound`` is the number of entries of
-        the parameter; the attribute ``structure`` says of how many it is known.
+        If the structure of the model, or the place of a parameter in it, is unknown, ``features``
+        is ``"unknown"``, their numbers are NaN, and ``bound`` is the number of columns of J_j, the
+        parameter's entries; the attribute ``structure`` counts the known parameters.
 
     Raises
     ------
@@ -95,39 +95,37 @@ def rank_bounds(
 
     Notes
     -----
-    Theorem 1 of the KPFlow paper (arXiv 2507.06381): K = J J* = sum_j K_j, since the columns of J
-    belong each to one parameter.
+    Theorem 1 of the KPFlow paper (arXiv 2507.06381): K = J J* = sum_j K_j, since each column of J
+    belongs to one parameter.
 
     *Gated cells.* A layer takes the step ``s'_v = gates_v(U x + c, W phi(s) + b, s)`` unit by unit:
-    S units of V state variables, and G maps for each of S units stacked in W. The rows of
-    M_j, one for each of the N valid (trial, time), are what parameter j multiplies: phi of the
-    previous state for W, the layer's input for U, 1 for a bias. Its part of J is
+    S units of V state variables, and G maps for each of S units stacked in W. The rows of M_j, one
+    for each of the N valid (trial, time), are what parameter j multiplies: phi of the previous
+    state for W, the layer's input for U, 1 for a bias. Its part of J is
     ``J_j dtheta = sum_g D_g (M_j dW_g^T)``, where D_g, the derivative of the new state with respect
     to map g, acts unit by unit. Hence
 
         K_j = sum_g D_g (M_j M_j^T kron I_S) D_g*,   rank K_j <= S min(G rank M_j, V N),
 
-    where maps that enter alike, with the same D_g, count once. For ``h' = f(W h + U x + b)`` there
-    is one map, so ``rank K_j <= S rank M_j``, with equality for a linear f; a GRU has three, an
-    LSTM four. Over all parameters of a layer the features of maps with the same D stand side by
-    side: ``rank K <= S min(sum_D rank [M_j]_D, V N)``.
+    where maps with the same D_g count once. For ``h' = f(W h + U x + b)`` there is one map, so
+    ``rank K_j <= S rank M_j``, with equality for a linear f; a GRU has three, an LSTM four. Over
+    all parameters of a layer, the features of maps with the same D stand side by side:
+    ``rank K <= S min(sum_D rank [M_j]_D, V N)``.
 
-    *Stacks.* What a layer gains is passed up: ``K = L diag(K_l) L*`` with L unit triangular over
-    layers. Such a congruence keeps the rank, so the bounds hold layer by layer and add up. The
-    numerical rank given is that of K_l itself. For the same reason ``rank P K_j P* = rank K_j``.
+    *Stacks.* Layers pass their part on to those above: ``K = L diag(K_l) L*`` with L unit
+    triangular over layers. This congruence keeps the rank, so the bounds hold for each layer and
+    add up. The numerical rank is that of K_l itself. Likewise ``rank P K_j P* = rank K_j``.
 
     *With a tolerance.* By Ostrowski's theorem the k-th eigenvalue of D_g M M^T D_g*, of one unit,
     is at most ``d_g^2 m_k``, with d_g the largest gain in that unit and m_k the k-th eigenvalue of
     M M^T; by Weyl's inequality eigenvalue ``G k + 1`` of the sum over g is at most
-    ``sum_g d_g^2 m_{k+1}``. So no more than ``G #{k: sum_g d_g^2 m_k > t}`` eigenvalues of a unit
+    ``sum_g d_g^2 m_{k+1}``. So at most ``G #{k: sum_g d_g^2 m_k > t}`` eigenvalues of a unit
     exceed t.
 
-    *Participation ratios* have no such bound by those of the features, as D may silence the samples
-    where the features are large: only ``PR(D M M^T D) <= (max d / min d)^4 PR(M M^T)``. They are
-    subadditive instead, ``PR(K) <= sum_j PR(K_j)`` for positive operators, and at most the rank.
-    For a linear network ``PR(K_j) = S PR(M_j M_j^T)``.
-
-    *Any other model.* J_j has as many columns as the parameter has entries, and no more is known.
+    *Participation ratios* have no such bound, as D may silence the samples with large features:
+    only ``PR(D M M^T D) <= (max d / min d)^4 PR(M M^T)``. But they are at most the rank, and
+    subadditive for positive operators: ``PR(K) <= sum_j PR(K_j)``. For a linear network
+    ``PR(K_j) = S PR(M_j M_j^T)``.
 
     Examples
     --------
@@ -144,8 +142,7 @@ def rank_bounds(
         raise ValueError(f"tol={tol}: choose a fraction of the largest eigenvalue, from 0 to 1")
     tol = max(tol, noise_floor(lin.dtype))
     options = {"num_matvecs": num_matvecs, "rng": seeded(rng)}
-    places = parameter_roles(lin.recurrence) if isinstance(lin.recurrence, GatedRecurrence) else {}
-    layers = _layers(lin)
+    places, layers = _structure(lin)
     n_entries = lin.trajectory.n_valid * lin.space.sizes["unit"]
     rows = []
     for name, operator in lin.K_by_parameter.items():
@@ -155,11 +152,8 @@ def rank_bounds(
             (gram,) = _grams(layers, [places[name]])
             row |= _of_features(gram, lin.trajectory.n_valid, tol)
         most = min(lin.parameters[name].numel(), n_entries)
-        row |= {
-            "bound": min(row.get("bound", most), most),
-            **_of_operator(operator, row, options, tol),
-        }
-        rows.append(row)
+        row["bound"] = min(row.get("bound", most), most)
+        rows.append(row | _of_operator(operator, row, options, tol))
 
     of_sum: dict[str, float] = {}
     bounds = [n_entries, sum(row["bound"] for row in rows)]
@@ -168,7 +162,35 @@ def rank_bounds(
         of_sum["rank"] = _rank_of_blocks(grams, tol)[0]
         bounds.append(sum(_bound(gram, lin.trajectory.n_valid) for gram in grams))
     of_sum = {"bound": min(bounds), **of_sum, **_of_operator(lin.K, of_sum, options, tol)}
-    return _dataset(lin, rows, of_sum, {"tol": tol, "num_matvecs": num_matvecs})
+
+    traces = np.array([row["trace"] for row in rows])
+    for row, share in zip(rows, traces / (traces.sum() or 1.0), strict=True):
+        row["trace_share"] = share
+
+    def number(values: Any, long_name: str, dtype: Any = lin.K.dtype) -> tuple[Any, ...]:
+        array = np.array(values, dtype=dtype)
+        return labelled(("parameter",)[: array.ndim], array, long_name)
+
+    variables = {
+        name: number([row.get(name, np.nan) for row in rows], text)
+        for name, text in _VARIABLES.items()
+    }
+    for name in _OF_SUM:
+        variables[f"{name}_of_sum"] = number(of_sum[name], _VARIABLES[name].replace("K_j", "K"))
+    features = [row["features"] for row in rows]
+    # Strings as objects, since Zarr has no specified type for NumPy's fixed-length ones.
+    coords = {
+        "parameter": number(list(lin.parameters), "parameter", object),
+        "features": number(features, "what the parameter multiplies", object),
+        **{k: v for k, v in identity(lin.flow).items() if k != "operator"},
+    }
+    n_known = len(rows) - features.count(_UNKNOWN)
+    attrs = {
+        "structure": f"known of {n_known} of {len(rows)} parameters",
+        "tol": tol,
+        "configuration": json.dumps({"num_matvecs": num_matvecs, "tol": tol}),
+    }
+    return xr.Dataset(variables, coords, {**lin.attrs, **attrs})
 
 
 def _multiplied(layer: int, source: str, role: str) -> str:
@@ -180,14 +202,14 @@ def _multiplied(layer: int, source: str, role: str) -> str:
     return "h[t] below" if layer else "x[t]"
 
 
-def _layers(lin: Linearization) -> list[Layer]:
-    """The layers of a gated stack, whichever engine computes; none of another model."""
+def _structure(lin: Linearization) -> tuple[dict[str, Role], list[Layer]]:
+    """Places of the parameters and layers of a gated stack; empty for another model."""
+    if not isinstance(lin.recurrence, GatedRecurrence):
+        return {}, []
     engine = lin.engine
     if not isinstance(engine, GatedEngine):
-        if not isinstance(lin.recurrence, GatedRecurrence):
-            return []
         engine = GatedEngine(lin.recurrence, lin.parameters, lin.trajectory, "recomputed")
-    return engine.layers
+    return parameter_roles(lin.recurrence), engine.layers
 
 
 def _grams(layers: list[Layer], places: list[Role]) -> list[Gram]:
@@ -202,7 +224,7 @@ def _grams(layers: list[Layer], places: list[Role]) -> list[Gram]:
 
 
 def _of_features(gram: Gram, n_valid: int, tol: float) -> dict[str, float]:
-    """What the features behind one parameter tell."""
+    """Numbers of the features behind one parameter."""
     row: dict[str, float] = {
         "feature_rank": sum(gram.ranks),
         "maps": len(_classes(gram)),
@@ -212,15 +234,14 @@ def _of_features(gram: Gram, n_valid: int, tol: float) -> dict[str, float]:
     if not gram.factors:  # nothing that changes the state, or only zeros
         return {**row, "feature_participation": 0.0, "bound_at_tol": 0.0}
     moments = torch.linalg.svdvals(gram.factors[0].flatten(0, 1).double()).square()
-    spec = rank_spec("participation", 0.95, tol)
-    row["feature_participation"] = of_spectrum(moments, spec, True, 0.0)
+    row["feature_participation"] = of_spectrum(moments, rank_spec("participation"), True, 0.0)
     held = _largest_gains(gram)[:, None] * moments > threshold
     each = (row["maps"] * held.sum(1)).clamp_max(gram.layer.variables * n_valid)
     return {**row, "bound_at_tol": float(each.sum())}
 
 
 def _classes(gram: Gram) -> dict[tuple[tuple[int, int], ...], set[int]]:
-    """The factors that stand between the same diagonals, together."""
+    """Factors by the diagonals between which they stand."""
     classes: dict[tuple[tuple[int, int], ...], set[int]] = {}
     for part in gram.parts:
         classes.setdefault(part.gains, set()).update(part.factors)
@@ -247,9 +268,9 @@ def _rank_of_blocks(grams: list[Gram], tol: float) -> tuple[int, float]:
 def _largest_gains(gram: Gram) -> torch.Tensor:
     """sum_g d_g^2 of every unit: its largest squared gains, summed over the maps."""
     layer = gram.layer
-    largest = torch.zeros(len(gram.parts), layer.hidden, dtype=torch.float64)
-    largest = largest.to(layer.previous.device)
-    with exclusive_compute(layer.previous.device):
+    device = layer.previous.device
+    largest = torch.zeros(len(gram.parts), layer.hidden, dtype=torch.float64, device=device)
+    with exclusive_compute(device):
         for segment in layer.segments():
             d = layer.diagonals(segment).double()
             for part, so_far in zip(gram.parts, largest, strict=True):
@@ -261,7 +282,7 @@ def _largest_gains(gram: Gram) -> torch.Tensor:
 def _of_operator(
     operator: TrajectoryOperator, row: dict[str, Any], options: dict[str, Any], tol: float
 ) -> dict[str, float]:
-    """Participation and trace, and the rank where the features do not tell."""
+    """Participation and trace, and the rank if the features do not give it."""
     participation = effective_rank(operator, "participation", **options)
     figures = {
         "participation": float(participation.estimate),
@@ -273,48 +294,3 @@ def _of_operator(
         rank = effective_rank(operator, "numerical", tol=tol, **options)
         figures |= {"rank": float(rank.estimate), "rank_stderr": float(rank.stderr)}
     return figures
-
-
-def _dataset(
-    lin: Linearization,
-    rows: list[dict[str, Any]],
-    of_sum: dict[str, float],
-    settings: dict[str, Any],
-) -> xr.Dataset:
-    scalar = np.dtype(lin.K.dtype)
-    traces = np.array([row["trace"] for row in rows])
-    for row, share in zip(rows, traces / (traces.sum() or 1.0), strict=True):
-        row["trace_share"] = share
-
-    def labelled(values: Any, long_name: str, dims: tuple[str, ...] = ()) -> tuple[Any, ...]:
-        return dims, np.asarray(values, dtype=scalar), {"long_name": long_name, "units": "1"}
-
-    def text(values: list[str], long_name: str) -> tuple[Any, ...]:
-        # Object strings, since Zarr has no specified type for NumPy's fixed-length ones.
-        return "parameter", np.array(values, dtype=object), {"long_name": long_name, "units": "1"}
-
-    of_each = {
-        name: labelled([row.get(name, np.nan) for row in rows], long_name, ("parameter",))
-        for name, long_name in _VARIABLES.items()
-    }
-    totals = {
-        f"{name}_of_sum": labelled(of_sum[name], _VARIABLES[name].replace("K_j", "K"))
-        for name in _OF_SUM
-    }
-    features = [row["features"] for row in rows]
-    n_unknown = features.count(_UNKNOWN)
-    known = f"known of {len(rows) - n_unknown} of {len(rows)} parameters"
-    return xr.Dataset(
-        {**of_each, **totals},
-        {
-            "parameter": text(list(lin.parameters), "parameter"),
-            "features": text(features, "what the parameter multiplies"),
-            **{k: v for k, v in identity(lin.flow).items() if k != "operator"},
-        },
-        attrs={
-            **lin.attrs,
-            "structure": known,
-            "tol": settings["tol"],
-            "configuration": json.dumps(settings, sort_keys=True),
-        },
-    )

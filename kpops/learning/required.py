@@ -1,7 +1,9 @@
-"""What the functions of this room need before all else."""
+"""Helpers of all functions here: checks of arguments, and labels of numbers."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import xarray as xr
@@ -13,20 +15,7 @@ from kpops.operators.base import TrajectoryOperator
 
 
 def require_linearization(lin: Any, argument: str = "lin") -> Linearization:
-    """Return `lin`, or refuse what is not a :class:`kpops.Linearization`.
-
-    Raises
-    ------
-    TypeError
-        Naming what it is, and how to come to a linearization.
-
-    Examples
-    --------
-    >>> import torch, kpops
-    >>> kpops.collapse(torch.nn.GRU(2, 3))
-    Traceback (most recent call last):
-    TypeError: lin is a model (GRU), no Linearization: pass kpops.linearize(model, inputs)
-    """
+    """Return `lin`, or raise a TypeError if it is no :class:`kpops.Linearization`."""
     if isinstance(lin, Linearization):
         return lin
     remedy = "pass what kpops.linearize(model, inputs) returns"
@@ -37,3 +26,18 @@ def require_linearization(lin: Any, argument: str = "lin") -> Linearization:
     elif isinstance(lin, xr.Dataset):
         remedy = "pass kpops.linearize(model, task.inputs)"
     raise TypeError(f"{argument} is {described(lin)}, no Linearization: {remedy}")
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether `function` accepts a keyword argument of that name."""
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        parameters = inspect.signature(called).parameters
+    except (TypeError, ValueError):  # a builtin has no signature
+        return False
+    return name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
+
+
+def labelled(dims: str | tuple[str, ...], values: Any, long_name: str) -> tuple[Any, ...]:
+    """Dims, values and attributes, as xarray takes them."""
+    return dims, values, {"long_name": long_name, "units": "1"}

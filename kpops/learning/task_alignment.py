@@ -1,34 +1,156 @@
-"""How alike tasks are in their states and in their operators, whatever their targets.
+"""Tasks as groups of trials, and how alike they are in their states and operators.
 
-For tasks i and j with as many trials each, the k-th of one matched with the k-th of the other:
-X_i are the states, D_i = P_i J_i their derivative by the parameters, so that the flow operator has
-the blocks ``Phi_ij = P_i K_ij P_j* = D_i D_j*``, and ``G_i = D_i* D_i`` is what task i makes of the
-parameters (the Gauss-Newton operator of a squared loss on its states). Padded steps are zeros.
+Tasks i and j have equally many trials, the k-th of one matched with the k-th of the other. X_i are
+the states and D_i = P_i J_i their derivative by the parameters. The flow operator has the blocks
+``Phi_ij = P_i K_ij P_j* = D_i D_j*``; ``G_i = D_i* D_i`` is the Gauss-Newton operator of a squared
+loss on the states of task i. Padded steps are zeros.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from functools import partial, reduce
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
-from kpops.learning.trial_groups import Groups, of_trials
+from kpops.engines.memory import check_allocation
+from kpops.labels import by_name
+from kpops.learning.required import require_linearization
 from kpops.linalg.exact import is_cheap
 from kpops.linalg.probes import jackknife, sphere
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 
-_BLOCK = 16
-"""Vectors that are taken through the operators of all tasks together."""
+_BLOCK = 16  # vectors that the operators are applied to at once
+_COLUMNS = 2**16  # entries of vectors that are converted to float64 at a time
 
-_COLUMNS = 2**16
-"""Entries of vectors that are converted to float64 at a time."""
 
-Alignment = tuple[Tensor, Tensor]
-"""Cosines and their standard errors, each (task, task), float64."""
+@dataclass(frozen=True)
+class Groups:
+    """Trials in two or more groups."""
+
+    names: np.ndarray  # in the order in which they first appear
+    members: tuple[np.ndarray, ...]  # positions of the trials of each group
+    matched: bool  # whether the k-th members of all groups are of one condition
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def position(self, name: Any) -> int:
+        """Number of the group `name`."""
+        here = np.flatnonzero(self.names == name)
+        if not here.size:
+            raise ValueError(f"no task {name!r}: choose from {self.names.tolist()}")
+        return int(here[0])
+
+    def shuffled(self, rng: np.random.Generator) -> Groups:
+        """Exchange trials between groups, only within each condition if they are matched."""
+        if self.matched:
+            members = tuple(rng.permuted(np.stack(self.members), axis=0))
+        else:
+            ends = np.cumsum([len(m) for m in self.members])[:-1]
+            members = tuple(np.split(rng.permutation(np.concatenate(self.members)), ends))
+        return dataclasses.replace(self, members=members)
+
+
+def group_trials(lin: Linearization, by: Any, condition: Any = None) -> Groups:
+    """Group the trials of a linearization, and match them.
+
+    `by` and `condition` name a coordinate of trials, or label each trial. Trials of one condition
+    match; without conditions, the k-th trials of groups of equal size do.
+    """
+    require_linearization(lin)
+    labels = _labels(lin, by, "by")
+    _, first, codes = np.unique(labels, return_index=True, return_inverse=True)
+    if len(first) < 2:
+        raise ValueError(
+            f"by={_shown(by)}: all trials are of {labels[0]!r}, interference needs two groups"
+        )
+    order = np.argsort(first)
+    members = tuple(np.flatnonzero(codes == code) for code in order)
+    names = labels[first[order]]
+    if condition is None:
+        return Groups(names, members, len({len(m) for m in members}) == 1)
+    values = _labels(lin, condition, "condition")
+    members = tuple(m[np.argsort(values[m], kind="stable")] for m in members)
+    for name, mine in zip(names[1:], members[1:], strict=True):
+        if not np.array_equal(values[mine], values[members[0]]):
+            raise ValueError(
+                f"condition={_shown(condition)}: the conditions of {name!r} and {names[0]!r} are "
+                "not the same, each as often; give every task the same ones, for example by "
+                "angles='even'"
+            )
+    return Groups(names, members, True)
+
+
+def of_trials(lin: Linearization, positions: np.ndarray) -> Linearization:
+    """The linearization of some trials alone, at no cost for the others.
+
+    Its J and P are rows and blocks of the whole; its K, under ``measure="mean"``, is not.
+    """
+    index = torch.as_tensor(positions, device=lin.device)
+    whole = lin.trajectory
+
+    def taken(values: Tensor) -> Tensor:
+        return values.index_select(0, index)
+
+    trajectory = dataclasses.replace(
+        whole,
+        inputs=taken(whole.inputs),
+        previous=taken(whole.previous),
+        states=taken(whole.states),
+        mask=None if whole.mask is None else taken(whole.mask),
+    )
+    space = lin.space.take({"trial": np.asarray(positions)})
+    return dataclasses.replace(lin, trajectory=trajectory, space=space)
+
+
+def trial_gradients(lin: Linearization, adjoint: Tensor) -> Tensor:
+    """Each trial's part of the gradient, ``J_b* (P* Err)_b``, shape (trial, parameter)."""
+    n_trials, n_parameters = len(adjoint), lin.parameter_space.size
+    n_bytes = n_trials * n_parameters * adjoint.element_size()
+    check_allocation(f"the gradients of {n_trials} trials", n_bytes, lin.device)
+    rows = adjoint.new_empty(n_trials, n_parameters)
+    # One matvec needs no cache, and this engine is the quickest to set up.
+    cheap = dataclasses.replace(lin, engine_asked="autodiff", gates_asked="auto")
+    for b in range(n_trials):
+        rows[b] = of_trials(cheap, np.array([b])).J.apply_adjoint(adjoint[None, b : b + 1])[0]
+    return rows
+
+
+def _labels(lin: Linearization, given: Any, argument: str) -> np.ndarray:
+    """A label for each trial; strings as objects, which files can hold."""
+    n_trials = lin.space.sizes["trial"]
+    if isinstance(given, str):
+        known = sorted(k for k, c in lin.space.coords.items() if c.dims == ("trial",))
+        if given not in known:
+            raise ValueError(
+                f"{argument}={given!r} is no coordinate of trials, which are {known}: linearise "
+                f"inputs that are a DataArray with it, or pass an array of {n_trials} labels"
+            )
+        values = np.asarray(lin.space.coords[given][1])
+    else:
+        if isinstance(given, xr.DataArray):
+            given = by_name(given, lin.space.keep(("trial",)), argument)
+        values = np.asarray(given)
+        if values.shape != (n_trials,):
+            raise ValueError(
+                f"{argument} has shape {values.shape}, expected ({n_trials},): one label per trial"
+            )
+    missing = np.flatnonzero(values != values)
+    if missing.size:
+        raise ValueError(f"{argument} is not a number at trial {missing[0]}: label every trial")
+    return values.astype(object) if values.dtype.kind in "UST" else values
+
+
+def _shown(given: Any) -> str:
+    return repr(given) if isinstance(given, str) else "<array>"
 
 
 def gram(vectors: Tensor) -> Tensor:
@@ -38,7 +160,7 @@ def gram(vectors: Tensor) -> Tensor:
 
 
 def cosines(inner: Tensor) -> Tensor:
-    """``<v_i, v_j> / (|v_i| |v_j|)`` of inner products (task, task); NaN where a v is zero."""
+    """``<v_i, v_j> / (|v_i| |v_j|)`` from inner products (task, task); NaN where a v is zero."""
     lengths = inner.diagonal().clamp_min(0).sqrt()
     cosine = (inner / lengths[:, None] / lengths).clamp(-1, 1)
     own = torch.full_like(lengths, torch.nan).masked_fill(lengths > 0, 1)  # without rounding
@@ -54,24 +176,24 @@ def of_sums(inner: Tensor, groups: Groups) -> Tensor:
 
 
 def tuning(vectors: Tensor) -> Callable[[Groups], Tensor]:
-    """Cosines of what differs between corresponding trials, for vectors (trial, ...).
+    """Cosines of what differs between a task's trials, for vectors (trial, ...).
 
-    For trials k of task i with vectors v_ik and mean m_i, those of the v_ik - m_i side by side:
+    For trials k of task i with vectors v_ik and mean m_i, cosines of the v_ik - m_i side by side:
     ``sum_k <v_ik - m_i, v_jk - m_j> = sum_k <v_ik, v_jk> - sum_kl <v_ik, v_jl> / n``.
     """
     inner = gram(vectors)
     floor = max(noise_floor(torch.float64), noise_floor(vectors.dtype) ** 2)
-    return partial(_of_tuning, inner, floor)
 
+    def of_groups(groups: Groups) -> Tensor:
+        index = torch.as_tensor(np.stack(groups.members), device=inner.device)
+        pairs = inner[index[:, :, None, None], index]  # (task, trial, task, trial)
+        same = pairs.diagonal(dim1=1, dim2=3).sum(-1)
+        apart = same - pairs.sum((1, 3)) / index.shape[1]
+        own = apart.diagonal()
+        nothing = own <= floor * same.diagonal()  # beyond rounding
+        return cosines(apart.diagonal_scatter(own.masked_fill(nothing, 0)))
 
-def _of_tuning(inner: Tensor, floor: float, groups: Groups) -> Tensor:
-    index = torch.as_tensor(np.stack(groups.members), device=inner.device)
-    pairs = inner[index[:, :, None, None], index]  # (task, trial, task, trial)
-    same = pairs.diagonal(dim1=1, dim2=3).sum(-1)
-    apart = same - pairs.sum((1, 3)) / index.shape[1]
-    own = apart.diagonal()
-    nothing = own <= floor * same.diagonal()  # but rounding
-    return cosines(apart.diagonal_scatter(own.masked_fill(nothing, 0)))
+    return of_groups
 
 
 def centred_states(lin: Linearization, groups: Groups) -> Tensor:
@@ -85,6 +207,11 @@ def centred_states(lin: Linearization, groups: Groups) -> Tensor:
     return torch.where(valid, states - mean, 0)
 
 
+def state_cosine(lin: Linearization, groups: Groups) -> Tensor:
+    """``<X_i, X_j> / (|X_i| |X_j|)``."""
+    return cosines(gram(centred_states(lin, groups)))
+
+
 def state_cka(states: Tensor) -> Tensor:
     """``|X_i^T X_j|^2 / (|X_i^T X_i| |X_j^T X_j|)`` of centred states, rows (trial, time)."""
     rows = states.flatten(1, 2)
@@ -94,33 +221,19 @@ def state_cka(states: Tensor) -> Tensor:
 
 def operator_alignments(
     lin: Linearization, groups: Groups, num_matvecs: int, rng: np.random.Generator
-) -> dict[str, Alignment]:
-    """Alignments of the blocks of the flow operator, by name.
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Alignments of the blocks of the flow operator with their standard errors, by name.
 
-    Parameters
-    ----------
-    lin : Linearization
-        Of the trials of all tasks.
-    groups : Groups
-        The tasks.
-    num_matvecs : int
-        Random vectors; each goes through D and D* of every task, once from the side of the
-        parameters and, if tasks are matched, once from that of the trajectories.
-    rng : Generator
-        Source of the random vectors.
-
-    Notes
-    -----
-    With w a random vector of parameters and z one of trajectories, both of covariance 1, and C the
-    subtraction of the mean over trials,
+    Let w be a random vector of parameters and, if tasks are matched, z one of trajectories, both
+    of covariance 1, and C the subtraction of the mean over trials. Then
 
         tr Phi_ij = E <D_i w, D_j w>
         |Phi_ij|^2 = tr G_i G_j = E <G_i w, G_j w>
         <C Phi_ii C, C Phi_jj C> = E <C Phi_ii C z, C Phi_jj C z>.
 
-    All tasks see the same vectors, so that what one of them adds to all inner products cancels in
-    the cosine; the jackknife gives the error. Where a whole basis has at most 1024 vectors, it
-    takes the place of the random ones, and the result is exact.
+    All tasks see the same `num_matvecs` vectors, so that a factor common to all inner products of
+    a vector cancels in the cosine; the jackknife gives the error. A basis of at most 1024 vectors
+    replaces the random ones, and the result is exact.
     """
     parts = [of_trials(lin, m) for m in groups.members]
 
@@ -161,24 +274,19 @@ def _averaged(
     num_matvecs: int,
     rng: np.random.Generator,
 ) -> list[Tensor]:
-    """What `act` makes of each random vector; or its sum over a basis, as if of one vector."""
-    exact = is_cheap(size)
+    """`act` of each random vector; or its sum over a basis, as if of one vector."""
     like = torch.empty(0, dtype=lin.dtype, device=lin.device)
-    count = size if exact else num_matvecs
-    collected: list[list[Tensor]] = []
-    for start in range(0, count, _BLOCK):
-        n = min(_BLOCK, count - start)
-        if exact:
-            block = torch.zeros(n, size, dtype=lin.dtype, device=lin.device)
-            block[:, start : start + n].fill_diagonal_(1)
-        else:
-            block = sphere(rng, n, size, like)
-        collected.append(act(block))
-    whole = [torch.cat(pieces) for pieces in zip(*collected, strict=True)]
+    exact = is_cheap(size)
+    if exact:
+        blocks = iter(torch.eye(size, dtype=lin.dtype, device=lin.device).split(_BLOCK))
+    else:
+        counts = [min(_BLOCK, num_matvecs - start) for start in range(0, num_matvecs, _BLOCK)]
+        blocks = (sphere(rng, n, size, like) for n in counts)
+    whole = [torch.cat(pieces) for pieces in zip(*map(act, blocks), strict=True)]
     return [x.sum(0, keepdim=True) for x in whole] if exact else whole
 
 
-def _cosines_and_errors(samples: Tensor) -> Alignment:
+def _cosines_and_errors(samples: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines of the means of inner products (vector, task, task)."""
     n_tasks = samples.shape[-1]
     estimate = cosines(samples.mean(0))
@@ -186,11 +294,7 @@ def _cosines_and_errors(samples: Tensor) -> Alignment:
     for i in range(n_tasks if len(samples) > 1 else 0):
         for j in range(i):
             triple = samples[:, i, j], samples[:, i, i], samples[:, j, j]
-            value, stderr = jackknife(_cosine, *triple)
+            value, stderr = jackknife(lambda ab, aa, bb: ab / (aa.sqrt() * bb.sqrt()), *triple)
             estimate[i, j] = estimate[j, i] = min(max(value, -1.0), 1.0)
             error[i, j] = error[j, i] = stderr
     return estimate, error
-
-
-def _cosine(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
-    return ab / (aa.sqrt() * bb.sqrt())

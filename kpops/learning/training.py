@@ -1,8 +1,8 @@
 """Train a model on a task, with checkpoints from which the training resumes exactly.
 
 The minibatch of a step, and the random numbers that the model itself may draw in it (dropout),
-depend on the seed and the step alone. So a checkpoint needs to hold no generator's state, and a
-training that was interrupted ends where an uninterrupted one does.
+depend on the seed and the step alone. A checkpoint therefore stores no generator state, and an
+interrupted training ends exactly where an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import json
 import math
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,21 +24,16 @@ from tqdm.auto import tqdm
 
 from kpops.arrays import numpy_dtype
 from kpops.kinds import described
-from kpops.learning.checkpoints import newest_checkpoint, remove_unfinished, write_checkpoint
-from kpops.learning.folders import only_trainer
-from kpops.learning.losses import Loss, Objective, objective_of
-from kpops.learning.optimizers import Factory, Updates
-from kpops.learning.resumption import (
-    check_same_loss,
-    check_same_training,
-    choose_seed,
-    describe_loss,
-    describe_model,
-    describe_trials,
+from kpops.learning import resumption
+from kpops.learning.checkpoints import (
+    newest_checkpoint,
+    only_trainer,
+    remove_unfinished,
+    write_checkpoint,
 )
-from kpops.learning.schedules import Keep, Stop, schedule
-from kpops.learning.trial_order import refuse_time_first
-from kpops.learning.trials import read_trials
+from kpops.learning.losses import Loss, objective_of
+from kpops.learning.options import Factory, Keep, Stop, Updates, read_trials, schedule
+from kpops.learning.required import labelled
 from kpops.models.initial import spectral_radius
 from kpops.scalars import check_count, check_real
 
@@ -61,27 +56,26 @@ def train(
 ) -> xr.Dataset:
     """Train `model` in place, and write checkpoints.
 
-    When `folder` holds checkpoints of the same training, the newest readable one replaces the
-    weights of `model` and the training continues from there; calling again with a larger
-    `max_steps`, a smaller `stop_loss` or another `stop` trains further.
+    If `folder` holds checkpoints of the same training, the weights of the newest readable one
+    replace those of `model`, and the training continues from there. To train further, call again
+    with a larger `max_steps`, a smaller `stop_loss` or another `stop`.
 
     Parameters
     ----------
     model : nn.Module
         Maps inputs (trial, time, input) to outputs (trial, time, output), as
-        :class:`kpops.models.Network` does. Its parameters that require grad are changed; its
-        training mode, gradients and the global random state are as before afterwards.
+        :class:`kpops.models.Network` does. The parameters that require grad are changed; the
+        training mode, the gradients and the global random state are restored.
     task : Dataset
-        ``inputs`` (trial, time, input), ``targets`` and ``mask`` (trial, time), as of
-        :mod:`kpops.tasks`, and, if there is one, ``loss_mask`` (trial, time), weights of the steps.
+        ``inputs`` (trial, time, input), ``targets``, ``mask`` (trial, time), as of
+        :mod:`kpops.tasks`, and optionally ``loss_mask`` (trial, time), the weights of the steps.
         They go to the model's device; inputs and floating targets are converted to its dtype.
         Steps outside the mask do not count in the loss. Targets are (trial, time, output), labels
         (trial, time), or what the loss takes, trial by trial.
     folder : path
-        Where the checkpoints are, one ``step_00000100.pt`` each; made when missing.
+        Folder of the checkpoints ``step_00000100.pt``; created if missing.
     loss : {"mse", "cross_entropy"} or callable
-        As of :func:`kpops.gradient_flow`, of the trials of a batch; ``loss_mask`` of the task
-        takes the part of its ``loss_mask``.
+        As for :func:`kpops.gradient_flow`, on a batch, with the ``loss_mask`` of the task.
     max_steps : int
         Number of parameter updates to end at, counted from the untrained model.
     batch_size : int
@@ -89,67 +83,65 @@ def train(
     learning_rate : float
         Step size of the optimizer.
     optimizer : str or callable
-        "sgd", "adam", or the name of another optimizer of ``torch.optim``, with its defaults. A
-        callable ``optimizer(params, learning_rate)`` returns a ``torch.optim.Optimizer`` whose
-        ``step`` needs no closure, or the pair of an optimizer and a scheduler of its learning rate
-        (``torch.optim.lr_scheduler``), which moves once per step.
+        Name of an optimizer of ``torch.optim``, such as "sgd", with its defaults; or a callable
+        ``optimizer(params, learning_rate)`` that returns a ``torch.optim.Optimizer`` whose ``step``
+        needs no closure, or the pair of one and a ``torch.optim.lr_scheduler``, which moves once
+        per step.
     stop_loss : float, optional
         Stop at the first step whose loss is at or below this.
     stop : callable, optional
-        Stop at the first step where ``stop(step, losses)`` is true. `losses` is the list of the
-        losses of the steps 0, ..., `step`, not to be changed. The result must depend on both
-        alone for the training to resume exactly. See :func:`kpops.training.mean_below`.
+        Stop at the first step where ``stop(step, losses)`` is true, with the list of the losses of
+        steps 0, ..., `step`, not to be changed. The result must depend on these two alone, or the
+        training does not resume exactly. See :func:`kpops.training.mean_below`.
     checkpoint_every : int, iterable of int, or callable
-        Distance between the steps that are kept, these steps themselves, or ``keep(step) -> bool``
-        such as :func:`kpops.training.logarithmic` returns. Step 0, the untrained model, and the
-        last step are kept always.
+        Distance between checkpoints, their steps, or ``keep(step) -> bool``, such as
+        :func:`kpops.training.logarithmic` returns. Step 0 (the untrained model) and the last step
+        are always kept.
     rng : int, Generator or None
         Seed, or a generator to draw one from. None takes the seed of the checkpoints in `folder`,
         or a fresh one.
     progress : bool
-        Show a progress bar, with the loss and the time that is left.
+        Show a progress bar, with the loss and the remaining time.
 
     Returns
     -------
     Dataset
-        ``loss`` (step), step = 0, 1, ..., last: the loss of the step's minibatch at the weights
-        after that many updates, which are the weights of the checkpoint of that step.
-
-        ``initial_spectral_radius`` (parameter) and ``spectral_radius`` (parameter), of every
-        recurrent block at step 0 and at the last step (see
-        :func:`kpops.models.spectral_radius`). Absent if the model has no recurrent weights that
-        are named as PyTorch names them and made of square blocks.
+        ``loss`` (step), step = 0, 1, ..., last: the loss of the step's minibatch after that many
+        updates, at the weights of that step's checkpoint. ``initial_spectral_radius`` (parameter)
+        and ``spectral_radius`` (parameter) of every recurrent block, at step 0 and at the last step
+        (:func:`kpops.models.spectral_radius`), if the recurrent weights have PyTorch's names and
+        square blocks.
 
     Raises
     ------
     ValueError
-        If the task or an argument does not fit, the model takes trials for steps, or `folder` holds
-        checkpoints of a training with another seed, batch size, loss, optimizer, task or model.
+        If the task or an argument does not fit, the model confuses trials and steps, or `folder`
+        holds checkpoints of a training with another seed, batch size, loss, optimizer, task or
+        model.
     TypeError
-        If the model returns no tensor, its dtype is not float32 or float64 throughout, the task is
+        If the model does not return a tensor, or is not float32 or float64 throughout, the task is
         complex, or an argument has the wrong type.
     RuntimeError
-        If another process, or thread, trains in `folder`. One that was killed blocks nobody.
+        If another process or thread trains in `folder`. A killed one blocks nobody.
     FloatingPointError
-        If the loss is not finite. No checkpoint of that step is written, earlier ones stay.
+        If the loss is not finite. That step gets no checkpoint; earlier ones stay.
 
     Notes
     -----
-    The loss of a batch is the mean over those of its steps that count. Resumption is
-    exact to the bit on the same machine, where the model's operations are deterministic: on
-    a CPU they are, cuDNN's recurrent kernels may differ in the last bits. The process may be killed
-    at any moment: a checkpoint is written under another name, and renamed when it is complete.
-    Whatever is refused before the first update, or interrupted, leaves the model as it was.
+    The loss of a batch is the mean over the steps that count. Resumption is exact to the bit on
+    the same machine if the model's operations are deterministic: on a CPU they are, cuDNN's
+    recurrent kernels may differ in the last bits. The process may be killed at any moment, since
+    only a complete checkpoint gets its name. An error or interrupt before the first update leaves
+    the model unchanged.
 
-    A model is the same if its modules have the same classes, plain attributes (the dropout rate,
-    the nonlinearity, numbers and functions of a cell of your own) and code, and if at the newest
-    checkpoint the loss is what it was within 10 %. Compared is the bytecode of your own methods
-    and of the functions and constants that they name, which changes with the version of Python;
-    code of installed packages is taken to be what its name says. Hooks, and tensors that are
-    neither parameters nor buffers, are not compared.
+    Models are the same if their modules have the same classes, plain attributes (the dropout rate,
+    the nonlinearity, numbers and functions of your own cell) and code, and if the loss at the
+    newest checkpoint agrees within 10 %. Your own code is compared by its bytecode, which changes
+    with the version of Python, and by the functions and constants that it names; code of installed
+    packages by its name. Hooks, and tensors that are neither parameters nor buffers, are ignored.
 
-    The scale at which :func:`kpops.models.initialize_recurrent` drew the recurrent weights is part
-    of the configuration in the attributes of the result.
+    The attribute ``configuration`` of the result includes the scale at which
+    :func:`kpops.models.initialize_recurrent` drew the recurrent weights.
 
     Examples
     --------
@@ -177,35 +169,31 @@ def train(
     if stop_loss is not None:
         check_real("stop_loss", stop_loss)
     if stop is not None and not callable(stop):
-        raise TypeError(
-            f"stop is {described(stop)}: pass stop(step, losses), or stop_loss= a number"
-        )
+        raise TypeError(f"stop is {described(stop)}: pass stop(step, losses), or stop_loss=0.1")
     if not isinstance(folder, str | os.PathLike) or Path(folder).is_file():
-        raise TypeError(
-            f"folder is {described(folder)}: pass the path of a folder, new or of before"
-        )
-    refuse_time_first(model, trials.inputs)
+        raise TypeError(f"folder is {described(folder)}: pass the path of a folder, new or old")
     keep = schedule(checkpoint_every)
     updates = Updates(model, optimizer, learning_rate)
-    fixed = {
-        "batch_size": operator.index(batch_size),
-        "learning_rate": float(learning_rate),
-        **describe_loss(loss),
-        **updates.describe(),
-        **describe_trials(trials),
-        **describe_model(model),
-    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=max_steps, disable=not progress, unit="step")
-    with only_trainer(folder) as busy, bar, _Left(model) as left:
+    untrained = {name: value.clone() for name, value in model.state_dict().items()}
+    with only_trainer(folder) as busy, bar, _restored(model, untrained) as generators:
         newest = newest_checkpoint(folder)
-        seed = choose_seed(rng, newest)
-        configuration = {"seed": seed, **fixed}
+        seed = resumption.choose_seed(rng, newest)
+        configuration = {
+            "seed": seed,
+            "batch_size": operator.index(batch_size),
+            "learning_rate": float(learning_rate),
+            **resumption.describe_loss(loss),
+            **updates.describe(),
+            **trials.describe(),
+            **resumption.describe_model(model),
+        }
         start, history = 0, list[float]()
         initial_radii = _spectral_radius(model).values.tolist()
         if newest is not None:
-            check_same_training(newest, configuration, max_steps, folder)
+            resumption.check_same_training(newest, configuration, max_steps, folder)
             model.load_state_dict(newest["model"])
             updates.load_state(newest)
             start, history = newest["step"], newest["loss"]
@@ -216,10 +204,10 @@ def train(
         model.train()
         for step in itertools.count(start):
             positions, torch_seed = _draw(seed, step, n_trials, batch_size)
-            for generator in left.generators:
+            for generator in generators:
                 generator.manual_seed(torch_seed)
-            # The forward pass may change buffers (running statistics). That is part of the next
-            # update: the checkpoint of this step and the final model have them as they are now.
+            # The forward pass may change buffers (running statistics). That belongs to the next
+            # update: this step's checkpoint and the final model hold them as they are now.
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
             batch = trials.of(positions)
             outputs = batch.outputs(model)
@@ -229,7 +217,7 @@ def train(
             value = objective(outputs, batch.targets, batch.weights)
             known = step < len(history)
             if known:
-                check_same_loss(value.item(), history[step], step, folder)
+                resumption.check_same_loss(value.item(), history[step], step, folder)
             elif not value.isfinite():
                 raise FloatingPointError(
                     f"the loss is {value.item()} at step {step}: try a learning_rate below "
@@ -263,13 +251,21 @@ def train(
                 break
             updates.optimizer.zero_grad()
             value.backward()
-            left.weights = None  # from here on they are the training's
+            untrained.clear()  # from here on an error keeps the trained weights
             updates.step()
             bar.update()
-    return _dataset(model, history, objective, initial_radii, configuration)
-
-
-# One step
+    final = _spectral_radius(model)
+    losses = np.array(history, dtype=final.dtype)
+    dataset = xr.Dataset(
+        {"loss": labelled("step", losses, f"{objective.long_name} of the minibatch")},
+        {"step": labelled("step", np.arange(len(history)), "training iteration")},
+        {"configuration": json.dumps(configuration)},
+    )
+    if final.size:
+        initial = final.copy(data=np.array(initial_radii, dtype=final.dtype))
+        initial.attrs["long_name"] = "spectral radius of the recurrent block at step 0"
+        dataset = dataset.assign(initial_spectral_radius=initial, spectral_radius=final)
+    return dataset
 
 
 def _draw(seed: int, step: int, n_trials: int, batch_size: int) -> tuple[Tensor, int]:
@@ -279,75 +275,37 @@ def _draw(seed: int, step: int, n_trials: int, batch_size: int) -> tuple[Tensor,
     return torch.from_numpy(batch), int(generator.integers(2**63))
 
 
-class _Left:
-    """What a training puts back: modes, gradients, generators, and weights until an update."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        # What is refused before an update leaves the model as it was.
-        self.weights: dict[str, Tensor] | None = {
-            name: value.clone() for name, value in model.state_dict().items()
-        }
-        device = next(model.parameters()).device
-        self.generators = [torch.default_generator]
-        if device.type == "cuda":
-            self.generators.append(torch.cuda.default_generators[device.index])
-
-    def __enter__(self) -> _Left:
-        self._states = [generator.get_state() for generator in self.generators]
-        self._modes = [(module, module.training) for module in self.model.modules()]
-        self._gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
-        for parameter, _ in self._gradients:
-            parameter.grad = None
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
-        for generator, state in zip(self.generators, self._states, strict=True):
+@contextmanager
+def _restored(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[list[torch.Generator]]:
+    """Restore modes, gradients, generators (yielded) and, after an error, weights if there are."""
+    device = next(model.parameters()).device
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index])
+    states = [generator.get_state() for generator in generators]
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        yield generators
+    except BaseException:
+        if weights:
+            model.load_state_dict(weights)
+        raise
+    finally:
+        for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-        for module, mode in self._modes:
+        for module, mode in modes:
             module.training = mode
-        for parameter, gradient in self._gradients:
+        for parameter, gradient in gradients:
             parameter.grad = gradient
-        if error is not None and self.weights is not None:
-            self.model.load_state_dict(self.weights)
-
-
-# Result
 
 
 def _spectral_radius(model: nn.Module) -> xr.DataArray:
-    """Spectral radii of the recurrent blocks, none if the model keeps them under other names."""
+    """Spectral radii of the recurrent blocks; empty if the model has no weights so named."""
     try:
         return spectral_radius(model)
     except ValueError:
         dtype = numpy_dtype(next(model.parameters()).dtype)
         return xr.DataArray(np.empty(0, dtype), dims="parameter")
-
-
-def _dataset(
-    model: nn.Module,
-    history: list[float],
-    objective: Objective,
-    initial_radii: list[float],
-    configuration: dict[str, Any],
-) -> xr.Dataset:
-    """Losses of all steps, spectral radii of the first and of the last."""
-    final = _spectral_radius(model)
-    values = np.array(history, dtype=final.dtype)
-    steps = np.arange(len(history))
-    dataset = xr.Dataset(
-        {
-            "loss": (
-                "step",
-                values,
-                {"long_name": f"{objective.long_name} of the minibatch", "units": "1"},
-            )
-        },
-        coords={"step": ("step", steps, {"long_name": "training iteration", "units": "1"})},
-        attrs={"configuration": json.dumps(configuration)},
-    )
-    if final.size:
-        initial = final.copy(data=np.array(initial_radii, dtype=final.dtype))
-        initial.attrs["long_name"] = "spectral radius of the recurrent block at step 0"
-        dataset = dataset.assign(initial_spectral_radius=initial, spectral_radius=final)
-    return dataset

@@ -15,7 +15,7 @@ from torch import Tensor
 from kpops.arrays import as_tensor, numpy_dtype
 from kpops.kinds import is_array
 from kpops.labels import Coordinate, Space, by_name, coordinates_of
-from kpops.learning.required import require_linearization
+from kpops.learning.required import labelled, require_linearization
 from kpops.linalg.ranks.base import of_spectrum
 from kpops.linalg.ranks.registry import rank_spec
 from kpops.linalg.rounding import fix_signs
@@ -39,62 +39,58 @@ def trajectory_dimension(
     Parameters
     ----------
     states : Linearization, or Tensor, array_like or DataArray of shape (trial, time, unit)
-        A linearization stands for its states. A DataArray is understood by the names of its dims,
-        and its coordinates label the axes.
+        A linearization stands for its states. The dimensions of a DataArray are identified by
+        name, and its coordinates label the axes.
     over : sequence of str
-        The dims over which the mean is taken that is subtracted. ``("trial", "time")``: the mean
-        of all samples. ``("trial",)``: the mean over trials at each time, so that what all
-        trials have in common does not count. ``("time",)``: the mean over time of each trial, so
-        that where the trials rest does not count. ``()``: none, second moments about zero.
+        Dimensions of the mean that is subtracted. ``("trial", "time")``: the mean of all samples.
+        ``("trial",)``: the mean over trials at each time, which removes what all trials share.
+        ``("time",)``: the mean over time of each trial, which removes where trials rest. ``()``:
+        none; second moments about zero.
     threshold : float
-        Fraction of the variance that ``n_components`` hold, between 0 and 1.
+        Fraction of the variance that ``n_components`` axes hold, between 0 and 1.
     mask : array_like of bool, optional
-        Shape (trial, time), True at valid steps; the others are left out. A linearization has its
+        Shape (trial, time), True at valid steps; the others are ignored. A linearization has its
         own.
 
     Returns
     -------
     Dataset
-        ``variance(mode)`` along the principal axes, falling; ``explained(mode)``, its fraction of
-        the total; ``axis(mode, unit)`` of unit norm, its entry of largest magnitude positive;
-        ``participation_ratio``; ``n_components``, the least number of axes that hold `threshold`
-        of the variance.
+        ``variance(mode)`` along the principal axes, decreasing; ``explained(mode)``, its fraction
+        of the total; ``axis(mode, unit)`` of unit norm, its entry of largest magnitude positive;
+        ``participation_ratio``; ``n_components``, the smallest number of axes that hold
+        `threshold` of the variance.
 
     Raises
     ------
     TypeError
         If `states` is neither float32 nor float64.
     ValueError
-        If `states`, `mask` or an option is wrong, states are not finite, or no variance can be
-        left because every mean is that of one sample.
+        If `states`, `mask` or an option is wrong, states are not finite, or no variance is left
+        because every mean is of one sample.
 
     Notes
     -----
-    With N valid samples x_n of the state, less the mean of their group (of which there are g: one
-    for all, one for each time, one for each trial, or none), the covariance is
+    With N valid samples x_n of the state, less the mean of their group (g groups: one for all, one
+    for each time, one for each trial, or none), the covariance is
     ``C = sum_n x_n x_n^T / (N - g)``, with eigenvalues v_k. The participation ratio is
     ``(sum_k v_k)^2 / sum_k v_k^2`` (Gao and others 2017, A theory of multineuronal dimensionality,
-    dynamics and measurement), between 1 and the number of axes, and 0 where nothing varies.
-    Both measures are those of :func:`kpops.effective_rank` for the matrix of the centred samples
-    (kinds ``"participation"`` and, but for its interpolation, ``"variance"``). The singular values
-    are found in float64 from the triangular factor of that matrix, not from its square.
+    dynamics and measurement), between 1 and the number of axes, and 0 if nothing varies. Both
+    measures are those of :func:`kpops.effective_rank` for the matrix of the centred samples (kinds
+    ``"participation"`` and, without its interpolation, ``"variance"``). The singular values come
+    from the triangular factor of that matrix in float64, not from its square.
 
-    The state of an LSTM is h and c. For h alone pass
-    ``states.isel(unit=states["variable"] == "h")`` with ``states = lin.states``, which brings its
-    mask.
-
-    States about zero (``over=()``) are what stands in K: the recurrent weights of a linear network
-    have ``PR(K) = units * PR(second moments of the previous states)``.
+    The state of an LSTM is h and c; for h alone pass
+    ``lin.states.isel(unit=lin.states["variable"] == "h")``, which keeps the mask. Second moments
+    about zero (``over=()``) are those in K: the recurrent weights of a linear network have
+    ``PR(K) = units * PR(second moments of the previous states)``.
 
     Examples
     --------
-    The states along the first three axes, whose coordinates are those of the trials:
-
     >>> import torch, kpops
     >>> task = kpops.tasks.memory_pro(6, angles="even", noise=0)
     >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), task.inputs)
     >>> pca = kpops.trajectory_dimension(lin)
-    >>> (lin.states @ pca.axis[:3]).dims
+    >>> (lin.states @ pca.axis[:3]).dims  # with the coordinates of the trials
     ('trial', 'time', 'mode')
     >>> bool(1 <= pca.participation_ratio <= 8)
     True
@@ -108,39 +104,31 @@ def trajectory_dimension(
     singular, axes, n_free = _principal(values, valid, over)
     variance = singular.square() / n_free
     axes = axes * fix_signs(axes)[:, None]
-    total = variance.sum()
-    held = of_spectrum(singular, rank_spec("variance", threshold, 0.0), False, 0.0)
-    participation = of_spectrum(singular, rank_spec("participation", threshold, 0.0), False, 0.0)
+    held = of_spectrum(singular, rank_spec("variance", threshold), False, 0.0)
+    participation = of_spectrum(singular, rank_spec("participation"), False, 0.0)
+    n_components = math.ceil(held * (1 - 1e-12))  # rounding lifts no count
     dtype = values.dtype
+    numbers = {
+        "variance": (variance.to(dtype), "variance along the principal axis"),
+        "explained": ((variance / variance.sum()).to(dtype), "fraction of the variance"),
+    }
+    ratio = numpy_dtype(dtype).type(participation)
     configuration = {"over": over, "threshold": threshold}
-    result = xr.Dataset(
+    return xr.Dataset(
         {
-            **mode_variables(
-                {
-                    "variance": (variance.to(dtype), "variance along the principal axis"),
-                    "explained": ((variance / total).to(dtype), "fraction of the variance"),
-                }
-            ),
+            **mode_variables(numbers),
             "axis": modes_of(axes.to(dtype), space.keep(("unit",)), "principal axis"),
-            "participation_ratio": (
-                (),
-                numpy_dtype(dtype).type(participation),
-                {"long_name": "participation ratio of the states", "units": "1"},
-            ),
-            "n_components": (
-                (),
-                math.ceil(held * (1 - 1e-12)),  # a count that rounding has lifted stays itself
-                {"long_name": f"axes that hold {threshold:g} of the variance", "units": "1"},
+            "participation_ratio": labelled((), ratio, "participation ratio of the states"),
+            "n_components": labelled(
+                (), n_components, f"axes that hold {threshold:g} of the variance"
             ),
         },
         attrs={**attrs, "configuration": json.dumps(configuration, sort_keys=True)},
     )
-    result["mode"].attrs = {"long_name": "mode", "units": "1"}
-    return result
 
 
 def read_states(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str, str]]:
-    """States (trial, time, unit), valid steps (trial, time), their labels and provenance."""
+    """States (trial, time, unit), valid steps (trial, time), their labels and attributes."""
     if isinstance(states, Linearization):
         if mask is not None:
             raise ValueError("mask is given, but a linearization has its own: leave it out")
@@ -155,11 +143,18 @@ def read_states(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str
             states = by_name(states, space, "states")
         values = as_tensor(states, "states")
         numpy_dtype(values.dtype)  # refuses what is not computed in
-    shape = tuple(values.shape[:2])
-    valid = torch.ones(shape, dtype=torch.bool) if mask is None else _valid(mask, space)
-    valid = valid.to(values.device)
-    if tuple(valid.shape) != shape:
-        raise ValueError(f"mask has shape {tuple(valid.shape)}, expected (trial, time) = {shape}")
+    steps = space.keep(("trial", "time"))
+    if mask is None:
+        mask = torch.ones(steps.shape, dtype=torch.bool)
+    mask = by_name(mask, steps, "mask") if isinstance(mask, xr.DataArray) else mask
+    given = as_tensor(mask, "mask").to(values.device)
+    if tuple(given.shape) != steps.shape:
+        raise ValueError(
+            f"mask has shape {tuple(given.shape)}, expected (trial, time) = {steps.shape}"
+        )
+    if not ((given == 0) | (given == 1)).all():
+        raise ValueError("mask has values other than 0 and 1: pass booleans")
+    valid = given.bool()
     if not values[valid].isfinite().all():
         raise ValueError("states are not finite at some valid step: mask those steps")
     return values, valid, space, attrs
@@ -175,15 +170,6 @@ def _space_of(states: Any) -> Space:
     if len(shape) != 3:
         raise ValueError(f"states has shape {shape}, expected (trial, time, unit)")
     return Space(_DIMS, shape, {"unit": Coordinate(("unit",), np.arange(shape[2]))})
-
-
-def _valid(mask: Any, space: Space) -> Tensor:
-    if isinstance(mask, xr.DataArray):
-        mask = by_name(mask, space.keep(("trial", "time")), "mask")
-    valid = as_tensor(mask, "mask")
-    if not ((valid == 0) | (valid == 1)).all():
-        raise ValueError("mask has values other than 0 and 1: pass booleans")
-    return valid.bool()
 
 
 def _principal(values: Tensor, valid: Tensor, over: tuple[str, ...]) -> tuple[Tensor, Tensor, int]:
@@ -202,10 +188,10 @@ def _principal(values: Tensor, valid: Tensor, over: tuple[str, ...]) -> tuple[Te
     if n_free < 1:
         raise ValueError(
             f"over={over} makes {n_groups} means of {n_samples} samples, which leaves no variance: "
-            "take the mean over other dims, or more samples"
+            "take the mean over other dimensions, or more samples"
         )
     triangle = torch.linalg.qr(x.flatten(0, 1), mode="r").R
     _, singular, axes_of = torch.linalg.svd(triangle, full_matrices=False)
     singular, axes_of = singular[:n_free], axes_of[:n_free]
-    # What the rounding of the means leaves of constant states is no variance.
+    # What the rounding of the means leaves in constant states is no variance.
     return singular * (singular > torch.finfo(x.dtype).eps * size), axes_of, n_free

@@ -1,12 +1,10 @@
-"""Models: what a recurrence is, and how a user's module becomes one."""
+"""Models: recurrences, and how a user's module becomes one."""
 
-from kpops.models.cells import LeakyCell
-from kpops.models.diagonal import DiagonalRecurrence
-from kpops.models.forced import TeacherForced
+from kpops.models.cells import LeakyCell, LowRankCell
+from kpops.models.diagonal import DiagonalRecurrence, DiagonalSSM, LinearTimeVarying, SelectiveSSM
 from kpops.models.gated import Affine, GatedRecurrence
 from kpops.models.initial import initialize_recurrent, spectral_radius
 from kpops.models.initial_state import LearnedStart
-from kpops.models.low_rank import LowRankCell
 from kpops.models.minimal import MGUCell, MinGRUCell
 from kpops.models.network import Network
 from kpops.models.ode import NeuralODE
@@ -14,8 +12,8 @@ from kpops.models.parametrizations import Dale, Masked
 from kpops.models.piecewise_linear import PLRNNCell, ShallowPLRNNCell
 from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence
 from kpops.models.sde import NeuralSDE
-from kpops.models.ssm import DiagonalSSM, LinearTimeVarying, SelectiveSSM
 from kpops.models.torch_rnn import TorchRecurrence
+from kpops.models.wrapping import TeacherForced
 
 __all__ = [
     "Affine",

@@ -1,4 +1,4 @@
-"""Functions that bring along what a copy of a model would not follow."""
+"""Functions that refer to modules or parameters, which a copy of a model would not follow."""
 
 from __future__ import annotations
 
@@ -14,19 +14,10 @@ _LIBRARIES = ("torch", "kpops", "numpy")
 
 
 def brought_along(function: Any) -> str | None:
-    """Name and kind of a module, or of a tensor that learns, which a function holds or refers to.
+    """Name and kind of a module, or of a tensor that learns, to which a callable refers, or None.
 
-    A copy of the function shares them: it changes when they are trained, and has none of their
+    A copy of the callable shares them: it changes when they are trained, and lacks their
     parameters.
-
-    Parameters
-    ----------
-    function : callable
-        A function, a ``functools.partial``, a method or an object with ``__call__``.
-
-    Returns
-    -------
-    str or None
     """
     seen: set[int] = set()
     return next(
@@ -49,7 +40,7 @@ def _found(function: Any, seen: set[int]) -> Iterator[str]:
 
 
 def _held(function: Any) -> Iterator[tuple[str, Any]]:
-    """What a function closes over, has as default, or calls by a global name."""
+    """What a function closes over, has as a default, or reaches by a global name."""
     if isinstance(function, MethodType):  # its object is copied with it
         function = function.__func__
     if isinstance(function, partial):

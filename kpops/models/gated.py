@@ -6,8 +6,8 @@ affine maps as the cell has gates,
 
     from_h = W phi(s) + b,      from_x = U x + c,      s'_v = gates_v(from_x, from_h, s),
 
-where ``gates`` acts on every unit alone. Hence every derivative of a step is the weights themselves
-between diagonal matrices, which is all that the engine ``gated`` needs to know.
+where ``gates`` acts on each unit alone. Hence every derivative of a step is the weights themselves
+between diagonal matrices, which is all that the engine ``gated`` needs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from torch.nn import functional as F
 
 from kpops.models.recurrence import Recurrence
 
+Tensors = tuple[Tensor, ...]
+
 
 class Affine(NamedTuple):
     """Where a layer keeps its affine maps: dotted attribute names of the module, or None.
@@ -30,10 +32,10 @@ class Affine(NamedTuple):
     Attributes
     ----------
     recurrent : str or None
-        W, shape (gates * hidden, hidden): the recurrent maps, one below the other. None: the state
-        enters through the gates alone, unit by unit.
+        W, shape (gates * hidden, hidden): the stacked recurrent maps. None: the state enters only
+        through the gates, unit by unit.
     input : str, optional
-        U, shape (gates * hidden, feature): the input maps. None: the layer takes no input.
+        U, shape (gates * hidden, feature): the stacked input maps. None: the layer takes no input.
     recurrent_bias, input_bias : str, optional
         b and c, shape (gates * hidden,).
     """
@@ -56,7 +58,7 @@ class GatedRecurrence(Recurrence):
     module : nn.Module
         The user's module, which keeps the weights.
     layers : sequence of Affine
-        The affine maps of each layer, from the first, which takes the input x, upwards. The first
+        The affine maps of each layer, starting with the one that takes the input x. The first
         variable of a layer is the input of the next.
     variables : sequence of str
         Names of the state variables of a unit.
@@ -68,12 +70,7 @@ class GatedRecurrence(Recurrence):
     Raises
     ------
     ValueError
-        If a layer above the first has no input maps, or the hidden size is not known.
-
-    Attributes
-    ----------
-    hidden_size : int
-        Number of units of a layer.
+        If a layer above the first has no input maps, or the hidden size is unknown.
 
     Examples
     --------
@@ -112,7 +109,9 @@ class GatedRecurrence(Recurrence):
             raise ValueError("layers[1:] need input maps, which take the layer below")
         if hidden_size is None:
             if first.recurrent is None:
-                raise ValueError("layers[0] has no recurrent maps to tell the size: hidden_size=")
+                raise ValueError(
+                    "layers[0] has no recurrent maps, which give the size: pass hidden_size="
+                )
             hidden_size = attrgetter(first.recurrent)(module).shape[1]
         features = None if first.input is None else attrgetter(first.input)(module).shape[1]
         super().__init__(
@@ -121,32 +120,19 @@ class GatedRecurrence(Recurrence):
             input_size=features,
             time_major=time_major,
         )
-        self.hidden_size: int = hidden_size
+        self.hidden_size = hidden_size
         self.layers = tuple(layers)
         self.variables = tuple(variables)
 
-    def gates(
-        self, from_x: tuple[Tensor, ...], from_h: tuple[Tensor, ...], state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        """New state variables of a layer; every argument and result is (row, hidden).
+    def gates(self, from_x: Tensors, from_h: Tensors, state: Tensors) -> Tensors:
+        """New state variables of a layer, each computed unit by unit.
 
-        Parameters
-        ----------
-        from_x : tuple of Tensor
-            The input maps, one for each gate; empty for a layer without input.
-        from_h : tuple of Tensor
-            The recurrent maps, one for each gate.
-        state : tuple of Tensor
-            The state variables.
-
-        Returns
-        -------
-        tuple of Tensor
-            The new state variables, each computed unit by unit.
+        `from_x` and `from_h` are the input and the recurrent maps, one for each gate, and empty for
+        a layer without; `state` are the state variables. All tensors are (row, hidden).
         """
         raise NotImplementedError
 
-    def features(self, state: tuple[Tensor, ...]) -> Tensor:
+    def features(self, state: Tensors) -> Tensor:
         """What the recurrent maps multiply, unit by unit; the first variable by default."""
         return state[0]
 
@@ -155,14 +141,14 @@ class GatedRecurrence(Recurrence):
         return self._jvp_steps(self.from_input(0, x), h)
 
     def along(self, x: Tensor) -> Callable[[int, Tensor], Tensor]:
-        """The step from h at every position t; the input maps of all are made at once."""
+        """The step from h at every position t; all input maps are computed at once."""
         kind = type(self)
         if (kind.forward, kind.from_input) != (GatedRecurrence.forward, GatedRecurrence.from_input):
             return super().along(x)
         maps = [gate.unbind(1) for gate in self.from_input(0, x)]
         return lambda t, h: self._jvp_steps(tuple(gate[t] for gate in maps), h)
 
-    def _jvp_steps(self, from_x: tuple[Tensor, ...], h: Tensor) -> Tensor:
+    def _jvp_steps(self, from_x: Tensors, h: Tensor) -> Tensor:
         """Next state of every row, from the input maps of the first layer."""
         states: list[Tensor] = []
         for layer, state in enumerate(h.chunk(len(self.layers), dim=-1)):
@@ -178,12 +164,12 @@ class GatedRecurrence(Recurrence):
             states += new  # the first of which is the next layer's input
         return states[0] if len(states) == 1 else torch.cat(states, dim=-1)
 
-    def from_input(self, layer: int, x: Tensor) -> tuple[Tensor, ...]:
+    def from_input(self, layer: int, x: Tensor) -> Tensors:
         """The input maps of a layer, one tensor for each gate."""
         names = self.layers[layer]
         return () if names.input is None else self._maps(names.input, names.input_bias, x)
 
-    def from_features(self, layer: int, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def from_features(self, layer: int, state: Tensors) -> Tensors:
         """The recurrent maps of a layer, one tensor for each gate; empty for a layer without."""
         names = self.layers[layer]
         if names.recurrent is None:
@@ -191,12 +177,12 @@ class GatedRecurrence(Recurrence):
         return self._maps(names.recurrent, names.recurrent_bias, self.features(state))
 
     def weight(self, name: str | None) -> Tensor:
-        """The weight of that dotted name, as it is now; of maps that are not there no row."""
+        """The current weight of that dotted name; no rows for absent maps."""
         if name is None:
             return next(self.module.parameters()).new_empty(0, self.hidden_size)
         return attrgetter(name)(self.module)
 
-    def _maps(self, weight: str, bias: str | None, u: Tensor) -> tuple[Tensor, ...]:
+    def _maps(self, weight: str, bias: str | None, u: Tensor) -> Tensors:
         stacked = F.linear(u, self.weight(weight), None if bias is None else self.weight(bias))
         return stacked.split(self.hidden_size, dim=-1)
 

@@ -1,9 +1,8 @@
-"""Initial recurrent weights of a given scale g, and the spectral radius that they have.
+"""Initial recurrent weights of a given scale g, and their spectral radius.
 
 Recurrent weights are found by PyTorch's name for them: the last part of the parameter's name starts
-with ``weight_hh``. nn.RNN, nn.GRU, nn.LSTM, their cells, :class:`kpops.models.LeakyCell` and any
-module that contains one of them keep to it. Such a weight is one square block for each gate, the
-blocks one below the other.
+with ``weight_hh``. So do those of :class:`kpops.models.LeakyCell`. Such a weight stacks one square
+block for each gate.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ def initialize_recurrent(
     distribution: str = "normal",
     rng: int | np.random.Generator | None = None,
 ) -> Module:
-    """Draw the recurrent weights of `model` anew, in place, at the scale `g`.
+    """Draw new recurrent weights of scale `g` for `model`, in place.
 
     Parameters
     ----------
     model : nn.Module
-        nn.RNN, nn.GRU, nn.LSTM of any number of layers, a cell, or a module that contains some, as
-        :class:`kpops.models.Network` does. All other parameters stay as they are.
+        nn.RNN, nn.GRU, nn.LSTM of any number of layers, a cell, or a module that contains some.
+        All other parameters stay as they are.
     g : float
         Scale, 0 or more.
     distribution : {"normal", "uniform"}
@@ -49,15 +48,15 @@ def initialize_recurrent(
     Returns
     -------
     nn.Module
-        `model` itself. Each module that owns recurrent weights now has the attribute
-        ``recurrent_init``, a dict of `g` and `distribution`, which
-        :func:`kpops.training.train` writes down.
+        `model` itself. Each module that owns recurrent weights gets the attribute
+        ``recurrent_init``, a dict of `g` and `distribution`, which :func:`kpops.training.train`
+        records.
 
     Raises
     ------
     ValueError
-        If an argument is out of range, or `model` has no recurrent weights, or some that are not
-        made of square blocks, or that a parametrization makes.
+        If an argument is out of range, `model` has no recurrent weights, or some are not made of
+        square blocks or come from a parametrization.
 
     Notes
     -----
@@ -72,10 +71,10 @@ def initialize_recurrent(
     "uniform"     U(-g / N^(1/2), g / N^(1/2))  g / 3^(1/2)
     ============  ============================  ===============
 
-    The first is the g of Sompolinsky, Crisanti and Sommers (Phys. Rev. Lett. 61, 1988), under which
-    a tanh RNN at rest loses stability at g = 1. The second is PyTorch's own initialisation times g,
-    which is the g of the KPFlow paper (arXiv 2507.06381); there the rest state loses stability at
-    g = 1.73. So say which one a g is of, or report the :func:`spectral_radius`.
+    The first is the g of Sompolinsky, Crisanti and Sommers (Phys. Rev. Lett. 61, 1988): a tanh RNN
+    at rest loses stability at g = 1. The second is PyTorch's own initialisation times g, which is
+    the g of the KPFlow paper (arXiv 2507.06381): the rest state loses stability at g = 1.73. So
+    name the distribution of a g, or report the :func:`spectral_radius`.
 
     Examples
     --------
@@ -98,9 +97,7 @@ def initialize_recurrent(
             f"{hidden[0]} is behind a parametrization: draw the weights before it is registered, "
             "or assign them"
         )
-    names = recurrent_weights(every)
-    if not names:
-        raise ValueError(_none_found(f"{type(model).__name__} has"))
+    names = _recurrent_weights(every, f"{type(model).__name__} has")
     generator = random_generator(rng)
     for name in names:
         weight = model.get_parameter(name)
@@ -122,45 +119,41 @@ def spectral_radius(model: nn.Module | Mapping[str, Tensor]) -> xr.DataArray:
     Parameters
     ----------
     model : nn.Module or state dict
-        With weights that are named as PyTorch names recurrent weights, ``weight_hh...``.
+        With recurrent weights under PyTorch's name, ``weight_hh...``.
 
     Returns
     -------
     DataArray, dims (parameter,)
         In the weights' dtype. The coordinate ``parameter`` is the weight's name, followed by the
-        gate in brackets where there are several: r, z, n of a GRU, i, f, g, o of an LSTM.
+        gate in brackets if there are several: r, z, n of a GRU, i, f, g, o of an LSTM.
 
     Raises
     ------
     ValueError
-        If there are no recurrent weights, some are not made of square blocks, or not finite.
+        If there are no recurrent weights, or some are not finite or not made of square blocks.
 
     Notes
     -----
-    For a tanh RNN at rest without input the block is the state Jacobian, so that a radius above 1
-    means that the rest state is unstable. For gated cells it is a scale, nothing more.
+    For a tanh RNN at rest without input, the block is the state Jacobian, so that a radius above 1
+    means that the rest state is unstable. For gated cells it is only a scale.
 
     The eigenvalues are computed on the CPU, at a cost of order N^3 for N units: about 0.1 s for
     256, some seconds for 1000.
 
     Examples
     --------
-    Over the checkpoints of a training, whose folder is `folder`:
+    For all checkpoints in a folder of :func:`kpops.training.train`:
     ``xr.concat([spectral_radius(state) for _, state in checkpoints(folder)], "step")``.
 
-    >>> import torch
-    >>> from kpops.models import spectral_radius
+    >>> import torch, kpops
     >>> gru = torch.nn.GRU(3, 2)
     >>> _ = torch.nn.init.eye_(gru.weight_hh_l0[2:4])
-    >>> spectral_radius(gru).sel(parameter="weight_hh_l0[z]").item()
+    >>> kpops.models.spectral_radius(gru).sel(parameter="weight_hh_l0[z]").item()
     1.0
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
-    names = recurrent_weights(state)
-    if not names:
-        raise ValueError(_none_found("there are"))
     labels, radii = [], []
-    for name in names:
+    for name in _recurrent_weights(state, "there are"):
         blocks = state[name].detach().cpu().split(state[name].shape[1])
         for gate, block in zip(_GATES.get(len(blocks), range(len(blocks))), blocks, strict=True):
             labels.append(name if len(blocks) == 1 else f"{name}[{gate}]")
@@ -178,8 +171,8 @@ def spectral_radius(model: nn.Module | Mapping[str, Tensor]) -> xr.DataArray:
     )
 
 
-def recurrent_weights(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the recurrent weights, each of which is one or more square blocks."""
+def _recurrent_weights(state: Mapping[str, Tensor], subject: str) -> list[str]:
+    """Names of the recurrent weights, each of one or more square blocks."""
     names = [name for name in state if name.rpartition(".")[2].startswith("weight_hh")]
     for name in names:
         shape = tuple(state[name].shape)
@@ -189,11 +182,9 @@ def recurrent_weights(state: Mapping[str, Tensor]) -> list[str]:
                 f"{name} has shape {shape}{' and a projection' if projected else ''}, expected "
                 "(gates * N, N): use a recurrent module without projections"
             )
+    if not names:
+        raise ValueError(
+            f"{subject} no recurrent weights, which are parameters named weight_hh...: "
+            "pass nn.RNN, nn.GRU, nn.LSTM, one of their cells or a module that contains one"
+        )
     return names
-
-
-def _none_found(subject: str) -> str:
-    return (
-        f"{subject} no recurrent weights, which are parameters named weight_hh...: "
-        "pass nn.RNN, nn.GRU, nn.LSTM, one of their cells or a module that contains one"
-    )

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kpops.models.gated import Affine, GatedRecurrence
+from kpops.models.cells import Cell
+from kpops.models.gated import Affine, GatedRecurrence, Tensors
 from kpops.models.recurrence import as_recurrence, unless_changed
-from kpops.models.sizes import check_sizes
 
 
-class MinGRUCell(nn.Module):
-    """The minGRU, whose gate and candidate see the input alone.
+class MinGRUCell(Cell):
+    """The minGRU, whose gate and candidate see only the input.
 
     ``h' = (1 - z) h + z c``, with ``z = sigmoid(W_z x + b_z)`` and ``c = W_c x + b_c``
 
     Parameters
     ----------
     input_size, hidden_size : int
-        Number of input features and of units.
+        Number of input features and of units. Sizes out of range raise a ValueError.
     bias : bool
         Whether there are b_z and b_c.
-
-    Raises
-    ------
-    ValueError
-        If a size is out of range.
 
     Notes
     -----
     The parameters are ``weight_ih`` (2 * hidden, input), W_z above W_c, and ``bias_ih``; they start
-    uniform in ``+-1/sqrt(hidden_size)``. The state enters unit by unit, linearly: A is the diagonal
-    ``1 - z``, the same at every state, and P couples no two units.
+    uniform in ``+-1/sqrt(hidden_size)``. The state enters unit by unit and linearly: A is the
+    diagonal ``1 - z``, the same at every state, and P couples no units.
 
     References
     ----------
@@ -49,14 +42,10 @@ class MinGRUCell(nn.Module):
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, bias: bool = True) -> None:
-        super().__init__()
-        check_sizes(0, input_size=input_size)
-        check_sizes(hidden_size=hidden_size)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        super().__init__(input_size, hidden_size)
         self.weight_ih = nn.Parameter(torch.empty(2 * hidden_size, input_size))
         self.bias_ih = nn.Parameter(torch.empty(2 * hidden_size)) if bias else None
-        _start(self)
+        self._draw()
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state; (trial, input), (trial, hidden) -> (trial, hidden)."""
@@ -69,11 +58,11 @@ class MinGRUCell(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the options, for the repr."""
-        return f"{self.input_size}, {self.hidden_size}, bias={self.bias_ih is not None}"
+        return f"{super().extra_repr()}, bias={self.bias_ih is not None}"
 
 
-class MGUCell(nn.Module):
-    """The minimal gated unit: a GRU with one gate for both of its purposes.
+class MGUCell(Cell):
+    """The minimal gated unit: a GRU with a single gate.
 
     ``h' = (1 - f) h + f c``, with ``f = sigmoid(W_f h + U_f x + b_f)`` and
     ``c = tanh(W_c (f h) + U_c x + b_c)``
@@ -81,19 +70,14 @@ class MGUCell(nn.Module):
     Parameters
     ----------
     input_size, hidden_size : int
-        Number of input features and of units.
-
-    Raises
-    ------
-    ValueError
-        If a size is out of range.
+        As for :class:`MinGRUCell`.
 
     Notes
     -----
     The parameters are ``weight_ih`` (2 * hidden, input), U_f above U_c, ``weight_hh`` (2 * hidden,
     hidden), W_f above W_c, and ``bias`` (2 * hidden,); they start uniform in
     ``+-1/sqrt(hidden_size)``. Since W_c multiplies a gated state, it is no gated cell in the sense
-    of :class:`GatedRecurrence`: the engines for any module serve it.
+    of :class:`GatedRecurrence` and uses the general engines.
 
     References
     ----------
@@ -108,15 +92,11 @@ class MGUCell(nn.Module):
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__()
-        check_sizes(0, input_size=input_size)
-        check_sizes(hidden_size=hidden_size)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        super().__init__(input_size, hidden_size)
         self.weight_ih = nn.Parameter(torch.empty(2 * hidden_size, input_size))
         self.weight_hh = nn.Parameter(torch.empty(2 * hidden_size, hidden_size))
         self.bias = nn.Parameter(torch.empty(2 * hidden_size))
-        _start(self)
+        self._draw()
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state; (trial, input), (trial, hidden) -> (trial, hidden)."""
@@ -125,17 +105,6 @@ class MGUCell(nn.Module):
         gate = torch.sigmoid(to_gate + F.linear(h, of_gate))
         candidate = torch.tanh(to_candidate + F.linear(gate * h, of_candidate))
         return h + gate * (candidate - h)
-
-    def extra_repr(self) -> str:
-        """Return the options, for the repr."""
-        return f"{self.input_size}, {self.hidden_size}"
-
-
-def _start(cell: MinGRUCell | MGUCell) -> None:
-    """Set the parameters to random numbers."""
-    bound = 1 / math.sqrt(cell.hidden_size)
-    for parameter in cell.parameters():
-        nn.init.uniform_(parameter, -bound, bound)
 
 
 class _MinGRURecurrence(GatedRecurrence):
@@ -146,10 +115,7 @@ class _MinGRURecurrence(GatedRecurrence):
         maps = Affine(None, input="weight_ih", input_bias=bias)
         super().__init__(module, [maps], hidden_size=module.hidden_size)
 
-    def gates(
-        self, from_x: tuple[Tensor, ...], from_h: tuple[Tensor, ...], state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        """The state and its candidate, mixed."""
+    def gates(self, from_x: Tensors, from_h: Tensors, state: Tensors) -> Tensors:
         return (self.module.mixed(*from_x, state[0]),)
 
 

@@ -14,7 +14,7 @@ class Network(nn.Module):
         With either value of ``batch_first``.
     readout : nn.Module
         Maps the last layer's hidden states (trial, time, hidden) to outputs (trial, time, output);
-        usually nn.Linear. It must act on the last dim alone, and so be the same on rows.
+        usually nn.Linear. It must act only on the last dimension, and so give the same on rows.
 
     Raises
     ------
@@ -25,14 +25,12 @@ class Network(nn.Module):
 
     Notes
     -----
-    The parts stay available as ``recurrent`` and ``readout``, which is what
-    :func:`kpops.linearize` takes.
+    The parts stay available as ``recurrent`` and ``readout``, for :func:`kpops.linearize`.
 
     Examples
     --------
-    >>> import torch
-    >>> from kpops.models import Network
-    >>> network = Network(torch.nn.GRU(3, 16), torch.nn.Linear(16, 2))
+    >>> import torch, kpops
+    >>> network = kpops.Network(torch.nn.GRU(3, 16), torch.nn.Linear(16, 2))
     >>> network(torch.zeros(5, 90, 3)).shape
     torch.Size([5, 90, 2])
     """
@@ -53,24 +51,15 @@ class Network(nn.Module):
         self.readout = readout
 
     def forward(self, inputs: Tensor, h0: Tensor | tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return the outputs of every trial at every time step.
+        """Return the outputs (trial, time, output).
 
         Parameters
         ----------
         inputs : Tensor, shape (trial, time, feature)
-            In this order whatever the ``batch_first`` of the recurrent module.
+            In this order for either value of ``batch_first``. Other shapes raise a ValueError.
         h0 : Tensor or pair of Tensor, optional
             Initial state as the recurrent module takes it: (layer, trial, hidden), for an nn.LSTM
-            the pair of h0 and c0. Zeros by default.
-
-        Returns
-        -------
-        Tensor, shape (trial, time, output)
-
-        Raises
-        ------
-        ValueError
-            If `inputs` has the wrong rank or number of features.
+            the pair of h0 and c0. Default: zeros.
         """
         features = self.recurrent.input_size
         if inputs.ndim != 3 or inputs.shape[-1] != features:

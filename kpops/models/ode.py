@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kpops.models.recurrence import Recurrence, as_recurrence
-from kpops.models.time_grid import TimeStepped, TimeSteppedRecurrence, refuse_method
+from kpops.models.time_grid import TimeStepped, refuse_method
 
-# Stage i takes the field where the last stage points after the fraction c_i of the step, and enters
-# the sum with weight b_i: the explicit Runge-Kutta methods whose matrix has one subdiagonal.
+# Pairs (c_i, b_i): stage i takes the field where the last stage points after the fraction c_i of
+# the step, and enters the sum with weight b_i. These are the explicit Runge-Kutta methods whose
+# matrix has a single subdiagonal.
 _STAGES: dict[str, tuple[tuple[float, float], ...]] = {
     "euler": ((0, 1),),
     "midpoint": ((0, 0), (1 / 2, 1)),
@@ -20,7 +20,7 @@ _STAGES: dict[str, tuple[tuple[float, float], ...]] = {
 
 
 class NeuralODE(TimeStepped):
-    r"""A vector field and a fixed-step solver: ``dh/dt = f(t, x, h)``, one step at a time.
+    r"""A vector field and a fixed-step solver of ``dh/dt = f(t, x, h)``, one step at a time.
 
     Parameters
     ----------
@@ -28,13 +28,13 @@ class NeuralODE(TimeStepped):
         The vector field, called as `arguments` says; returns dh/dt of the shape of h. The
         parameters of a module learn; a plain function has none.
     dt : float or None
-        Length of a step. None: it differs from step to step and comes with the inputs.
+        Length of a step. None: it varies and comes with the inputs.
     method : {"euler", "midpoint", "rk4"}
         Explicit Runge-Kutta method, of order 1, 2 or 4 (the classical one).
     n_substeps : int
         Equal steps of the solver within each step of the recurrence.
     forcing : {"state", "rate"}
-        What a perturbation q is: a kick of the state after a step, or a density in time, see Notes.
+        Whether a perturbation q kicks the state after a step or is a density in time; see Notes.
     arguments : {"th", "xh", "txh"}
         What the field takes, in this order: time t of shape (row, 1), external inputs x (row,
         feature), state h (row, unit). The default, ``field(t, h)``, is the order of torchdiffeq,
@@ -47,23 +47,18 @@ class NeuralODE(TimeStepped):
     ValueError
         If an argument is out of range; if `forcing` is "rate" and `dt` None.
 
-    Attributes
-    ----------
-    forcing_step : float
-        By which P is multiplied, J divided: `dt` if `forcing` is "rate", else 1.
-
     Notes
     -----
-    *Discretise, then optimise.* The recurrence is the map of the solver, h[t] = F(x[t], h[t-1]), so
-    that A, P and J are exact for the numbers that are computed, and P* is the exact adjoint of P
-    at every dt. External inputs are constant within a step.
+    *Discretise, then optimise.* The recurrence is the map of the solver, h[t] = F(x[t], h[t-1]). So
+    A, P and J are exact for the computed numbers, and P* is the exact adjoint of P at every dt.
+    External inputs are constant within a step.
 
     *Inputs* have the features [length of the step, if `dt` is None | time at which it starts, if
-    the field takes t | x, if it takes x]: :meth:`inputs` puts them together. A field that takes x
-    and h only needs no such help, and for one that ignores t any number will do. The start needs
-    ``h0`` in :func:`kpops.linearize`, which also tells the size of the state. Results are labelled
-    with the times at which the steps end, unless the inputs are a DataArray with times of its own;
-    where trials have several grids, these are the coordinate ``trial_time``.
+    the field takes t | x, if it takes x]: :meth:`inputs` joins them. A field that takes only x and
+    h does not need it, and one that ignores t accepts any number. Pass the start as ``h0`` to
+    :func:`kpops.linearize`; it also gives the size of the state. Results are labelled with the
+    times at which the steps end, unless the inputs are a DataArray with times of its own; if trials
+    have different grids, these are the coordinate ``trial_time``.
 
     *Forcing.* In dh/dt = f(h) + q(t) the perturbation is a density: it moves the trajectory by the
     integral of q through the propagator of the continuous flow. With ``forcing="rate"`` the
@@ -71,32 +66,31 @@ class NeuralODE(TimeStepped):
 
         P -> dt P,    J -> J / dt,    K -> K / dt^2,
 
-    and P K P* and P J = dh/dtheta stay what they are. All steps being equally long, the inner
-    product of L2 in time is dt times the plain one on both sides, hence the singular values of dt P
-    are those between L2 spaces, and they converge as dt -> 0 to those of the integral operator
-    :math:`q \mapsto \int_0^t \Phi(t, s) q(s) ds`. (With unequal steps they would not, so that
-    `dt` is required.)
+    while P K P* and P J = dh/dtheta do not change. With equal steps, the inner product of L2 in
+    time is dt times the plain one on both sides. Hence the singular values of dt P are those
+    between L2 spaces; as dt -> 0 they converge to those of the integral operator
+    :math:`q \mapsto \int_0^t \Phi(t, s) q(s) ds`. (With unequal steps they would not, so `dt` is
+    required.)
 
     *Order.* The blocks of P, products of the solver's steps, converge at the order of the method,
-    and so do the singular values of dt P towards those of the exact flow on the same steps. What
-    remains is the sum that stands for the integral over s. Forcing enters after a step, a rectangle
-    rule, with which the singular values converge to those of the integral operator at first order
-    only, as if T were T + dt/2 (exactly so for f = 0). Two remedies reach the order of the method:
+    and so do the singular values of dt P towards those of the exact flow on the same steps. The
+    sum that replaces the integral over s adds an error. Forcing enters after a step, a rectangle
+    rule: the singular values converge to those of the integral operator only at first order, as if
+    T were T + dt/2 (exactly so for f = 0). Two remedies reach the order of the method:
 
-    - up to 2, the midpoint rule: half of each step's own effect less, ``dt (P - I/2)``;
+    - up to 2, the midpoint rule: subtract half of each step's own effect, ``dt (P - I/2)``;
     - up to 4, the same at dt and at dt/2, with singular values s and s': ``(4 s' - s) / 3``.
 
     Examples
     --------
     >>> import torch, kpops
-    >>> from kpops.models import NeuralODE
-    >>> class Field(torch.nn.Module):  # as torchdiffeq has it
+    >>> class Field(torch.nn.Module):  # as for torchdiffeq
     ...     def __init__(self):
     ...         super().__init__()
     ...         self.net = torch.nn.Linear(2, 2)
     ...     def forward(self, t, h):
     ...         return torch.tanh(self.net(h)) - h
-    >>> ode = NeuralODE(Field(), dt=0.1, method="rk4", forcing="rate")
+    >>> ode = kpops.models.NeuralODE(Field(), dt=0.1, method="rk4", forcing="rate")
     >>> inputs = ode.inputs(0.1 * torch.arange(21), n_trials=3)
     >>> lin = kpops.linearize(ode, inputs, h0=torch.randn(3, 2))
     >>> lin.P
@@ -137,7 +131,7 @@ class NeuralODE(TimeStepped):
 
     @property
     def forcing_step(self) -> float:
-        """By which P is multiplied, and J divided."""
+        """Factor of P and divisor of J: `dt` if `forcing` is "rate", else 1."""
         return self.dt if self.forcing == "rate" and self.dt is not None else 1.0
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
@@ -167,7 +161,7 @@ class NeuralODE(TimeStepped):
         x : array_like, shape (trial, time, feature), optional
             External inputs, if the field takes them.
         n_trials : int
-            Number of trials, where neither `x` nor `times` tells.
+            Number of trials, if neither `x` nor `times` has trials.
 
         Returns
         -------
@@ -178,13 +172,12 @@ class NeuralODE(TimeStepped):
         ------
         ValueError
             If times do not rise, or do not have the step `dt`; if shapes disagree; if `x` is given
-            or missing against what the field takes.
+            and the field does not take it, or the reverse.
 
         Examples
         --------
-        >>> import torch
-        >>> from kpops.models import NeuralODE
-        >>> ode = NeuralODE(lambda t, h: -t * h, dt=None)
+        >>> import kpops
+        >>> ode = kpops.models.NeuralODE(lambda t, h: -t * h, dt=None)
         >>> ode.inputs([0.0, 0.5, 2.0])[0]  # length of each step, and time at which it starts
         tensor([[0.5000, 0.0000],
                 [1.5000, 0.5000]])
@@ -197,10 +190,3 @@ class NeuralODE(TimeStepped):
             f"dt={self.dt}, method={self.method!r}, n_substeps={self.n_substeps}, "
             f"forcing={self.forcing!r}, arguments={self.arguments!r}"
         )
-
-
-@as_recurrence.register
-def _(model: NeuralODE) -> Recurrence:
-    recurrence = TimeSteppedRecurrence(model)
-    recurrence.forcing_step = model.forcing_step
-    return recurrence

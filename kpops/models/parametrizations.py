@@ -1,8 +1,8 @@
 """Constrained weights, for ``torch.nn.utils.parametrize``.
 
-A parametrised weight W(V) is computed from the tensor V, which is what learns:
-``dh/dV = (dh/dW) (dW/dV)``. So K is over V, and changes with the parametrisation although the step
-is the same.
+A parametrised weight W(V) is computed from the tensor V, which learns:
+``dh/dV = (dh/dW) (dW/dV)``. So K is over V, and depends on the parametrisation although the step
+does not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Masked(nn.Module):
     Parameters
     ----------
     mask : array_like of bool
-        True where there may be a weight; of the shape of the weight, or one that broadcasts to it.
+        True where a weight may be; of the shape of the weight, or one that broadcasts to it.
 
     Raises
     ------
@@ -54,15 +54,17 @@ class Masked(nn.Module):
 
     def forward(self, original: Tensor) -> Tensor:
         """W of V, both of one shape."""
-        if not _fits(self.mask, original):
+        try:
+            mask = self.mask.expand_as(original)
+        except RuntimeError:
             raise ValueError(
                 f"the mask has shape {tuple(self.mask.shape)}, the weight {tuple(original.shape)}: "
                 "pass one entry for each weight"
-            )
-        return original * self.mask
+            ) from None
+        return original * mask
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """V that gives W, as far as the mask lets through."""
+        """V that gives W where the mask is True."""
         return self(weight)
 
 
@@ -74,8 +76,8 @@ class Dale(nn.Module):
     signs : array_like
         s_j of each presynaptic unit j, the columns of the weight: 1 or -1.
     size : {"abs", "relu", "exp"}
-        Which function of V gives the size of a weight. The derivatives of ``"abs"`` and ``"relu"``
-        at 0 are taken to be 0; with ``"relu"`` a weight that has come to 0 stays there.
+        Function of V that gives the size of a weight. The derivatives of ``"abs"`` and ``"relu"``
+        at 0 are taken to be 0; with ``"relu"`` a weight that reaches 0 stays there.
 
     Raises
     ------
@@ -84,8 +86,8 @@ class Dale(nn.Module):
 
     Notes
     -----
-    When it is registered, or when the weight is assigned, V is chosen such that all sizes are those
-    of the given weight; its signs are lost. With ``"exp"`` weights that are zero become tiny.
+    On registration, or when the weight is assigned, V takes the sizes of the given weight, whose
+    signs are lost. With ``"exp"``, weights that are zero become tiny.
 
     References
     ----------
@@ -96,7 +98,7 @@ class Dale(nn.Module):
     --------
     Six units that excite and two that inhibit, none acting on itself:
 
-    >>> import torch, kpops
+    >>> import torch
     >>> from kpops.models import Dale, LeakyCell, Masked
     >>> from torch.nn.utils.parametrize import register_parametrization
     >>> cell = LeakyCell(3, 8, alpha=0.2, activation="relu")
@@ -112,11 +114,11 @@ class Dale(nn.Module):
         super().__init__()
         given = as_tensor(signs, "signs")
         if given.ndim != 1 or not ((given == 1) | (given == -1)).all():
-            raise ValueError("signs must be a list of 1 and -1, one of each presynaptic unit")
+            raise ValueError("signs must be a list of 1 and -1, one for each presynaptic unit")
         if size not in ("abs", "relu", "exp"):
             raise ValueError(f"size={size!r}: choose 'abs', 'relu' or 'exp'")
         self.size = size
-        # Integers, which leave the dtype of the weight as it is.
+        # Integers do not change the dtype of the weight.
         self.register_buffer("signs", given.to(torch.int8, copy=True))
 
     def forward(self, original: Tensor) -> Tensor:
@@ -138,10 +140,3 @@ class Dale(nn.Module):
     def extra_repr(self) -> str:
         """Return the options, for the repr."""
         return f"{len(self.signs)} units, size={self.size!r}"
-
-
-def _fits(mask: Tensor, weight: Tensor) -> bool:
-    try:
-        return torch.broadcast_shapes(mask.shape, weight.shape) == weight.shape
-    except RuntimeError:
-        return False

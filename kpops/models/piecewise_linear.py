@@ -1,23 +1,21 @@
 """Piecewise-linear recurrent networks for the reconstruction of dynamical systems.
 
-Their steps have kinks where an argument of a relu is zero. The derivative taken there is 0, as
-PyTorch's, so that A and J are those of the linear piece in which the unit is silent.
+Their steps have kinks where an argument of a relu is zero. The derivative there is taken to be 0,
+as in PyTorch, so that A and J are those of the linear piece in which the unit is silent.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kpops.models.gated import Affine, GatedRecurrence
-from kpops.models.recurrence import as_recurrence, unless_changed
-from kpops.models.sizes import check_sizes, is_whole
+from kpops.models.cells import Cell, check_sizes
+from kpops.models.gated import Affine, GatedRecurrence, Tensors
+from kpops.models.recurrence import as_recurrence, is_whole, unless_changed
 
 
-class PLRNNCell(nn.Module):
+class PLRNNCell(Cell):
     """A piecewise-linear RNN (PLRNN), or an almost-linear one (AL-RNN).
 
     ``h' = A h + W phi(h) + C x + b``, with A diagonal, and phi the relu of the last `rectified`
@@ -26,15 +24,10 @@ class PLRNNCell(nn.Module):
     Parameters
     ----------
     input_size, hidden_size : int
-        Number of input features and of units S.
+        Number of input features and of units S. Numbers out of range raise a ValueError.
     rectified : int, optional
         Number of units that pass through a relu, from 0 to S. Default: all, the PLRNN; fewer make
         the AL-RNN, which has ``2**rectified`` linear pieces.
-
-    Raises
-    ------
-    ValueError
-        If a size or `rectified` is out of range.
 
     Notes
     -----
@@ -44,8 +37,8 @@ class PLRNNCell(nn.Module):
     the state, which is this form with ``b = (A - 1) theta``. A starts uniform between 0.5 and
     0.9, all else in ``+-1/sqrt(hidden_size)``.
 
-    The derivative of the relu at 0 is taken to be 0. P is gated; J and K are, too, where A does not
-    learn, and else computed by automatic differentiation.
+    The derivative of the relu at 0 is taken to be 0. P is gated. J and K are gated where A does not
+    learn, and otherwise use automatic differentiation.
 
     References
     ----------
@@ -64,20 +57,17 @@ class PLRNNCell(nn.Module):
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, rectified: int | None = None) -> None:
-        super().__init__()
-        check_sizes(0, input_size=input_size)
-        check_sizes(hidden_size=hidden_size)
+        super().__init__(input_size, hidden_size)
         rectified = hidden_size if rectified is None else rectified
         if not (is_whole(rectified) and 0 <= rectified <= hidden_size):
             raise ValueError(f"rectified={rectified}: choose from 0 to hidden_size={hidden_size}")
-        self.input_size = input_size
-        self.hidden_size = hidden_size
         self.rectified = rectified
         self.A = nn.Parameter(torch.empty(hidden_size))
         self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
         self.C = nn.Parameter(torch.empty(hidden_size, input_size))
         self.b = nn.Parameter(torch.empty(hidden_size))
-        _start(self)
+        self._draw()
+        nn.init.uniform_(self.A, 0.5, 0.9)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state; (trial, input), (trial, hidden) -> (trial, hidden)."""
@@ -90,10 +80,10 @@ class PLRNNCell(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the options, for the repr."""
-        return f"{self.input_size}, {self.hidden_size}, rectified={self.rectified}"
+        return f"{super().extra_repr()}, rectified={self.rectified}"
 
 
-class ShallowPLRNNCell(nn.Module):
+class ShallowPLRNNCell(Cell):
     """A shallow piecewise-linear RNN: one hidden layer of relus between steps.
 
     - ``h' = A h + W1 relu(W2 h + b2) + b1 + C x``, with A diagonal;
@@ -103,16 +93,11 @@ class ShallowPLRNNCell(nn.Module):
     Parameters
     ----------
     input_size, hidden_size : int
-        Number of input features and of units S.
+        As for :class:`PLRNNCell`.
     expansion : int
         Number of relus L.
     clipped : bool
-        Whether the second form is meant.
-
-    Raises
-    ------
-    ValueError
-        If a size is out of range.
+        Whether to take the second form.
 
     Notes
     -----
@@ -120,8 +105,8 @@ class ShallowPLRNNCell(nn.Module):
     hidden), ``b1`` (hidden,), ``b2`` (expansion,) and ``C`` (hidden, input). A starts uniform
     between 0.5 and 0.9, all else in ``+-1/sqrt(hidden_size)``.
 
-    The derivative of the relu at 0 is taken to be 0. With its two maps in a row it is no gated
-    cell: the engines for any module serve it.
+    The derivative of the relu at 0 is taken to be 0. With two maps in a row it is no gated cell and
+    uses the general engines.
 
     References
     ----------
@@ -140,11 +125,8 @@ class ShallowPLRNNCell(nn.Module):
     def __init__(
         self, input_size: int, hidden_size: int, expansion: int, *, clipped: bool = False
     ) -> None:
-        super().__init__()
-        check_sizes(0, input_size=input_size)
-        check_sizes(hidden_size=hidden_size, expansion=expansion)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        super().__init__(input_size, hidden_size)
+        check_sizes(expansion=expansion)
         self.expansion = expansion
         self.clipped = clipped
         self.A = nn.Parameter(torch.empty(hidden_size))
@@ -153,7 +135,8 @@ class ShallowPLRNNCell(nn.Module):
         self.b1 = nn.Parameter(torch.empty(hidden_size))
         self.b2 = nn.Parameter(torch.empty(expansion))
         self.C = nn.Parameter(torch.empty(hidden_size, input_size))
-        _start(self)
+        self._draw()
+        nn.init.uniform_(self.A, 0.5, 0.9)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state; (trial, input), (trial, hidden) -> (trial, hidden)."""
@@ -165,15 +148,7 @@ class ShallowPLRNNCell(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the options, for the repr."""
-        return f"{self.input_size}, {self.hidden_size}, {self.expansion}, clipped={self.clipped}"
-
-
-def _start(cell: PLRNNCell | ShallowPLRNNCell) -> None:
-    """Set the parameters to random numbers."""
-    bound = 1 / math.sqrt(cell.hidden_size)
-    for parameter in cell.parameters():
-        nn.init.uniform_(parameter, -bound, bound)
-    nn.init.uniform_(cell.A, 0.5, 0.9)
+        return f"{super().extra_repr()}, {self.expansion}, clipped={self.clipped}"
 
 
 class _PLRNNRecurrence(GatedRecurrence):
@@ -182,14 +157,10 @@ class _PLRNNRecurrence(GatedRecurrence):
     def __init__(self, module: PLRNNCell) -> None:
         super().__init__(module, [Affine("W", input="C", input_bias="b")])
 
-    def features(self, state: tuple[Tensor, ...]) -> Tensor:
-        """What W multiplies."""
+    def features(self, state: Tensors) -> Tensor:
         return self.module.phi(state[0])
 
-    def gates(
-        self, from_x: tuple[Tensor, ...], from_h: tuple[Tensor, ...], state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        """Add what each unit keeps of itself."""
+    def gates(self, from_x: Tensors, from_h: Tensors, state: Tensors) -> Tensors:
         return (self.module.A * state[0] + from_h[0] + from_x[0],)
 
 

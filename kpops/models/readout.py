@@ -1,4 +1,4 @@
-"""A readout as a function of rows, as a step of a recurrence is one."""
+"""A readout as a function of rows, like a step of a recurrence."""
 
 from __future__ import annotations
 
@@ -12,15 +12,7 @@ from kpops.models.recurrence import Recurrence, refuse_cached, stand_in
 
 
 class RowReadout:
-    """``y = C(h)`` on rows of states.
-
-    Parameters
-    ----------
-    recurrence : Recurrence
-        Says which part of the state is read.
-    readout : nn.Module or callable
-        Of hidden states (row, hidden).
-    """
+    """``y = C(h)`` on rows of states; `readout` takes the hidden states (row, hidden) of h."""
 
     def __init__(self, recurrence: Recurrence, readout: Callable[[Tensor], Tensor]) -> None:
         self.recurrence = recurrence
@@ -28,8 +20,8 @@ class RowReadout:
         self._stand_in: nn.Module | None = None
 
     def step(self, parameters: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
-        """Outputs (row, output) under `parameters`; those not named keep their value."""
-        # A copy, which the readout may change in place, as nn.ReLU(inplace=True) does.
+        """Outputs (row, output) under `parameters`; others keep their value."""
+        # A copy, since the readout may change it in place, as nn.ReLU(inplace=True) does.
         hidden = self.recurrence.output(h).clone()
         if not (parameters and isinstance(self.module, nn.Module)):
             return self.module(hidden)
@@ -39,7 +31,7 @@ class RowReadout:
         return functional_call(self._stand_in, parameters, (hidden,))
 
     def renewed(self) -> RowReadout:
-        """A readout of the same tensors that has not seen any call from here on."""
+        """A readout with the same tensors that sees no call made from here on."""
         module = self.module
         return RowReadout(
             self.recurrence, stand_in(module) if isinstance(module, nn.Module) else module

@@ -1,4 +1,4 @@
-"""The recurrence ``h[t] = f(x[t], h[t-1], theta)`` that everything else is computed from."""
+"""The recurrence ``h[t] = f(x[t], h[t-1], theta)``, from which all else is computed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import singledispatch
+from numbers import Integral, Real
 from types import FunctionType
 from typing import Any
 
@@ -19,22 +20,21 @@ from torch.nn.utils import parametrize
 
 from kpops.arrays import as_tensor
 from kpops.kinds import Shown, described
-from kpops.models.sizes import is_whole
 
 
 class Recurrence(nn.Module):
     """One step of a recurrent model as a function of input, state and parameters.
 
     A recurrence wraps a user's module as ``self.module`` and computes its step in plain
-    differentiable operations, reading the weights through the module's attributes. Subclass it to
-    teach kpops a new family of models, and register the subclass with :func:`as_recurrence`.
+    differentiable operations, reading the weights through the module's attributes. To add a family
+    of models, subclass it, and register the subclass with :func:`as_recurrence`.
 
     Parameters
     ----------
     module : nn.Module
         The user's module. It is not copied here; :func:`kpops.linearize` takes a snapshot.
     state_size : int or None
-        Number of state variables S; None if only the initial state can tell.
+        Number of state variables S; None if it depends on the initial state.
     input_size : int or None
         Number of input features, None if unknown.
     time_major : bool
@@ -47,7 +47,7 @@ class Recurrence(nn.Module):
     """
 
     forcing_step: float = 1.0
-    """By which P is multiplied and J divided: dt where perturbations are rates."""
+    """Factor of P and divisor of J: dt where perturbations are rates."""
 
     def __init__(
         self,
@@ -72,15 +72,15 @@ class Recurrence(nn.Module):
         return lambda t, h: self(x[:, t], h)
 
     def flops(self, n_rows: int) -> int:
-        """Operations of a step on so many rows, about: a weight is used once for each."""
+        """Approximate operations of a step on `n_rows`: each uses every weight once."""
         return 2 * n_rows * sum(p.numel() for p in self.module.parameters())
 
     def prepare_inputs(self, inputs: Tensor) -> Tensor:
-        """Add to the user's inputs what the step reads besides; (trial, time, feature) both."""
+        """Add to the user's inputs what else the step reads; both are (trial, time, feature)."""
         return inputs
 
     def times(self, inputs: Tensor) -> np.ndarray | None:
-        """Times (trial, time) at which the steps end, if the user's inputs tell; else None."""
+        """Times (trial, time) at which the steps end, if the inputs contain them; else None."""
         return None
 
     def output(self, h: Tensor) -> Tensor:
@@ -90,14 +90,8 @@ class Recurrence(nn.Module):
     def initial_state(self, h0: Any, n_trials: int, like: Tensor) -> Tensor:
         """Bring the user's `h0` to shape (trial, unit); zeros when it is None.
 
-        Parameters
-        ----------
-        h0 : array_like or None
-            Shape (trial, unit), or (unit,) for the same state in every trial.
-        n_trials : int
-            Number of trials.
-        like : Tensor
-            Gives the dtype and the device.
+        `h0` is (trial, unit), or (unit,) for the same state in every trial; `like` gives the dtype
+        and the device.
         """
         if h0 is None:
             if self.state_size is None:
@@ -117,15 +111,15 @@ class Recurrence(nn.Module):
         return state
 
     def unit_coords(self, state_size: int) -> dict[str, np.ndarray]:
-        """Coordinates of the unit dim beside its index."""
+        """Coordinates of the units beside their index."""
         return {}
 
     def parameter_dict(self) -> dict[str, nn.Parameter]:
-        """The user's parameters by the user's names; a shared one appears once."""
+        """The user's parameters by name; a shared one appears once."""
         return dict(self.module.named_parameters())
 
     def step(self, parameters: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
-        """Next state under `parameters` (user's names); those not named keep their value."""
+        """Next state under `parameters`, by the user's names; others keep their value."""
         refuse_cached(self)
         if self._swapped is None:
             self._swapped = (stand_in(self),)
@@ -135,11 +129,11 @@ class Recurrence(nn.Module):
     _swapped: tuple[Recurrence] | None = None
 
     def renewed(self) -> Recurrence:
-        """A recurrence of the same tensors that has not seen any call from here on."""
+        """A recurrence with the same tensors that sees no call made from here on."""
         return stand_in(self)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Recurrence:
-        self._swapped = None  # it shares the tensors of before
+        self._swapped = None  # it shares the old tensors
         moved: Any = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return moved
 
@@ -147,8 +141,18 @@ class Recurrence(nn.Module):
         return {**self.__dict__, "_swapped": None}
 
 
+def is_whole(value: Any) -> bool:
+    """Whether `value` is an integer, of Python or NumPy."""
+    return isinstance(value, Integral)
+
+
+def is_real(value: Any) -> bool:
+    """Whether `value` is one real number, and no array or tensor."""
+    return isinstance(value, Real)
+
+
 def refuse_cached(module: nn.Module) -> None:
-    """Refuse to differentiate where torch keeps the weights that parametrizations make."""
+    """Refuse to differentiate where torch caches the weights that parametrizations make."""
     if parametrize._cache_enabled and any(map(parametrize.is_parametrized, module.modules())):
         raise RuntimeError(
             "within torch.nn.utils.parametrize.cached() weights do not follow what they are "
@@ -157,10 +161,10 @@ def refuse_cached(module: nn.Module) -> None:
 
 
 def stand_in(module: Any) -> Any:
-    """A module of the same structure and the same tensors, in whose place weights are swapped.
+    """A copy of the structure that shares all tensors, in which weights are swapped.
 
-    ``functional_call`` swaps weights within the module that it is given: another thread that copies
-    or pickles that module at the same time would get those of a product.
+    ``functional_call`` swaps weights within its module: another thread that copies or pickles that
+    module at the same time would get the swapped ones.
     """
     shared = [*module.parameters(), *module.buffers()]
     for part in module.modules():
@@ -172,12 +176,13 @@ def stand_in(module: Any) -> Any:
 class ModuleRecurrence(Recurrence):
     """Any ``nn.Module`` whose ``forward(x_t, h)`` returns the next state.
 
-    The sizes are read from the attributes ``state_size`` (or ``hidden_size``) and ``input_size``
-    where the module has them; else the state size comes from ``h0``.
+    The sizes are read from the attributes ``state_size`` (or ``hidden_size``) and ``input_size``,
+    if the module has them; else the state size comes from ``h0``.
 
     A state may be a tuple of tensors, as that of ``nn.LSTMCell``. Then ``state_size`` is the tuple
-    of their sizes, or ``h0`` is given as a tuple. The units are those of the first tensor, which
-    alone a readout sees, then those of the second; an attribute ``variables`` names them.
+    of their sizes, or ``h0`` is given as a tuple. The units are those of the first tensor, then of
+    the second, and so on; an attribute ``variables`` names the tensors. A readout sees only the
+    first.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -195,12 +200,12 @@ class ModuleRecurrence(Recurrence):
         if arguments(module)[1] < 2:
             raise ValueError(
                 f"{type(module).__name__}.forward takes no state, so it is no step (x_t, h): pass "
-                "its recurrent part; kpops.linearize finds that by itself"
+                "its recurrent part; kpops.linearize finds that itself"
             )
         self.sizes: tuple[int, ...] | None = sizes
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """Next state, by the module's own forward."""
+        """Next state by the module's own forward."""
         given = self.as_module_takes(h)
         new = self.module(x, given)
         if _shapes(new) != _shapes(given):
@@ -217,7 +222,7 @@ class ModuleRecurrence(Recurrence):
         return h if self.sizes is None else h.split(self.sizes, dim=-1)
 
     def output(self, h: Tensor) -> Tensor:
-        """What a readout sees: all, or the first of several tensors."""
+        """What a readout sees: the whole state, or the first of several tensors."""
         return h if self.sizes is None else h[..., : self.sizes[0]]
 
     def initial_state(self, h0: Any, n_trials: int, like: Tensor) -> Tensor:
@@ -236,7 +241,7 @@ class ModuleRecurrence(Recurrence):
         return torch.cat([part.expand(n_trials, -1) for part in parts], dim=-1)
 
     def unit_coords(self, state_size: int) -> dict[str, np.ndarray]:
-        """For a tuple of tensors the variable that each unit belongs to."""
+        """Variable of each unit, if the state is a tuple of tensors."""
         if self.sizes is None:
             return {}
         names = getattr(self.module, "variables", [f"s{i}" for i in range(len(self.sizes))])
@@ -245,7 +250,7 @@ class ModuleRecurrence(Recurrence):
 
 
 def _shapes(state: Any) -> Any:
-    """Shape of a tensor, or those of a tuple of them; else what it is."""
+    """Shape of a tensor, or those of a tuple of them; else the name of the class."""
     if isinstance(state, Tensor):
         return tuple(state.shape)
     return [_shapes(s) for s in state] if isinstance(state, tuple) else type(state).__name__
@@ -255,14 +260,14 @@ def _shapes(state: Any) -> Any:
 def as_recurrence(model: Any) -> Recurrence:
     """Turn a model into a :class:`Recurrence`.
 
-    Open to registration: ``@kpops.models.as_recurrence.register`` on a function of one argument,
-    annotated with the class of model, teaches kpops that class.
+    To add a class of models, decorate a function of one argument, annotated with that class, by
+    ``@kpops.models.as_recurrence.register``.
 
     Parameters
     ----------
     model : nn.RNN, nn.GRU, nn.LSTM, their Cell classes, Recurrence or nn.Module
-        Any other ``nn.Module`` must have ``forward(x_t, h)`` that returns the next state, a tensor
-        or a tuple of tensors; see :class:`ModuleRecurrence`.
+        Any other ``nn.Module`` must have a ``forward(x_t, h)`` that returns the next state, a
+        tensor or a tuple of tensors; see :class:`ModuleRecurrence`.
 
     Returns
     -------
@@ -286,41 +291,31 @@ def as_recurrence(model: Any) -> Recurrence:
     if isinstance(model, type):
         hint = f"make one, for example {model.__name__}(...)"
     elif isinstance(model, xr.Dataset):
-        hint = "pass the network, and such as task.inputs as its inputs"
+        hint = "pass the network, and its inputs, such as task.inputs"
     elif isinstance(model, Mapping):
         what = "a dict"
         hint = "make the network, load the weights by network.load_state_dict(...), and pass it"
     elif isinstance(model, Shown):
-        hint = "pass the model that was linearised, or its Linearization where one is taken"
+        hint = "pass the model that was linearised, or its Linearization where that is accepted"
     raise TypeError(f"model is {what}, expected an nn.Module: {hint}")
 
 
-@as_recurrence.register
-def _(model: nn.Module) -> Recurrence:
-    return ModuleRecurrence(model)
-
-
-@as_recurrence.register
-def _(model: Recurrence) -> Recurrence:
-    return model
+as_recurrence.register(nn.Module, ModuleRecurrence)
+as_recurrence.register(Recurrence, lambda model: model)
 
 
 def unless_changed(
     cell: type[nn.Module], recurrence: Callable[[Any], Recurrence]
 ) -> Callable[[Any], Recurrence]:
-    """The `recurrence` of a class of cells, but for cells whose step is another.
-
-    Of a subclass with methods of its own, and of a cell with hooks, only the forward knows the
-    step.
-    """
+    """The `recurrence` of a class of cells, and ModuleRecurrence for cells that change its step."""
     return lambda model: ModuleRecurrence(model) if changed(model, cell) else recurrence(model)
 
 
 def changed(model: nn.Module, cell: type[nn.Module]) -> bool:
-    """Whether a call of `model` may be something else than that of a plain `cell`.
+    """Whether a call of `model` may differ from that of a plain `cell`.
 
-    It may where a subclass has another version of one of the cell's methods, from which the step is
-    made, and where there are hooks or a forward of this one object.
+    It may if a subclass overrides a method of the cell, or if the object has hooks or a method of
+    its own.
     """
     parents = [c for c in cell.__mro__ if issubclass(c, nn.Module) and c is not nn.Module]
     kinds = FunctionType, property
@@ -331,13 +326,13 @@ def changed(model: nn.Module, cell: type[nn.Module]) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a call of the module itself, or its backward pass, meets hooks."""
+    """Whether the module itself has hooks for its calls or its backward pass."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, kind) for kind in hooks)
 
 
 def arguments(model: nn.Module) -> tuple[int, float]:
-    """How many arguments by position a forward must get, and how many it may get."""
+    """Numbers of positional arguments that forward needs, and that it takes at most."""
     kind = inspect.Parameter
     every = inspect.signature(model.forward).parameters.values()
     plain = [p for p in every if p.kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD)]
@@ -346,7 +341,7 @@ def arguments(model: nn.Module) -> tuple[int, float]:
 
 
 def _refuse_patched(module: nn.Module) -> None:
-    """Refuse a function put in the place of a method: it stays with the weights it has seen."""
+    """Refuse a function in the place of a method, since it keeps the weights that it refers to."""
     for name, part in module.named_modules():
         for key, value in vars(part).items():
             if isinstance(value, FunctionType) and hasattr(type(part), key):

@@ -10,17 +10,17 @@ from kpops.models.recurrence import as_recurrence
 
 
 def is_registered(module: nn.Module) -> bool:
-    """Whether kpops knows modules of this class as recurrent."""
+    """Whether modules of this class are registered as recurrent."""
     return as_recurrence.dispatch(type(module)) is not as_recurrence.dispatch(nn.Module)
 
 
 def recurrent_class(module: nn.Module) -> str | None:
-    """Name of the class of the first recurrent part, or of the module itself; None without one."""
+    """Class name of the first recurrent part, or of the module itself; None without one."""
     return next((type(m).__name__ for m in module.modules() if is_registered(m)), None)
 
 
 def recurrent_paths(model: nn.Module) -> list[str]:
-    """Paths of the recurrent parts that kpops knows by their class, without parts of these."""
+    """Paths of the registered recurrent parts, without parts inside them."""
     found: list[str] = []
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{f}.") for f in found)
@@ -49,22 +49,20 @@ def parts_beside(model: nn.Module, path: str) -> list[str]:
 def guess_readout(model: nn.Module, path: str) -> str | None:
     """The last linear part that could take the hidden states."""
     size = getattr(model.get_submodule(path), "hidden_size", None)
-    linear = [
-        p
-        for p in parts_beside(model, path)
-        if getattr(model.get_submodule(p), "in_features", None) == size
-    ]
-    return linear[-1] if linear and size is not None else None
+    for part in reversed(parts_beside(model, path)):
+        if size is not None and getattr(model.get_submodule(part), "in_features", None) == size:
+            return part
+    return None
 
 
 def spelled(path: str) -> str:
-    """A path as it is written in Python."""
+    """A path in Python's syntax."""
     parts = ("[" + p + "]" if p.isdigit() else "." + p for p in path.split("."))
     return "model" + "".join(parts)
 
 
 def together(paths: Iterable[str]) -> str:
-    """Paths in a sentence."""
+    """Paths joined in a sentence."""
     *first, last = dict.fromkeys(paths)
     return f"{', '.join(first)} and {last}" if first else last
 

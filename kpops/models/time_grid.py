@@ -1,4 +1,4 @@
-"""Steps of differential equations on a grid of times, which the inputs carry along."""
+"""Steps of differential equations on a grid of times, which are part of the inputs."""
 
 from __future__ import annotations
 
@@ -14,28 +14,18 @@ from torch import Tensor, nn
 from kpops.arrays import as_tensor, to_numpy
 from kpops.models.recurrence import ModuleRecurrence, as_recurrence, matching
 
-ARGUMENTS = ("th", "xh", "txh")
+_ARGUMENTS = ["th", "xh", "txh"]
 
 
 class TimeStepped(nn.Module):
     """What the steps of ordinary and stochastic differential equations share.
 
-    A recurrence is the same function at every step, so whatever differs from step to step comes
-    with the inputs. Their features are, side by side, as far as there are any,
+    A recurrence is the same function at every step, so whatever differs between steps comes with
+    the inputs. Their features are, side by side and where present,
 
         [length of the step | time at which it starts | external inputs | noise].
 
-    Parameters
-    ----------
-    dt : float or None
-        Length of every step; None if the lengths differ and come with the inputs.
-    arguments : {"th", "xh", "txh"}
-        What the fields take, in this order: time t, external inputs x, state h.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
+    `dt` is the length of every step; None if it comes with the inputs.
     """
 
     def __init__(self, dt: float | None, arguments: str) -> None:
@@ -44,21 +34,21 @@ class TimeStepped(nn.Module):
             raise ValueError(
                 f"dt={dt}: pass the length of a step, above 0, or None where the inputs carry it"
             )
-        if arguments not in ARGUMENTS:
+        if arguments not in _ARGUMENTS:
             raise ValueError(
-                f"arguments={arguments!r}: choose one of {list(ARGUMENTS)}, the order in which the "
+                f"arguments={arguments!r}: choose one of {_ARGUMENTS}, the order in which the "
                 "field takes time t, inputs x and state h"
             )
         self.dt = dt if dt is None else float(dt)
         self.arguments = arguments
 
     def _split(self, x: Tensor) -> tuple[Tensor | float, Tensor | None, Tensor]:
-        """Length of the step, time at its start, and the features that are left."""
+        """Length of the step, time at its start, and the remaining features."""
         n_columns = (self.dt is None) + ("t" in self.arguments)
         if x.shape[-1] < n_columns:
             raise ValueError(
                 f"inputs has {x.shape[-1]} features, {type(self).__name__} takes {n_columns} of "
-                "time first: make them by its method inputs"
+                "time first: make them with its method inputs"
             )
         columns = list(x[..., :n_columns].split(1, dim=-1))
         dt = columns.pop(0) if self.dt is None else self.dt
@@ -70,17 +60,17 @@ class TimeStepped(nn.Module):
         dtype = inputs.dtype if inputs.is_floating_point() else torch.float64
         lengths = torch.as_tensor(dt).double().expand(*inputs.shape[:2], 1)[..., 0]
         if starts is None or bool((starts == starts[:, :1]).all()):
-            return to_numpy(lengths.cumsum(1).to(dtype))  # the field ignores t, if it takes it
+            return to_numpy(lengths.cumsum(1).to(dtype))  # the field takes no t, or ignores it
         starts = starts[..., 0].double()
         ends = starts + lengths
-        # The next step starts there, to rounding, and its start is what the user has given.
+        # To rounding the next step starts there; prefer its start, which the user gave.
         bound = 1e-6 * (lengths + starts.abs())[:, :-1]
         meets = (starts[:, 1:] - ends[:, :-1]).abs() <= bound
         ends[:, :-1] = torch.where(meets, starts[:, 1:], ends[:, :-1])
         return to_numpy(ends.to(dtype))
 
     def _rate(self, field: Callable[..., Tensor], t: Tensor | None, x: Tensor, h: Tensor) -> Tensor:
-        """What a field says at (t, x, h), of the shape of h."""
+        """Value of a field at (t, x, h), of the shape of h."""
         given = {"t": t, "x": x, "h": h}
         rate = field(*(given[name] for name in self.arguments))
         if not isinstance(rate, Tensor) or rate.shape != h.shape:
@@ -92,7 +82,7 @@ class TimeStepped(nn.Module):
         return rate
 
     def _features(self, times: Any, x: Any, n_trials: int) -> tuple[Tensor, Tensor]:
-        """Features of time and external inputs, and the lengths of the steps (trial, time, 1)."""
+        """Features of time and external inputs, and lengths of the steps (trial, time, 1)."""
         grid = np.atleast_2d(to_numpy(as_tensor(times, "times")).astype(float))
         steps = np.diff(grid)
         if grid.ndim != 2 or grid.shape[1] < 2 or not (steps > 0).all():
@@ -100,11 +90,11 @@ class TimeStepped(nn.Module):
                 f"times has shape {np.shape(times)}: pass (time + 1,) or (trial, time + 1) finite, "
                 "rising times, from the start of the first step to the end of the last"
             )
-        # A grid in float32 is rounded in the units of its last times.
+        # A grid in float32 is rounded relative to its last times.
         if self.dt is not None and abs(steps - self.dt).max() > 1e-6 * (self.dt + abs(grid).max()):
             raise ValueError(
                 f"times has steps from {steps.min():.6g} to {steps.max():.6g}, the model "
-                f"dt={self.dt:.6g}: give times of that step, or the model dt=None"
+                f"dt={self.dt:.6g}: give times with that step, or make the model with dt=None"
             )
         if (x is not None) != ("x" in self.arguments):
             wanted = "needs" if x is None else "takes no"
@@ -135,7 +125,7 @@ class TimeStepped(nn.Module):
 
 
 def refuse_method(field: Any, name: str) -> None:
-    """Refuse what is no function, or a method whose module's parameters nobody would find."""
+    """Refuse what is no function, or a method of a module whose parameters would be lost."""
     if not callable(field):
         raise TypeError(f"{name} is a {type(field).__name__}, expected an nn.Module or a function")
     owner = getattr(field, "__self__", None)
@@ -146,14 +136,17 @@ def refuse_method(field: Any, name: str) -> None:
         )
 
 
-class TimeSteppedRecurrence(ModuleRecurrence):
-    """The step of a differential equation, whose inputs tell the time."""
+class _TimeSteppedRecurrence(ModuleRecurrence):
+    """The step of a differential equation, whose inputs contain the time."""
 
     module: Any
 
+    def __init__(self, module: TimeStepped) -> None:
+        super().__init__(module)
+        self.forcing_step = getattr(module, "forcing_step", 1.0)
+
     def times(self, inputs: Tensor) -> np.ndarray:
-        """Times (trial, time) at which the steps end."""
         return self.module.times(inputs)
 
 
-as_recurrence.register(TimeStepped, TimeSteppedRecurrence)
+as_recurrence.register(TimeStepped, _TimeSteppedRecurrence)

@@ -14,16 +14,16 @@ The state of a stack is layer by layer; that of an LSTM layer is h, then c.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kpops.models.gated import Affine, GatedRecurrence
-from kpops.models.recurrence import Recurrence, as_recurrence, is_hooked, matching
+from kpops.models.gated import Affine, GatedRecurrence, Tensors
+from kpops.models.recurrence import as_recurrence, is_hooked, matching
 
-Tensors = tuple[Tensor, ...]
 Gates = Callable[[Tensors, Tensors, Tensors], Tensors]
 
 
@@ -61,7 +61,7 @@ class TorchRecurrence(GatedRecurrence):
     module : nn.RNNBase or nn.RNNCellBase
         The user's module.
     mode : {"RNN_TANH", "RNN_RELU", "GRU", "LSTM"}
-        Which cell, in PyTorch's own words.
+        Kind of cell, as PyTorch names it.
     """
 
     def __init__(self, module: Any, mode: str) -> None:
@@ -69,15 +69,8 @@ class TorchRecurrence(GatedRecurrence):
         # A Cell names its weights without the layer: weight_hh instead of weight_hh_l0.
         n_layers = getattr(module, "num_layers", None)
         suffixes = [""] if n_layers is None else [f"_l{i}" for i in range(n_layers)]
-        layers = [
-            Affine(
-                recurrent="weight_hh" + suffix,
-                input="weight_ih" + suffix,
-                recurrent_bias="bias_hh" + suffix if module.bias else None,
-                input_bias="bias_ih" + suffix if module.bias else None,
-            )
-            for suffix in suffixes
-        ]
+        names = ["weight_hh", "weight_ih", *(["bias_hh", "bias_ih"] if module.bias else [])]
+        layers = [Affine(*(name + suffix for name in names)) for suffix in suffixes]
         super().__init__(
             module,
             layers,
@@ -104,7 +97,7 @@ class TorchRecurrence(GatedRecurrence):
         if is_hooked(module):
             raise ValueError(
                 f"{name} has hooks, which may change its step or its gradient: remove them "
-                "(pruning: prune.remove), or reparametrise by torch.nn.utils.parametrize"
+                "(pruning: prune.remove), or reparametrise with torch.nn.utils.parametrize"
             )
         plain = (nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell)
         own = "forward" in vars(module)  # of this one object
@@ -127,10 +120,9 @@ class TorchRecurrence(GatedRecurrence):
         return last[..., : self.hidden_size]
 
     def initial_state(self, h0: Any, n_trials: int, like: Tensor) -> Tensor:
-        """Bring `h0` to (trial, unit).
+        """Bring `h0` to (trial, unit); it may also have the form that the module itself takes.
 
-        Beside what every recurrence takes, `h0` may be what the module itself takes:
-        (layer, trial, hidden), and for an LSTM the pair of h0 and c0.
+        That is (layer, trial, hidden), and for an LSTM the pair of h0 and c0.
         """
         if h0 is None or (not isinstance(h0, tuple) and np.ndim(h0) < 3):
             return super().initial_state(h0, n_trials, like)
@@ -155,17 +147,10 @@ class TorchRecurrence(GatedRecurrence):
         return torch.stack(tensors).permute(2, 1, 0, 3).reshape(n_trials, -1)
 
 
-@as_recurrence.register(nn.RNN)
-@as_recurrence.register(nn.GRU)
-@as_recurrence.register(nn.LSTM)
-def _from_layers(model: nn.RNNBase) -> Recurrence:
-    return TorchRecurrence(model, model.mode)
-
-
-@as_recurrence.register(nn.RNNCell)
-@as_recurrence.register(nn.GRUCell)
-@as_recurrence.register(nn.LSTMCell)
-def _from_cell(model: nn.RNNCellBase) -> Recurrence:
-    modes = {nn.GRUCell: "GRU", nn.LSTMCell: "LSTM"}
-    mode = next((m for cls, m in modes.items() if isinstance(model, cls)), None)
-    return TorchRecurrence(model, mode or f"RNN_{model.nonlinearity}".upper())
+for _layers in (nn.RNN, nn.GRU, nn.LSTM):
+    as_recurrence.register(_layers, lambda model: TorchRecurrence(model, model.mode))
+as_recurrence.register(
+    nn.RNNCell, lambda model: TorchRecurrence(model, f"RNN_{model.nonlinearity}".upper())
+)
+as_recurrence.register(nn.GRUCell, partial(TorchRecurrence, mode="GRU"))
+as_recurrence.register(nn.LSTMCell, partial(TorchRecurrence, mode="LSTM"))

@@ -1,7 +1,7 @@
-"""From what users hold to what is linearised: wrappers, and models over whole sequences.
+"""The recurrent part and the readout of a network that takes whole sequences, also in a wrapper.
 
-A network is mostly written as one module from inputs to outputs, ``self.fc(self.gru(x)[0])``, and
-wrapped for training. What kpops linearises is its recurrent part, with a readout.
+Most networks are one module from inputs to outputs, ``self.fc(self.gru(x)[0])``, and wrapped for
+training.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kpops.models.compare import as_it_is
 from kpops.models.network import Network
 from kpops.models.recurrence import arguments, as_recurrence
 from kpops.models.structure import is_registered, original, recurrent_paths
@@ -28,34 +29,17 @@ _WRAPPERS = (
 
 @dataclass(frozen=True)
 class Parts:
-    """A model as what is linearised of it.
+    """The parts of a model that are linearised."""
 
-    Parameters
-    ----------
-    recurrent : nn.Module or Recurrence
-        The user's recurrent part, or the model itself where it is one.
-    readout : nn.Module, callable or None
-        What makes outputs of its hidden states.
-    path : str
-        Where the recurrent part is in the model. Parameters have the names that the part gives
-        them.
-    time_major : bool or None
-        Whether the model takes (time, trial, feature); None where the recurrent part tells.
-    remark : str
-        How the model was understood.
-    of_sequences : bool
-        Whether the model uses its readout on (trial, time, hidden).
-    """
-
-    recurrent: Any
-    readout: Any = None
-    path: str = ""
-    time_major: bool | None = None
-    remark: str = ""
-    of_sequences: bool = False
+    recurrent: Any  # the user's recurrent part, or the model itself
+    readout: Any = None  # of the hidden states
+    path: str = ""  # of the recurrent part, without which parameters are named
+    time_major: bool | None = None  # None: as the recurrent part has it
+    remark: str = ""  # how the model was understood
+    of_sequences: bool = False  # whether the model uses its readout on (trial, time, hidden)
 
     def own_names(self, parameters: Any) -> Any:
-        """The user's ``parameters=``, names in the whole model as names in the recurrent part."""
+        """The user's ``parameters=``, with names in the model as names in the recurrent part."""
         if not self.path or callable(parameters) or not isinstance(parameters, Iterable):
             return parameters
         names = [parameters] if isinstance(parameters, str) else parameters
@@ -71,33 +55,19 @@ def take_apart(
     readout: Any = None,
     h0: Any = None,
 ) -> Parts:
-    """Parts of a model, seen from a run of a copy where it takes whole sequences.
+    """Parts of a model; if it takes whole sequences, found by running a `private_copy` of it.
 
-    Parameters
-    ----------
-    model : Any
-        What the user calls a model.
-    private_copy : callable
-        Makes a copy, which is run.
-    inputs, readout, h0 : optional
-        What the user gives besides. Without inputs the copy is run on random ones; a readout takes
-        the place of the model's.
-
-    Raises
-    ------
-    ValueError
-        If the model takes whole sequences, and is not a recurrent part and a readout of its states.
-    TypeError
-        If the model is scripted.
+    `inputs`, `readout` and `h0` are the user's. Without inputs the copy is run on random ones; a
+    readout replaces that of the model. A model is refused if it is scripted (TypeError), or takes
+    whole sequences and is not a recurrent part with a readout of its states (ValueError).
     """
     model, outer = _unwrap(model)
     if not isinstance(model, nn.Module) or is_registered(model):
         return Parts(model, readout, outer)
     if _is_plain_network(model):
-        path = _joined(outer, "recurrent")
-        if readout is None:
-            return Parts(model.recurrent, model.readout, path, False, of_sequences=True)
-        return Parts(model.recurrent, readout, path, False)
+        path, own = _joined(outer, "recurrent"), readout is None
+        used = model.readout if own else readout
+        return Parts(model.recurrent, used, path, time_major=False, of_sequences=own)
     required, most = arguments(model)
     if most >= 2:  # an input and a state: a cell, unless it has a layer inside and is none
         known = recurrent_paths(model)
@@ -106,8 +76,9 @@ def take_apart(
     run = Run(model, private_copy(model), inputs)
     if readout is None:
         readout, remark = run.readout()
-    else:
-        remark = run.states_alone()
+    else:  # whatever the model makes of its states
+        run.compare_derivatives([], None, as_it_is)
+        remark = f"{run.path} as recurrence"
     return Parts(
         original(model.get_submodule(run.path)),
         readout,
@@ -157,7 +128,7 @@ def _is_plain_network(model: nn.Module) -> bool:
 
 
 def _takes_a_step(model: nn.Module, known: str, h0: Any) -> bool:
-    """Whether forward(x_t, h) gives a state of the shape of h; `known` is a recurrent part."""
+    """Whether forward(x_t, h) returns a state of the shape of h; `known` is a recurrent part."""
     try:
         step, inner = as_recurrence(model), as_recurrence(model.get_submodule(known))
         x = next(model.parameters()).new_zeros(7, step.input_size or inner.input_size or 1)
@@ -165,7 +136,7 @@ def _takes_a_step(model: nn.Module, known: str, h0: Any) -> bool:
             h0 = None
         elif isinstance(h0, tuple):
             h0 = tuple(x.new_zeros(7, np.shape(part)[-1]) for part in h0)
-        else:  # h0 tells it, or the cell inside
+        else:  # the size is that of h0, or of the cell inside
             h0 = x.new_zeros(7, (inner.state_size or 1) if h0 is None else np.shape(h0)[-1])
         with torch.no_grad():
             step(x, step.initial_state(h0, 7, x))

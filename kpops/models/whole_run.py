@@ -1,8 +1,8 @@
-"""What a module over whole sequences does, seen from a run: its recurrent part, and the rest.
+"""The recurrent part of a module over whole sequences, and its readout, found by a run.
 
-The recurrent part must read the inputs as they are and carry its own state; what the parts after it
-make, row by row, must be what forward returns, and have the same derivatives. Else the module is
-refused, with the call that linearises its parts.
+The recurrent part must read the inputs unchanged and carry its own state. The parts after it,
+applied row by row, must give what forward returns, with the same derivatives. Other modules are
+refused, with the call that linearises their parts.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from kpops.arrays import as_tensor
-from kpops.models.calls import Call, are_steps, carries_on, loop
 from kpops.models.compare import (
+    Call,
     View,
+    are_steps,
     as_it_is,
+    carries_on,
     classes_second,
     close,
     gradients,
     is_view,
+    is_whole_view,
     largest,
     last_step,
-    same,
+    loop,
     tensors,
     time_first,
 )
@@ -48,30 +51,30 @@ _FEW = 4
 
 
 class Run:
-    """A module over whole sequences, and what its parts did on some inputs."""
+    """A module over whole sequences, and the calls of its parts on some inputs."""
 
     def __init__(self, model: nn.Module, copy: nn.Module, inputs: Any) -> None:
         self.model, self.copy = model, copy
         self.name = type(model).__name__
         for parent in list(copy.modules()):
             for name, child in parent.named_children():
-                if original(child) is not child:  # or it would be compiled for this run
+                if original(child) is not child:  # else it would be compiled for this run
                     setattr(parent, name, original(child))
         self.paths = recurrent_paths(copy)
         scripted = [p for p, m in copy.named_modules() if isinstance(m, torch.jit.ScriptModule)]
         if scripted:
             raise self._refusal(
-                f"runs {scripted[0]}, which is scripted: put in its place what it was made from"
+                f"runs {scripted[0]}, which is scripted: replace it by the module it was made from"
             )
         x = self._example(inputs)
         with torch.no_grad():
             self._look(x)
         if isinstance(inputs, xr.DataArray | PackedSequence) and self.time_major:
-            with torch.no_grad():  # what has names was given trial by trial
+            with torch.no_grad():  # named inputs came with trials first
                 self._look(x.transpose(0, 1))
 
     def _look(self, x: Tensor) -> None:
-        """Run the module on x, find its recurrent part, and what goes in and out there."""
+        """Run the module on x; find its recurrent part, with its inputs and states."""
         self.x = x
         self.calls, self.returned = self._record(x)
         called = [path for path in self.paths if any(c.path == path for c in self.calls)]
@@ -97,16 +100,11 @@ class Run:
             raise self._encoded()
         self.time_major = not fits[0]
 
-    def states_alone(self) -> str:
-        """Make sure of the recurrent part, whatever is made of its states, and say so."""
-        self._compare_derivatives([], None, as_it_is)
-        return f"{self.path} as recurrence"
-
     def readout(self) -> tuple[nn.Module | None, str]:
-        """What the module reads its states out by, once that is certain, and how to say it."""
+        """Verified readout of the states, and a remark on the parts."""
         chain = self._chain()
         leaf, view = self._find(self._rows(chain, self.hidden))
-        self._compare_derivatives(chain, leaf, view)
+        self.compare_derivatives(chain, leaf, view)
         modules = [original(self.model.get_submodule(path)) for path in chain]
         names = [path.rpartition(".")[2] for path in chain]
         if len(set(names)) < len(names):
@@ -121,7 +119,7 @@ class Run:
     # The run.
 
     def _example(self, inputs: Any) -> Tensor:
-        """Inputs for a run, in the model's dtype; random ones where there are none to run on."""
+        """Inputs for a run, in the model's dtype; random ones if the user's do not serve."""
         like = next((p for p in self.copy.parameters() if p.is_floating_point()), torch.empty(0))
         if isinstance(inputs, PackedSequence):
             inputs = pad_packed_sequence(inputs, batch_first=True)[0]
@@ -137,7 +135,7 @@ class Run:
             return x
         if x.ndim == 3 and x.numel() and not x.is_complex():
             return torch.nan_to_num(x.to(like))  # padding may be anything
-        # None were given, or such that linearize will refuse them.
+        # None were given, or linearize will refuse them.
         sizes = [as_recurrence(self.copy.get_submodule(path)).input_size for path in self.paths]
         if not sizes or sizes[0] is None:
             raise self._refusal("cannot be run, since its number of inputs is unknown")
@@ -145,7 +143,7 @@ class Run:
         return torch.randn(3, 5, sizes[0], generator=generator).to(like)
 
     def _record(self, x: Tensor) -> tuple[list[Call], Any]:
-        """Calls of all parts, in the order of their ends, and what forward returns."""
+        """Calls of all parts, in the order in which they end, and the result of forward."""
         calls: list[Call] = []
         handles = [
             m.register_forward_hook(
@@ -175,7 +173,7 @@ class Run:
         ) from reason
 
     def _starts(self, x: Tensor) -> Iterator[tuple[Any, ...]]:
-        """The arguments beside x: none, or the state zero where forward wants one."""
+        """The arguments beside x: none, or a zero state if forward needs one."""
         part = self.copy.get_submodule(self.paths[0]) if self.paths else None
         if arguments(self.copy)[0] < 2 or not isinstance(part, nn.RNNBase):
             yield ()
@@ -191,18 +189,17 @@ class Run:
             raise self._refusal(f"does not call {self.path}")
         if not are_steps([c.arguments[0] for c in own]):
             kind = type(own[0].arguments[0]).__name__
-            raise self._refusal(f"gives {self.path} a {kind} of its own making")
+            raise self._refusal(f"passes to {self.path} a {kind} that it makes itself")
         if any(largest(s) > 0 for s in tensors(own[0].arguments[1:])):
             raise self._refusal(
-                f"starts {self.path} from a state of its own, which is not zero: pass that by h0=, "
-                "or wrap the part into kpops.models.LearnedStart"
+                f"starts {self.path} from a state of its own, which is not zero: pass that as h0=, "
+                "or wrap the part in kpops.models.LearnedStart"
             )
         for before, after in pairwise(own):
             if not carries_on(before, after):
-                anew = f", or starts anew in each of {len(own)} calls" * (
-                    own[0].arguments[0].ndim == 3
-                )
-                raise self._refusal(f"changes the state of {self.path} between its steps{anew}")
+                several = own[0].arguments[0].ndim == 3
+                again = f", or restarts in each of {len(own)} calls" if several else ""
+                raise self._refusal(f"changes the state of {self.path} between its steps{again}")
         x = torch.cat([self._by_trial(c.arguments[0]) for c in own], 1)
         if own[0].arguments[0].ndim == 3:
             return x, torch.cat([self._by_trial(tensors(c.result)[0]) for c in own], 1)
@@ -219,35 +216,34 @@ class Run:
     # What follows the recurrent part.
 
     def _chain(self) -> list[str]:
-        """Paths of the parts that are applied to the hidden states, one after the other."""
+        """Paths of the parts that are applied in turn to the hidden states."""
         chain: list[str] = []
         stages = [self.hidden]
         for path, given, made in self._part_calls():
             part = self.copy.get_submodule(path)
             moved = getattr(given, "shape", None) != getattr(made, "shape", None)
             if is_view(made, stages[-1]) and (moved or isinstance(part, _NO_CHANGE)):
-                continue  # picks the last step, takes the states from a tuple, or turns them
+                continue  # picks the last step, takes states from a tuple, or transposes them
             if is_view(given, stages[-1]):
                 chain.append(path)
                 stages.append(self._rows([path], stages[-1]))
             elif any(is_view(given, stage) for stage in stages[:-1]):
                 raise self._refusal(
-                    f"reads the states of {self.path} by {together([*chain[-1:], path])} apart: "
-                    "choose one by readout=",
+                    f"reads the states of {self.path} separately by "
+                    f"{together([*chain[-1:], path])}: choose one by readout=",
                     readout=path,
                 )
         return chain
 
     def _part_calls(self) -> Iterator[tuple[str, Any, Any]]:
-        """Calls of the parts beside the recurrent one; those made at every step as one."""
+        """Calls of the parts beside the recurrent one; those at every step are joined."""
         n_own = sum(c.path == self.path for c in self.calls)
         parts = set(parts_beside(self.copy, self.path))
         calls = [c for c in self.calls if c.path in parts and c.arguments]
-        counts = {path: sum(c.path == path for c in calls) for path in parts}
         for path in parts if n_own > 1 else ():
             every = [c for c in calls if c.path == path]
             both = [[c.arguments[0] for c in every], [c.result for c in every]]
-            if counts[path] == n_own and all(map(are_steps, both)):
+            if len(every) == n_own and all(map(are_steps, both)):
                 given, made = (torch.cat([self._by_trial(t) for t in b], 1) for b in both)
                 calls[calls.index(every[0])] = Call(path, (given,), made)
                 calls = [c for c in calls if not any(c is other for other in every[1:])]
@@ -255,7 +251,7 @@ class Run:
             yield call.path, call.arguments[0], call.result
 
     def _rows(self, chain: list[str], hidden: Tensor) -> Tensor:
-        """Outputs of the parts of the chain, state by state, as a readout is applied."""
+        """Outputs of the chain of parts, applied state by state like a readout."""
         rows = hidden.flatten(0, 1).clone()  # a part may change it in place
         for path in chain:
             try:
@@ -267,7 +263,7 @@ class Run:
         return rows.unflatten(0, hidden.shape[:2])
 
     def _find(self, made: Tensor) -> tuple[int, View]:
-        """Which of the tensors that forward returns is what was made, and in which form."""
+        """Which of the tensors that forward returns equals `made`, and in which form."""
         for i, tensor in enumerate(tensors(self.returned)):
             for view in (as_it_is, time_first, last_step, classes_second):
                 if made.ndim == 3 and close(tensor.reshape(-1), view(made).reshape(-1)):
@@ -275,16 +271,16 @@ class Run:
         chain = self._chain()
         what = together(chain) if chain else self.path
         raise self._refusal(
-            f"returns something else than what {what} makes of each state of {self.path}: a module "
-            "of all that forward does to a state is its readout, in eval mode and without noise",
+            f"returns something else than what {what} makes of each state of {self.path}: pass a "
+            "readout= that does all that forward does to a state, in eval mode and without noise",
             readout=chain[-1] if chain else None,
         )
 
-    def _compare_derivatives(self, chain: list[str], leaf: int | None, view: View) -> None:
-        """Refuse a forward that detaches, or that other parameters enter, unseen in its values."""
+    def compare_derivatives(self, chain: list[str], leaf: int | None, view: View) -> None:
+        """Refuse a forward with other derivatives, though its values agree."""
         self.copy.requires_grad_(True)
         x = self.x.narrow(1 if self.time_major else 0, 0, min(_FEW, self.hidden.shape[0]))
-        cudnn = torch.backends.cudnn.flags(enabled=False)  # has no backward pass in eval mode
+        cudnn = torch.backends.cudnn.flags(enabled=False)  # no backward pass in eval mode
         with torch.enable_grad(), cudnn:
             calls, returned = self._record(x)
             _, hidden = self._through(calls)
@@ -318,7 +314,7 @@ class Run:
     def _gradients(
         self, y: Tensor, weights: Tensor, wanted: list[Tensor], result: Any
     ) -> list[Tensor]:
-        """Gradients by parameters and states; a layer returns its last state twice, as h_n too."""
+        """Gradients by parameters and states; a layer returns its last state also as h_n."""
         if not isinstance(self.recurrence.module, nn.RNNBase) or wanted[-1].ndim < 3:
             return gradients(y, weights, wanted)
         *found, of_end = gradients(y, weights, [*wanted, tensors(result)[1]])
@@ -329,32 +325,24 @@ class Run:
     # Refusals.
 
     def _encoded(self) -> ValueError:
-        makers = [
-            c.path
-            for c in self.calls
-            if isinstance(c.result, Tensor)
-            and "." not in c.path
-            and c.result.ndim == 3
-            and any(same(v(c.result), self.read) for v in (as_it_is, time_first))
-        ]
-        if not makers:
+        """The error for a recurrent part that does not read the inputs themselves."""
+        outermost = [c for c in self.calls if "." not in c.path]
+        maker = next((c.path for c in outermost if is_whole_view(c.result, self.read)), None)
+        if maker is None:
             return self._refusal(
                 f"changes the inputs before {self.path} reads them: pass what that reads as inputs",
                 inputs=self._read_by(self.path),
             )
         return self._refusal(
-            f"gives {self.path} what {makers[0]} makes of the inputs: pass that as inputs; what "
-            f"{makers[0]} learns is then no part of the operators",
-            inputs=f"{spelled(makers[0])}(inputs)",
+            f"gives {self.path} what {maker} makes of the inputs: pass that as inputs; what "
+            f"{maker} learns is then no part of the operators",
+            inputs=f"{spelled(maker)}(inputs)",
         )
 
     def _read_by(self, path: str) -> str:
-        """Name of what a part reads: the inputs, where it is they."""
+        """Name of the tensor that a part reads, which may be the inputs."""
         read = next(c.arguments[0] for c in self.calls if c.path == path)
-        raw = isinstance(read, Tensor) and any(
-            same(view(read), self.x) for view in (as_it_is, time_first) if read.ndim == self.x.ndim
-        )
-        return "inputs" if raw else f"what_{path.replace('.', '_')}_reads"
+        return "inputs" if is_whole_view(read, self.x) else f"what_{path.replace('.', '_')}_reads"
 
     def _refusal(
         self, why: str, path: str | None = None, readout: str | None = None, inputs: str = "inputs"

@@ -7,10 +7,9 @@ from kpops.plot.dynamics import (
     lyapunov_spectrum,
 )
 from kpops.plot.estimates import alignment, effective_rank, over_training
-from kpops.plot.fields import eigenfunctions
+from kpops.plot.fields import eigenfunctions, frobenius_map
 from kpops.plot.interference import interference
 from kpops.plot.learning import captured, rank_bounds
-from kpops.plot.maps import frobenius_map
 from kpops.plot.points import fixed_point_eigenvalues, fixed_points
 from kpops.plot.spectra import density, spectrum
 

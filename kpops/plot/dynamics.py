@@ -1,4 +1,4 @@
-"""Lyapunov exponents: the spectrum, how it converged, how growth varies, and angles."""
+"""Lyapunov exponents: the spectrum, its convergence, the variation of growth, and angles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kpops.plot import wording
 
 _SOURCE = "kpops.lyapunov_spectrum"
 _ALONE, _GIVEN = "alone", "label"
-"""Dims of labels: of one result, which has none, and of a mapping."""
+"""Dimensions of the labels of a single result, which has none, and of a mapping."""
 _VIOLIN = "#9ECAE1"
 _MOST_BINS = 60
 
@@ -29,10 +29,9 @@ def lyapunov_spectrum(
     ----------
     result : Dataset, or mapping of labels to Datasets
         What :func:`kpops.lyapunov_spectrum` returns, or ``exponent(mode)`` of
-        :func:`kpops.covariant_lyapunov_vectors`. With one dim more, for example ``step`` of
-        :func:`kpops.over_training`, or with a mapping, there is a spectrum for each entry.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+        :func:`kpops.covariant_lyapunov_vectors`. With one more dimension, such as ``step`` of
+        :func:`kpops.over_training`, or with a mapping, each entry has a spectrum.
+    ax : matplotlib Axes, default: in a new figure
     **style
         Passed to ``Axes.plot`` for the line through the modes, for example ``label``.
 
@@ -43,21 +42,17 @@ def lyapunov_spectrum(
     Raises
     ------
     ValueError
-        If there are no exponents, they have other dims, or the mapping is empty.
-
-    See Also
-    --------
-    over_training : With ``estimate`` for ``exponent``, a line for each mode over the checkpoints.
+        If there are no exponents, they have other dimensions, or the mapping is empty.
 
     Notes
     -----
-    Error bars are one standard error. A triangle stands at the Kaplan-Yorke dimension, the number
-    of modes, linearly interpolated, whose exponents add up to zero; none where it is zero or not
-    known. Exponents of minus infinity are left out, and counted in the legend.
+    Error bars are one standard error. A triangle marks the Kaplan-Yorke dimension, if it is known
+    and not zero: the number of modes, linearly interpolated, whose exponents add up to zero.
+    Exponents of minus infinity are not drawn, but counted in the legend. With ``exponent`` renamed
+    to ``estimate``, :func:`kpops.plot.over_training` draws a line for each mode over checkpoints.
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import torch, kpops
     >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), torch.randn(5, 60, 3))
     >>> kpops.plot.lyapunov_spectrum(kpops.lyapunov_spectrum(lin)).get_ylabel()
@@ -65,44 +60,36 @@ def lyapunov_spectrum(
     """
     entries, over = _entries(result)
     ax = look.get_axes(ax)
-    _zero_line(ax)
+    look.zero_line(ax)
     dim = str(over.dims[0])
-    colours = look.colours(ax, over, dim)
-    texts: list[Any] = wording.names(over[dim])
-    if dim == _ALONE or len(texts) > len(look.COLOURS):
-        texts = [None] * len(texts)
+    labels = [None] if dim == _ALONE else wording.names(over[dim])
     style = look.long_names(style)
-    for entry, label, colour in zip(entries, texts, colours, strict=True):
+    for entry, (colour, label) in zip(entries, look.entries(ax, over, dim, labels), strict=True):
         _draw_spectrum(ax, entry, {"color": colour, "label": label, **style}, len(entries) == 1)
     if len(entries) > 1 and any(_dimension(entry) for entry in entries):
-        mark = {"marker": "v", "color": look.GREY, "markersize": 4, "linestyle": "none"}
-        ax.plot([], [], **mark, label=look.once(ax, "Kaplan-Yorke\ndimension"))
+        look.legend_entry(ax, "Kaplan-Yorke\ndimension", marker="v", color=look.GREY, markersize=4)
     ax.set_ylabel(wording.label_of(entries[0]["exponent"]))
-    look.legend_outside(ax)
-    if dim not in (_ALONE, _GIVEN) and ax.get_legend():
-        title = wording.coordinate_label(over, dim)
-        ax.get_legend().set_title(title, {"size": look.small(ax)})
-    return look.plain(ax)
+    title = None if dim in (_ALONE, _GIVEN) else wording.coordinate_label(over, dim)
+    return look.finished(ax, title=title)
 
 
 def _entries(
     result: xr.Dataset | Mapping[Any, xr.Dataset],
 ) -> tuple[list[xr.Dataset], xr.DataArray]:
-    """Spectra (mode), and an array of one dim that labels them."""
+    """Spectra (mode), and an array of one dimension that labels them."""
     if isinstance(result, Mapping) and not isinstance(result, xr.Dataset):
         if not result:
             raise ValueError(f"the mapping is empty: pass labels and what {_SOURCE} returns")
         for label, entry in result.items():
             if not isinstance(entry, xr.Dataset):
                 raise ValueError(f"there is no Dataset at {label!r}: pass what {_SOURCE} returns")
-            look.with_dims(look.variable(entry, ("exponent",), _SOURCE), ("mode",))
-        labels = np.array(list(result))  # numbers stay numbers, with others they become texts
+            look.variable(entry, ("exponent",), _SOURCE, ("mode",))
+        labels = np.array(list(result))  # numbers stay numbers, unless texts are among them
         labels = labels if labels.ndim == 1 else np.array([str(label) for label in result])
         over = xr.DataArray(labels, {_GIVEN: labels}, (_GIVEN,))
         over[_GIVEN].attrs["long_name"] = ""  # the labels speak for themselves
         return list(result.values()), over
-    values = look.variable(result, ("exponent",), _SOURCE)
-    values = look.with_dims(values, ("mode",), others=1)
+    values = look.with_dims(look.variable(result, ("exponent",), _SOURCE), ("mode",), others=1)
     if values.ndim == 1:
         return [result], xr.DataArray([0], dims=(_ALONE,))
     dim = values.dims[0]
@@ -111,20 +98,16 @@ def _entries(
 
 
 def _draw_spectrum(ax: Any, entry: xr.Dataset, style: dict[str, Any], alone: bool) -> None:
-    from kpops.plot.ticks import places
-
     values = entry["exponent"].values
     ends = np.isneginf(values)
-    modes, values = places(ax.xaxis, entry["exponent"], "mode")[~ends], values[~ends]
-    size = 4 if len(values) <= 12 else 3 if len(values) <= 60 else 2
-    (line,) = ax.plot(modes, values, **{"marker": "o", "markersize": size, "linewidth": 1, **style})
+    modes, values = wording.places(ax.xaxis, entry["exponent"], "mode")[~ends], values[~ends]
+    markers = {"marker": "o", "markersize": look.marker_size(len(values))}
+    (line,) = ax.plot(modes, values, **{"linewidth": 1, **markers, **style})
     colour = line.get_color()
     if "stderr" in entry:
-        error = entry["stderr"].values[~ends]
-        bars = {"fmt": "none", "ecolor": colour, "elinewidth": 0.8, "capsize": 1.5}
-        ax.errorbar(modes, values, error, **bars)
+        look.bars(ax, modes, values, entry["stderr"].values[~ends], colour)
     if ends.any():
-        ax.plot([], [], " ", label=look.once(ax, f"{ends.sum()} at $-\\infty$\nnot shown"))
+        look.legend_entry(ax, f"{ends.sum()} at $-\\infty$\nnot shown")
     dimension = _dimension(entry)
     if dimension:
         label = f"Kaplan-Yorke\ndimension {wording.number(dimension)}" if alone else None
@@ -133,20 +116,18 @@ def _draw_spectrum(ax: Any, entry: xr.Dataset, style: dict[str, Any], alone: boo
 
 
 def _dimension(entry: xr.Dataset) -> float:
-    """Kaplan-Yorke dimension; zero where it is not known."""
-    dimension = float(entry.get("kaplan_yorke_dimension", math.nan))
-    return 0.0 if math.isnan(dimension) else dimension
+    """Kaplan-Yorke dimension; zero if it is not known."""
+    return float(np.nan_to_num(entry.get("kaplan_yorke_dimension", 0.0)))
 
 
 def lyapunov_history(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
-    """Plot what the exponents would be, had the run ended earlier, against its end.
+    """Plot the exponents as if the run had ended earlier, against the time of its end.
 
     Parameters
     ----------
     result : Dataset
-        What :func:`kpops.lyapunov_spectrum` returns; ``result.sel(mode=[1, 2])`` of these modes.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+        What :func:`kpops.lyapunov_spectrum` returns, or ``.sel(mode=[1, 2])`` of it.
+    ax : matplotlib Axes, default: in a new figure
     **style
         Passed to ``Axes.plot``.
 
@@ -157,50 +138,44 @@ def lyapunov_history(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     Raises
     ------
     ValueError
-        If there is no history, or it has other dims.
+        If there is no history, or it has other dimensions.
 
     Notes
     -----
     The bands are one standard error about the final values. A line that enters its band at the very
-    end, or still drifts within it, tells that the run was too short or the transient was.
+    end, or still drifts within it, shows that the run or the transient was too short.
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import torch, kpops
     >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), torch.randn(5, 60, 3))
     >>> kpops.plot.lyapunov_history(kpops.lyapunov_spectrum(lin, k=2)).get_xlabel()
     'time (step)'
     """
-    from kpops.plot.ticks import places
-
-    history = look.with_dims(look.variable(result, ("history",), _SOURCE), ("time", "mode"))
+    history = look.variable(result, ("history",), _SOURCE, ("time", "mode"))
     ax = look.get_axes(ax)
-    _zero_line(ax)
-    modes = wording.names(history["mode"])
-    time = places(ax.xaxis, history, "time")
+    look.zero_line(ax)
+    time = wording.places(ax.xaxis, history, "time")
     style = look.long_names(style)
-    for i, colour in enumerate(look.colours(ax, history, "mode")):
-        label = f"mode {modes[i]}" if len(modes) <= len(look.COLOURS) else None
+    labels = [f"mode {mode}" for mode in wording.names(history["mode"])]
+    for i, (colour, label) in enumerate(look.entries(ax, history, "mode", labels)):
         default = {"color": colour, "linewidth": 1, "label": label}
         (line,) = ax.plot(time, history.isel(mode=i).values, **{**default, **style})
         if {"exponent", "stderr"} <= set(result):
             final, error = (float(result[name][i]) for name in ("exponent", "stderr"))
             look.band(ax, time[[0, -1]], final, error, line.get_color())
     ax.set_ylabel(wording.label_of(history))
-    look.legend_outside(ax)
-    return look.plain(ax)
+    return look.finished(ax)
 
 
 def finite_time_exponents(result: xr.Dataset, ax: Any = None) -> Any:
-    """Plot how the growth of tangents is distributed over windows, and over trials.
+    """Plot the distribution of the growth of tangents over windows and trials.
 
     Parameters
     ----------
     result : Dataset
-        What :func:`kpops.lyapunov_spectrum` returns; ``result.sel(mode=[1, 2])`` of these modes.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+        What :func:`kpops.lyapunov_spectrum` returns, or ``.sel(mode=[1, 2])`` of it.
+    ax : matplotlib Axes, default: in a new figure
 
     Returns
     -------
@@ -209,65 +184,52 @@ def finite_time_exponents(result: xr.Dataset, ax: Any = None) -> Any:
     Raises
     ------
     ValueError
-        If there are no finite-time exponents, or they have other dims.
+        If there are no finite-time exponents, or they have other dimensions.
 
     Notes
     -----
-    The outline of a mode is the density of its exponents in all windows of all trials, each of the
-    same width at its widest; a dot is the exponent of one trial over all its windows. Windows of
-    minus infinity are left out.
+    The outline of a mode is the density of its exponents in all windows of all trials, scaled to
+    the same greatest width; a dot is the exponent of one trial over all its windows. Windows of
+    minus infinity are omitted.
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import torch, kpops
     >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), torch.randn(5, 60, 3))
     >>> kpops.plot.finite_time_exponents(kpops.lyapunov_spectrum(lin, k=2)).get_ylabel()
     'finite-time exponent (1/step)'
     """
-    from kpops.plot.ticks import places
-
-    values = look.variable(result, ("finite_time_exponent",), _SOURCE)
-    values = look.with_dims(values, ("trial", "time", "mode"))
-    trials = look.variable(result, ("trial_exponent",), _SOURCE)
-    trials = look.with_dims(trials, ("trial", "mode"))
+    values = look.variable(result, ("finite_time_exponent",), _SOURCE, ("trial", "time", "mode"))
+    trials = look.variable(result, ("trial_exponent",), _SOURCE, ("trial", "mode"))
     ax = look.get_axes(ax)
-    _zero_line(ax)
-    modes = places(ax.xaxis, values, "mode")
+    look.zero_line(ax)
+    modes = wording.places(ax.xaxis, values, "mode")
     samples = [column[np.isfinite(column)] for column in values.values.reshape(-1, len(modes)).T]
     there = [i for i, sample in enumerate(samples) if sample.size]
     if there:
-        parts = ax.violinplot(
-            [samples[i] for i in there], modes[there], widths=0.8, showextrema=False
-        )
+        shown = [samples[i] for i in there]
+        parts = ax.violinplot(shown, modes[there], widths=0.8, showextrema=False)
         for body in parts["bodies"]:
             body.set(facecolor=_VIOLIN, edgecolor=look.COLOURS[0], linewidth=0.6, alpha=1)
         parts["bodies"][0].set_label("windows")
-    # Trials that lie beside one another can be counted, as dots of one place cannot.
+    # Dots side by side can be counted, dots on top of one another cannot.
     aside = np.linspace(-0.15, 0.15, len(trials)) if len(trials) > 1 else np.zeros(1)
-    ax.plot(
-        (modes + aside[:, None]).ravel(),
-        np.where(np.isfinite(trials), trials, np.nan).ravel(),
-        "o",
-        color=look.COLOURS[1],
-        markersize=2.5 if trials.size <= 60 else 1.5,
-        markeredgewidth=0,
-        label="trials",
-    )
+    x = (modes + aside[:, None]).ravel()
+    y = np.where(np.isfinite(trials), trials, np.nan).ravel()
+    dots = {"markersize": 2.5 if trials.size <= 60 else 1.5, "markeredgewidth": 0}
+    ax.plot(x, y, "o", color=look.COLOURS[1], label="trials", **dots)
     ax.set_ylabel(wording.label_of(values.assign_attrs(long_name="finite-time exponent")))
-    look.legend_outside(ax)
-    return look.plain(ax)
+    return look.finished(ax)
 
 
 def covariant_angles(result: xr.Dataset, ax: Any = None) -> Any:
-    """Plot the angles between covariant Lyapunov vectors: distributions, or the smallest of each.
+    """Plot the angles between covariant Lyapunov vectors: their densities, or the smallest.
 
     Parameters
     ----------
     result : Dataset
         What :func:`kpops.covariant_lyapunov_vectors` returns with ``angles=True``.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+    ax : matplotlib Axes, default: in a new figure
 
     Returns
     -------
@@ -280,13 +242,12 @@ def covariant_angles(result: xr.Dataset, ax: Any = None) -> Any:
 
     Notes
     -----
-    Up to four vectors: the density of the angle of every two of them over trials and times. Of more
-    there is a matrix of the smallest angle. Where expanding and contracting directions come near
-    one another, the dynamics are not hyperbolic.
+    Up to four vectors have, for each pair, the density of its angle over trials and times; more
+    have a matrix of the smallest angles. Where expanding and contracting directions come near one
+    another, the dynamics are not hyperbolic.
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import torch, kpops
     >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), torch.randn(5, 60, 3))
     >>> vectors = kpops.covariant_lyapunov_vectors(lin, k=3, angles=True)
@@ -294,11 +255,11 @@ def covariant_angles(result: xr.Dataset, ax: Any = None) -> Any:
     ['1 and 2', '1 and 3', '2 and 3']
     """
     source = "kpops.covariant_lyapunov_vectors(..., angles=True)"
-    angle = look.variable(result, ("covariant_angle",), source)
-    angle = look.with_dims(angle, ("trial", "time", "mode", "mode_in"))
+    dims = ("trial", "time", "mode", "mode_in")
+    angle = look.variable(result, ("covariant_angle",), source, dims)
     pairs = list(combinations(range(angle.sizes["mode"]), 2))
     if not pairs:
-        raise ValueError("there is one vector, and no angle: compute two vectors or more, by k=2")
+        raise ValueError("one vector has no angle: compute two vectors or more, by k=2")
     ax = look.get_axes(ax)
     if len(pairs) > len(look.COLOURS):
         return _draw_smallest(ax, angle)
@@ -314,21 +275,14 @@ def covariant_angles(result: xr.Dataset, ax: Any = None) -> Any:
     ax.set_xticks(np.arange(5) * np.pi / 8, ["0", "π/8", "π/4", "3π/8", "π/2"])
     ax.set_xlabel(wording.label_of(angle))
     ax.set_ylabel("density (1/rad)")
-    look.legend_outside(ax)
-    ax.get_legend().set_title("modes", {"size": look.small(ax)})
-    return look.plain(ax)
+    return look.finished(ax, title="modes")
 
 
 def _draw_smallest(ax: Any, angle: xr.DataArray) -> Any:
     smallest = angle.min(("trial", "time"))
-    apart = smallest["mode"] != smallest["mode_in"]
-    look_of = {"aspect": "equal", "cmap": look.UNSIGNED, "vmin": 0}
-    image = look.heat_map(ax, smallest.where(apart), **look_of)
+    shown = smallest.where(smallest["mode"] != smallest["mode_in"])
+    image = look.heat_map(ax, shown, aspect="equal", cmap=look.UNSIGNED, vmin=0)
     ax.set_xlabel(ax.get_ylabel())  # a list against itself: neither is input
     name = f"smallest {angle.attrs.get('long_name', 'angle')}"
     look.colour_bar(image, ax, wording.label_of(angle.assign_attrs(long_name=name)))
     return ax
-
-
-def _zero_line(ax: Any) -> None:
-    ax.axhline(0, color=look.GREY, linewidth=0.6, zorder=0)

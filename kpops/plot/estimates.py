@@ -1,4 +1,4 @@
-"""Numbers with error bars: over training, beside one another, or as a matrix."""
+"""Numbers with error bars: over training, side by side, or as a matrix."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ _VARIABLES = ("estimate", "effective_rank")
 _RANKS = "kpops.effective_rank, kpops.collapse or kpops.over_training with one of them"
 _ALIGNMENTS = "kpops.alignment"
 _OVER = "kpops.over_training with kpops.effective_rank or kpops.collapse"
-_MARKER = 4
-_DASHES = (("-", "."), ("--", "x"), (":", "+"), ("-.", "1"))
+_DASHES = [
+    {"linestyle": dashes, "marker": marker, "markersize": 4}
+    for dashes, marker in (("-", "."), ("--", "x"), (":", "+"), ("-.", "1"))
+]
+_STDERR = "_stderr"
+"""Coordinate of an estimate for its standard error, if that is known."""
 
 
 def over_training(values: Result, ax: Any = None, *, log: bool | None = None, **style: Any) -> Any:
-    """Plot values against the training iteration, a line for each entry of the other dims.
+    """Plot values against the training iteration, a line for each entry of the other dimensions.
 
     Parameters
     ----------
     values : DataArray or Dataset
-        Dims ``step`` and at most two others: the first has the colours, the second the dashes. A
-        Dataset has the variable ``estimate`` or ``effective_rank`` and, for a band of one standard
-        error, ``stderr``: of :func:`kpops.over_training` with a measure such as
+        Dimension ``step`` and at most two others: the first has the colours, the second the
+        dashes. A Dataset has the variable ``estimate`` or ``effective_rank`` and, for a band of one
+        standard error, ``stderr``, as from :func:`kpops.over_training` with a measure such as
         :func:`kpops.effective_rank`.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+    ax : matplotlib Axes, default: in a new figure
     log : bool, optional
-        Whether the values have a logarithmic axis; default: if they are effective ranks that span
-        1.5 decades or more.
+        Whether the axis of the values is logarithmic; default: for effective ranks that span 1.5
+        decades or more.
     **style
         Passed to ``Axes.plot``.
 
@@ -46,32 +49,20 @@ def over_training(values: Result, ax: Any = None, *, log: bool | None = None, **
     Raises
     ------
     ValueError
-        If `values` has other dims, or is complex.
+        If `values` has other dimensions, or is complex.
 
     Notes
     -----
-    More than seven entries of the first dim have the colours of a scale, with its bar.
+    More than seven entries of the first dimension take the colours of a scale, with a colour bar.
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import xarray as xr, kpops
     >>> loss = xr.DataArray([1.0, 0.5], dims="step", attrs={"long_name": "loss"})
     >>> kpops.plot.over_training(loss).get_ylabel()
     'loss'
     """
-    estimate, stderr = _with_error(values, _OVER)
-    estimate = look.with_dims(estimate, ("step",), others=2)
-    ax = look.get_axes(ax)
-    _lines(ax, estimate, None if stderr is None else stderr.transpose(*estimate.dims), style)
-    name = _name(estimate)
-    ax.set_ylabel(name)
-    look.legend_outside(ax)
-    if log is None:
-        log = name.startswith("effective rank") and look.spans_decades(estimate.values)
-    if log:
-        look.log_values(ax)
-    return look.plain(ax)
+    return _lines(_with_error(values, _OVER), ax, log, style)
 
 
 def effective_rank(
@@ -83,14 +74,12 @@ def effective_rank(
     ----------
     result : Dataset, DataArray, or mapping of labels to them
         ``estimate`` and ``stderr`` of :func:`kpops.effective_rank`, or ``effective_rank`` of
-        :func:`kpops.collapse`, without dims, with one dim (for example ``operator``), or with two.
-        The first dim, or the labels of the mapping, stand on the horizontal axis, the second dim
-        has the colours. With ``step``, of :func:`kpops.over_training`, they are lines with bands of
-        one standard error: see :func:`kpops.plot.over_training`.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+        :func:`kpops.collapse`, with at most two dimensions. The first, such as ``operator``, or the
+        labels of the mapping, lie on the horizontal axis; the second has the colours. With
+        ``step``, they are lines as in :func:`kpops.plot.over_training`.
+    ax : matplotlib Axes, default: in a new figure
     log : bool, optional
-        Whether the ranks have a logarithmic axis; default: if they span 1.5 decades or more.
+        Whether the axis of the ranks is logarithmic; default: if they span 1.5 decades or more.
     **style
         Passed to ``Axes.errorbar``, or to ``Axes.plot`` over training.
 
@@ -101,26 +90,24 @@ def effective_rank(
     Raises
     ------
     ValueError
-        If there are no ranks, or more dims.
+        If there are no ranks, or more dimensions.
 
     Notes
     -----
-    A point whose standard error is not known (NaN) is hollow. An error of zero, that of an exact
-    result, has no bar to be seen.
+    A point of unknown standard error (NaN) is hollow. An exact result has no visible bar.
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import numpy as np, kpops
     >>> ranks = {name: kpops.effective_rank(np.eye(n)) for name, n in {"K": 3, "P": 100}.items()}
     >>> ax = kpops.plot.effective_rank(ranks)
     >>> ax.get_ylabel(), ax.get_yscale()
     ('effective rank (participation)', 'log')
     """
-    estimate, stderr = _with_error(result, _RANKS)
+    estimate = _with_error(result, _RANKS)
     if log is None:
         log = look.spans_decades(estimate.values)
-    return _points_or_lines(ax, estimate, stderr, log, style)
+    return _points_or_lines(estimate, ax, log, style)
 
 
 def alignment(result: Result | Mapping[str, Any], ax: Any = None, **style: Any) -> Any:
@@ -129,11 +116,10 @@ def alignment(result: Result | Mapping[str, Any], ax: Any = None, **style: Any) 
     Parameters
     ----------
     result : Dataset, DataArray, or mapping of labels to them
-        ``estimate`` and ``stderr`` of :func:`kpops.alignment`, cosines from -1 to 1. Two dims of
-        equal size, for example ``(task, task_in)`` or ``(step, step_in)``, are a matrix; else
-        points or lines as in :func:`kpops.plot.effective_rank`.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+        ``estimate`` and ``stderr`` of :func:`kpops.alignment`, cosines from -1 to 1. Two dimensions
+        over the same entries, such as ``(task, task_in)`` or ``(step, step_in)``, make a matrix;
+        otherwise points or lines as in :func:`kpops.plot.effective_rank`.
+    ax : matplotlib Axes, default: in a new figure
     **style
         Passed to ``Axes.imshow``, ``Axes.errorbar`` or ``Axes.plot``.
 
@@ -144,7 +130,7 @@ def alignment(result: Result | Mapping[str, Any], ax: Any = None, **style: Any) 
     Raises
     ------
     ValueError
-        If there is no ``estimate``, more than two dims, or values beyond -1 and 1.
+        If there is no ``estimate``, more than two dimensions, or a value beyond -1 and 1.
 
     Notes
     -----
@@ -153,65 +139,60 @@ def alignment(result: Result | Mapping[str, Any], ax: Any = None, **style: Any) 
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
-    >>> import numpy as np, xarray as xr, kpops
+    >>> import xarray as xr, kpops
     >>> tasks = {"task": ["Pro", "Anti"], "task_in": ["Pro", "Anti"]}
     >>> cosines = xr.DataArray([[1.0, 0.2], [0.2, 1.0]], tasks, ("task", "task_in"))
     >>> [text.get_text() for text in kpops.plot.alignment(cosines).texts]
     ['1.00', '0.20', '0.20', '1.00']
     """
-    estimate, stderr = _with_error(result, _ALIGNMENTS)
+    estimate = _with_error(result, _ALIGNMENTS)
     worst = np.nanmax(np.abs(estimate.values), initial=0)
     if worst > 1 + 1e-5:
         raise ValueError(f"an alignment is {worst:g}: pass cosines, which lie between -1 and 1")
     if _is_matrix(estimate):
         return _matrix(look.get_axes(ax), estimate, style)
-    ax = _points_or_lines(ax, estimate, stderr, False, style)
-    ax.axhline(0, color=look.GREY, linewidth=0.6, zorder=0)
+    ax = _points_or_lines(estimate, ax, False, style)
+    look.zero_line(ax)
     ax.set_ylim(-1.05 if (estimate < 0).any() else 0, 1.05)
     return ax
 
 
-def _with_error(
-    result: Result | Mapping[str, Any], source: str
-) -> tuple[xr.DataArray, xr.DataArray | None]:
-    """Estimate and standard error, if there is one, of whatever form."""
-    if isinstance(result, xr.DataArray):
-        return look.real(result), None
-    if isinstance(result, xr.Dataset) or not isinstance(result, Mapping):
-        return look.variable(result, _VARIABLES, source, arrays=True), result.get("stderr")
+def _with_error(result: Result | Mapping[str, Any], source: str) -> xr.DataArray:
+    """The estimate, with its standard error as a coordinate if there is one."""
+    if isinstance(result, xr.Dataset | xr.DataArray) or not isinstance(result, Mapping):
+        estimate = look.variable(result, _VARIABLES, source, arrays=True)
+        error = result.get("stderr") if isinstance(result, xr.Dataset) else None
+        return estimate if error is None else estimate.assign_coords({_STDERR: error})
     if not result:
         raise ValueError(f"the mapping is empty: pass labels and what {source} returns")
-    pairs = [_with_error(_wrapped(entry), source) for entry in result.values()]
+    entries = []
+    for entry in result.values():
+        if not isinstance(entry, Result):
+            entry = xr.DataArray(np.asarray(entry, float))
+        entries.append(_with_error(entry, source).rename("estimate"))
+    known = [_STDERR] if any(_STDERR in entry.coords for entry in entries) else []
+    variables = []
+    for entry in entries:
+        if known and _STDERR not in entry.coords:
+            entry = entry.assign_coords({_STDERR: xr.full_like(entry, np.nan)})
+        variables.append(entry.reset_coords(known))
     labels = xr.DataArray(np.array([str(k) for k in result], object), dims="label", name="label")
-    estimate = _joined([e for e, _ in pairs], labels)
-    errors = [xr.full_like(e, np.nan) if s is None else s for e, s in pairs]
-    known = any(s is not None for _, s in pairs)
-    return estimate, _joined(errors, labels) if known else None
-
-
-def _wrapped(entry: Any) -> Result:
-    if isinstance(entry, xr.Dataset | xr.DataArray):
-        return entry
-    return xr.DataArray(np.asarray(entry, float))
-
-
-def _joined(entries: list[xr.DataArray], labels: xr.DataArray) -> xr.DataArray:
-    # The operator and the kind of each entry stay beside its label, where they differ.
-    joined = xr.concat(
-        [entry.rename("estimate") for entry in entries],
-        dim=labels,
-        combine_attrs="drop_conflicts",
-        join="exact",
-        coords="different",
-        compat="equals",
-    )
+    alike: dict[str, Any] = {"combine_attrs": "drop_conflicts", "join": "exact", "compat": "equals"}
+    # Where the operators and kinds of the entries differ, they stay beside the labels.
+    joined = xr.concat(variables, labels, data_vars="all", coords="different", **alike)
     joined["label"].attrs["long_name"] = ""  # the labels speak for themselves
-    return joined
+    return joined.set_coords(known)["estimate"]
+
+
+def _error(estimate: xr.DataArray) -> np.ndarray | None:
+    """Standard errors in the shape of the estimate."""
+    if _STDERR not in estimate.coords:
+        return None
+    return estimate[_STDERR].broadcast_like(estimate).transpose(*estimate.dims).values
 
 
 def _name(estimate: xr.DataArray) -> str:
-    """What is estimated: its long name, with the kind of rank if that is one for all."""
+    """What is estimated: its long name, with the kind of rank if all have the same."""
     if "long_name" not in estimate.attrs and "kind" in estimate.coords:
         estimate = estimate.assign_attrs(long_name="effective rank")  # of kinds that differ
     kind = estimate.coords.get("kind")
@@ -221,57 +202,39 @@ def _name(estimate: xr.DataArray) -> str:
     return wording.label_of(estimate)
 
 
-def _points_or_lines(
-    ax: Any,
-    estimate: xr.DataArray,
-    stderr: xr.DataArray | None,
-    log: bool,
-    style: dict[str, Any],
-) -> Any:
+def _points_or_lines(estimate: xr.DataArray, ax: Any, log: bool, style: dict[str, Any]) -> Any:
     if "step" in estimate.dims:
-        both = xr.Dataset({"estimate": estimate.rename("estimate")})
-        if stderr is not None:
-            both["stderr"] = stderr
-        return over_training(both, ax, log=log, **style)
+        return _lines(estimate.rename("estimate"), ax, log, style)
     estimate = look.with_dims(estimate, (), others=2)
     ax = look.get_axes(ax)
-    _points(ax, estimate, stderr, style)
+    _points(ax, estimate, style)
     if log:
         look.log_values(ax)
-    return look.plain(ax)
+    return look.finished(ax)
 
 
-def _points(
-    ax: Any, estimate: xr.DataArray, stderr: xr.DataArray | None, style: dict[str, Any]
-) -> None:
-    from kpops.plot.ticks import name_ticks
-
+def _points(ax: Any, estimate: xr.DataArray, style: dict[str, Any]) -> None:
     if estimate.ndim == 0:
-        symbol = wording.operator_of(estimate)
-        estimate = estimate.expand_dims(label=[symbol or ""])
+        estimate = estimate.expand_dims(label=[wording.operator_of(estimate) or ""])
         estimate["label"].attrs["long_name"] = ""
-        stderr = None if stderr is None else stderr.expand_dims("label")
     horizontal, *series = map(str, estimate.dims)
-    labels = _labels(estimate, series[0]) if series else [None]
     names = _labels(estimate, horizontal)
-    colours = look.colours(ax, estimate, series[0]) if series else [look.free_colour(ax)]
-    for j, (label, colour) in enumerate(zip(labels, colours, strict=True)):
-        at = {series[0]: j} if series else {}
-        x = np.arange(len(names)) + 0.6 * ((j + 0.5) / len(labels) - 0.5)
-        error = None if stderr is None else stderr.isel(at).values
-        mine = {"color": colour, "label": label if len(labels) <= len(look.COLOURS) else None}
-        _points_of(ax, x, estimate.isel(at).values, error, {**mine, **style})
-    name_ticks(ax.xaxis, np.arange(len(names)), names)
+    labels = _labels(estimate, series[0]) if series else [None]
+    looks = look.entries(ax, estimate, str(estimate.dims[-1]), labels)
+    for j, (colour, label) in enumerate(looks):
+        x = np.arange(len(names)) + 0.6 * ((j + 0.5) / len(looks) - 0.5)
+        each = estimate.isel({series[0]: j}) if series else estimate
+        mine = {"fmt": "o", "markersize": 4, "capsize": 2, "color": colour, "label": label}
+        _points_of(ax, x, each.values, _error(each), {**mine, **style})
+    wording.name_ticks(ax.xaxis, np.arange(len(names)), names)
     ax.set_xlim(-0.6, len(names) - 0.4)
     ax.set_xlabel(wording.coordinate_label(estimate, horizontal))
     ax.set_ylabel(_name(estimate))
-    look.legend_outside(ax)
 
 
 def _points_of(
     ax: Any, x: np.ndarray, y: np.ndarray, error: np.ndarray | None, style: dict[str, Any]
 ) -> None:
-    style = {"fmt": "o", "markersize": 4, "capsize": 2, **style}
     label = style["label"]
     known = np.ones(len(x), bool) if error is None else np.isfinite(error)
     if known.any():
@@ -282,54 +245,47 @@ def _points_of(
         ax.plot(x[~known], y[~known], "o", markersize=style["markersize"], **hollow)
 
 
-def _lines(
-    ax: Any, estimate: xr.DataArray, stderr: xr.DataArray | None, style: dict[str, Any]
-) -> None:
-    """A line for each entry of the dims (colour, dashes, step), of which the first may lack."""
-    from kpops.plot.ticks import places
-
+def _lines(estimate: xr.DataArray, ax: Any, log: bool | None, style: dict[str, Any]) -> Any:
+    """A line over ``step`` for each entry of at most two other dimensions."""
+    estimate = look.with_dims(estimate, ("step",), others=2)
+    ax = look.get_axes(ax)
     style = look.long_names(style)
-    steps = places(ax.xaxis, estimate, "step")
+    steps = wording.places(ax.xaxis, estimate, "step")
     if estimate.ndim == 1:
         mine = {"color": look.free_colour(ax), "label": wording.operator_of(estimate), **style}
-        _line(ax, steps, estimate, stderr, mine)
-        return
+        look.curve(ax, steps, estimate.values, _error(estimate), **mine)
+    else:
+        _many_lines(ax, steps, estimate, style)
+    name = _name(estimate)
+    ax.set_ylabel(name)
+    if log is None:
+        log = name.startswith("effective rank") and look.spans_decades(estimate.values)
+    if log:
+        look.log_values(ax)
+    return look.finished(ax)
+
+
+def _many_lines(ax: Any, steps: np.ndarray, estimate: xr.DataArray, style: dict[str, Any]) -> None:
+    """Lines (colour, dashes, step), where the dashes may be missing."""
     coloured, *dashed = map(str, estimate.dims[:-1])
-    dashes = _dashes(estimate, dashed[0]) if dashed else [_DASHES[0]]
-    names = _labels(estimate, coloured)
-    few = len(names) <= len(look.COLOURS)
-    colours = look.colours(ax, estimate, coloured)
-    for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
-        for j, (dash, marker) in enumerate(dashes):
-            at = {coloured: i} | {d: j for d in dashed}
-            label = name if few and j == 0 else None
-            mine = {"color": colour, "linestyle": dash, "marker": marker, "label": label}
-            mine |= {"markersize": _MARKER, **style}
-            _line(ax, steps, estimate.isel(at), None if stderr is None else stderr.isel(at), mine)
-    for name, both in zip(_labels(estimate, dashed[0]) if dashed else [], dashes, strict=False):
-        looks = dict(zip(("linestyle", "marker"), both, strict=True))
-        ax.plot([], [], color=look.GREY, label=look.once(ax, name), markersize=_MARKER, **looks)
-
-
-def _line(ax: Any, x: Any, y: xr.DataArray, error: xr.DataArray | None, style: Any) -> None:
-    (line,) = ax.plot(x, y.values, **style)
-    if error is not None:
-        look.band(ax, x, y.values, error.values, line.get_color())
-
-
-def _dashes(estimate: xr.DataArray, dim: str) -> list[tuple[str, str]]:
-    """Dashes and markers of the entries of a dim."""
-    n = estimate.sizes[dim]
-    if n > len(_DASHES):
+    kinds = _labels(estimate, dashed[0]) if dashed else [""]
+    if len(kinds) > len(_DASHES):
         raise ValueError(
-            f"{dim} has {n} entries, of which {len(_DASHES)} can be told apart by their dashes: "
-            f"choose some, for example by .isel({dim}=slice({len(_DASHES)}))"
+            f"{dashed[0]} has {len(kinds)} entries, but only {len(_DASHES)} kinds of dashes can be "
+            f"told apart: choose some, for example by .isel({dashed[0]}=slice({len(_DASHES)}))"
         )
-    return list(_DASHES[:n])
+    looks = look.entries(ax, estimate, coloured, _labels(estimate, coloured))
+    for i, (colour, label) in enumerate(looks):
+        for j in range(len(kinds)):
+            each = estimate.isel({coloured: i} | {dim: j for dim in dashed})
+            mine = {"color": colour, "label": None if j else label, **_DASHES[j], **style}
+            look.curve(ax, steps, each.values, _error(each), **mine)
+    for j, kind in enumerate(kinds if dashed else []):
+        look.legend_entry(ax, kind, color=look.GREY, **_DASHES[j])
 
 
 def _labels(values: xr.DataArray, dim: str) -> list[str]:
-    """Names of the entries of a dim; of one without labels, operators and kinds if it has any."""
+    """Names of the entries of a dimension; without a coordinate, their operators and kinds."""
     beside = [values[c] for c in (*wording.OPERATORS, "kind") if c in values.coords]
     beside = [c for c in beside if c.dims == (dim,)]
     if dim in values.coords or not beside:
@@ -338,7 +294,7 @@ def _labels(values: xr.DataArray, dim: str) -> list[str]:
 
 
 def _is_matrix(values: xr.DataArray) -> bool:
-    """Whether both dims run over the same things."""
+    """Whether two dimensions have the same entries."""
     if values.ndim != 2 or values.shape[0] != values.shape[1]:
         return False
     a, b = map(str, values.dims)
@@ -363,12 +319,7 @@ def _write_values(ax: Any, image: Any, values: xr.DataArray) -> None:
     for i, j in np.ndindex(rows, columns):
         value = float(values[i, j])
         light = sum(image.cmap(image.norm(value))[:3]) > 1.5
-        ax.text(
-            left + (j + 0.5) * (right - left) / columns,
-            top + (i + 0.5) * (bottom - top) / rows,
-            f"{value:.2f}",
-            ha="center",
-            va="center",
-            color="black" if light else "white",
-            fontsize=look.small(ax),
-        )
+        x = left + (j + 0.5) * (right - left) / columns
+        y = top + (i + 0.5) * (bottom - top) / rows
+        place = {"ha": "center", "va": "center", "fontsize": look.small(ax)}
+        ax.text(x, y, f"{value:.2f}", color="black" if light else "white", **place)

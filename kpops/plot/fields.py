@@ -1,4 +1,4 @@
-"""Eigenfunctions and singular functions as fields over trials, time and units."""
+"""Heat maps: eigenfunctions and singular functions as fields, and the energy of operators."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from kpops.plot import wording
 
 _VARIABLES = ("eigenfunction", "left", "right")
 _MAX_COURSES = 12
+_MAPS = "kpops.frobenius_map"
+_DECADES = 6
 
 
 def eigenfunctions(
@@ -24,51 +26,49 @@ def eigenfunctions(
     figure: Any = None,
     **positions: Any,
 ) -> np.ndarray:
-    """Plot the leading modes: for each a heat map against time, with its time courses below.
+    """Plot the leading modes, each as a heat map against time with its time courses below.
 
     Parameters
     ----------
     result : Dataset or DataArray
         What :func:`kpops.eigsh` or :func:`kpops.svds` returns, or one field
-        ``(mode, trial, time, unit)``, in which any dim but ``mode`` may be missing or another.
+        ``(mode, trial, time, unit)``, with any dimensions in place of the last three.
     modes : int or sequence of int
-        How many of the leading modes, or which, by their label from 1.
+        How many of the leading modes, or which, by their labels from 1.
     variable : {"eigenfunction", "left", "right"}, optional
         Default: the first of these that the Dataset has.
     over : str, optional
-        Dim of the heat map's vertical axis; default: ``"trial"``, else the first there is beside
+        Dimension of the heat map's vertical axis; default: ``"trial"``, else the first besides
         time.
-    figure : matplotlib Figure or SubFigure, optional
-        Where to draw; default: a new Figure.
+    figure : matplotlib Figure or SubFigure, default: a new Figure
     **positions
-        Dim to what is shown of it: a position or a slice (as in ``xarray.Dataset.isel``), or
-        ``"rms"``, the root mean square over the dim. A dim that has no place on the axes and
-        is not named is shown where the mode is strongest, with that label in the title.
+        What to show of a dimension: a position or a slice (as in ``xarray.Dataset.isel``), or
+        ``"rms"``, the root mean square over it. A further dimension that is neither named nor on an
+        axis is shown where the mode is strongest, with that label in the title.
 
     Returns
     -------
     ndarray of matplotlib Axes
-        Shape (mode, 2), heat map and time courses; (mode, 1) if there is but one dim beside
-        ``mode``, which is drawn as a line.
+        Shape (mode, 2), heat map and time courses; (mode, 1) if there is only one dimension besides
+        ``mode``: each mode is then a line.
 
     Raises
     ------
     ValueError
-        If there is no such variable, dim or mode.
+        If there is no such variable, dimension or mode.
 
     Notes
     -----
-    Modes have unit norm, so all panels share one scale: symmetric about zero and diverging, or
-    from zero on where nothing but root mean squares is shown. The courses are those of at most
-    twelve entries of `over`, the strongest. Where time has the coordinate ``epoch``, its
-    changes are lines. A mode that the solver did not find (NaN) says so.
+    Modes have unit norm, so all panels share one scale: diverging and symmetric about zero, or
+    from zero on if root mean squares are shown. The courses are those of the strongest entries of
+    `over`, at most twelve. Where time has the coordinate ``epoch``, its changes are vertical lines.
+    A mode that the solver did not find (NaN) says so.
 
-    Steps that the coordinate ``mask(trial, time)`` leaves out are grey, their courses end, and no
-    root mean square counts them. Times that are not evenly spaced are counted and named.
+    Steps that the coordinate ``mask(trial, time)`` excludes are grey, have no courses, and do not
+    count in root mean squares. Times that are not evenly spaced are counted and named.
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import torch, kpops
     >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.randn(5, 6, 3))
     >>> modes = kpops.eigsh(lin.flow, k=3)
@@ -78,33 +78,35 @@ def eigenfunctions(
     >>> axes[0, 0].get_ylabel()
     'unit'
     """
-    field = _field(result, variable)
-    field = _chosen(field, modes)
+    if "mode" in getattr(result, "dims", ()) and "mode" not in result.coords:
+        result = result.assign_coords(mode=np.arange(1, result.sizes["mode"] + 1))
+    field = _chosen(_field(result, variable), modes)
     _check_dims(field, over, positions)
-    field = field.isel({d: _kept(p) for d, p in positions.items() if _is_position(p)})
+    for dim, position in positions.items():
+        if isinstance(position, int | np.integer):
+            field = field.isel({dim: [int(position)]})  # its label stays for the title
+        elif not isinstance(position, str):
+            field = field.isel({dim: position})
     across = _across(field)
     rest = [str(d) for d in field.dims if d not in ("mode", across)]
     if not rest:
         return _draw_lines(field, figure, result)
     vertical = over or ("trial" if "trial" in rest else rest[0])
-    hidden = [d for d in rest if d != vertical]
+    rest.remove(vertical)
+    averaged = [d for d in rest if positions.get(d) == "rms"]
+    strongest = [d for d in rest if d not in averaged]
     fields = field.transpose("mode", ...)
-    panels = [_reduced(entry, vertical, across, hidden, positions) for entry in fields]
-    signed = not any(positions.get(d) == "rms" for d in hidden)
-    return _draw_panels([p for p, _ in panels], [n for _, n in panels], signed, figure, result)
+    panels = [_reduced(entry, vertical, across, strongest, averaged) for entry in fields]
+    return _draw_panels(panels, not averaged, figure, result)
 
 
-def _field(result: Any, name: str | None) -> xr.DataArray:
-    if isinstance(result, xr.DataArray):
-        field = look.real(result)
-    else:
-        names = (name,) if name else _VARIABLES
-        field = look.variable(result, names, "kpops.eigsh or kpops.svds", arrays=True)
+def _field(result: Any, variable: str | None) -> xr.DataArray:
+    names = (variable,) if variable else _VARIABLES
+    field = look.variable(result, names, "kpops.eigsh or kpops.svds", arrays=True)
     field = look.with_dims(field, ("mode",), others=field.ndim)
     if field.ndim < 2:
-        raise ValueError(f"{field.name or 'the field'} has no dim beside mode: there is no field")
-    if "mode" not in field.coords:
-        field = field.assign_coords(mode=np.arange(1, field.sizes["mode"] + 1))
+        name = field.name or "the field"
+        raise ValueError(f"{name} has the dimension mode alone: pass fields, such as over time")
     return field
 
 
@@ -123,9 +125,10 @@ def _check_dims(field: xr.DataArray, over: str | None, positions: dict[str, Any]
     dims = [str(d) for d in field.dims if d != "mode"]
     for dim in (*positions, *([over] if over else [])):
         if dim not in dims:
-            raise ValueError(f"no dim {dim!r} in {field.name or 'the field'}: choose among {dims}")
+            name = field.name or "the field"
+            raise ValueError(f"{name} has no dimension {dim!r}: choose among {dims}")
     if over is not None and over == _across(field):
-        raise ValueError(f"over={over!r} is the horizontal axis: choose another dim of {dims}")
+        raise ValueError(f"over={over!r} is the horizontal axis: choose another of {dims}")
     for dim, position in positions.items():
         if isinstance(position, str) and position != "rms":
             raise ValueError(f"{dim}={position!r}: choose a position, a slice or 'rms'")
@@ -134,37 +137,25 @@ def _check_dims(field: xr.DataArray, over: str | None, positions: dict[str, Any]
             raise ValueError(f"{dim}={position} is out of range: choose 0 to {size - 1}")
 
 
-def _is_position(position: Any) -> bool:
-    return not isinstance(position, str)
-
-
-def _kept(position: Any) -> Any:
-    """A single position as a list, so that its dim and label stay for the title."""
-    return [int(position)] if isinstance(position, int | np.integer) else position
-
-
 def _across(field: xr.DataArray) -> str:
-    """Dim of the horizontal axis: time, else the last."""
+    """Dimension of the horizontal axis: time, else the last."""
     dims = [str(d) for d in field.dims if d != "mode"]
     return next((d for d in dims if d.startswith("time")), dims[-1])
 
 
 def _reduced(
-    entry: xr.DataArray, vertical: str, across: str, hidden: list[str], positions: dict[str, Any]
+    entry: xr.DataArray, vertical: str, across: str, strongest: list[str], averaged: list[str]
 ) -> tuple[xr.DataArray, str]:
-    """One mode on (vertical, across), NaN where masked, and what stands for the hidden dims."""
+    """One mode on (vertical, across), NaN where masked, and a note on the other dimensions."""
     notes = []
-    averaged = [d for d in hidden if positions.get(d) == "rms"]
-    shown = [d for d in hidden if d not in averaged]
     valid = entry.coords.get("mask", xr.DataArray(True)).astype(bool)
-    if shown:
-        energy = (entry.where(valid).fillna(0) ** 2).sum([d for d in entry.dims if d not in shown])
-        strongest = energy.argmax(shown)
-        for dim in shown:
-            at = int(strongest[dim])
-            notes.append(f"{dim} {wording.names(entry[dim])[at]}")
-            entry = entry.isel({dim: at})
-            valid = valid.isel({dim: at}, missing_dims="ignore")
+    if strongest:
+        others = [d for d in entry.dims if d not in strongest]
+        energy = (entry.where(valid).fillna(0) ** 2).sum(others)
+        for dim, at in energy.argmax(strongest).items():
+            notes.append(f"{dim} {wording.names(entry[dim])[int(at)]}")
+            entry = entry.isel({dim: int(at)})
+            valid = valid.isel({dim: int(at)}, missing_dims="ignore")
     if averaged:
         n_valid = xr.ones_like(entry).where(valid, 0).sum(averaged)
         squares = (entry.where(valid, 0) ** 2).sum(averaged, skipna=False)
@@ -174,18 +165,18 @@ def _reduced(
 
 
 def _draw_panels(
-    panels: list[xr.DataArray], notes: list[str], signed: bool, figure: Any, result: Any
+    panels: list[tuple[xr.DataArray, str]], signed: bool, figure: Any, result: Any
 ) -> np.ndarray:
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     rows = -(-len(panels) // columns)
     width = 2 * look.COLUMN * (columns + 0.4) / 3.4
     layout = {"sharex": True, "height_ratios": [3, 2] * rows}
     grid = look.new_axes(figure, width, 1.9 * rows + 0.2, 2 * rows, columns, **layout)
-    largest = max((float(np.nanmax(np.abs(p.values), initial=0)) for p in panels), default=0) or 1
+    largest = max(float(np.nanmax(np.abs(panel.values), initial=0)) for panel, _ in panels) or 1
     colours = {"cmap": look.SIGNED if signed else look.UNSIGNED, "vmax": largest}
     colours["vmin"] = -largest if signed else 0
     axes = np.empty((len(panels), 2), object)
-    for i, (panel, note) in enumerate(zip(panels, notes, strict=True)):
+    for i, (panel, note) in enumerate(panels):
         row, column = divmod(i, columns)
         upper, lower = grid[2 * row : 2 * row + 2, column]
         axes[i] = upper, lower
@@ -193,10 +184,19 @@ def _draw_panels(
         upper.set_facecolor(look.PADDING)
         _draw_courses(lower, panel, largest, signed)
         upper.set_title(_title(panel, note, result), fontsize=upper.xaxis.label.get_size())
-        _tidy(upper, lower, first=column == 0, last=i + columns >= len(panels))
+        lowest = i + columns >= len(panels)
+        upper.set_xlabel("")
+        upper.tick_params(labelbottom=False)
+        lower.tick_params(labelbottom=lowest)
+        if not lowest:
+            lower.set_xlabel("")
+        if column > 0:
+            upper.set_ylabel("")
+            upper.tick_params(labelleft=False)
+            lower.tick_params(labelleft=False)
     for spare in grid[-2:, (len(panels) - 1) % columns + 1 :].ravel():
         spare.remove()
-    name = wording.label_of(result if isinstance(result, xr.DataArray) else panels[0])
+    name = wording.label_of(result if isinstance(result, xr.DataArray) else panels[0][0])
     look.colour_bar(image, axes, name)
     return axes
 
@@ -215,66 +215,115 @@ def _title(panel: xr.DataArray, note: str, result: Any) -> str:
 def _draw_courses(ax: Any, panel: xr.DataArray, largest: float, signed: bool) -> None:
     import matplotlib
 
-    from kpops.plot.ticks import places
-
     across = str(panel.dims[1])
-    if panel.isnull().all():
-        _say_not_found(ax)
     energy = (panel.fillna(0) ** 2).sum(across).values
     strongest = np.sort(np.argsort(-energy, kind="stable")[:_MAX_COURSES])
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(energy)))
-    x = places(ax.xaxis, panel, across, even=True)
+    x = wording.places(ax.xaxis, panel, across, even=True)
     for i in strongest:
         ax.plot(x, panel.values[i], color=colours[i], linewidth=0.7)
     ax.set_ylim(-1.05 * largest if signed else 0, 1.05 * largest)
     if signed:
-        ax.axhline(0, color=look.GREY, linewidth=0.5, zorder=0)
+        look.zero_line(ax, 0.5)
     look.plain(ax)
-    _mark_epochs(ax, panel, x)
+    _mark(ax, panel, x)
 
 
-def _say_not_found(ax: Any) -> None:
-    ax.text(0.5, 0.5, "not found", ha="center", va="center", transform=ax.transAxes)
-
-
-def _mark_epochs(ax: Any, panel: xr.DataArray, x: np.ndarray) -> None:
+def _mark(ax: Any, panel: xr.DataArray, x: np.ndarray) -> None:
+    """Mark a mode that was not found, and the changes of epochs."""
+    if panel.isnull().all():
+        ax.text(0.5, 0.5, "not found", ha="center", va="center", transform=ax.transAxes)
     if "epoch" in panel.coords and panel["epoch"].dims == panel.dims[-1:]:
         epochs = panel["epoch"].values
         for i in np.flatnonzero(epochs[1:] != epochs[:-1]):
             ax.axvline((x[i] + x[i + 1]) / 2, color=look.GREY, linewidth=0.6, linestyle=":")
 
 
-def _tidy(upper: Any, lower: Any, *, first: bool, last: bool) -> None:
-    upper.set_xlabel("")
-    upper.tick_params(labelbottom=False)
-    lower.tick_params(labelbottom=last)
-    if not last:
-        lower.set_xlabel("")
-    if not first:
-        upper.set_ylabel("")
-        for ax in (upper, lower):
-            ax.tick_params(labelleft=False)
-
-
 def _draw_lines(field: xr.DataArray, figure: Any, result: Any) -> np.ndarray:
-    """Draw modes of one dim: a panel each, one above the other."""
-    from kpops.plot.ticks import places
-
+    """Draw modes of one dimension in panels, one above the other."""
     modes = field.sizes["mode"]
-    axes = look.new_axes(
-        figure, look.COLUMN, 0.65 * modes + 0.4, modes, 1, sharex=True, sharey=True
-    )
-    (across,) = (str(d) for d in field.dims if d != "mode")
+    shared = {"sharex": True, "sharey": True}
+    axes = look.new_axes(figure, look.COLUMN, 0.65 * modes + 0.4, modes, 1, **shared)
     for ax, entry in zip(axes[:, 0], field.transpose("mode", ...), strict=True):
-        ax.axhline(0, color=look.GREY, linewidth=0.5, zorder=0)
-        x = places(ax.xaxis, field, across)
+        look.zero_line(ax, 0.5)
+        x = wording.places(ax.xaxis, field, _across(field))
         ax.plot(x, entry.values, color=look.COLOURS[0], linewidth=1)
-        if entry.isnull().all():
-            _say_not_found(ax)
-        size = look.small(ax)
-        ax.set_title(_title(entry, "", result), loc="left", fontsize=size, pad=2)
-        _mark_epochs(ax, entry, x)
+        ax.set_title(_title(entry, "", result), loc="left", fontsize=look.small(ax), pad=2)
+        _mark(ax, entry, x)
         look.plain(ax)
         ax.label_outer()
     axes[0, 0].figure.supylabel(wording.label_of(field), fontsize=axes[0, 0].yaxis.label.get_size())
     return axes
+
+
+def frobenius_map(result: xr.Dataset, figure: Any = None) -> np.ndarray:
+    """Plot the energy between positions as a heat map, and against the lag.
+
+    Parameters
+    ----------
+    result : Dataset
+        What :func:`kpops.frobenius_map` returns: ``energy(dim, dim_in)``, and for time
+        ``energy_by_lag(lag)`` and ``near_diagonal(lag)``.
+    figure : matplotlib Figure or SubFigure, default: a new Figure
+
+    Returns
+    -------
+    ndarray of matplotlib Axes
+        Shape (1,), (2,) or (3,): map, energy by lag, fraction of it near the diagonal.
+
+    Raises
+    ------
+    ValueError
+        If there is no energy, or it has other dimensions.
+
+    Notes
+    -----
+    Colours are logarithmic over at most six decades. Cells without energy are blank, as above the
+    diagonal for a causal operator.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.randn(5, 6, 3))
+    >>> len(kpops.plot.frobenius_map(kpops.frobenius_map(lin.P, "time")))
+    3
+    """
+    energy = look.variable(result, ("energy",), _MAPS)
+    pair = [str(d) for d in energy.dims if f"{d}_in" in energy.dims][:1] or ["dim"]
+    energy = look.with_dims(energy, (*pair, f"{pair[0]}_in"))
+    curves = [name for name in ("energy_by_lag", "near_diagonal") if name in result]
+    width = (1, 1.7, 2.2)[len(curves)] * look.COLUMN
+    ratios = [1.2, *[1] * len(curves)]
+    (axes,) = look.new_axes(figure, width, 2.1, 1, len(ratios), width_ratios=ratios)
+    _draw_map(axes[0], energy)
+    for ax, name in zip(axes[1:], curves, strict=True):
+        _draw_by_lag(ax, result, name)
+    return axes
+
+
+def _draw_map(ax: Any, energy: xr.DataArray) -> None:
+    from matplotlib.colors import LogNorm
+
+    positive = energy.values[energy.values > 0]  # leaves NaN out, too
+    largest = float(positive.max(initial=0)) or 1
+    smallest = float(positive.min(initial=largest))
+    low = min(max(smallest, largest / 10**_DECADES), largest / 2)
+    style = {"aspect": "equal", "cmap": look.UNSIGNED, "norm": LogNorm(low, largest)}
+    image = look.heat_map(ax, energy.where(energy > 0), **style)
+    extend = "min" if smallest < low else "neither"
+    bar = look.colour_bar(image, ax, wording.label_of(energy), extend=extend)
+    look.plain_numbers(bar.ax.yaxis, low, largest)
+
+
+def _draw_by_lag(ax: Any, result: xr.Dataset, name: str) -> None:
+    values = look.variable(result, (name,), _MAPS, ("lag",))
+    style = {"color": look.COLOURS[0], "marker": ".", "markersize": 3, "linewidth": 1}
+    error = result.get(f"{name}_stderr")
+    look.curve(ax, wording.places(ax.xaxis, values, "lag"), values.values, error, **style)
+    if name == "energy_by_lag":
+        if (values > 0).any():
+            ax.set_yscale("log")
+    else:
+        ax.set_ylim(0, 1.05)
+    ax.set_ylabel(wording.label_of(values))
+    look.plain(ax)

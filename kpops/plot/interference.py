@@ -1,10 +1,9 @@
-"""Tasks against tasks: alignments of states, operators and gradients, at once or over training."""
+"""Tasks against tasks: alignments of states, operators and gradients, also over training."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -23,18 +22,17 @@ _UNMATCHED = ("gauss_newton_alignment", "gradient_cosine")
 def interference(
     result: xr.Dataset, figure: Any = None, names: Sequence[str] | None = None
 ) -> np.ndarray:
-    r"""Plot how tasks align: a matrix each, or over training a line for each two tasks.
+    r"""Plot how tasks align: a matrix for each variable, or over training a line for each pair.
 
     Parameters
     ----------
     result : Dataset
-        Of :func:`kpops.interference`, or of :func:`kpops.over_training` with it. With a dim
-        ``seed``, its mean is drawn, with the standard error of the mean.
-    figure : matplotlib Figure or SubFigure, optional
-        Where to draw; default: a new Figure.
+        From :func:`kpops.interference`, or from :func:`kpops.over_training` with it. Over a
+        dimension ``seed``, the mean is drawn with its standard error.
+    figure : matplotlib Figure or SubFigure, default: a new Figure
     names : sequence of str, optional
-        Variables with dims ``task`` and ``task_in``, all of them cosines. Default: of what there
-        is, the alignment of states, of operators and of gradients.
+        Variables over ``task`` and ``task_in``, all of them cosines. Default: the alignments of
+        states, of operators and of gradients, as far as they are there.
 
     Returns
     -------
@@ -44,16 +42,15 @@ def interference(
     Raises
     ------
     ValueError
-        If there is nothing to draw, or a variable has other dims.
+        If there is nothing to draw, or a variable has other dimensions.
 
     Notes
     -----
-    A star in a matrix marks a cosine beyond the null distribution of permutations, where there is
-    one: twice the smaller p-value is at most 0.05, without a correction for the number of pairs.
+    Where `result` has p-values of permutations, a star in a matrix marks a cosine beyond their null
+    distribution: twice the smaller p-value is at most 0.05, uncorrected for the number of pairs.
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import torch, kpops
     >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.randn(4, 6, 3))
     >>> result = kpops.interference(lin, ["Pro", "Pro", "Anti", "Anti"])
@@ -69,7 +66,7 @@ def interference(
     panels = [_panel(result, name) for name in names]
     over_training = any("step" in panel.dims for panel in panels)
     signed = any(bool((panel.estimate < 0).any()) for panel in panels)
-    colours = {"cmap": look.SIGNED if signed else look.UNSIGNED, "vmin": -signed}  # of all alike
+    colours = {"cmap": look.SIGNED if signed else look.UNSIGNED, "vmin": -signed}  # for all panels
     width, height = (1.6, 1.8) if over_training else (0.8 * look.COLUMN, 0.75 * look.COLUMN)
     axes = look.new_axes(figure, width * len(panels) + over_training, height, 1, len(panels))[0]
     for ax, panel, name in zip(axes, panels, names, strict=True):
@@ -86,9 +83,8 @@ def interference(
 
 
 def _panel(result: xr.Dataset, name: str) -> xr.Dataset:
-    """Estimate and, if it is known, standard error of a variable."""
-    values = look.variable(result, (name,), _SOURCE)
-    values = look.with_dims(values, ("task", "task_in"), ("step", "seed"))
+    """The estimate of a variable and, if it is known, its standard error."""
+    values = look.variable(result, (name,), _SOURCE, ("task", "task_in"), ("step", "seed"))
     if "seed" in values.dims:
         error = values.std("seed", ddof=1) / np.sqrt(values.sizes["seed"])
         values = values.mean("seed", keep_attrs=True)
@@ -116,14 +112,11 @@ def _draw_matrix(
 
 def _draw_lines(ax: Any, panel: xr.Dataset) -> None:
     tasks = wording.names(panel["task"])
-    pairs = list(combinations(range(len(tasks)), 2))
-    if not pairs:
-        raise ValueError(f"over training there is a line for two tasks, and {tasks} is one")
-    where = {
-        "task": xr.DataArray([i for i, _ in pairs], dims="pair"),
-        "task_in": xr.DataArray([j for _, j in pairs], dims="pair"),
-    }
-    lines = panel.drop_vars(["task", "task_in"]).isel(where)
-    lines = lines.assign_coords(pair=[f"{tasks[i]}, {tasks[j]}" for i, j in pairs])
-    estimates.over_training(lines.transpose("step", "pair"), ax)
+    first, second = np.triu_indices(len(tasks), 1)
+    if not first.size:
+        raise ValueError(f"over training a line stands for two tasks, but {tasks} is one")
+    where = {"task": ("pair", first), "task_in": ("pair", second)}
+    pairs = panel.drop_vars(list(where)).isel(where)
+    names = [f"{tasks[i]}, {tasks[j]}" for i, j in zip(first, second, strict=True)]
+    estimates.over_training(pairs.assign_coords(pair=names).transpose("step", "pair"), ax)
     ax.set_ylabel("")

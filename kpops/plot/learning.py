@@ -1,4 +1,4 @@
-"""Figures of learning: what leading modes carry, and the ranks that features allow."""
+"""Figures of learning: what leading modes capture, and ranks within their bounds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import xarray as xr
 from kpops.plot import style as look
 from kpops.plot import wording
 
-_CAPTURED = {
+_FRACTIONS = {
     "state_change_captured": "state change",
     "loss_decrease_captured": "loss decrease",
     "error_captured": "error",
+    "explained": "variance",
 }
-_FRACTIONS = "kpops.truncated_flow or kpops.trajectory_dimension"
+_SOURCE = "kpops.truncated_flow or kpops.trajectory_dimension"
 _FEW_MODES = 30
-_BARS = {  # variable: width and lightness of its bar; what is allowed lies behind what is there
+_BARS = {  # height, colour and label of the bar of a variable; the bounds lie behind the rank
     "bound": (0.8, "0.88", "bound by\nthe features"),
     "bound_at_tol": (0.8, "0.72", "bound above\nthe tolerance"),
     "rank": (0.4, look.COLOURS[0], "numerical rank"),
@@ -25,19 +26,17 @@ _BARS = {  # variable: width and lightness of its bar; what is allowed lies behi
 
 
 def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
-    """Plot the fraction that the leading modes hold together against their number.
+    """Plot the fraction that the leading modes capture together against their number.
 
     Parameters
     ----------
     result : Dataset
-        Of :func:`kpops.truncated_flow`: state change, decrease of the loss, and error. Of
-        :func:`kpops.trajectory_dimension`: the variance of the states, with lines where the wanted
-        fraction is reached.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+        From :func:`kpops.truncated_flow`: state change, decrease of the loss, and error. From
+        :func:`kpops.trajectory_dimension`: variance of the states, marked at the wanted fraction.
+    ax : matplotlib Axes, default: in a new figure
     **style
-        Passed to ``Axes.plot``. With ``label``, which names the result, several can share the
-        axes; the three lines of a truncated flow then share the colour.
+        Passed to ``Axes.plot``. ``label`` names the result, so that several can share the axes;
+        the three lines of a truncated flow then share one colour.
 
     Returns
     -------
@@ -50,19 +49,18 @@ def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import torch, kpops
     >>> ax = kpops.plot.captured(kpops.trajectory_dimension(torch.randn(5, 10, 8)))
     >>> ax.get_xlabel()
     'number of leading modes'
     """
-    from kpops.plot.ticks import places
+    from matplotlib.ticker import StrMethodFormatter
 
     lines = _fractions(result)
     ax = look.get_axes(ax)
     style = look.long_names(style)
     name = style.pop("label", None)
-    modes = places(ax.xaxis, next(iter(lines.values())), "mode")
+    modes = wording.places(ax.xaxis, next(iter(lines.values())), "mode")
     few = len(modes) <= _FEW_MODES
     shared = {"color": look.free_colour(ax)} if name else {}
     for (what, values), dashes in zip(lines.items(), ("-", "--", ":"), strict=False):
@@ -72,51 +70,43 @@ def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
         default = {"color": look.free_colour(ax), "linewidth": 1, "marker": marker}
         ax.plot(modes, values.values, **{**default, **shared, **own, "label": label, **style})
     if "n_components" in result:
-        _mark_threshold(ax, int(result["n_components"]), lines)
-    _scale(ax, few)
-    ax.set_ylim(0, 1.04)
-    ax.set_xlabel("number of leading modes")
-    ax.set_ylabel("fraction captured" if len(lines) > 1 else f"fraction of the {next(iter(lines))}")
-    if len(lines) > 1 or name:
-        look.legend_outside(ax)
-    return look.plain(ax)
-
-
-def _fractions(result: xr.Dataset) -> dict[str, xr.DataArray]:
-    look.variable(result, (*_CAPTURED, "explained"), _FRACTIONS)  # refuses what has none of them
-    found = {text: result[name] for name, text in _CAPTURED.items() if name in result}
-    if "explained" in result:
-        found["variance"] = result["explained"].cumsum("mode")
-    return {text: look.with_dims(values, ("mode",)) for text, values in found.items()}
-
-
-def _scale(ax: Any, few: bool) -> None:
-    from matplotlib.ticker import StrMethodFormatter
-
+        _mark_threshold(ax, int(result["n_components"]), values)
     if not few or ax.get_xscale() == "log":
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.set_ylim(0, 1.04)
+    ax.set_xlabel("number of leading modes")
+    ax.set_ylabel("fraction captured" if len(lines) > 1 else f"fraction of the {next(iter(lines))}")
+    return look.finished(ax) if len(lines) > 1 or name else look.plain(ax)
 
 
-def _mark_threshold(ax: Any, count: int, lines: dict[str, xr.DataArray]) -> None:
-    (values,) = lines.values()
-    if not 1 <= count <= values.size:
-        return
-    colour = ax.lines[-1].get_color()
-    reached = float(values[count - 1])
-    ax.plot([count, count], [0, reached], color=colour, linestyle=":", linewidth=0.8)
-    ax.plot([count], [reached], "o", color=colour, markersize=4, markerfacecolor="white")
+def _fractions(result: xr.Dataset) -> dict[str, xr.DataArray]:
+    look.variable(result, tuple(_FRACTIONS), _SOURCE)  # refuses what has none of them
+    found = {
+        text: look.variable(result, (name,), _SOURCE, ("mode",))
+        for name, text in _FRACTIONS.items()
+        if name in result
+    }
+    if "variance" in found:
+        found["variance"] = found["variance"].cumsum("mode")
+    return found
+
+
+def _mark_threshold(ax: Any, count: int, values: xr.DataArray) -> None:
+    if 1 <= count <= values.size:
+        reached, colour = float(values[count - 1]), ax.lines[-1].get_color()
+        ax.plot([count, count], [0, reached], color=colour, linestyle=":", linewidth=0.8)
+        ax.plot([count], [reached], "o", color=colour, markersize=4, markerfacecolor="white")
 
 
 def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
-    """Plot ranks of the operators of the parameters within the bounds by their features.
+    """Plot the ranks of the parameters' operators within the bounds from their features.
 
     Parameters
     ----------
     result : Dataset
         What :func:`kpops.rank_bounds` returns.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+    ax : matplotlib Axes, default: in a new figure
 
     Returns
     -------
@@ -129,11 +119,10 @@ def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
 
     Notes
     -----
-    On the right stands the share of each parameter in the trace of K.
+    The numbers on the right are the shares of the parameters in the trace of K.
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import torch, kpops
     >>> lin = kpops.linearize(torch.nn.GRU(3, 4, batch_first=True), torch.randn(5, 6, 3))
     >>> ax = kpops.plot.rank_bounds(kpops.rank_bounds(lin))
@@ -141,10 +130,9 @@ def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
     'K'
     """
     for name in (*_BARS, "participation", "participation_stderr", "trace_share"):
-        look.with_dims(look.variable(result, (name,), "kpops.rank_bounds"), ("parameter",))
+        look.variable(result, (name,), "kpops.rank_bounds", ("parameter",))
     names = [*wording.names(result["parameter"]), "K"]
-    if ax is None:
-        ax = look.new_axes(None, 1.75 * look.COLUMN, 0.7 + 0.36 * len(names)).item()
+    ax = look.get_axes(ax, 1.75 * look.COLUMN, 0.7 + 0.36 * len(names))
     y = np.arange(len(names))
     for variable, (height, colour, label) in _BARS.items():
         values = _with_sum(result, variable)
@@ -159,28 +147,17 @@ def rank_bounds(result: xr.Dataset, ax: Any = None) -> Any:
     texts = [f"{name}  ({u})" for name, u in zip(names, result["features"].values, strict=False)]
     ax.set_yticks(y, [*texts, "K"])
     ax.invert_yaxis()
+    size = look.small(ax)
+    place = {"xycoords": ax.get_yaxis_transform(), "va": "center"}
     for at, share in enumerate(result["trace_share"].values):
-        ax.annotate(
-            f"{100 * share:.0f} %",
-            (1.01, at),
-            xycoords=ax.get_yaxis_transform(),
-            va="center",
-            fontsize=look.small(ax),
-        )
-    header = {"xycoords": "axes fraction", "va": "bottom", "fontsize": look.small(ax)}
-    ax.annotate("share of\ntr K", (1.01, 1.0), **header)
+        ax.annotate(f"{100 * share:.0f} %", (1.01, at), fontsize=size, **place)
+    place = {"xycoords": "axes fraction", "va": "bottom"}
+    ax.annotate("share of\ntr K", (1.01, 1.0), fontsize=size, **place)
     ax.set_xlabel("rank")
-    ax.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.18, 1.02),
-        borderaxespad=0,
-        frameon=False,
-        fontsize=look.small(ax),
-    )
-    return look.plain(ax)
+    return look.finished(ax, bbox_to_anchor=(1.18, 1.02), handlelength=None)
 
 
 def _with_sum(result: xr.Dataset, variable: str) -> np.ndarray:
-    """The figures of the parameters, then that of K, which is NaN where it has none."""
+    """The values of the parameters, then that of K, or NaN if it has none."""
     total = float(result[f"{variable}_of_sum"]) if f"{variable}_of_sum" in result else np.nan
     return np.append(result[variable].values, total)

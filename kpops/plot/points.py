@@ -1,4 +1,4 @@
-"""Fixed points: where they lie beside the trajectories, and their eigenvalues."""
+"""Fixed points: where they lie among the trajectories, and their eigenvalues."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from kpops.arrays import to_numpy
 from kpops.learning.trajectories import read_states, trajectory_dimension
 from kpops.plot import style as look
 
+_SOURCE = "kpops.fixed_points"
 _MANY = 5
-"""Points with so many unstable directions share a colour."""
+"""Points with this many unstable directions, or more, share a colour."""
 _HALF_LENGTH = 0.08
-"""Half the length of an eigenvector over the extent of the figure."""
+"""Half the length of an eigenvector, relative to the extent of the data."""
 _MARKERS = "osD^vP*"
 _PATH = "0.55"
 _INSIDE = {"markerfacecolor": "white", "markeredgewidth": 0.7, "markersize": 3.0}
 _OUTSIDE = {"markeredgecolor": "black", "markeredgewidth": 0.5, "markersize": 5.0}
-"""Looks of eigenvalues that decay and grow: told apart in grey, too."""
+"""Looks of eigenvalues inside and outside the unit circle: distinct in grey, too."""
 
 
 def fixed_points(
@@ -33,14 +34,13 @@ def fixed_points(
     ----------
     points : Dataset
         What :func:`kpops.fixed_points` returns.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+    ax : matplotlib Axes, default: in a new figure
     states : Linearization, or Tensor, array_like or DataArray (trial, time, unit), optional
-        Trajectories, which are drawn in grey behind the points, and whose principal components
-        these are. They end where a linearization's mask, or the coordinate ``mask`` of a DataArray,
-        ends them. Default: the components of the points that are shown.
+        Trajectories, drawn in grey behind the points up to where a linearization's mask, or the
+        coordinate ``mask`` of a DataArray, ends them. Their principal components span the plane;
+        default: those of the points shown.
     components : two ints
-        The components to the right and upwards; the first is 1.
+        The components on the horizontal and on the vertical axis; the first is 1.
 
     Returns
     -------
@@ -54,17 +54,16 @@ def fixed_points(
 
     Notes
     -----
-    Stable points are circles, others diamonds; slow points are hollow. Marginal points have no
-    unstable direction and an eigenvalue of magnitude 1, to rounding. Outliers, and points that have
-    not converged, are left out, and counted in the legend.
+    Stable and marginal points are circles, others diamonds; slow points are hollow. Marginal points
+    have no unstable direction and an eigenvalue of magnitude 1, to rounding. Outliers, and points
+    that have not converged, are not drawn, but counted in the legend.
 
-    Through each point go its unstable eigenvectors, all of one length in the state space: those
-    that look short leave the plane. Two lines stand for a pair of complex ones, the real and the
+    The unstable eigenvectors of each point are lines through it, all of one length in the state
+    space: those that look short leave the plane. A complex pair has two lines, the real and the
     imaginary part, which span the plane of rotation.
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import torch, kpops
     >>> lin = kpops.linearize(torch.nn.GRU(3, 8, batch_first=True), torch.randn(5, 60, 3))
     >>> ax = kpops.plot.fixed_points(kpops.fixed_points(lin, 20), states=lin)
@@ -76,36 +75,38 @@ def fixed_points(
     if states is None and len(at) < 2:
         raise ValueError("one point has no principal components: pass states of trajectories")
     given = at[None] if states is None else states
-    mean, axes, held, paths = _plane(given, at.shape[1], components)
+    mean, axes, shares, paths = _plane(given, at.shape[1], components)
     ax = look.get_axes(ax)
+    courses, places = (paths - mean) @ axes.T, (at - mean) @ axes.T
     if states is not None:
-        _draw_paths(ax, (paths - mean) @ axes.T)
-    places = (at - mean) @ axes.T
-    both = np.concatenate([places, *((paths - mean) @ axes.T)])
+        # A few trajectories are distinct lines, many are a cloud from which points stand out.
+        n = len(courses)
+        style = {"linewidth": 1.0 if n <= 10 else 0.6, "alpha": float(np.clip(20 / n, 0.15, 0.9))}
+        for course in courses:
+            ax.plot(*course.T, color=_PATH, zorder=0, **style)
+    both = np.concatenate([places, *courses])
     half = _HALF_LENGTH * float(np.nanmax(np.nanmax(both, 0) - np.nanmin(both, 0)))
     for name, colour, chosen in _classes(shown):
         _draw_directions(ax, shown.isel(point=chosen), places[chosen], axes * half, colour)
         _draw_points(ax, shown.isel(point=chosen), places[chosen], name, colour)
     if (shown["kind"] == "slow").any():
-        hollow = {"color": look.GREY, "markerfacecolor": "white", "markersize": 4}
-        ax.plot([], [], "o", label=look.once(ax, "slow point"), **hollow)
+        hollow = {"marker": "o", "markerfacecolor": "white", "markersize": 4}
+        look.legend_entry(ax, "slow point", color=look.GREY, **hollow)
     _count_hidden(ax, points, shown)
     ax.set_aspect("equal", "datalim")  # lengths of eigenvectors compare in all directions
-    for axis, component, part in zip((ax.xaxis, ax.yaxis), components, held, strict=True):
-        axis.set_label_text(f"principal component {component} ({100 * part:.0f} %)")
-    look.legend_outside(ax)
-    return look.plain(ax)
+    for axis, component, share in zip((ax.xaxis, ax.yaxis), components, shares, strict=True):
+        axis.set_label_text(f"principal component {component} ({100 * share:.0f} %)")
+    return look.finished(ax)
 
 
 def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
-    """Plot the eigenvalues of the state Jacobian at fixed points beside the unit circle.
+    """Plot the eigenvalues of the state Jacobian at fixed points, with the unit circle.
 
     Parameters
     ----------
     points : Dataset
-        What :func:`kpops.fixed_points` returns; ``points.isel(point=[0, 8])`` of these points.
-    ax : matplotlib Axes, optional
-        Where to draw; default: in a new figure.
+        What :func:`kpops.fixed_points` returns, or ``.isel(point=[0, 8])`` of it.
+    ax : matplotlib Axes, default: in a new figure
 
     Returns
     -------
@@ -119,12 +120,11 @@ def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
     Notes
     -----
     Unstable eigenvalues, outside the unit circle, are large and filled, others small and hollow.
-    Colours are those of :func:`kpops.plot.fixed_points`. Up to seven points have a marker and a
-    line in the legend each. Outliers, and points that have not converged, are left out.
+    Colours are those of :func:`kpops.plot.fixed_points`. Up to seven points have their own markers
+    and lines in the legend. Outliers, and points that have not converged, are counted there.
 
     Examples
     --------
-    >>> import matplotlib; matplotlib.use("agg")
     >>> import torch, kpops
     >>> cell = torch.nn.RNNCell(1, 1, bias=False).double()
     >>> _ = torch.nn.init.constant_(cell.weight_hh, 1.5)
@@ -134,10 +134,9 @@ def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
     ['point 0: stable', 'point 1: stable', 'point 2: 1 unstable']
     """
     shown = _shown(points)
-    real, imaginary = (
-        _of_points(shown, f"eigenvalue_{part}", "mode").values for part in ("real", "imag")
-    )
-    # By falling magnitude from 1 on, and of magnitude 1 to rounding is not unstable.
+    real = _of_points(shown, "eigenvalue_real", "mode").values
+    imaginary = _of_points(shown, "eigenvalue_imag", "mode").values
+    # Modes count from 1, by decreasing magnitude; a magnitude of 1, to rounding, is not unstable.
     unstable = shown["mode"].values <= shown["n_unstable"].values[:, None]
     ax = look.get_axes(ax)
     angle = np.linspace(0, 2 * np.pi, 361)
@@ -158,41 +157,38 @@ def fixed_point_eigenvalues(points: xr.Dataset, ax: Any = None) -> Any:
                     ax.plot(x, y, label=label, **style, **looks)
                     label = None
     for text, looks in ((r"$|\lambda| > 1$", _OUTSIDE), (r"$|\lambda| \leq 1$", _INSIDE)):
-        grey = {"color": look.GREY, "marker": "o", "linestyle": "none"}
-        ax.plot([], [], label=look.once(ax, text), **grey, **looks)
+        look.legend_entry(ax, text, color=look.GREY, marker="o", **looks)
     _count_hidden(ax, points, shown)
     ax.set_aspect("equal", "datalim")
     ax.set_xlabel("eigenvalue, real part")
     ax.set_ylabel("imaginary part")
-    look.legend_outside(ax)
-    return look.plain(ax)
+    return look.finished(ax)
 
 
 def _shown(points: Any) -> xr.Dataset:
-    """Fixed and slow points that are no outliers."""
+    """Points that have converged and are no outliers."""
     for name in ("state", "kind", "converged", "outlier", "n_unstable", "is_stable"):
-        _of_points(points, name)
+        look.variable(points, (name,), _SOURCE)
     keep = (points["converged"].astype(bool) & ~points["outlier"].astype(bool)).values
     if not keep.any():
         raise ValueError(
-            f"of {keep.size} points each is an outlier or has not converged, so that there is none "
+            f"each of the {keep.size} points is an outlier or has not converged, so there is none "
             "to show: search from states of the trajectories, or with more max_iterations"
         )
     return points.isel(point=keep)
 
 
 def _of_points(points: Any, name: str, *dims: str) -> xr.DataArray:
-    """Variable of points, with these dims besides."""
-    values = look.variable(points, (name,), "kpops.fixed_points")
-    return look.with_dims(values, ("point", *dims)) if dims else values
+    """A variable over the points and these further dimensions."""
+    return look.variable(points, (name,), _SOURCE, ("point", *dims))
 
 
 def _classes(points: xr.Dataset) -> list[tuple[str, str, np.ndarray]]:
     """Name, colour and positions of the points of each number of unstable directions."""
     n_unstable = np.minimum(points["n_unstable"].values, _MANY)
     stable = points["is_stable"].values.astype(bool)
-    classes = [("stable", look.COLOURS[0], stable)]
-    classes.append(("marginal", look.COLOURS[-1], (n_unstable == 0) & ~stable))
+    marginal = (n_unstable == 0) & ~stable
+    classes = [("stable", look.COLOURS[0], stable), ("marginal", look.COLOURS[-1], marginal)]
     for n in range(1, _MANY + 1):
         name = f"{n} unstable" if n < _MANY else f"{n} or more unstable"
         classes.append((name, look.COLOURS[n], n_unstable == n))
@@ -202,19 +198,19 @@ def _classes(points: xr.Dataset) -> list[tuple[str, str, np.ndarray]]:
 def _plane(
     states: Any, n_units: int, components: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, two principal axes, their parts of the variance, and paths, NaN where masked."""
+    """Mean, two principal axes, their shares of the variance, and paths, NaN where masked."""
     mask = states.coords.get("mask") if isinstance(states, xr.DataArray) else None
     pca = trajectory_dimension(states, mask=mask)
     if pca.sizes["unit"] != n_units:
         raise ValueError(
-            f"the states have {pca.sizes['unit']} units, the points {n_units}: pass the "
-            "trajectories of the model of which these are the points"
+            f"the states have {pca.sizes['unit']} units, the points {n_units}: pass trajectories "
+            "of the model whose points these are"
         )
     n_axes = pca.sizes["mode"]
     if n_axes < 2:
         raise ValueError(
             "the states have one principal component, and no plane: draw the variable 'state', or "
-            "their eigenvalues by kpops.plot.fixed_point_eigenvalues"
+            "the eigenvalues by kpops.plot.fixed_point_eigenvalues"
         )
     wanted = list(components)
     if len(wanted) != 2 or not all(c in range(1, n_axes + 1) for c in wanted):
@@ -224,14 +220,6 @@ def _plane(
     paths = to_numpy(values.double().masked_fill(~valid[..., None], torch.nan))
     mean = np.nanmean(paths, (0, 1))
     return mean, chosen["axis"].values.astype(float), chosen["explained"].values, paths
-
-
-def _draw_paths(ax: Any, paths: np.ndarray) -> None:
-    """Trajectories: few as lines that can be followed, many as a cloud that points stand out of."""
-    n = len(paths)
-    style = {"linewidth": 1.0 if n <= 10 else 0.6, "alpha": float(np.clip(20 / n, 0.15, 0.9))}
-    for path in paths:
-        ax.plot(*path.T, color=_PATH, zorder=0, **style)
 
 
 def _draw_points(ax: Any, points: xr.Dataset, places: np.ndarray, name: str, colour: str) -> None:
@@ -247,12 +235,11 @@ def _draw_points(ax: Any, points: xr.Dataset, places: np.ndarray, name: str, col
 def _draw_directions(
     ax: Any, points: xr.Dataset, places: np.ndarray, axes: np.ndarray, colour: str
 ) -> None:
-    """Lines along the unstable eigenvectors, which come first among the modes."""
+    """Draw lines along the unstable eigenvectors, which come first among the modes."""
     from matplotlib.collections import LineCollection
 
-    real, imaginary = (
-        _of_points(points, name, "mode", "unit").values for name in ("right_real", "right_imag")
-    )
+    real = _of_points(points, "right_real", "mode", "unit").values
+    imaginary = _of_points(points, "right_imag", "mode", "unit").values
     segments: list[np.ndarray] = []
     for i, n in enumerate(points["n_unstable"].values):
         second = (points["eigenvalue_imag"].values[i, :n] < 0)[:, None]
@@ -266,5 +253,4 @@ def _draw_directions(
 def _count_hidden(ax: Any, points: xr.Dataset, shown: xr.Dataset) -> None:
     n = points.sizes["point"] - shown.sizes["point"]
     if n:
-        text = f"{n} not shown:\noutlier or\nnot converged"
-        ax.plot([], [], " ", label=look.once(ax, text))
+        look.legend_entry(ax, f"{n} not shown:\noutlier or\nnot converged")

@@ -1,4 +1,4 @@
-"""Spectra, ranks and estimates of operators: arguments are checked, `linalg/` computes, labels.
+"""Spectra, ranks and estimates of operators: check arguments, compute in `linalg/`, label.
 
 - Modes: ``eig``, ``svd``, ``eigvalsh``, ``truncation``.
 - Numbers: ``traces``, ``norms``, ``rank``, ``align``.
@@ -11,7 +11,6 @@ from kpops.spectral.eig import eigsh
 from kpops.spectral.eigvalsh import eigvalsh
 from kpops.spectral.gramian import controllability_gramian, observability_gramian
 from kpops.spectral.maps import frobenius_map
-from kpops.spectral.norm import norm as norm  # a method
 from kpops.spectral.norms import frobenius_norm, schatten_norm, spectral_norm
 from kpops.spectral.rank import effective_rank
 from kpops.spectral.svd import svds

@@ -1,4 +1,4 @@
-"""From numbers to a labelled Dataset: dtype, labels, provenance."""
+"""Turn numbers into a labelled Dataset: dtype, coordinates, attributes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,32 @@ from kpops.operators.base import TrajectoryOperator
 from kpops.scalars import check_real
 
 
-def mode_variables(variables: Mapping[str, tuple[Any, str]]) -> dict[str, xr.DataArray]:
-    """Label per-mode numbers, tensors or arrays; name to (values, long_name)."""
-    values = {n: to_numpy(v) if isinstance(v, Tensor) else v for n, (v, _) in variables.items()}
-    k = len(next(iter(values.values())))
-    modes = {"mode": _numbered(k)}
+def unitless(long_name: str) -> dict[str, str]:
+    """Attributes of a variable without units."""
+    return {"long_name": long_name, "units": "1"}
+
+
+def estimates(values: Any, long_name: str) -> dict[str, tuple[tuple[()], Any, dict[str, str]]]:
+    """Variables of an estimate and its standard error."""
+    estimate, stderr = values
     return {
-        name: xr.DataArray(
-            values[name], dims="mode", coords=modes, attrs={"long_name": text, "units": "1"}
-        )
-        for name, (_, text) in variables.items()
+        "estimate": ((), estimate, unitless(long_name)),
+        "stderr": ((), stderr, unitless("standard error")),
     }
 
 
+def mode_variables(variables: Mapping[str, tuple[Any, str]]) -> dict[str, xr.DataArray]:
+    """Label numbers per mode, tensors or arrays; name to (values, long_name)."""
+    result = {}
+    for name, (values, long_name) in variables.items():
+        array = to_numpy(values) if isinstance(values, Tensor) else values
+        coords = {"mode": _numbered(len(array))}
+        result[name] = xr.DataArray(array, coords, "mode", attrs=unitless(long_name))
+    return result
+
+
 def _numbered(k: int) -> tuple[str, np.ndarray, dict[str, str]]:
-    return "mode", np.arange(1, k + 1), {"long_name": "mode", "units": "1"}
+    return "mode", np.arange(1, k + 1), unitless("mode")
 
 
 def modes_of(block: Tensor, space: Space, long_name: str) -> xr.DataArray:
@@ -47,7 +58,7 @@ def modes_of(block: Tensor, space: Space, long_name: str) -> xr.DataArray:
 def modes_dataset(
     op: TrajectoryOperator, found: LeadingModes, value: str, long_name: str, **settings: Any
 ) -> xr.Dataset:
-    """Values, residuals and verdicts of modes, to which their functions are to be added."""
+    """Values, residuals and convergence of modes; the caller adds their functions."""
     values = undone(found.values, found.unit, op, "spectrum")
     return xr.Dataset(
         mode_variables(
@@ -70,9 +81,9 @@ def modes_dataset(
 
 
 def identity(*ops: TrajectoryOperator, **names: str) -> dict[str, Any]:
-    """What a result is of, as scalar coordinates: concatenation keeps these, and no attributes.
+    """Scalar coordinates that name the operators, which concatenation keeps, unlike attributes.
 
-    Those of the user are among them, where all spaces of the operators agree on them.
+    The user's own scalar coordinates are among them if all spaces of the operators agree on them.
     """
     names |= {f"operator{i}" if i > 1 else "operator": op.symbol for i, op in enumerate(ops, 1)}
     scalars = [
@@ -94,21 +105,18 @@ def identity(*ops: TrajectoryOperator, **names: str) -> dict[str, Any]:
 
 
 def configuration(op: TrajectoryOperator, **settings: Any) -> dict[str, Any]:
-    """Flat attributes of a result: where the operator is from, its dtype, the settings as JSON."""
+    """Flat attributes of a result: the operator's provenance and dtype, the settings as JSON."""
     return {
         **op.attrs,
         "dtype": str(op.torch_dtype).removeprefix("torch."),
-        "configuration": json.dumps(settings, sort_keys=True),
+        "configuration": json.dumps(settings, sort_keys=True, default=np.generic.item),
     }
 
 
 def undone(values: Any, unit: float, op: TrajectoryOperator, what: str) -> np.ndarray:
-    """Values times `unit`, in the dtype of the operator if it holds them, else in float64.
+    """Values times `unit`, in the operator's dtype if that can hold them, else in float64.
 
-    Raises
-    ------
-    ValueError
-        If float64 cannot hold them.
+    Raises ValueError if float64 cannot hold them either.
     """
     plain = np.asarray(to_numpy(values) if isinstance(values, Tensor) else values, np.float64)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -125,7 +133,7 @@ def undone(values: Any, unit: float, op: TrajectoryOperator, what: str) -> np.nd
 
 
 def check(method: str, methods: dict[str, int], num_matvecs: int | None, tol: float | None) -> int:
-    """Refuse options that make no sense; the budget."""
+    """Check the options of an estimate and return its budget."""
     if method not in methods:
         raise ValueError(f"method={method!r}: choose one of {', '.join(map(repr, methods))}")
     if tol is not None:
@@ -146,7 +154,7 @@ def check(method: str, methods: dict[str, int], num_matvecs: int | None, tol: fl
 def provenance(
     op: TrajectoryOperator, what: str, answer: Estimate, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Attributes of a result."""
+    """Attributes of an estimate."""
     attrs = {
         **configuration(op, what=what, **settings),
         "method": answer.method,
@@ -154,21 +162,13 @@ def provenance(
         "num_matvecs": float(answer.num_matvecs),
         "a_priori": float(answer.a_priori),
     }
-    if answer.converged is not None:
-        attrs["converged"] = int(answer.converged)
-    return attrs
+    return attrs if answer.converged is None else attrs | {"converged": int(answer.converged)}
 
 
 def scalar_dataset(
     op: TrajectoryOperator, what: str, answer: Estimate, long_name: str, settings: dict[str, Any]
 ) -> xr.Dataset:
-    """An estimate and its standard error, in the dtype of the operator if it holds them."""
-    estimate, stderr = undone([answer.estimate, answer.stderr], answer.unit, op, long_name)
-    return xr.Dataset(
-        {
-            "estimate": ((), estimate, {"long_name": long_name, "units": "1"}),
-            "stderr": ((), stderr, {"long_name": "standard error", "units": "1"}),
-        },
-        coords=identity(op),
-        attrs=provenance(op, what, answer, settings),
-    )
+    """An estimate and its standard error."""
+    values = undone([answer.estimate, answer.stderr], answer.unit, op, long_name)
+    attrs = provenance(op, what, answer, settings)
+    return xr.Dataset(estimates(values, long_name), identity(op), attrs)

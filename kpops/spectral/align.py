@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
+from kpops.labels import Space
+from kpops.linalg.budget import empty
 from kpops.linalg.exact import is_cheap
 from kpops.linalg.probes import BLOCK, dots, jackknife, sphere
 from kpops.linalg.scaling import normalized
@@ -21,7 +23,7 @@ from kpops.operators.foreign import as_operator
 from kpops.precision import in_full_precision
 from kpops.scalars import check_count
 from kpops.scalars import generator as seeded
-from kpops.spectral._result import configuration, identity
+from kpops.spectral._result import configuration, estimates, identity
 
 
 @in_full_precision
@@ -40,25 +42,23 @@ def alignment(
     Parameters
     ----------
     a, b : TrajectoryOperator, LinearOperator or array_like
-        Shape (m, n), of one dtype and on one device, with labels that agree.
+        Shape (m, n), with one dtype, one device and labels that agree.
     method : {"auto", "exact", "hutchinson"}
-        ``"exact"`` takes K unit by unit where both are such, and else applies both operators to a
-        whole basis of the smaller side, once for all blocks that neither couples.
+        ``"exact"`` uses K unit by unit if both are known so. Otherwise it applies both operators to
+        a whole basis of the smaller side, once for all blocks that neither couples.
         ``"hutchinson"`` applies both to the same random vectors. ``"auto"`` is exact where K is
         known unit by unit, or the basis has at most 1024 vectors.
     num_matvecs : int
-        Random vectors, at least 2; products with each of the operators.
-    rng : int, Generator or None
-        Source of the random vectors.
-    progress : bool
-        Show a bar of the matvecs.
+        Random vectors, at least 2: matvecs with each of the operators.
+    rng, progress
+        As for :func:`kpops.trace`.
 
     Returns
     -------
     Dataset
         ``estimate``, from -1 to 1 (from 0 to 1 if both operators are positive), and its standard
-        error ``stderr``, zero if exact. Both are NaN if one of the operators is zero, as no angle
-        is defined then; the attribute ``chosen`` says so.
+        error ``stderr``, zero if exact. If one of the operators is zero, no angle is defined: both
+        are NaN, and the attribute ``chosen`` says so.
 
     Raises
     ------
@@ -70,12 +70,12 @@ def alignment(
     ``<A, B>_F / (||A||_F ||B||_F)`` with ``<A, B>_F = tr(A* B)``. For two Gram operators it is the
     kernel alignment of Cristianini and others (2001), without centring. With z uniform on the
     sphere of squared radius n, ``(A z)* (B z)``, ``||A z||^2`` and ``||B z||^2`` have the three
-    inner products as means. What one z adds to all of them cancels in the ratio; the jackknife
-    removes the bias that is left and gives the standard error.
+    inner products as means. What one z adds to all of them cancels in the ratio. The jackknife
+    removes the remaining bias and gives the standard error.
 
-    What it is for: K with K over training, or the output tangent kernel with itself, tells how far
-    learning is from the lazy regime; the flow operator ``P K P*`` with ``P P*`` tells how much of
-    where gradient flow leads is due to the dynamics alone.
+    Uses: K with K over training, or the output tangent kernel with itself, shows how far learning
+    is from the lazy regime; the flow operator ``P K P*`` with ``P P*`` shows how much of the path
+    of gradient flow is due to the dynamics alone.
 
     Examples
     --------
@@ -93,34 +93,39 @@ def alignment(
     -1.0
     """
     a, b, rng = as_operator(a), as_operator(b), seeded(rng)
-    both = Sum(a, b)  # refuses, in words, operators that have no sum
+    both = Sum(a, b)  # refuses operators that have no sum
     check_count("num_matvecs", num_matvecs, 2)
     if method not in ("auto", "exact", "hutchinson"):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'hutchinson'")
-    products = _of_unit_blocks(a, b) if method != "hutchinson" else None
-    if products is None:
-        a, b = (normalized(op)[0] for op in (a, b))  # no angle depends on the scale
+    samples = _of_unit_blocks(a, b) if method != "hutchinson" else None
     used, how = 0, "K is block diagonal over units"
-    if products is None and (method == "exact" or (method == "auto" and _few(a, b))):
-        products, used = _of_basis(a, b)
-        how = f"a basis of {used // 2} vectors"
-    if products is None:
-        method = "hutchinson"
-        samples, used = _of_probes(a, b, num_matvecs, rng)
-        how = f"{num_matvecs} shared random vectors"
+    if samples is None:
+        a, b = (normalized(op)[0] for op in (a, b))  # no angle depends on the scale
+        # The smaller side, as the blocks that neither couples.
+        wide = a.shape[0] < a.shape[1]
+        space = a.codomain if wide else a.domain
+        dims = tuple(d for d in block_diagonal_dims(a) if d in block_diagonal_dims(b))
+        batches = Batches(space, dims)
+        if method == "exact" or (method == "auto" and is_cheap(batches.size)):
+            n, blocks = batches.size, _basis(a, batches)
+            method, how = "exact", f"a basis of {n} vectors"
+        else:
+            n, blocks = num_matvecs, _probes(a, space, num_matvecs, rng)
+            method, how = "hutchinson", f"{num_matvecs} shared random vectors"
+        used = 2 * n
+        work.expect(used)
+        samples = _products(a, b, wide, blocks)
     else:
-        method, samples = "exact", products[:, None]
+        method = "exact"
+    if method == "exact":
+        samples = samples.sum(1, keepdim=True)
     estimate, stderr = _cosine_and_error(samples)
     if a.positive and b.positive:
         estimate = max(estimate, 0.0)  # tr A B = ||A^(1/2) B^(1/2)||_F^2
     if math.isnan(estimate):
         how = "undefined: an operator is zero"
-    scalar = np.dtype(a.dtype).type
     return xr.Dataset(
-        {
-            "estimate": ((), scalar(estimate), {"long_name": "alignment", "units": "1"}),
-            "stderr": ((), scalar(stderr), {"long_name": "standard error", "units": "1"}),
-        },
+        estimates(np.array([estimate, stderr], a.dtype), "alignment"),
         coords=identity(a, b),
         attrs={
             **{k: v for k, v in a.attrs.items() if b.attrs.get(k) == v},
@@ -137,7 +142,7 @@ def _cosine(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
 
 
 def _cosine_and_error(samples: Tensor) -> tuple[float, float]:
-    """Of (A z)* (B z), ||A z||^2 and ||B z||^2, shape (3, probe), one of each if exact."""
+    """From (A z)* (B z), ||A z||^2 and ||B z||^2, shape (3, probe), or (3, 1) if exact."""
     if not samples[1].any() or not samples[2].any():
         return math.nan, math.nan
     if samples.shape[1] == 1:
@@ -148,70 +153,39 @@ def _cosine_and_error(samples: Tensor) -> tuple[float, float]:
 
 
 def _of_unit_blocks(a: TrajectoryOperator, b: TrajectoryOperator) -> Tensor | None:
-    """The three inner products of two K of the same units, or None."""
+    """The three inner products (3, 1) of two K of the same units, or None."""
     first, second = a.unit_blocks(), b.unit_blocks()
     if first is None or second is None:
         return None
     if (first.units, first.n_units, first.n_rows) != (second.units, second.n_units, second.n_rows):
         return None
-    # Traces of one, as squares might leave the dtype; a zero stays what it is.
+    # Scaled to a trace of 1, since squares might leave the dtype; a zero stays zero.
     first, second = (x.scaled(1 / (x.trace() or 1.0)) for x in (first, second))
     products = [first.inner(second), first.inner(first), second.inner(second)]
-    return torch.tensor(products, dtype=torch.float64)
+    return torch.tensor(products, dtype=torch.float64)[:, None]
 
 
-def _shared(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[Batches, bool]:
-    """The smaller side as the blocks that neither couples, and whether it is the codomain."""
-    wide = a.shape[0] < a.shape[1]
-    dims = tuple(d for d in block_diagonal_dims(a) if d in block_diagonal_dims(b))
-    return Batches(a.codomain if wide else a.domain, dims), wide
+def _basis(a: TrajectoryOperator, batches: Batches) -> Iterator[Tensor]:
+    for start in range(0, batches.size, BLOCK):
+        n = min(BLOCK, batches.size - start)
+        basis = torch.zeros(batches.count, n, batches.size, dtype=a.torch_dtype, device=a.device)
+        basis[:, :, start : start + n].diagonal(dim1=1, dim2=2).fill_(1)
+        yield batches.join(basis)
 
 
-def _few(a: TrajectoryOperator, b: TrajectoryOperator) -> bool:
-    return is_cheap(_shared(a, b)[0].size)
-
-
-def _of_basis(a: TrajectoryOperator, b: TrajectoryOperator) -> tuple[Tensor, int]:
-    """The three inner products from a basis, and the products with both."""
-    batches, wide = _shared(a, b)
-    work.expect(2 * batches.size)
-
-    def blocks() -> Iterator[Tensor]:
-        for start in range(0, batches.size, BLOCK):
-            n = min(BLOCK, batches.size - start)
-            basis = torch.zeros(
-                batches.count, n, batches.size, dtype=a.torch_dtype, device=a.device
-            )
-            basis[:, :, start : start + n].diagonal(dim1=1, dim2=2).fill_(1)
-            yield batches.join(basis)
-
-    return _products(a, b, wide, blocks()).sum(1), 2 * batches.size
-
-
-def _of_probes(
-    a: TrajectoryOperator, b: TrajectoryOperator, m: int, rng: np.random.Generator
-) -> tuple[Tensor, int]:
-    """The three inner products as every random vector sees them, and the products with both."""
-    work.expect(2 * m)
-    wide = a.shape[0] < a.shape[1]
-    space = a.codomain if wide else a.domain
-    like = torch.empty(0, dtype=a.torch_dtype, device=a.device)
-
-    def blocks() -> Iterator[Tensor]:
-        for start in range(0, m, BLOCK):
-            z = sphere(rng, min(BLOCK, m - start), space.size, like)
-            yield z.reshape(-1, *space.shape)
-
-    return _products(a, b, wide, blocks()), 2 * m
+def _probes(
+    a: TrajectoryOperator, space: Space, m: int, rng: np.random.Generator
+) -> Iterator[Tensor]:
+    for start in range(0, m, BLOCK):
+        z = sphere(rng, min(BLOCK, m - start), space.size, empty(a))
+        yield z.reshape(-1, *space.shape)
 
 
 def _products(
     a: TrajectoryOperator, b: TrajectoryOperator, wide: bool, blocks: Iterator[Tensor]
 ) -> Tensor:
     """(A z)* (B z), ||A z||^2 and ||B z||^2, shape (3, vector); adjoints if `wide`."""
-    acts: list[Callable[[Tensor], Tensor]] = [
-        op.apply_adjoint if wide else op.apply for op in (a, b)
-    ]
+    acts = [op.apply_adjoint if wide else op.apply for op in (a, b)]
     parts = []
     for block in blocks:
         y, w = (act(block).reshape(len(block), -1) for act in acts)

@@ -1,9 +1,8 @@
-"""Sums over the spectrum, and the spectral density, by stochastic Lanczos quadrature."""
+"""The spectral density, by stochastic Lanczos quadrature."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,73 +24,9 @@ from kpops.operators.foreign import as_operator
 from kpops.precision import in_full_precision
 from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as seeded
-from kpops.spectral._result import configuration, identity, mode_variables, undone
+from kpops.spectral._result import configuration, identity, mode_variables, undone, unitless
 
 _STEPS = 64
-
-
-@in_full_precision
-def quadrature(
-    op: Any,
-    functions: Sequence[Callable[[Tensor], Tensor]],
-    *,
-    num_probes: int = 16,
-    steps: int = _STEPS,
-    rng: Any = None,
-) -> Tensor:
-    """Sum functions over the spectrum of an operator, once for every random vector.
-
-    Parameters
-    ----------
-    op : TrajectoryOperator, LinearOperator or array_like
-        Shape (m, n).
-    functions : sequence of callable
-        Each maps a float64 tensor of eigenvalues, if `op` is self-adjoint, or else of singular
-        values, to a tensor of its shape. Those of a positive operator are never negative; zeros
-        that the structure of `op` makes known are summed exactly, by the value at 0.
-    num_probes : int
-        Random vectors, at least 2 for an error bar.
-    steps : int
-        Steps of Lanczos from each, at most.
-    rng : int, Generator or None
-        Source of the random vectors.
-
-    Returns
-    -------
-    Tensor, shape (function, probe)
-        Independent estimates of ``tr f(A)``, or of the sum of f over the min(m, n) singular values,
-        in float64: their mean is the estimate, and their scatter tells its standard error. All
-        functions share the random vectors, so that ratios have a jackknife.
-
-    Raises
-    ------
-    ValueError
-        If `num_probes` or `steps` is too small, or `op` is not finite.
-
-    Notes
-    -----
-    Stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017, algorithm 1), from vectors uniform on
-    the sphere, with full reorthogonalisation. It takes ``num_probes * steps`` products with `op`,
-    and twice as many if `op` is not self-adjoint; where ``op = R R*`` is known, it works in the
-    smaller space. Singular values are square roots of eigenvalues of the smaller Gram operator,
-    so that those below the square root of the dtype's noise floor drown.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from kpops.spectral.density import quadrature
-    >>> sums = quadrature(2 * np.eye(5), [lambda x: x, lambda x: x**2], num_probes=3, rng=0)
-    >>> sums.round(decimals=6)
-    tensor([[10., 10., 10.],
-            [20., 20., 20.]], dtype=torch.float64)
-    """
-    op = as_operator(op)
-    check_probes(num_probes, steps)
-    symmetric = is_self_adjoint(op)
-    scaled, unit = normalized(op)
-    rule = gauss_rule(scaled, num_probes=num_probes, steps=steps, rng=rng, symmetric=symmetric)
-    rule = rule.times(unit)
-    return torch.stack([rule.sums(f) for f in functions])
 
 
 @in_full_precision
@@ -116,31 +51,28 @@ def spectral_density(
     op : TrajectoryOperator, LinearOperator or array_like
         Shape (m, n).
     num_probes : int
-        Random vectors; at least 2.
+        Random vectors, at least 2.
     steps : int
-        Steps of Lanczos from each, at most. The finest detail is about twice the range over
-        `steps`.
+        Most Lanczos steps from each. The finest detail is about twice the range over `steps`.
     outliers : int
-        Leading modes, by magnitude, that are found one by one (:func:`kpops.eigsh`, or
+        Leading modes, by magnitude, to find one by one (:func:`kpops.eigsh`, or
         :func:`kpops.svds`). The density is that of the rest, the bulk, and the random vectors are
-        projected off these modes. Choose it larger than the number of outliers expected.
+        projected off these modes. Choose more than the number of outliers expected.
     points : int
         Grid points, at least 2.
     scale : {"auto", "linear", "log"}
         Spacing of the grid. ``"log"`` needs an operator without negative eigenvalues, and shows
-        what is above the noise floor; ``"auto"`` takes it for these where half of the values that
-        are not zero lie below a tenth of the largest.
+        what is above the noise floor. ``"auto"`` chooses it for such an operator if half of its
+        nonzero values lie below a tenth of the largest.
     width : float, optional
-        Standard deviation of the Gaussian that every value becomes: in units of the value on a
-        linear grid, in decades on a logarithmic one. Default: twice the range over
-        `steps`, as nodes lie about that far apart.
+        Standard deviation of the Gaussian that replaces each value: in units of the value on a
+        linear grid, in decades on a logarithmic one. Default: twice the range over `steps`, about
+        the distance between nodes.
     method : {"auto", "exact", "lanczos"}
-        ``"exact"`` smooths the whole spectrum; ``"auto"`` does so where it is to be had cheaply:
+        ``"exact"`` smooths the whole spectrum; ``"auto"`` does so where the spectrum is cheap:
         small operators, and K of gated cells.
-    rng : int, Generator or None
-        Source of the random vectors.
-    progress : bool
-        Show a bar of the matvecs.
+    rng, progress
+        As for :func:`kpops.trace`.
 
     Returns
     -------
@@ -149,7 +81,7 @@ def spectral_density(
         standard error ``stderr`` over the probes; ``["cumulative"]``, the number of bulk values
         above, and ``cumulative_stderr``. Raw: ``node(probe, step)`` and ``weight(probe, step)``,
         how many values each node stands for. Leading modes: ``outlier(mode)`` and
-        ``outlier_residual(mode)``. The numbers in the attributes are explained in the notes.
+        ``outlier_residual(mode)``. The notes explain the numbers in the attributes.
 
     Raises
     ------
@@ -165,21 +97,22 @@ def spectral_density(
 
     Notes
     -----
-    Lanczos from random vectors gives a Gauss rule of the spectral measure each, and Gaussians of
-    the stated width at the nodes make it a density (Lin, Saad and Yang 2016, section 3.2; Ubaru,
-    Chen and Saad 2017; Ghorbani, Krishnan and Xiao 2019). The standard error is that of the mean
-    over probes, and does not tell of detail finer than the rules resolve.
+    Lanczos from each random vector, uniform on the sphere, gives a Gauss rule of the spectrum, and
+    Gaussians of the stated width at its nodes make a density (Lin, Saad and Yang 2016, section 3.2;
+    Ubaru, Chen and Saad 2017, algorithm 1; Ghorbani, Krishnan and Xiao 2019). Where ``op = R R*``
+    is known, it works in the smaller space. Singular values are roots of the eigenvalues of the
+    smaller Gram operator: rounding hides those below the root of the noise floor. The standard
+    error is that of the mean over probes; it does not cover detail finer than the rules resolve.
 
-    The density integrates to ``n_bulk``, which is all values without the outliers, and on a
-    logarithmic grid also without what is at or below the noise floor: ``n_zeros`` values, with
-    ``n_zeros_stderr``. Of all zeros, ``structural_zeros`` are known beforehand, and no node stands
-    for them.
+    The density integrates to ``n_bulk``: all values without the outliers and, on a logarithmic
+    grid, without the ``n_zeros`` values at or below the noise floor, with ``n_zeros_stderr``. Of
+    all zeros, ``structural_zeros`` are known beforehand, and no node stands for them.
 
-    ``bulk_edge`` is the magnitude at which the bulk ends: above it, half a value is left. Of the
-    leading modes the smallest is compared with the edge, then the next. As long as one lies
-    above the edge by no more than the extent of the ten values below the edge, it is part of the
-    bulk, and the new edge; the others stand off, ``n_outliers`` of them. At the edge of a random
-    matrix the ten extend over about eight standard deviations of the largest eigenvalue.
+    ``bulk_edge`` is the magnitude above which half a value is left. The smallest leading mode is
+    compared with this edge, then the next: as long as a mode lies above the edge by no more than
+    the extent of the ten values below the edge, it belongs to the bulk and becomes the new edge.
+    The other ``n_outliers`` stand off. At the edge of a random matrix the ten values extend over
+    about eight standard deviations of the largest eigenvalue.
 
     Examples
     --------
@@ -193,11 +126,19 @@ def spectral_density(
     """
     op, rng = as_operator(op), seeded(rng)
     check_probes(num_probes, steps)
-    _check(op, outliers, points, scale, width, method)
+    check_count("outliers", outliers, 0, min(op.shape) - 1)
+    check_count("points", points, 2)
+    if scale not in ("auto", "linear", "log"):
+        raise ValueError(f"scale={scale!r}: choose 'auto', 'linear' or 'log'")
+    if width is not None:
+        check_real("width", width)
+        if not 0 < width < math.inf:
+            raise ValueError(f"width={width}: choose a positive number, or None for the default")
+    if method not in ("auto", "exact", "lanczos"):
+        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'lanczos'")
     symmetric = is_self_adjoint(op)
-    whole = None
-    if method != "lanczos":
-        whole = whole_spectrum(op, symmetric, force=method == "exact")
+    exact = method == "exact"
+    whole = None if method == "lanczos" else whole_spectrum(op, symmetric, force=exact)
     if whole is not None:
         bulk, modes = _parted(whole, outliers)
         used, how = whole.num_matvecs, whole.how
@@ -214,22 +155,14 @@ def spectral_density(
     zero = floor * float(torch.cat([magnitudes, bulk.nodes.abs().amax()[None]]).max())
     grid = make_grid(bulk, zero, scale, points, width, min(steps, _STEPS))
     edge, n_outliers = bulk_edge(bulk, magnitudes.tolist(), zero)
-    zeros = bulk.sums(lambda x: (x.abs() <= zero).double())
-    n_zeros, n_zeros_stderr = _mean_and_error(zeros)
+    n_zeros, n_zeros_stderr = _mean_and_error(bulk.sums(lambda x: (x.abs() <= zero).double()))
     kind = "eigenvalue" if symmetric else "singular value"
+    settings = {"num_probes": num_probes, "steps": steps, "outliers": outliers, "points": points}
     return xr.Dataset(
         _variables(op, bulk, modes, grid, zero, kind),
         coords=identity(op),
         attrs={
-            **configuration(
-                op,
-                num_probes=num_probes,
-                steps=steps,
-                outliers=outliers,
-                points=points,
-                scale=scale,
-                method=method,
-            ),
+            **configuration(op, **settings, scale=scale, method=method),
             "kind": kind,
             "method": "lanczos" if whole is None else "exact",
             "chosen": how,
@@ -249,7 +182,7 @@ def spectral_density(
 
 
 class _Modes(NamedTuple):
-    """Leading modes: values and relative residuals (mode,), float64; vectors of the rest's rule."""
+    """Leading modes: values and relative residuals (mode,), float64; what the rule deflates."""
 
     values: Tensor
     residuals: Tensor
@@ -257,32 +190,12 @@ class _Modes(NamedTuple):
     num_matvecs: int
 
 
-def _check(
-    op: TrajectoryOperator,
-    outliers: int,
-    points: int,
-    scale: str,
-    width: float | None,
-    method: str,
-) -> None:
-    check_count("outliers", outliers, 0, min(op.shape) - 1)
-    check_count("points", points, 2)
-    if scale not in ("auto", "linear", "log"):
-        raise ValueError(f"scale={scale!r}: choose 'auto', 'linear' or 'log'")
-    if width is not None:
-        check_real("width", width)
-        if not 0 < width < math.inf:
-            raise ValueError(f"width={width}: choose a positive number, or None for the default")
-    if method not in ("auto", "exact", "lanczos"):
-        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'lanczos'")
-
-
 def _parted(spectrum: Spectrum, outliers: int) -> tuple[Rule, _Modes]:
-    """A spectrum that is known, as its leading values and a rule of the rest without error."""
+    """Leading values of a known spectrum, and an exact rule of the rest."""
     values = spectrum.values.double()
     if not values.isfinite().all():
         raise ValueError("the operator is not finite: check the weights and the scale")
-    short = max(0, outliers + 1 - len(values))  # then some of the structural zeros are asked for
+    short = max(0, outliers + 1 - len(values))  # then some outliers are structural zeros
     values = torch.cat([values, values.new_zeros(short)])
     leading, rest = values[:outliers], values[None, outliers:]
     modes = _Modes(leading, torch.zeros_like(leading), None, 0)
@@ -295,16 +208,15 @@ def _leading(op: TrajectoryOperator, symmetric: bool, k: int, rng: np.random.Gen
         return _Modes(nothing, nothing, None, 0)
     found = (eigenpairs if symmetric else singular_triplets)(op, k, rng=rng)
     values = found.unit * found.values.double()
-    # A mode of the value zero says nothing that the rest does not, and none was found where NaN is.
+    # Zero modes add nothing to the rest, and NaN marks modes that were not found.
     real = values.isfinite() & (values.abs() > noise_floor(op.torch_dtype) * abs(values[0]))
     vectors = found.vectors[-1][real]
     return _Modes(values, found.residual.double(), vectors, found.num_matvecs)
 
 
 def _mean_and_error(per_probe: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the probes (first dim) and its standard error; none of a single exact one."""
-    count = len(per_probe)
-    mean = per_probe.mean(0)
+    """Mean over the probes (first axis) and its standard error; 0 for a single exact one."""
+    count, mean = len(per_probe), per_probe.mean(0)
     if count == 1:
         return mean, torch.zeros_like(mean)
     unit = power_of_two(per_probe)  # a density of small values is large, and is squared here
@@ -316,25 +228,21 @@ def _variables(
 ) -> dict[str, Any]:
     density, above = (_mean_and_error(part) for part in smoothed(bulk, grid, zero))
     values = undone(grid.values, 1.0, op, f"grid of the {kind}s")
-    value = ("value", values, {"long_name": kind, "units": "1"})
+    grid_coords = {"value": ("value", values, unitless(kind))}
 
-    def on_grid(part: Tensor, long_name: str) -> xr.DataArray:
-        attrs = {"long_name": long_name, "units": "1"}
+    def variable(dims: Any, part: Tensor, long_name: str) -> xr.DataArray:
         data = undone(part, 1.0, op, long_name)
-        return xr.DataArray(data, dims="value", coords={"value": value}, attrs=attrs)
+        coords = grid_coords if dims == "value" else None
+        return xr.DataArray(data, coords, dims, attrs=unitless(long_name))
 
-    def raw(part: Tensor, long_name: str) -> xr.DataArray:
-        attrs = {"long_name": long_name, "units": "1"}
-        data = undone(part, 1.0, op, long_name)
-        return xr.DataArray(data, dims=("probe", "step"), attrs=attrs)
-
+    rule = ("probe", "step")
     variables = {
-        "density": on_grid(density[0], f"number of {kind}s per unit of value"),
-        "stderr": on_grid(density[1], "standard error of the density"),
-        "cumulative": on_grid(above[0], f"number of {kind}s above"),
-        "cumulative_stderr": on_grid(above[1], "standard error of the number above"),
-        "node": raw(bulk.nodes, "node of the Gauss rule"),
-        "weight": raw(bulk.weights, "number of values that the node stands for"),
+        "density": variable("value", density[0], f"number of {kind}s per unit of value"),
+        "stderr": variable("value", density[1], "standard error of the density"),
+        "cumulative": variable("value", above[0], f"number of {kind}s above"),
+        "cumulative_stderr": variable("value", above[1], "standard error of the number above"),
+        "node": variable(rule, bulk.nodes, "node of the Gauss rule"),
+        "weight": variable(rule, bulk.weights, "number of values that the node stands for"),
     }
     if len(modes.values):
         leading = {

@@ -1,9 +1,4 @@
-"""Gramians of the propagator, and its exact Frobenius norm.
-
-With A[t] the state Jacobian, ``P[s, t] = A[s] ... A[t+1]`` is what a perturbation at t makes of the
-state at s. The matrices ``S_t = sum_s P[s,t]^T P[s,t]`` and ``C_t = sum_s P[t,s] P[t,s]^T`` obey
-recursions of one S x S matrix for each trial, so that no block of P is ever formed.
-"""
+"""Gramians of the propagator, by the recursions of :mod:`kpops.linalg.gramians`."""
 
 from __future__ import annotations
 
@@ -22,7 +17,7 @@ from kpops.linalg.gramians import _controllability, _observability, _window
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.propagator import Propagator
 from kpops.precision import in_full_precision
-from kpops.spectral._result import configuration, identity, undone
+from kpops.spectral._result import configuration, identity, undone, unitless
 
 
 @in_full_precision
@@ -37,8 +32,8 @@ def observability_gramian(
     lin : Linearization or Propagator
         A linearized model, or its ``P``.
     times : sequence of int, optional
-        Positions along time at which the matrices are returned, each of ``trial * unit^2``
-        numbers. Default: the first.
+        Positions along time of the returned matrices, each of ``trial * unit^2`` numbers. Default:
+        the first.
     progress : bool
         Show a bar of the steps.
 
@@ -58,15 +53,13 @@ def observability_gramian(
     See Also
     --------
     controllability_gramian : The mirror image.
-    propagator_norm : The root of the sum of all traces.
 
     Notes
     -----
-    ``S_T = I`` and ``S_t = I + A[t+1]^T S_{t+1} A[t+1]``, so that ``q^T S_t q`` is the squared norm
-    of the trajectory that a perturbation q of the state at time t makes from then on, and
-    ``||P||_F^2 = sum_t tr S_t``. For constant A it tends to the solution of the discrete Lyapunov
-    equation (Antoulas 2005, Approximation of Large-Scale Dynamical Systems, section 4.3) as the
-    horizon grows.
+    ``S_T = I`` and ``S_t = I + A[t+1]^T S_{t+1} A[t+1]``. A perturbation q of the state at time t
+    makes a trajectory of squared norm ``q^T S_t q`` from then on, and ``||P||_F^2 = sum_t tr S_t``.
+    For constant A, ``S_t`` tends to the solution of the discrete Lyapunov equation as the horizon
+    grows (Antoulas 2005, Approximation of Large-Scale Dynamical Systems, section 4.3).
 
     Examples
     --------
@@ -90,35 +83,23 @@ def controllability_gramian(
 
     Parameters
     ----------
-    lin : Linearization or Propagator
-        A linearized model, or its ``P``.
-    times : sequence of int, optional
-        Positions along time at which the matrices are returned, each of ``trial * unit^2``
-        numbers. Default: the last.
-    progress : bool
-        Show a bar of the steps.
+    lin, times, progress
+        As for :func:`kpops.observability_gramian`, but `times` is the last by default.
 
     Returns
     -------
     Dataset
-        ``gramian(trial, at_time, unit, unit_in)`` at these times and ``trace(trial, time)`` at all
-        times, in the dtype of `lin`; zero where a step is not valid.
+        As for :func:`kpops.observability_gramian`.
 
     Raises
     ------
-    TypeError
-        If `lin` is neither a Linearization nor a Propagator.
-    ValueError
-        If a time is out of range.
-
-    See Also
-    --------
-    observability_gramian : The mirror image.
+    TypeError, ValueError
+        As for :func:`kpops.observability_gramian`.
 
     Notes
     -----
-    ``C_1 = I`` and ``C_t = I + A[t] C_{t-1} A[t]^T``: the covariance that white noise of unit
-    variance at every step has made by time t. ``||P||_F^2 = sum_t tr C_t``.
+    ``C_1 = I`` and ``C_t = I + A[t] C_{t-1} A[t]^T``: the covariance at time t that white noise of
+    unit variance at every step makes. ``||P||_F^2 = sum_t tr C_t``.
 
     Examples
     --------
@@ -131,15 +112,6 @@ def controllability_gramian(
     return _gramians(lin, times, "controllability", -1)
 
 
-# Which part of which propagator an operator is.
-
-
-# The recursions.
-
-
-# Labels.
-
-
 def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) -> xr.Dataset:
     P = lin if isinstance(lin, TrajectoryOperator) else getattr(lin, "P", lin)
     if not isinstance(P, Propagator):
@@ -148,9 +120,13 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
             "forced by states"
         )
     n_trials, n_steps, n_units = P.domain.shape
-    chosen = _positions([default] if times is None else times, n_steps)
+    times = [default] if times is None else times
+    chosen = np.atleast_1d(np.asarray(times))
+    if chosen.dtype.kind not in "iu" or ((chosen < -n_steps) | (chosen >= n_steps)).any():
+        raise ValueError(f"times={times!r}: choose positions from 0 to {n_steps - 1}, as ints")
+    chosen = np.arange(n_steps)[chosen]
     recursion = _observability if kind == "observability" else _controllability
-    with exclusive_compute(P.device):  # tensors of inference mode could not be written to inside
+    with exclusive_compute(P.device):  # no inference mode, whose tensors cannot be written to
         window = _window(P)
         assert window is not None
         kept = torch.empty(n_trials, len(chosen), n_units, n_units, dtype=torch.float64)
@@ -162,18 +138,13 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
             for i in np.flatnonzero(chosen == t):
                 symmetric = (gramian + gramian.mT) / 2
                 kept[:, i] = scale[:, None, None] * symmetric.double()
-    settings = {"times": chosen.tolist()}
-    return xr.Dataset(
-        {
-            "gramian": _labelled(P, kept, chosen, f"{kind} Gramian"),
-            "trace": P.domain.keep(("trial", "time")).label(
-                undone(traces, 1.0, P, f"trace of the {kind} Gramian"),
-                long_name=f"trace of the {kind} Gramian",
-            ),
-        },
-        coords=identity(P),
-        attrs=configuration(P, **settings),
-    )
+    what = f"{kind} Gramian"
+    trace = undone(traces, 1.0, P, f"trace of the {what}")
+    variables = {
+        "gramian": _labelled(P, kept, chosen, what),
+        "trace": P.domain.keep(("trial", "time")).label(trace, long_name=f"trace of the {what}"),
+    }
+    return xr.Dataset(variables, identity(P), configuration(P, times=chosen.tolist()))
 
 
 def _labelled(P: Propagator, matrices: Tensor, times: np.ndarray, long_name: str) -> xr.DataArray:
@@ -182,17 +153,9 @@ def _labelled(P: Propagator, matrices: Tensor, times: np.ndarray, long_name: str
     of_units = {k: c for k, c in coords.items() if c[0] == ("unit",)}
     inside = {f"{k}_in": (("unit_in",), *c[1:]) for k, c in of_units.items()}
     _, labels, attrs = every["time"]
-    at = {"at_time": (("at_time",), labels[times], attrs)}
     return xr.DataArray(
         undone(matrices, 1.0, P, long_name),
         dims=("trial", "at_time", "unit", "unit_in"),
-        coords=coords | inside | at,
-        attrs={"long_name": long_name, "units": "1"},
+        coords=coords | inside | {"at_time": (("at_time",), labels[times], attrs)},
+        attrs=unitless(long_name),
     )
-
-
-def _positions(times: Sequence[int], n_steps: int) -> np.ndarray:
-    wanted = np.atleast_1d(np.asarray(times))
-    if wanted.dtype.kind not in "iu" or ((wanted < -n_steps) | (wanted >= n_steps)).any():
-        raise ValueError(f"times={times!r}: choose positions from 0 to {n_steps - 1}, as ints")
-    return np.arange(n_steps)[wanted]

@@ -1,4 +1,4 @@
-"""Frobenius maps: between which positions of a dim an operator carries its energy."""
+"""Frobenius maps: the energy that an operator carries between positions of a dimension."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kpops.operators.partial_trace import signs
 from kpops.precision import in_full_precision
 from kpops.scalars import check_count
 from kpops.scalars import generator as seeded
-from kpops.spectral._result import configuration, identity, undone
+from kpops.spectral._result import configuration, identity, undone, unitless
 
 
 @in_full_precision
@@ -38,30 +38,28 @@ def frobenius_map(
     progress: bool = False,
     beyond: int | None = None,
 ) -> xr.Dataset:
-    """Squared Frobenius norms of the blocks that lead from each position of a dim to each other.
+    """Squared Frobenius norms of the blocks between all pairs of positions of a dimension.
 
-    Of the propagator P by time this is the energy of the Green's operator: how strongly what
-    happens at t' is felt at t. By trial or by unit it shows what the flow operator couples.
+    For the propagator P by time this is the energy of the Green's operator: how strongly the state
+    at t feels what happens at t'. By trial or by unit it shows what the flow operator couples.
 
     Parameters
     ----------
     op : TrajectoryOperator, LinearOperator or array_like
-        Its domain and its codomain have the dim; that of an unlabelled one is ``"index"``.
+        Domain and codomain have the dimension, which is ``"index"`` if they are unlabelled.
     dim : str
-        ``"time"``, ``"trial"`` or ``"unit"``, or any other dim.
+        ``"time"``, ``"trial"``, ``"unit"`` or any other dimension.
     method : {"auto", "exact", "probes"}
-        ``"exact"``: from K unit by unit where it is known so, else from the matrix. ``"probes"``:
-        estimated. ``"auto"``: exact where K is known unit by unit or the matrix is small.
+        ``"exact"`` uses K unit by unit where it is known so, else the matrix; ``"probes"``
+        estimates. ``"auto"`` is exact where K is known unit by unit or the matrix is small.
     num_probes : int
-        Random vectors for each position, 2 or more. They take ``num_probes`` products with `op`
-        for each position of the dim, and as many for all of them where `op` is block diagonal over
-        it (P over trials).
+        Random vectors for each position, at least 2. They take ``num_probes`` matvecs for each
+        position of the dimension, or ``num_probes`` in all where `op` is block diagonal over it (P
+        over trials).
     lag_cutoff : int, optional
-        The lag beyond which energy counts as long-range; default a quarter of the steps.
-    rng : int, Generator or None
-        Source of the random vectors.
-    progress : bool
-        Show a bar of the matvecs.
+        Energy beyond this lag counts as long-range. Default: a quarter of the steps.
+    rng, progress
+        As for :func:`kpops.trace`.
     beyond : int, optional
         The old name of `lag_cutoff`.
 
@@ -69,29 +67,28 @@ def frobenius_map(
     -------
     Dataset
         ``energy(dim, dim_in)``, from position dim_in of the domain to position dim of the
-        codomain, and ``total``, its sum. Of the dim ``time``, if it is the same on both sides, also
-        ``energy_by_lag(lag)``, the sum over pairs of positions so far apart in either direction;
-        ``near_diagonal(lag)``, the fraction of the energy up to this lag; and ``long_range``, the
-        fraction beyond the lag `lag_cutoff`; fractions of a zero operator are NaN. For each
-        variable there is its standard error: ``stderr`` for energy, and others as
-        ``total_stderr``; zero if exact.
+        codomain, and ``total``, its sum. For the dimension ``time``, if both sides have the same,
+        also ``energy_by_lag(lag)``, the sum over pairs of positions so far apart in either
+        direction; ``near_diagonal(lag)``, the fraction of the energy up to this lag; and
+        ``long_range``, the fraction beyond `lag_cutoff`. Fractions of a zero operator are NaN. Each
+        variable has its standard error, zero if exact: ``stderr`` for energy, and others as
+        ``total_stderr``.
 
     Raises
     ------
     ValueError
-        If domain or codomain lacks the dim, or an option is unknown or out of range.
+        If domain or codomain lacks the dimension, or an option is unknown or out of range.
     MemoryError
         If the matrix of ``method="exact"`` would not fit.
 
     Notes
     -----
-    With random signs z at position t' of the dim and zeros elsewhere,
-    ``||(A z)[t]||^2`` has the mean ``||A[t, t']||_F^2``, for all t at once. Its relative standard
-    deviation is at most ``sqrt(2 / PR)``, with PR the participation ratio of
-    ``A[t, t']* A[t, t']``. Standard errors are those of the mean over probes; those of fractions,
-    the jackknife's.
+    With random signs z at position t' and zeros elsewhere, ``||(A z)[t]||^2`` has the mean
+    ``||A[t, t']||_F^2``, for all t at once. Its relative standard deviation is at most
+    ``sqrt(2 / PR)``, where PR is the participation ratio of ``A[t, t']* A[t, t']``. Standard errors
+    are those of the mean over probes; for fractions, the jackknife's.
 
-    Of ``K = sum_i M_i M_i^T``, with i the units and M_i[t] the rows of time t, the energy is
+    For ``K = sum_i M_i M_i^T`` over the units i, with M_i[t] the rows of time t, the energy is
     ``sum_i ||M_i[t] M_i[t']^T||_F^2 = sum_i <M_i[t]^T M_i[t], M_i[t']^T M_i[t']>``.
 
     Examples
@@ -110,7 +107,12 @@ def frobenius_map(
     if beyond is not None:
         work.warn_renamed("beyond", "lag_cutoff")
         lag_cutoff = beyond
-    _check(op, dim, method, num_probes)
+    shared = [d for d in op.domain.dims if d in op.codomain.dims]
+    if dim not in shared:
+        raise ValueError(f"dim={dim!r}: choose one of the dims {shared} of both sides of {op!r}")
+    if method not in ("auto", "exact", "probes"):
+        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'probes'")
+    check_count("num_probes", num_probes, 2)
     lag = _checked_lag(op, dim, lag_cutoff)
     blocks = op.unit_blocks()
     if method == "auto":
@@ -124,29 +126,17 @@ def frobenius_map(
         samples = _of_unit_blocks(op, blocks.scaled(1 / unit), dim)[None]
     else:
         samples, unit = _of_dense_blocks(op, dim)
-    settings = {"dim": dim, "method": method, "num_probes": num_probes, "lag_cutoff": lag}
-    return xr.Dataset(
-        _labelled(op, dim, _summed(samples, lag), lag, raised(unit, 2)),
-        coords=_coords(op, dim, with_lags=lag is not None),
-        attrs={
-            **configuration(op, **settings),
-            "method": method,
-            "num_matvecs": op.num_matvecs - before,
-        },
-    )
-
-
-def _check(op: TrajectoryOperator, dim: str, method: str, num_probes: int) -> None:
-    shared = [d for d in op.domain.dims if d in op.codomain.dims]
-    if dim not in shared:
-        raise ValueError(f"dim={dim!r}: choose one of the dims {shared} of both sides of {op!r}")
-    if method not in ("auto", "exact", "probes"):
-        raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'probes'")
-    check_count("num_probes", num_probes, 2)
+    attrs = {
+        **configuration(op, dim=dim, method=method, num_probes=num_probes, lag_cutoff=lag),
+        "method": method,
+        "num_matvecs": op.num_matvecs - before,
+    }
+    variables = _labelled(op, dim, _summed(samples, lag), lag, raised(unit, 2))
+    return xr.Dataset(variables, _coords(op, dim, with_lags=lag is not None), attrs)
 
 
 def _checked_lag(op: TrajectoryOperator, dim: str, lag_cutoff: int | None) -> int | None:
-    """The lag beyond which energy is long-range; None where positions have no lags."""
+    """The cutoff lag; None where positions have no lags."""
     n_steps = op.domain.sizes[dim]
     same = n_steps == op.codomain.sizes[dim] and dim not in op.domain.misaligned(op.codomain)
     if dim != "time" or not same:
@@ -162,15 +152,14 @@ def _checked_lag(op: TrajectoryOperator, dim: str, lag_cutoff: int | None) -> in
     return int(lag_cutoff)
 
 
-# Energies, (out, in), in float64; (probe, out, in) where they are estimated.
+# Energies (out, in) in float64; (probe, out, in) where they are estimated.
 
 
 def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: np.random.Generator) -> Tensor:
-    work.expect(num_probes * (1 if dim in block_diagonal_dims(op) else op.domain.sizes[dim]))
-    shape = (num_probes, *op.domain.shape)
-    z = signs(shape, op, rng)
-    if dim in block_diagonal_dims(op):
-        # What starts at one position stays there: all of them share a vector.
+    uncoupled = dim in block_diagonal_dims(op)
+    work.expect(num_probes * (1 if uncoupled else op.domain.sizes[dim]))
+    z = signs((num_probes, *op.domain.shape), op, rng)
+    if uncoupled:  # what starts at one position stays there: all positions share a vector
         parts = [_energies(op.apply(some), op.codomain, dim) for some in z.split(BLOCK)]
         return torch.diag_embed(torch.cat(parts))
     axis = 1 + op.domain.dims.index(dim)
@@ -178,7 +167,7 @@ def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: np.random.Ge
     result = torch.empty(n_in * num_probes, n_out, dtype=torch.float64, device=op.device)
     pairs = torch.cartesian_prod(*(torch.arange(n, device=op.device) for n in (num_probes, n_in)))
     positions = torch.arange(n_in, device=op.device)
-    along = [n_in if i == axis else 1 for i in range(1, len(shape))]
+    along = [n_in if i == axis else 1 for i in range(1, z.ndim)]
     for some, chosen in zip(result.split(BLOCK), pairs.split(BLOCK), strict=True):
         probe, position = chosen.T
         here = (positions == position[:, None]).reshape(len(chosen), *along)
@@ -187,14 +176,12 @@ def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: np.random.Ge
 
 
 def _energies(images: Tensor, space: Space, dim: str) -> Tensor:
-    """Sum of squares at each position of the dim, (vector, position)."""
-    rest = [1 + i for i, d in enumerate(space.dims) if d != dim]
-    squares = images.double().square()
-    return squares.sum(rest) if rest else squares
+    """Sum of squares at each position, (vector, position)."""
+    return _sum_over_others(images.double().square(), [0, 1 + space.dims.index(dim)])
 
 
 def _of_dense_blocks(op: TrajectoryOperator, dim: str) -> tuple[Tensor, float]:
-    """Energies as of one probe, and the scale of the operator."""
+    """Energies (1, out, in) of the scaled operator, and its scale."""
     inside, outside = batches(op)
     dense, unit = normalized_blocks(op)
     squares = dense.double().square()
@@ -232,7 +219,7 @@ def _of_unit_blocks(op: TrajectoryOperator, blocks: UnitBlocks, dim: str) -> Ten
 
 
 def _of_factor(m: Tensor) -> Tensor:
-    """``||M[t] M[t']^T||_F^2``, for M of shape (position, row, column), by the cheaper way."""
+    """``||M[t] M[t']^T||_F^2`` for M (position, row, column), the cheaper way."""
     size = m.abs().max()
     if size == 0:
         return m.new_zeros(len(m), len(m), dtype=torch.float64)
@@ -244,10 +231,8 @@ def _of_factor(m: Tensor) -> Tensor:
         energy = (grams @ grams.mT).clamp_min(0)
     else:
         rows = m.flatten(0, 1)
-        blocks = (
-            (rows @ rows.mT).unflatten(0, (n_positions, n_rows)).unflatten(2, (n_positions, -1))
-        )
-        energy = blocks.square().sum((1, 3))
+        blocks = (rows @ rows.mT).unflatten(0, (n_positions, n_rows))
+        energy = blocks.unflatten(2, (n_positions, -1)).square().sum((1, 3))
     return size.double() ** 4 * energy.double()
 
 
@@ -255,7 +240,7 @@ def _of_factor(m: Tensor) -> Tensor:
 
 
 def _summed(samples: Tensor, lag: int | None) -> dict[str, tuple[Tensor, Tensor]]:
-    """Every variable of the result, from energies (probe, out, in), with its standard error."""
+    """All variables with their standard errors, from energies (probe, out, in)."""
     total = samples.sum((1, 2))
     result = {"energy": _mean(samples), "total": _mean(total)}
     if lag is not None:
@@ -272,7 +257,7 @@ def _mean(samples: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_lag(samples: Tensor) -> Tensor:
-    """Sums over pairs of times (probe, time, time) of the same distance, (probe, lag)."""
+    """Sums over pairs of times with the same lag: (probe, time, time) to (probe, lag)."""
     n = samples.shape[1]
     times = torch.arange(n, device=samples.device)
     lags = (times[:, None] - times).abs().flatten()
@@ -280,7 +265,7 @@ def _by_lag(samples: Tensor) -> Tensor:
 
 
 def _fraction(part: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of the parts (probe, ...) over that of the whole (probe,), and the jackknife's error."""
+    """Mean of parts (probe, ...) over that of the whole (probe,), with the jackknife's error."""
     m = len(part)
     whole = whole.reshape(m, *[1] * (part.ndim - 1))
     fraction = part.sum(0) / whole.sum(0)
@@ -318,7 +303,7 @@ def _labelled(
         texts = (long_name, f"standard error of the {long_name}")
         for key, values, text in zip((name, error), both, texts, strict=True):
             array = undone(values, 1.0 if name in _FRACTIONS else unit, op, text)
-            result[key] = xr.Variable(dims.get(name, ()), array, {"long_name": text, "units": "1"})
+            result[key] = xr.Variable(dims.get(name, ()), array, unitless(text))
     return result
 
 
@@ -331,5 +316,5 @@ def _coords(op: TrajectoryOperator, dim: str, *, with_lags: bool) -> dict[str, A
                 coords[name + suffix] = (dim + suffix, values, attrs)
     if with_lags:
         lags = np.arange(op.domain.sizes[dim])
-        coords["lag"] = ("lag", lags, {"long_name": "lag in steps", "units": "1"})
+        coords["lag"] = ("lag", lags, unitless("lag in steps"))
     return coords

@@ -1,4 +1,4 @@
-"""Frobenius, Schatten and spectral norms, exact or with an error bar."""
+"""Norms of operators, exact or with an error bar."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from kpops.linalg.symmetry import is_self_adjoint
 from kpops.linalg.traces.gram import gram_trace, squared_gram_trace
 from kpops.linalg.traces.registry import METHODS
 from kpops.linalg.triplets import singular_triplets
-from kpops.operators.base import TrajectoryOperator
+from kpops.operators.base import TrajectoryOperator, as_method
 from kpops.operators.foreign import as_operator
 from kpops.precision import in_full_precision
 from kpops.scalars import check_real
 from kpops.scalars import generator as seeded
 from kpops.spectral._result import check, configuration, scalar_dataset
-from kpops.spectral.traces import trace
+from kpops.spectral.traces import exact_answer, feasible, trace
 
 _FROBENIUS = {"auto": 2, "exact": 2} | {name: method.least for name, method in METHODS.items()}
 _SCHATTEN = {"auto": 8, "exact": 2, "lanczos": 8}
 _PROBES = 8
-"""Random vectors of a Gauss rule at least; what is left of the products makes its steps."""
+"""Least number of random vectors of a Gauss rule; the other matvecs are its steps."""
 
 
 @in_full_precision
@@ -54,26 +54,20 @@ def frobenius_norm(
     op : TrajectoryOperator, LinearOperator or array_like
         m x n.
     method : {"auto", "exact", "hutchinson", "xtrace", "xnystrace"}
-        ``"exact"`` uses the structure, or makes the matrix; the others estimate the trace of
-        ``A* A`` (:func:`kpops.trace`). ``"auto"`` is exact where that is cheap (K, P, blocks of a
-        size up to 1024).
-    num_matvecs : int, optional
-        Products with `op` and its adjoint: 64, or at most 1024 with `tol`.
-    tol, rng, progress
-        As of :func:`kpops.trace`.
+        As for :func:`kpops.trace`, which estimates the trace of ``A* A`` here.
+    num_matvecs, tol, rng, progress
+        As for :func:`kpops.trace`.
 
     Returns
     -------
     Dataset
-        ``estimate`` and its standard error ``stderr``; attributes as of :func:`kpops.trace`, with
+        ``estimate`` and its standard error ``stderr``; attributes as for :func:`kpops.trace`, with
         the participation ratio of ``A* A``.
 
     Raises
     ------
-    ValueError
-        If an option is unknown or out of range, or `op` is not finite.
-    MemoryError
-        If the matrix of ``method="exact"`` would not fit.
+    ValueError, MemoryError
+        As for :func:`kpops.trace`, but any shape of `op` will do.
 
     Warns
     -----
@@ -82,9 +76,9 @@ def frobenius_norm(
 
     Notes
     -----
-    ``||A z||^2`` has the mean ``||A||_F^2``, so that products with A alone serve. The standard
-    error of the root is half of that of the square, relative to each, to first order. Of P the
-    square is the sum of the traces of its observability Gramians.
+    ``||A z||^2`` has the mean ``||A||_F^2``, so matvecs with A alone suffice. To first order, the
+    relative standard error of the root is half that of the square. For P the square is the sum of
+    the traces of its observability Gramians.
 
     Examples
     --------
@@ -94,20 +88,16 @@ def frobenius_norm(
     """
     op, rng = as_operator(op), seeded(rng)
     budget = check(method, _FROBENIUS, num_matvecs, tol)
-    if min(op.shape if op.root is None else op.root.shape) < 2:
-        method = "exact"
-    before = op.num_matvecs
-    exact = exact_frobenius(op, method) if method in ("auto", "exact") else None
-    if exact is not None:
-        answer = Estimate(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
-    else:
-        factor = SpectralProblem(op).factor
+    method = feasible(op, method)
+    answer = exact_answer(exact_frobenius, op, method)
+    if answer is None:
+        factor, act = SpectralProblem(op).factor, None
         if factor is None:
             run = gram_trace(op, 1.0, method, rng)
-            answer = estimated(run, budget, tol, positive=True, power=0.5)
         else:  # A = F F*: the trace of (F* F)^2
             run, act = squared_gram_trace(factor, 1.0, method, rng)
-            answer = estimated(run, budget, tol, positive=True, power=0.5)
+        answer = estimated(run, budget, tol, positive=True, power=0.5)
+        if act is not None:  # its scale is known once it has run
             answer = answer._replace(unit=act.scale * answer.unit)
     settings = {"method": method, "num_matvecs": budget, "tol": tol}
     return scalar_dataset(op, "frobenius_norm", answer, "Frobenius norm", settings)
@@ -134,26 +124,23 @@ def schatten_norm(
     p : float
         At least 1: 1 is the nuclear norm, 2 the Frobenius norm, infinity the spectral norm.
     method : {"auto", "exact", "lanczos"}
-        ``"exact"`` takes all singular values; ``"lanczos"`` Gauss rules of the spectrum from random
-        vectors. ``"auto"`` is exact where that is cheap, :func:`kpops.frobenius_norm` for p = 2,
-        :func:`kpops.spectral_norm` for infinite p, :func:`kpops.trace` for p = 1 if `op` is known
-        to be positive, the mean of ``||A* A z||^2`` for p = 4, and else ``"lanczos"``.
-    num_matvecs : int, optional
-        Products with `op` and its adjoint: 64, or at most 1024 with `tol`; not for infinite p.
-    tol, rng, progress
-        As of :func:`kpops.trace`.
+        ``"exact"`` computes all singular values; ``"lanczos"`` makes Gauss rules of the spectrum
+        from random vectors. ``"auto"`` is exact where that is cheap. Otherwise it is
+        :func:`kpops.frobenius_norm` for p = 2, :func:`kpops.spectral_norm` for infinite p,
+        :func:`kpops.trace` for p = 1 if `op` is known to be positive, the mean of ``||A* A z||^2``
+        for p = 4, and ``"lanczos"`` for the rest.
+    num_matvecs, tol, rng, progress
+        As for :func:`kpops.trace`; an infinite p ignores `num_matvecs`.
 
     Returns
     -------
     Dataset
-        ``estimate`` and its standard error ``stderr``; attributes as of :func:`kpops.trace`.
+        ``estimate`` and its standard error ``stderr``; attributes as for :func:`kpops.trace`.
 
     Raises
     ------
-    ValueError
-        If `p` is below 1, or an option is unknown or out of range.
-    MemoryError
-        If the matrix of ``method="exact"`` would not fit.
+    ValueError, MemoryError
+        As for :func:`kpops.frobenius_norm`, or if `p` is below 1.
 
     Warns
     -----
@@ -162,12 +149,12 @@ def schatten_norm(
 
     Notes
     -----
-    Stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017): the sum of ``sigma^p`` over the
-    spectrum. The standard error holds the variance of a form ``z* f(A) z`` of a vector on the
-    sphere, ``2 (tr f(A)^2 - (tr f(A))^2 / n)``, from the same rules, and twice the change of the
-    mean when a quarter of the steps is left out. With a tolerance it starts anew with as many
-    products as all that were spent before. Where the spectrum decays, few vectors leave an error of
-    the order of the largest singular value's part.
+    Stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017) sums ``sigma^p`` over the spectrum.
+    The standard error combines the variance of a form ``z* f(A) z`` of a vector on the sphere,
+    ``2 (tr f(A)^2 - (tr f(A))^2 / n)``, estimated from the same rules, and twice the change of the
+    mean when a quarter of the steps is left out. With a tolerance, each round makes new rules from
+    as many matvecs as all rounds before. Where the spectrum decays, few vectors leave an error of
+    the order of the largest singular value's share.
 
     Examples
     --------
@@ -177,12 +164,11 @@ def schatten_norm(
     """
     op, rng = as_operator(op), seeded(rng)
     if not isinstance(p, numbers.Real) or not p >= 1:
-        raise ValueError(f"p={p!r}: the Schatten norms are those of p from 1 to infinity")
+        raise ValueError(f"p={p!r}: choose p from 1 to infinity, where Schatten norms are defined")
     budget = check(method, _SCHATTEN, num_matvecs, tol)
     name = f"Schatten norm (p = {p:g})"
     settings = {"method": method, "num_matvecs": budget, "tol": tol, "p": float(p)}
-    small = min(op.shape) < 2 or is_exact(op)
-    exact = method == "exact" or (method == "auto" and small)
+    exact = method == "exact" or (method == "auto" and (min(op.shape) < 2 or is_exact(op)))
     options = {"num_matvecs": budget, "tol": tol, "rng": rng}
     if not exact and method == "auto":
         special = _special(op, p, options)
@@ -219,16 +205,15 @@ def spectral_norm(
     op : TrajectoryOperator, LinearOperator or array_like
         m x n.
     tol : float
-        Relative residual to reach, where it is not exact.
+        Relative residual to reach where the norm is not exact.
     rng, progress
-        As of :func:`kpops.eigsh`.
+        As for :func:`kpops.eigsh`.
 
     Returns
     -------
     Dataset
-        ``estimate``, and ``stderr``, here a bound of the error, not a standard error: the norm of
-        the residual, within which there is a singular value. Attributes as of
-        :func:`kpops.trace`, and ``converged``.
+        ``estimate``, and ``stderr``, here no standard error but an error bound: some singular value
+        lies within this residual norm. Attributes as for :func:`kpops.trace`, and ``converged``.
 
     Raises
     ------
@@ -262,20 +247,14 @@ def spectral_norm(
         symmetric = is_self_adjoint(op)
         modes = (eigenpairs if symmetric else singular_triplets)(op, 1, tol=tol, rng=rng)
         size = abs(float(modes.values[0]))
-        answer = Estimate(
-            size,
-            size * float(modes.residual[0]),
-            modes.method,
-            modes.chosen,
-            modes.num_matvecs,
-            converged=bool(modes.converged[0]),
-            unit=modes.unit,
-        )
+        error, converged = size * float(modes.residual[0]), bool(modes.converged[0])
+        how = (modes.method, modes.chosen, modes.num_matvecs)
+        answer = Estimate(size, error, *how, converged=converged, unit=modes.unit)
     return scalar_dataset(op, "spectral_norm", answer, "spectral norm", {"tol": tol})
 
 
 class _Rules:
-    """The sum of ``sigma^p`` from Gauss rules, anew for every budget."""
+    """The sum of ``sigma^p`` from Gauss rules, which every budget replaces."""
 
     def __init__(self, op: TrajectoryOperator, p: float, rng: np.random.Generator) -> None:
         self.p, self.rng = p, rng
@@ -285,17 +264,14 @@ class _Rules:
         self.found = (math.nan, math.nan)
 
     def spend(self, budget: float) -> None:
-        """Use products up to the budget."""
+        """Use matvecs up to the budget."""
         left = int(budget - self.num_matvecs) // (1 if self.symmetric else 2)
         probes = max(min(_PROBES, left // 2), int(math.sqrt(left)))
         if probes < 2:
             return
+        steps = max(1, left // probes)
         rule = gauss_rule(
-            self.op,
-            num_probes=probes,
-            steps=max(1, left // probes),
-            rng=self.rng,
-            symmetric=self.symmetric,
+            self.op, num_probes=probes, steps=steps, rng=self.rng, symmetric=self.symmetric
         )
         self.num_matvecs += rule.num_matvecs
         scale = float(rule.nodes.abs().max())
@@ -308,7 +284,7 @@ class _Rules:
 
         mean = float(rule.sums(power).mean())
         change = mean - float(rule.coarse.sums(power).mean()) if rule.coarse else 0.0
-        # Of a form of a vector on the sphere; the scatter of so few of them says less.
+        # The variance of a form of a vector on the sphere; the scatter of so few says less.
         squares = float(rule.sums(lambda values: power(values).square()).mean())
         size = float(rule.weights.sum(1).mean())
         variance = 2 * max(squares - mean**2 / size, 0.0) / probes
@@ -321,7 +297,7 @@ class _Rules:
         return math.nan
 
     def unit(self, power: float) -> float:
-        """What the norm is to be multiplied by."""
+        """Factor of the norm."""
         return self.scale**power
 
     def outcome(self) -> tuple[float, float, str, str]:
@@ -330,7 +306,7 @@ class _Rules:
 
 
 def _special(op: TrajectoryOperator, p: float, options: dict[str, Any]) -> xr.Dataset | None:
-    """The norm by a function that is made for this p, if there is one."""
+    """The norm by a function made for this p, if there is one."""
     if p == 2:
         return frobenius_norm(op, **options)
     if p == math.inf:
@@ -345,3 +321,27 @@ def _p_norm(values: Tensor, p: float) -> float:
     if p == math.inf or largest == 0:
         return largest
     return largest * float(torch.sum((values / largest) ** p)) ** (1 / p)
+
+
+@as_method
+def norm(op: TrajectoryOperator, kind: str = "frobenius", **options: Any) -> xr.Dataset:
+    """Norm of this operator, by its name.
+
+    Parameters
+    ----------
+    kind : {"frobenius", "spectral"}
+        :func:`kpops.frobenius_norm` or :func:`kpops.spectral_norm`; see :func:`kpops.schatten_norm`
+        for the others.
+    **options
+        Of that function.
+
+    Returns
+    -------
+    Dataset
+    """
+    norms = {"frobenius": frobenius_norm, "spectral": spectral_norm}
+    if kind not in norms:
+        raise ValueError(
+            f"kind={kind!r}: choose 'frobenius' or 'spectral'; see also kpops.schatten_norm"
+        )
+    return norms[kind](op, **options)

@@ -29,11 +29,10 @@ from kpops.operators.partial_trace import PartialTrace, ProbedGram, ProbedTrace
 from kpops.precision import in_full_precision
 from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as seeded
-from kpops.spectral._result import configuration, identity
+from kpops.spectral._result import configuration, estimates, identity
 
 _MOST_MATVECS = 2**16
-# Part of a numerical rank beyond which its standard error is worth a warning.
-_SAYS_LITTLE = 0.25
+_SAYS_LITTLE = 0.25  # standard error of a numerical rank, over the rank, that is worth a warning
 
 
 @in_full_precision
@@ -58,14 +57,14 @@ def effective_rank(
     Parameters
     ----------
     op : TrajectoryOperator, LinearOperator or array_like
-        A self-adjoint operator must be positive semi-definite. Estimates of one that is not known
-        to be look for a negative eigenvalue first, by 33 further products, and refuse it if they
-        see one; that they see none is no proof.
+        A self-adjoint operator must be positive semi-definite. If it is not known to be, estimates
+        first look for a negative eigenvalue, by 33 more matvecs, and refuse the operator if they
+        find one. Finding none is no proof.
     kind : {"participation", "variance", "entropy", "stable", "numerical"}
-        With a_k the singular values of `op`, falling, which are the eigenvalues if it is
+        With a_k the falling singular values of `op`, which are its eigenvalues if it is
         self-adjoint:
 
-        ``"participation"``: ``(tr G)^2 / tr(G^2)`` with G the operator itself if it is
+        ``"participation"``: ``(tr G)^2 / tr(G^2)``, where G is the operator itself if it is
         self-adjoint, and ``op op*`` if not.
         ``"variance"``: the number of leading a_k whose squares hold the fraction `threshold` of
         the sum of all squares, interpolated linearly between counts (a rank-one operator gives
@@ -74,43 +73,40 @@ def effective_rank(
         ``"stable"``: ``sum_k a_k^2 / a_1^2``.
         ``"numerical"``: the number of a_k above `tol` times a_1, and above the noise floor.
     keep : tuple of str, optional
-        Reduce the operator to these dims first, for example ``("time",)``.
+        Reduce the operator to these dimensions first, for example ``("time",)``.
     reduction : {"expand_average", "partial_trace"}
-        How: see :meth:`TrajectoryOperator.expand_average`, which the figures of the KPFlow paper
-        show, and :meth:`TrajectoryOperator.partial_trace`.
+        How to reduce: by :meth:`TrajectoryOperator.expand_average`, as in the figures of the KPFlow
+        paper, or by :meth:`TrajectoryOperator.partial_trace`.
     threshold : float
         Fraction of the sum for ``"variance"``, between 0 and 1.
     tol : float
         Relative tolerance for ``"numerical"``, from 0 to 1.
     method : {"auto", "exact", "hutchinson", "lanczos"}
-        ``"exact"`` uses the whole spectrum, or exact traces. ``"hutchinson"`` estimates traces with
-        random vectors and takes leading modes, where they are needed, from eigsh or svds:
-        participation, variance, stable. ``"lanczos"`` estimates the spectrum by Gauss rules:
-        variance, entropy, numerical. ``"auto"`` is exact where structure allows (small operators
-        and reductions, K of gated cells), and the result says what it did and why.
+        ``"exact"`` uses the whole spectrum, or exact traces. ``"hutchinson"`` estimates traces from
+        random vectors and takes leading modes, if any, from eigsh or svds: participation, variance,
+        stable. ``"lanczos"`` estimates the spectrum by Gauss rules: variance, entropy, numerical.
+        ``"auto"`` is exact where structure allows (small operators and reductions, K of gated
+        cells).
     num_matvecs : int
-        Products with the operator for an estimate, about; ``"lanczos"`` takes at least 384, and
-        leading modes for ``"variance"`` and ``"stable"`` come on top.
+        Approximate number of matvecs of an estimate. ``"lanczos"`` takes at least 384, and leading
+        modes for ``"variance"`` and ``"stable"`` come on top.
     rtol : float, optional
         Double `num_matvecs` until the standard error is at most this fraction of the estimate.
-    rng : int, Generator or None
-        Source of the random vectors.
-    progress : bool
-        Show the matvecs so far.
+    rng, progress
+        As for :func:`kpops.trace`.
     on_interrupt : {"raise", "return"}
-        What Ctrl-C does while products are taken for an estimate: with ``"return"`` the first one
-        ends it after the matvec under way, with the estimate of those so far, or NaN, a warning,
-        and the attribute ``converged`` as 0; the second one raises.
+        What Ctrl-C does during an estimate. With ``"return"`` the first one ends it after the
+        current matvec: the estimate so far, or NaN, is returned with a warning and the attribute
+        ``converged`` as 0. The second one raises.
 
     Returns
     -------
     Dataset
         ``estimate`` and its standard error ``stderr`` (zero if exact), with ``operator`` and
-        ``kind`` as scalar coordinates, which :func:`xarray.concat` keeps; ``estimate +- 2 stderr``
-        is meant to hold the rank in 95 % of all cases, for which the standard error of few random
-        vectors is widened by Student's t. The attributes tell the
-        ``method`` and in words what was ``chosen``, the products it took, and for
-        participation which ``gram`` is G: ``"A"`` or ``"A A*"``.
+        ``kind`` as scalar coordinates, which :func:`xarray.concat` keeps. ``estimate +- 2 stderr``
+        should contain the rank in 95 % of all cases; the standard error of few random vectors is
+        widened by Student's t for this. Attributes: the ``method``, why it was ``chosen``, the
+        matvecs used, and for participation which ``gram`` is G: ``"A"`` or ``"A A*"``.
 
     Raises
     ------
@@ -123,36 +119,36 @@ def effective_rank(
     -----
     ConvergenceWarning
         If ``"variance"`` by ``"hutchinson"`` would need more than 256 modes: the estimate is then a
-        lower bound and ``stderr`` is NaN. If `rtol` is not met within 65,536 products. If the
+        lower bound and ``stderr`` is NaN. If `rtol` is not met within 65,536 matvecs. If the
         standard error of ``"numerical"`` is above a quarter of it.
 
     Notes
     -----
-    Participation: see Gao and others (2017) for the ratio; its traces share random vectors, and
-    its standard error is the jackknife's, which also removes the bias of first order. Plain
-    random vectors give tr G a relative standard deviation of ``sqrt(2 / (m PR))``; where few modes
-    hold most of G these are summed exactly.
+    Participation: see Gao and others (2017) for the ratio. Its traces share random vectors; the
+    jackknife gives the standard error and removes the bias of first order. Plain random vectors
+    give tr G a relative standard deviation of ``sqrt(2 / (m PR))``; few modes that hold most of G
+    are summed exactly.
 
     Variance: as in the figures of the KPFlow paper. The squares of the leading modes are summed
-    exactly, and random vectors estimate only what is left of the sum when these modes are
-    projected out; for P the whole sum is exact, by its Gramian. If many modes are needed, the
-    count is read off Gauss rules (:func:`kpops.spectral_density`) instead.
+    exactly; random vectors, projected off these modes, estimate only the rest of the sum. For P the
+    whole sum is exact, by its Gramian. If many modes are needed, the count comes from Gauss rules
+    (:func:`kpops.spectral_density`) instead.
 
     Entropy: Roy and Vetterli (2007), definition 1. Entropy and numerical rank are estimated by
-    stochastic Lanczos quadrature from 16 random vectors, off up to 8 leading modes that are summed
-    exactly; to the jackknife's standard error the distance to the rule of three quarters of the
-    steps is added, in squares. A count of eigenvalues near a tolerance in the midst of a spectrum
-    is hard, and its standard error may be as large as the count: give it more products.
+    stochastic Lanczos quadrature from 16 random vectors, projected off up to 8 leading modes that
+    are summed exactly. The jackknife's standard error is combined, in squares, with the distance to
+    the rule of three quarters of the steps. Eigenvalues near a tolerance amid a spectrum are hard
+    to count: the standard error may be as large as the count, and more matvecs help.
 
     Stable: the squared Frobenius norm over the square of the largest singular value, which is
-    converged to a relative residual of 1e-6. The norm is exact for P; of others, random vectors
-    estimate what is left when this mode is projected out.
+    converged to a relative residual of 1e-6. The norm is exact for P; otherwise random vectors,
+    projected off this mode, estimate the rest.
 
-    A partial trace that is estimated, ``R = mean R_j`` over random vectors, makes a rank by its
-    whole spectrum; the jackknife over the R_j gives the error bar and takes away the bias, but for
-    ``"numerical"``, which is the count of the whole mean, with an error bar of at least 1 if any
-    vector changes it. A vector costs half a product where ``op = F F*`` is known, and one product
-    for each kept position where it is not; 16 vectors are taken at least.
+    An estimated partial trace, ``R = mean R_j`` over random vectors, has a rank by its whole
+    spectrum. The jackknife over the R_j gives the error bar and removes the bias. The exception is
+    ``"numerical"``: it counts the whole mean, with an error bar of at least 1 if any vector changes
+    the count. A vector costs half a matvec where ``op = F F*`` is known, and otherwise one matvec
+    for each kept position; at least 16 vectors are taken.
 
     Examples
     --------
@@ -176,46 +172,44 @@ def effective_rank(
         # No rank depends on the scale, but what is reduced may leave the dtype.
         whole, _ = normalized(op)
         op = _reduced(whole, keep, reduction, method, num_matvecs, rng)
-    symmetric = is_self_adjoint(op)
+    symmetric, probed = is_self_adjoint(op), isinstance(op, ProbedGram | ProbedTrace)
     answer, best = None, Estimate(math.nan, math.nan, method, "interrupted before there was any", 0)
-    if method in ("auto", "exact") and not isinstance(op, ProbedGram | ProbedTrace):
+    if method in ("auto", "exact") and not probed:
         answer = _exact(op, spec, symmetric, force=method == "exact")
-    if answer is None and not isinstance(op, ProbedGram | ProbedTrace):
+    if answer is None and not probed:
         op, _ = normalized(op)
-    asked = num_matvecs
+    budget = num_matvecs
     while answer is None:
         if isinstance(op, ProbedGram | ProbedTrace):
             answer = _of_probes(op, spec, symmetric)
-            asked = max(
-                asked, int(answer.num_matvecs)
-            )  # the least number of probes may have cost more
+            budget = max(budget, int(answer.num_matvecs))  # the fewest probes may cost more
         else:
             try:
                 with work.held(on_interrupt):
-                    answer = _estimated(RankRun(op, symmetric, spec, method, asked, rng))
+                    answer = _estimated(RankRun(op, symmetric, spec, method, budget, rng))
             except work.NothingYetError:
                 answer = best
         if work.interrupted():
-            work.warn(f"effective_rank was interrupted after {answer.num_matvecs} products")
+            work.warn(f"effective_rank was interrupted after {answer.num_matvecs} matvecs")
             break
         best = answer
         if rtol is not None and answer.stderr > rtol * answer.estimate:
-            if 2 * asked > _MOST_MATVECS or not _may_double(op, whole):
+            if 2 * budget > _MOST_MATVECS or not _may_double(op, whole):
                 work.warn_unconverged(
                     f"effective_rank: stderr {answer.stderr:.2g} of {answer.estimate:.4g} after "
-                    f"{answer.num_matvecs} products does not meet rtol={rtol}"
+                    f"{answer.num_matvecs} matvecs does not meet rtol={rtol}"
                 )
                 break
-            asked, answer = 2 * asked, None
-            if isinstance(op, ProbedGram | ProbedTrace):
+            budget, answer = 2 * budget, None
+            if probed:
                 assert keep is not None
-                op = _reduced(whole, keep, reduction, method, asked, rng)
+                op = _reduced(whole, keep, reduction, method, budget, rng)
     if spec.kind.counts and rtol is None and answer.stderr > _SAYS_LITTLE * answer.estimate:
         work.warn_unconverged(
             f"effective_rank: the {kind} rank is {answer.estimate:.4g} with a standard error of "
-            f"{answer.stderr:.2g} after {answer.num_matvecs} products, which says little: where "
-            "values near tol crowd, a count needs the spectrum (method='exact'), a larger tol, "
-            "more num_matvecs, or another kind, as 'entropy'"
+            f"{answer.stderr:.2g} after {answer.num_matvecs} matvecs, which says little: where "
+            "values crowd near tol, a count needs the spectrum (method='exact'), a larger tol, "
+            "more num_matvecs, or another kind, such as 'entropy'"
         )
     if isinstance(op, PartialTrace) and not isinstance(op, ProbedTrace):
         answer = answer._replace(num_matvecs=answer.num_matvecs * op.num_vectors)
@@ -256,7 +250,7 @@ def _reduced(
     num_matvecs: int,
     rng: np.random.Generator,
 ) -> TrajectoryOperator:
-    """The operator on the kept dims; a partial trace by random vectors where that is cheaper."""
+    """The operator on the kept dimensions; partial traces by random vectors where cheaper."""
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     if reduction == "expand_average":
         return op.expand_average(keep)
@@ -265,13 +259,13 @@ def _reduced(
         return exact
     if method == "auto" and is_cheap(exact.num_vectors * exact.shape[0]):
         return exact
-    # A probe takes half a product if there is a root, and one for each kept position if not.
+    # A probe takes half a matvec if there is a root, and one for each kept position if not.
     per_probe = 0.5 if op.root is not None else exact.shape[0]
     return op.partial_trace(keep, num_probes=max(PROBES, int(num_matvecs / per_probe)), rng=rng)
 
 
 def _may_double(op: TrajectoryOperator, whole: TrajectoryOperator) -> bool:
-    """Whether twice as many random vectors can be had: probes are drawn here, and fit."""
+    """Whether twice as many random vectors are possible: if probes, drawn here and small enough."""
     if not isinstance(op, ProbedGram | ProbedTrace):
         return True
     count = len(op.images) if isinstance(op, ProbedGram) else len(op.probes)
@@ -282,7 +276,7 @@ def _may_double(op: TrajectoryOperator, whole: TrajectoryOperator) -> bool:
 def _exact(
     op: TrajectoryOperator, spec: RankSpec, symmetric: bool, *, force: bool
 ) -> Estimate | None:
-    """The rank from exact traces or from the whole spectrum; None if they are too dear."""
+    """The rank from exact traces or the whole spectrum; None if they cost too much."""
     structured = spec.kind.from_structure(op)
     if structured is not None:
         return structured
@@ -325,7 +319,7 @@ def _of_probes(op: ProbedGram | ProbedTrace, spec: RankSpec, symmetric: bool) ->
     whole = rank(total / m)
     estimate, stderr = left_out(torch.tensor(whole, dtype=torch.float64), without)
     if spec.kind.counts:
-        # A count has no bias of first order to take away: m times its steps would be noise.
+        # A count has no bias of first order to remove: m times its steps would be noise.
         estimate = whole
         stderr = max(stderr, 1.0) if bool((without != whole).any()) else 0.0
     how = f"whole spectrum of a partial trace from {m} random vectors"
@@ -338,7 +332,6 @@ def _dataset(
 ) -> xr.Dataset:
     kind = spec.kind.name
     long_name = f"effective rank ({kind})"
-    scalar = np.dtype(op.dtype).type
     settings = {"threshold": spec.threshold, "tol": spec.tol, "reduction": reduction}
     attrs = {
         **configuration(op, kind=kind, method=answer.method, **settings),
@@ -352,11 +345,5 @@ def _dataset(
         attrs["converged"] = 0
     if spec.kind.counts:
         attrs |= {"tol": spec.tol, "noise_floor": noise_floor(op.torch_dtype)}
-    return xr.Dataset(
-        {
-            "estimate": ((), scalar(answer.estimate), {"long_name": long_name, "units": "1"}),
-            "stderr": ((), scalar(answer.stderr), {"long_name": "standard error", "units": "1"}),
-        },
-        coords=identity(op, kind=kind),
-        attrs=attrs,
-    )
+    values = np.array([answer.estimate, answer.stderr], op.dtype)
+    return xr.Dataset(estimates(values, long_name), identity(op, kind=kind), attrs)

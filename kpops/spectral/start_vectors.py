@@ -1,4 +1,4 @@
-"""Vectors that a user hands to a solver: modes that were found before, or guesses of them."""
+"""Start vectors of a solver: modes found before, or guesses."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ from kpops.operators.base import TrajectoryOperator
 
 
 def start_vectors(op: TrajectoryOperator, v0: Any) -> Tensor | None:
-    """Start vectors as a block (vector, *domain); None if there are none.
-
-    Vectors of NaN, which stand for modes that were not found, are left out.
-    """
+    """Block (vector, *domain), or None, without vectors of NaN: modes that were not found."""
     if v0 is None:
         return None
     block = in_space(op, v0, op.domain, "v0")
-    lost = block.isnan().flatten(1).all(1)
-    block = block[~lost]
+    block = block[~block.isnan().flatten(1).all(1)]
     if not block.isfinite().all():
         raise ValueError("v0 has entries that are not finite: pass finite start vectors")
     if len(block) and not block.any():
@@ -30,9 +26,9 @@ def start_vectors(op: TrajectoryOperator, v0: Any) -> Tensor | None:
 
 
 def in_space(op: TrajectoryOperator, functions: Any, space: Space, what: str) -> Tensor:
-    """Functions ([mode,] *dims) of a space as a block (mode, *dims) that `op` can be applied to."""
+    """Functions ([mode,] *dims) of a space as a block (mode, *dims) for `op`."""
     if isinstance(functions, xr.DataArray):
-        # svds gives the dims of right functions this suffix where the left ones have others.
+        # svds adds this suffix to dims of right functions that differ from the left ones.
         renamed = {f"{d}_in": d for d in space.dims if f"{d}_in" in functions.dims}
         functions = functions.drop_vars("mode", errors="ignore").rename(renamed)
         if "mode" not in functions.dims:

@@ -1,7 +1,8 @@
-"""Trace and diagonal of an operator: exact where its structure allows, else from random vectors."""
+"""Trace and diagonal: exact where structure makes that cheap, else from random vectors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,16 +48,16 @@ def trace(
     op : TrajectoryOperator, LinearOperator or array_like
         n x n.
     method : {"auto", "exact", "hutchinson", "xtrace", "xnystrace"}
-        ``"exact"`` uses the structure, or makes the matrix; the others are estimates, and
-        ``"xnystrace"`` is for positive semi-definite operators: if `op` is not known to be one, 33
-        further products look for a negative eigenvalue first. ``"auto"`` is exact where that is
-        cheap (K, P and its inverse, blocks of a size up to 1024), and else learns from a part of
-        the products what each of Hutchinson, XTrace and, if `op` is known to be positive,
-        XNysTrace would make of the rest.
+        ``"exact"`` uses the structure or forms the matrix; the others estimate. ``"xnystrace"``
+        needs a positive semi-definite operator: if `op` is not known to be one, 33 more matvecs
+        look for a negative eigenvalue first. ``"auto"`` is exact where that is cheap (K, P and its
+        inverse, blocks of a size up to 1024). Otherwise it spends a part of the budget to learn
+        which of Hutchinson, XTrace and, if `op` is known to be positive, XNysTrace makes most of
+        the rest.
     num_matvecs : int, optional
-        Products with `op`: 64, or at most 1024 with `tol`.
+        Matvecs with `op` and its adjoint. Default: 64, or at most 1024 with `tol`.
     tol : float, optional
-        Add products until the standard error is at most this fraction of the estimate.
+        Add matvecs until the standard error is at most this fraction of the estimate.
     rng : int, Generator or None
         Source of the random vectors.
     progress : bool
@@ -65,19 +66,19 @@ def trace(
     Returns
     -------
     Dataset
-        ``estimate`` and its standard error ``stderr``, 0 if exact: ``estimate +- 2 stderr`` is
-        meant to hold the trace in 95 % of all cases. Both are in the dtype of `op`, or in float64
-        if that cannot hold them. Attributes: ``method``, what was
-        used; ``chosen``, why; ``num_matvecs``, products used, halves where only one factor of
-        ``op = R R*`` was applied; ``a_priori``, the relative standard error ``sqrt(2 / (m PR))`` of
-        Gaussian Hutchinson with as many products m, PR being the participation ratio estimated from
-        the same products (NaN if exact or not known to be positive); with `tol`, ``converged``.
+        ``estimate`` and its standard error ``stderr``, 0 if exact: ``estimate +- 2 stderr`` should
+        contain the trace in 95 % of all cases. Both have the dtype of `op`, or float64 if that
+        cannot hold them. Attributes: ``method``, the one used; ``chosen``, why; ``num_matvecs``,
+        matvecs used, counted as halves where only one factor of ``op = R R*`` was applied;
+        ``a_priori``, the relative standard error ``sqrt(2 / (m PR))`` of Gaussian Hutchinson with
+        as many matvecs m, where PR is the participation ratio estimated on the way (NaN if exact
+        or not known to be positive); with `tol`, ``converged``.
 
     Raises
     ------
     ValueError
-        If `op` is not square or not finite, an option is unknown or out of range, or XNysTrace is
-        asked for and `op` is not positive semi-definite.
+        If `op` is not square or not finite, an option is unknown or out of range, or `method` is
+        ``"xnystrace"`` and `op` is not positive semi-definite.
     MemoryError
         If the matrix of ``method="exact"`` would not fit.
 
@@ -88,23 +89,22 @@ def trace(
 
     Notes
     -----
-    Where ``op = R R*`` is known, as of the flow operator, its trace is that of ``R* R`` in the
-    smaller of the two spaces, ``||R w||^2`` is a sample of it for half a product, and XNysTrace
-    needs no shift. Methods: Hutchinson (1990), with vectors on the sphere; Epperly, Tropp and
-    Webber (2024), XTrace, arXiv 2301.07825. Their error bars are corrected for the covariance
-    of the leave-one-out estimates, which the paper leaves out. As the scatter of few samples is
-    uncertain itself, standard errors are widened by Student's t, at half of the degrees of
-    freedom of normal samples since quadratic forms have heavier tails: sevenfold from 2
-    samples, by half from 8, by 4 % from 64; those of plain forms also by their skewness. An
-    interval of two standard errors then held the trace in 91 to 100 % of 200 seeds, 97 % in the
-    mean, by each of the methods at 8, 16, 32 and 64 products over six spectra. A tolerance is
-    taken as met when two successive rounds, of twice as many products each, meet it and agree
-    within twice their combined error; where the spectrum drops just at the number of vectors of
-    a round, that may still be fooled.
+    Where ``op = R R*`` is known, as for the flow operator, the trace is that of ``R* R`` in the
+    smaller of the two spaces: ``||R w||^2`` is a sample for half a matvec, and XNysTrace needs no
+    shift. Methods: Hutchinson (1990), with vectors on the sphere; Epperly, Tropp and Webber (2024),
+    XTrace, arXiv 2301.07825, with error bars corrected for the covariance of the leave-one-out
+    estimates, which the paper omits. Few samples leave their scatter uncertain: standard errors are
+    widened by Student's t, at half the degrees of freedom of normal samples since quadratic forms
+    have heavier tails (sevenfold for 2 samples, by half for 8, by 4 % for 64), and those of plain
+    forms also for skewness. Two standard errors then contained the trace for 91 to 100 % of 200
+    seeds, 97 % on average, with each method at 8, 16, 32 and 64 matvecs over six spectra.
+    A tolerance counts as met when two successive rounds, the second with twice as many matvecs,
+    meet it and agree within twice their combined error. A spectrum that drops just at the number of
+    vectors of a round may still mislead it.
 
-    Where the leading eigenvalues hold the sum of the squares, XTrace and XNysTrace are more
-    accurate by orders of magnitude. If they come in clusters of more than `num_matvecs`, about one
-    per unit, no approximation of low rank pays, and twice as many vectors at half the price do.
+    Where the leading eigenvalues dominate the sum of squares, XTrace and XNysTrace are more
+    accurate by orders of magnitude. Where eigenvalues come in clusters larger than `num_matvecs`,
+    about one per unit, no low-rank approximation pays; twice as many vectors at half the price do.
 
     Examples
     --------
@@ -118,24 +118,19 @@ def trace(
     """
     op, generator = square(op), seeded(rng)
     budget = check(method, _TRACE, num_matvecs, tol)
-    root = op.root
-    if _trivial(op, root):
-        method = "exact"
+    method = feasible(op, method)
     if method == "xnystrace" and not is_self_adjoint(op):
         raise ValueError(
             f"{op!r} is not self-adjoint, and method='xnystrace' is for positive semi-definite "
             "operators: use method='xtrace'"
         )
-    before = op.num_matvecs
-    exact = exact_trace(op, method) if method in ("auto", "exact") else None
-    if exact is not None:
-        answer = Estimate(exact[0], 0.0, "exact", exact[1], op.num_matvecs - before)
-    else:
+    answer = exact_answer(exact_trace, op, method)
+    if answer is None:
         positive = op.positive or method == "xnystrace"
         if tol is None:
-            work.expect(budget * (1 if root is None else 2))
-        if root is not None:
-            run = gram_trace(root, 0.5, method, generator)
+            work.expect(budget * (1 if op.root is None else 2))
+        if op.root is not None:
+            run = gram_trace(op.root, 0.5, method, generator)
         else:
             act, like = rows_of(op.apply, op.domain.shape), empty(op)
             run = TraceEstimate(PlainTrace(act, op.shape[0], positive, generator, like), method)
@@ -159,38 +154,29 @@ def diagonal(
     rng: Any = None,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Diagonal of a square operator, as a field over its dims.
+    """Diagonal of a square operator, as a field over its dimensions.
 
     Parameters
     ----------
-    op : TrajectoryOperator, LinearOperator or array_like
-        n x n.
+    op, num_matvecs, rng, progress
+        As for :func:`kpops.trace`.
     method : {"auto", "exact", "hutchinson", "xdiag"}
-        ``"exact"`` uses the structure, or makes the matrix. ``"auto"`` is exact where that is cheap
-        (K, P and its inverse, blocks of a size up to 1024), and else learns from half of the
-        products whether XDiag pays.
-    num_matvecs : int, optional
-        Products with `op` and its adjoint: 64, or at most 1024 with `tol`.
+        As for :func:`kpops.trace`; ``"auto"`` spends half of the budget to learn whether XDiag
+        pays.
     tol : float, optional
-        Add products until the norm of all standard errors is at most this fraction of the norm of
+        Add matvecs until the norm of all standard errors is at most this fraction of the norm of
         the estimate.
-    rng : int, Generator or None
-        Source of the random vectors.
-    progress : bool
-        Show a bar of the matvecs.
 
     Returns
     -------
     Dataset
-        ``estimate`` and ``stderr`` over the dims of `op`. Attributes as of :func:`kpops.trace`,
-        without ``a_priori``.
+        ``estimate`` and ``stderr`` over the dimensions of `op`. Attributes as for
+        :func:`kpops.trace`, without ``a_priori``.
 
     Raises
     ------
-    ValueError
-        If `op` is not square, or an option is unknown or out of range.
-    MemoryError
-        If the matrix of ``method="exact"`` would not fit.
+    ValueError, MemoryError
+        As for :func:`kpops.trace`.
 
     Warns
     -----
@@ -200,10 +186,10 @@ def diagonal(
     Notes
     -----
     Bekas, Kokiopoulou and Saad (2007), An estimator for the diagonal of a matrix: the mean of ``w o
-    A w`` over vectors of signs w, o being the product entry by entry. Where ``A = R R*`` is known,
-    so is the mean of ``(R w) o (R w)``, from half a product and of a relative error of at most
-    ``sqrt(2)`` per vector, however strongly an entry is coupled to others. XDiag: Epperly, Tropp
-    and Webber (2024), arXiv 2301.07825, section 2.4.
+    A w`` over vectors of signs w, where o multiplies entry by entry. Where ``A = R R*`` is known,
+    the mean of ``(R w) o (R w)`` serves as well. It costs half a matvec, and its relative error is
+    at most ``sqrt(2)`` per vector, however strongly an entry is coupled to others. XDiag: Epperly,
+    Tropp and Webber (2024), arXiv 2301.07825, section 2.4.
 
     Examples
     --------
@@ -217,17 +203,10 @@ def diagonal(
     """
     op, generator = square(op), seeded(rng)
     budget = check(method, _DIAGONAL, num_matvecs, tol)
-    root = op.root
-    if _trivial(op, root):
-        method = "exact"
-    before = op.num_matvecs
-    exact = exact_diagonal(op, method) if method in ("auto", "exact") else None
-    if exact is not None:
-        values, chosen = exact
-        answer = Estimate(
-            values, torch.zeros_like(values), "exact", chosen, op.num_matvecs - before
-        )
-    else:
+    method = feasible(op, method)
+    answer = exact_answer(exact_diagonal, op, method)
+    if answer is None:
+        root = op.root
         actions = Actions(
             rows_of(op.apply, op.domain.shape),
             rows_of(op.apply_adjoint, op.domain.shape),
@@ -237,17 +216,16 @@ def diagonal(
         )
         run = Diagonal(actions, method, generator, empty(op))
         answer = estimated(run, budget, tol, positive=False)
-    settings = {"method": method, "num_matvecs": budget, "tol": tol}
 
     def field(values: Tensor, name: str) -> xr.DataArray:
         array = undone(values.reshape(op.domain.shape), answer.unit, op, name)
         return op.domain.label(array, long_name=name)
 
+    settings = {"method": method, "num_matvecs": budget, "tol": tol}
     attrs = provenance(op, "diagonal", answer, settings)
     del attrs["a_priori"]
     estimate, stderr = field(answer.estimate, "diagonal"), field(answer.stderr, "standard error")
-    coords = identity(op)
-    return xr.Dataset({"estimate": estimate, "stderr": stderr}, coords, attrs)
+    return xr.Dataset({"estimate": estimate, "stderr": stderr}, identity(op), attrs)
 
 
 def square(op: Any) -> TrajectoryOperator:
@@ -255,12 +233,28 @@ def square(op: Any) -> TrajectoryOperator:
     op = as_operator(op)
     if op.domain != op.codomain:
         raise ValueError(
-            f"{op!r} does not map a space to itself, so that it has no trace and no diagonal: use "
+            f"{op!r} does not map a space to itself, so it has no trace and no diagonal: use "
             "kpops.frobenius_norm, or the trace of op @ op.H"
         )
     return op
 
 
-def _trivial(op: TrajectoryOperator, root: TrajectoryOperator | None) -> bool:
-    """Whether there is too little for random vectors to leave out one of several."""
-    return min(op.shape if root is None else root.shape) < 2
+def feasible(op: TrajectoryOperator, method: str) -> str:
+    """`method`, or "exact" if there are too few dimensions to leave out a random vector."""
+    smaller = op if op.root is None else op.root
+    return "exact" if min(smaller.shape) < 2 else method
+
+
+def exact_answer(
+    exact: Callable[[TrajectoryOperator, str], tuple[Any, str] | None],
+    op: TrajectoryOperator,
+    method: str,
+) -> Estimate | None:
+    """The result of `exact`; None if the method is an estimate, or ``"auto"`` takes one."""
+    before = op.num_matvecs
+    found = exact(op, method) if method in ("auto", "exact") else None
+    if found is None:
+        return None
+    value, how = found
+    stderr = torch.zeros_like(value) if isinstance(value, Tensor) else 0.0
+    return Estimate(value, stderr, "exact", how, op.num_matvecs - before)

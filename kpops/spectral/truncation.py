@@ -44,29 +44,25 @@ def truncate(
     k : int
         Number of modes, 1 to min(m, n): the eigenvalues of largest magnitude if `op` is
         self-adjoint, the largest singular values if not.
-    tol : float
-        Relative residual of the modes to reach.
-    method : str
-        Of :func:`kpops.eigsh` or :func:`kpops.svds`, which find the modes.
-    rng : int, Generator or None
-        Source of their random vectors.
+    tol, method, rng
+        As for :func:`kpops.eigsh` or :func:`kpops.svds`, which finds the modes.
     modes : Dataset, optional
-        What eigsh or svds has found of this operator before, at least k modes. Then only two
-        products are made, which make sure that they are its modes.
+        An earlier result of eigsh or svds for this operator, with at least k modes. Two matvecs
+        then check that they belong to it.
     progress : bool
         Show a bar of the matvecs.
 
     Returns
     -------
     LowRank
-        ``sum_i s_i u_i v_i*`` on the spaces, in the dtype and on the device of `op`, self-adjoint
-        or positive if `op` is; the modes are its attribute ``modes``.
+        ``sum_i s_i u_i v_i*`` on the spaces, in the dtype and on the device of `op`; self-adjoint
+        or positive if `op` is. Its attribute ``modes`` holds the modes.
 
     Raises
     ------
     ValueError
-        If `k` is out of range, if some of the modes were not found, or if `modes` holds fewer than
-        k, none, or those of another space.
+        If `k` is out of range, some modes were not found, or `modes` holds fewer than k or belongs
+        to another operator.
 
     Warns
     -----
@@ -76,15 +72,15 @@ def truncate(
     Notes
     -----
     By the theorem of Eckart and Young (Mirsky 1960, for every unitarily invariant norm) no operator
-    of rank k is nearer: the spectral norm of the difference is the singular value s_{k+1}, its
-    squared Frobenius norm the sum of the squares of those that are left out. A gradient step
-    through the leading modes of the flow operator alone, ``truncate(flow, k) @ error``, therefore
-    differs from the full one by at most ``s_{k+1} ||error||``, and what it misses is
+    of rank k is nearer. The spectral norm of the difference is the singular value s_{k+1}; its
+    squared Frobenius norm is the sum of the squares of the omitted ones. A gradient step through
+    the leading modes of the flow operator alone, ``truncate(flow, k) @ error``, therefore differs
+    from the full one by at most ``s_{k+1} ||error||``. It misses
     ``flow @ (error - its part in the modes)``.
 
     Examples
     --------
-    How much of what a gradient step does to the trajectories goes through six modes:
+    How much of the effect of a gradient step on the trajectories goes through six modes:
 
     >>> import torch, kpops
     >>> _ = torch.manual_seed(0)
@@ -105,7 +101,7 @@ def truncate(
         _refuse_others(op, modes, k)
     left, values, right = _triplets(op, modes, k)
     if op.positive:
-        values = values.clamp_min(0)  # what rounding makes of a zero
+        values = values.clamp_min(0)  # rounding may make a zero negative
     return LowRank(
         left,
         values,
@@ -119,7 +115,7 @@ def truncate(
 
 
 def _refuse_others(op: TrajectoryOperator, modes: xr.Dataset, k: int) -> None:
-    """Refuse modes that a user hands over and that are not the leading ones of `op`."""
+    """Refuse modes of a user that are not the leading ones of `op`."""
     numbers = modes["mode"].values[:k].tolist() if "mode" in modes.coords else []
     which = json.loads(modes.attrs.get("configuration", "{}")).get("which", "LM")
     if numbers != list(range(1, len(numbers) + 1)) or which == "SA":
@@ -136,7 +132,7 @@ def _refuse_others(op: TrajectoryOperator, modes: xr.Dataset, k: int) -> None:
     if not residual <= 10 * max(own, noise_floor(op.torch_dtype)):
         raise ValueError(
             f"modes are not those of {op!r}: their relative residual is {float(residual):.2g} "
-            "there; compute them of this very operator, or leave modes out"
+            "there; compute them for this very operator, or leave modes out"
         )
 
 
@@ -144,11 +140,11 @@ def _triplets(
     op: TrajectoryOperator, modes: xr.Dataset, k: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The leading k of the modes on the operator's device; no right ones if they are the left."""
-    names: tuple[str, str, str | None]
+    right: str | None
     if "eigenfunction" in modes:
-        names = ("eigenvalue", "eigenfunction", None)
+        value, left, right = "eigenvalue", "eigenfunction", None
     elif "left" in modes and "right" in modes:
-        names = ("singular_value", "left", "right")
+        value, left, right = "singular_value", "left", "right"
     else:
         raise ValueError(
             f"modes has the variables {list(modes)}: pass what kpops.eigsh or kpops.svds returns"
@@ -157,7 +153,7 @@ def _triplets(
     if found < k:
         raise ValueError(f"k={k}, but modes holds {found} of them: compute as many, or lower k")
     modes = modes.isel(mode=slice(k))
-    values = as_tensor(modes[names[0]].values, names[0]).to(op.device, op.torch_dtype)
+    values = as_tensor(modes[value].values, value).to(op.device, op.torch_dtype)
     missing = int((~values.isfinite()).sum())
     if missing:
         raise ValueError(
@@ -167,5 +163,4 @@ def _triplets(
     def block(name: str, space: Space) -> Tensor:
         return in_space(op, modes[name], space, f"{name} of modes")
 
-    left = block(names[1], op.codomain)
-    return left, values, None if names[2] is None else block(names[2], op.domain)
+    return block(left, op.codomain), values, None if right is None else block(right, op.domain)

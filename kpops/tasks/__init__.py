@@ -2,14 +2,17 @@
 
 from kpops.tasks.accuracy import accuracy
 from kpops.tasks.driscoll import DRISCOLL_TASKS, driscoll
-from kpops.tasks.flip_flop import flip_flop
-from kpops.tasks.forecast import low_rank_forecast
-from kpops.tasks.integration import integration
-from kpops.tasks.memory_pro import delay_anti, delay_pro, memory_anti, memory_pro
+from kpops.tasks.memory_pro import (
+    delay_anti,
+    delay_pro,
+    memory_anti,
+    memory_pro,
+    memory_pro_one_hot,
+)
 from kpops.tasks.mixing import four_task_mix, mix
 from kpops.tasks.neurogym import from_neurogym
-from kpops.tasks.one_hot import memory_pro_one_hot
 from kpops.tasks.registry import make, names, register
+from kpops.tasks.streams import flip_flop, integration, low_rank_forecast
 
 __all__ = [
     "DRISCOLL_TASKS",

@@ -1,4 +1,4 @@
-"""Which trials a network does right."""
+"""Which trials a network solves."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from kpops.arrays import as_tensor, to_numpy
 from kpops.kinds import described
 from kpops.labels import Space, by_name, coordinates_of
 
-Criterion = Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
+Array = np.ndarray
+Criterion = Callable[[Array, Array, Array, float], Array]
 
 
 def accuracy(task: xr.Dataset, outputs: Any) -> xr.Dataset:
-    """Trials in which the outputs of a network solve a task, by the task's own criterion.
+    """Trials that a network solves, by the task's own criterion.
 
     Parameters
     ----------
@@ -31,8 +32,8 @@ def accuracy(task: xr.Dataset, outputs: Any) -> xr.Dataset:
     -------
     Dataset
         ``correct`` (trial), with the task's coordinates of trials, and ``accuracy`` (), the
-        fraction of trials that are correct. For the accuracy of each task of a mix take
-        ``result.correct.groupby("task").mean()``.
+        fraction of correct trials. ``result.correct.groupby("task").mean()`` is the accuracy of
+        each task of a mix.
 
     Raises
     ------
@@ -45,13 +46,13 @@ def accuracy(task: xr.Dataset, outputs: Any) -> xr.Dataset:
 
     ``angle``
         if the output ``fixation`` is above 1/2 at every step at which its target is 1, and,
-        where there is a response, the mean output during the response has a ``fixation`` below
-        1/2 and an angle of (cos, sin) that is less than the tolerance off. The tolerance of
-        pi/10 is that of Driscoll et al. (2024), who look at the last step only; Yang et al. (2019)
-        allow pi/5.
+        if there is a response, the mean output during the response has a ``fixation`` below 1/2
+        and an angle of (cos, sin) that is off by less than the tolerance. The tolerance of pi/10
+        is that of Driscoll et al. (2024), who look at the last step only; Yang et al. (2019) allow
+        pi/5.
     ``choice``
         if in every stretch of constant targets the largest mean output is that of the largest
-        target. The tolerance does not matter.
+        target. The tolerance has no effect.
     ``value``
         if in every stretch of constant targets each mean output is within the tolerance of its
         target.
@@ -69,46 +70,30 @@ def accuracy(task: xr.Dataset, outputs: Any) -> xr.Dataset:
     >>> accuracy(task, outputs).correct.values
     array([False, False,  True,  True])
     """
-    criterion, tolerance = _criterion(task)
-    targets = task.targets.transpose("trial", "time", "output").data
-    targets = to_numpy(as_tensor(targets, "task.targets")).astype(float)
-    mask = np.asarray(task.mask.transpose("trial", "time"), dtype=bool)
-    order = _angle_channels(task) if task.attrs["criterion"] == "angle" else None
-    values = _outputs(task, outputs, mask)
-    if order is not None:
-        values, targets = values[..., order], targets[..., order]
-    correct = criterion(values, targets, mask, tolerance)
-    trials = {k: c for k, c in task.coords.items() if c.dims == ("trial",)}
-    return xr.Dataset(
-        {
-            "correct": ("trial", correct, {"long_name": "trial is correct", "units": "1"}),
-            "accuracy": (
-                (),
-                correct.mean(),
-                {"long_name": "fraction of trials that are correct", "units": "1"},
-            ),
-        },
-        coords=trials,
-        attrs={
-            "configuration": json.dumps(
-                {"criterion": task.attrs["criterion"], "tolerance": tolerance}
-            )
-        },
-    )
-
-
-def _criterion(task: xr.Dataset) -> tuple[Criterion, float]:
     if not isinstance(task, xr.Dataset):
-        raise TypeError(f"task is {described(task)}: pass a Dataset, as of kpops.tasks")
-    name = task.attrs.get("criterion")
+        raise TypeError(f"task is {described(task)}: pass a Dataset of kpops.tasks")
+    name, tolerance = task.attrs.get("criterion"), float(task.attrs.get("tolerance", 0.0))
     if name not in _CRITERIA:
         raise ValueError(
             f"task.attrs['criterion'] is {name!r}: set it to one of {', '.join(_CRITERIA)}"
         )
-    return _CRITERIA[name], float(task.attrs.get("tolerance", 0.0))
+    targets = task.targets.transpose("trial", "time", "output").data
+    targets = to_numpy(as_tensor(targets, "task.targets")).astype(float)
+    mask = np.asarray(task.mask.transpose("trial", "time"), dtype=bool)
+    channels = _angle_channels(task) if name == "angle" else slice(None)
+    values = _outputs(task, outputs, mask)
+    correct = _CRITERIA[name](values[..., channels], targets[..., channels], mask, tolerance)
+    trial_attrs = {"long_name": "trial is correct", "units": "1"}
+    mean_attrs = {"long_name": "fraction of trials that are correct", "units": "1"}
+    configuration = {"criterion": name, "tolerance": tolerance}
+    return xr.Dataset(
+        {"correct": ("trial", correct, trial_attrs), "accuracy": ((), correct.mean(), mean_attrs)},
+        coords={k: c for k, c in task.coords.items() if c.dims == ("trial",)},
+        attrs={"configuration": json.dumps(configuration)},
+    )
 
 
-def _outputs(task: xr.Dataset, outputs: Any, mask: np.ndarray) -> np.ndarray:
+def _outputs(task: xr.Dataset, outputs: Any, mask: Array) -> Array:
     dims = ("trial", "time", "output")
     expected = tuple(task.sizes[d] for d in dims)
     if isinstance(outputs, xr.DataArray):
@@ -125,7 +110,7 @@ def _outputs(task: xr.Dataset, outputs: Any, mask: np.ndarray) -> np.ndarray:
 
 
 def _in_order(task: xr.Dataset, outputs: xr.DataArray) -> xr.DataArray:
-    """Outputs in the order of the task's names, where they have names."""
+    """Named outputs, in the task's order."""
     if "output" not in outputs.coords or "output" not in task.coords:
         return outputs
     mine, theirs = outputs["output"].values.tolist(), task["output"].values.tolist()
@@ -147,12 +132,10 @@ def _angle_channels(task: xr.Dataset) -> list[int]:
         ) from None
 
 
-# Each criterion takes outputs and targets (trial, time, output) and the mask (trial, time)
+# Each criterion takes outputs and targets (trial, time, output) and the mask (trial, time).
 
 
-def _angle(
-    outputs: np.ndarray, targets: np.ndarray, mask: np.ndarray, tolerance: float
-) -> np.ndarray:
+def _angle(outputs: Array, targets: Array, mask: Array, tolerance: float) -> Array:
     fixating = mask & (targets[..., 0] > 0.5)
     responding = mask & ~fixating
     kept = ((outputs[..., 0] > 0.5) | ~fixating).all(axis=1)
@@ -163,38 +146,30 @@ def _angle(
     return kept & (hit | ~responding.any(axis=1))
 
 
-def _choice(
-    outputs: np.ndarray, targets: np.ndarray, mask: np.ndarray, tolerance: float
-) -> np.ndarray:
+def _choice(outputs: Array, targets: Array, mask: Array, tolerance: float) -> Array:
     (chosen, wanted), there = _stretches(outputs, targets, mask)
     return ((chosen.argmax(axis=-1) == wanted.argmax(axis=-1)) | ~there).all(axis=1)
 
 
-def _value(
-    outputs: np.ndarray, targets: np.ndarray, mask: np.ndarray, tolerance: float
-) -> np.ndarray:
+def _value(outputs: Array, targets: Array, mask: Array, tolerance: float) -> Array:
     (held, wanted), there = _stretches(outputs, targets, mask)
     return ((np.abs(held - wanted) < tolerance).all(axis=-1) | ~there).all(axis=1)
 
 
-def _relative_error(
-    outputs: np.ndarray, targets: np.ndarray, mask: np.ndarray, tolerance: float
-) -> np.ndarray:
+def _relative_error(outputs: Array, targets: Array, mask: Array, tolerance: float) -> Array:
     error = _mean(np.square(outputs - targets), mask).mean(axis=-1)
     scale = np.square(targets[mask]).mean()
     return error <= tolerance**2 * scale
 
 
-def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean (trial, output) over the steps `where` (trial, time); 0 where there are none."""
+def _mean(values: Array, where: Array) -> Array:
+    """Mean (trial, output) over the steps `where` (trial, time); 0 without any."""
     total = np.where(where[..., None], values, 0).sum(axis=1)
     return total / np.maximum(where.sum(axis=1), 1)[:, None]
 
 
-def _stretches(
-    outputs: np.ndarray, targets: np.ndarray, mask: np.ndarray
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Means (trial, stretch, output) of outputs and targets, and whether a stretch is there."""
+def _stretches(outputs: Array, targets: Array, mask: Array) -> tuple[list[Array], Array]:
+    """Means (trial, stretch, output) of outputs and targets, and whether a stretch exists."""
     changes = (targets[:, 1:] != targets[:, :-1]).any(axis=-1)
     number = np.pad(changes.cumsum(axis=1), ((0, 0), (1, 0)))
     trial, _ = np.nonzero(mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,15 +15,15 @@ from numpy.typing import ArrayLike
 from kpops.scalars import generator as random_generator
 from kpops.tasks.driscoll_plans import Plan, category, integration, match, pro
 from kpops.tasks.mixing import mix
-from kpops.tasks.trials import ANGLE_TOLERANCE, NOISE, Recipe, Rng, attributes, seed_label
+from kpops.tasks.trials import ANGLE_TOLERANCE, NOISE, Recipe, Rng, seed_label
 
 Duration = int | Sequence[int]
 
 INPUTS = ("fixation", "cos 1", "sin 1", "cos 2", "sin 2")
 OUTPUTS = ("fixation", "cos", "sin")
 
-# Epochs of each family: the range of its duration in training, and its duration in evaluation, in
-# steps of 20 ms.
+# Epochs of each family: range of durations in training, and duration in evaluation, in steps of
+# 20 ms.
 _DELAY = {"context": ((15, 35), 25), "stimulus1": ((10, 75), 50), "response": ((15, 35), 25)}
 _MEMORY = {
     "context": ((15, 35), 25),
@@ -89,47 +90,39 @@ def driscoll(
     rng: Rng = None,
     dtype: str = "float32",
 ) -> xr.Dataset:
-    """Trials of one or several of the 15 tasks of Driscoll, Shenoy and Sussillo (2024).
+    """Trials of one or more of the 15 tasks of Driscoll, Shenoy and Sussillo (2024).
 
     Parameters
     ----------
     n_trials : int
         Number of trials of all `tasks` together, a multiple of their number.
     tasks : str or sequence of str
-        Names from the table below.
+        Names from the table below. Other names raise a ValueError, as do arguments out of range.
     angles : {"random", "even"} or array_like, shape (n_trials / number of tasks,)
-        Directions of the first stimulus of each task, in radians: uniform on the circle, evenly
-        spaced (the evaluation set), or given. In the evaluation set nothing is drawn but the
-        noise: see Notes.
-    noise : float
-        Standard deviation of the Gaussian noise on every input; evaluate with ``noise=0``.
+        Directions of the first stimulus of each task, as for :func:`memory_pro`. In the evaluation
+        set ("even") only the noise is drawn: see Notes.
     steps : mapping, optional
         Durations of epochs in time steps, by name: a number, or a range (low, high) from which
-        each trial draws uniformly, both ends included. Epochs that are not named keep the
-        durations of the table, the first of which is for evaluation sets and the range for others.
+        each trial draws uniformly, both ends included. Other epochs keep the durations of the
+        table: its number in evaluation sets, its range elsewhere.
     rules : sequence of str
         Tasks that have a rule channel; all 15 by default, so that sets of different tasks fit
         the same network.
     rng : int, Generator or None
         Source of the conditions, the durations and the noise, in this order for each task.
-    dtype : {"float32", "float64"}
-        Of inputs and targets.
+    noise, dtype
+        As for :func:`memory_pro`.
 
     Returns
     -------
     Dataset
-        As of :func:`mix`, tasks in the order of `tasks`. Inputs are ``fixation``, ``cos 1`` and
+        As for :func:`mix`, tasks in the order of `tasks`. Inputs are ``fixation``, ``cos 1`` and
         ``sin 1`` of modality 1, ``cos 2`` and ``sin 2`` of modality 2, and the rules, of which the
         task's own is 1 throughout; outputs are ``fixation``, ``cos`` and ``sin``. Conditions
         (trial): ``angle`` and ``angle2``, the directions of the stimuli in radians; ``modality``
         and ``modality2`` that show them, 1 or 2; or ``coherence1`` and ``coherence2``, half the
         difference of the strengths of the first and the second stimulus in modality 1 and 2;
-        ``response``, the direction of the response in radians, NaN where fixation is to be kept.
-
-    Raises
-    ------
-    ValueError
-        If a task is unknown or an argument is out of range.
+        ``response``, the direction of the response in radians, NaN where fixation must be kept.
 
     Notes
     -----
@@ -148,23 +141,23 @@ def driscoll(
     ===================  =============  =============  =============  ============  =============
 
     The fixation input is 1 until the response; in React tasks (also match and category) it stays
-    1, and a stimulus at the beginning of the response epoch calls for the response. Targets are
-    fixation 1 until the response and then 0 with (cos, sin) of the direction of the response.
+    1, and a stimulus at the start of the response epoch calls for the response. The fixation
+    target is 1 until the response, then 0 with (cos, sin) of the direction of the response.
 
     - ``DelayPro``, ``MemoryPro``, ``ReactPro``: respond in the direction of the stimulus, which
       stays on, is gone, or has just come. ``DelayAnti``, ``MemoryAnti``, ``ReactAnti``: respond in
       the opposite direction. The stimulus has strength 1 in one of the two modalities.
-    - ``IntegrationModality1``, ``IntegrationModality2``: two stimuli at least 90 degrees apart
-      come one after the other in that modality; respond in the direction of the stronger one.
+    - ``IntegrationModality1``, ``IntegrationModality2``: two stimuli, at least 90 degrees apart,
+      come in turn in that modality; respond in the direction of the stronger one.
       Strengths are m + c and m - c, with m in 0.8..1.2 and the size of c in 0.005..0.8.
     - ``ContextIntModality1``, ``ContextIntModality2``: both modalities show both directions, with
       strengths of their own; those of that modality count.
-    - ``IntegrationMultimodal``: both modalities count, by the sum of their strengths. These are
-      m + c and m - c on the average of the modalities, and differ between them by a relative
-      0.005..0.8, for each stimulus on its own (by 0.2 in the evaluation set).
+    - ``IntegrationMultimodal``: both modalities count, by the sum of their strengths. Averaged
+      over modalities these are m + c and m - c; the modalities differ by a relative 0.005..0.8,
+      drawn for each stimulus (0.2 in the evaluation set).
     - ``ReactMatch2Sample``, ``ReactNonMatch2Sample``: respond to the second stimulus if its
-      direction is that of the first, or if it is not (at least 20 degrees away); keep fixation
-      otherwise. Each stimulus comes in either modality. Half of the trials match.
+      direction is that of the first, or if it is not (at least 20 degrees away); otherwise keep
+      fixation. Each stimulus comes in either modality. Half of the trials match.
     - ``ReactCategoryPro``, ``ReactCategoryAnti``: the same, for directions in the same category,
       0..180 degrees or 180..360 degrees.
 
@@ -172,16 +165,13 @@ def driscoll(
     the trial number; m = 1 and c = 0.4; second directions are opposite (for a match in category,
     mirrored); and the directions of category tasks begin at a quarter of their spacing.
 
-    Where the authors' program differs: its targets have fixation 0.8 and the order (sin, cos); its
-    durations and modalities are drawn per batch, and its loss weighs epochs and outputs. Its
-    contextual evaluation durations are used for all five integration tasks. The input noise is
-    ours to choose: the default is that of :func:`memory_pro`.
+    The authors' program differs: its targets have fixation 0.8 and the order (sin, cos), it draws
+    durations and modalities per batch, and its loss weighs epochs and outputs. Its contextual
+    evaluation durations are used here for all five integration tasks, with our default noise.
 
     References
     ----------
-    Driscoll, Shenoy and Sussillo, Flexible multitask computation in recurrent networks utilizes
-    shared dynamical motifs, Nature Neuroscience 27 (2024). Yang et al., Task representations in
-    neural networks trained to perform many cognitive tasks, Nature Neuroscience 22 (2019).
+    As for :func:`memory_pro`.
 
     Examples
     --------
@@ -214,7 +204,7 @@ def driscoll(
         "dtype": np.dtype(dtype).name,
     }
     mixed = mix(parts, rules=rules, noise=noise, rng=generator)
-    return mixed.assign_attrs(attributes(configuration, "angle", ANGLE_TOLERANCE))
+    return mixed.assign_attrs(configuration=json.dumps(configuration, default=operator.index))
 
 
 def _check(names: Sequence[str], n_trials: int, steps: Mapping[str, Duration]) -> None:
@@ -256,17 +246,21 @@ def _trials(recipe: Recipe, angles: str | ArrayLike, steps: Mapping[str, Duratio
         by_modality = stimulus.strength[:, :, None] * _unit(stimulus.angle)[:, None, :]
         shown = np.logical_or.reduce([epoch == e for e in stimulus.epochs])
         inputs[..., 1:] += shown[..., None] * by_modality.reshape(-1, 1, 4)
+    conditions = {"angle": (plan.stimuli[0].angle, "direction of stimulus 1", "rad")}
+    for stimulus in plan.stimuli[1:]:
+        conditions["angle2"] = (stimulus.angle % (2 * np.pi), "direction of stimulus 2", "rad")
+    conditions |= {**plan.conditions, "response": (plan.response, "response direction", "rad")}
     targets = np.zeros((*epoch.shape, len(OUTPUTS)))
     targets[..., 0] = mask & ~goes
     targets[..., 1:] = np.where(goes[..., None], _unit(plan.response)[:, None, :], 0)
     return recipe.dataset(
         inputs,
         targets,
+        epoch,
         channels=(INPUTS, OUTPUTS),
-        epoch=epoch,
         criterion=("angle", ANGLE_TOLERANCE),
         mask=mask,
-        conditions={**plan.conditions, "response": (plan.response, "response direction", "rad")},
+        conditions=conditions,
         options={},
     )
 

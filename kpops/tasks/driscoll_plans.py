@@ -1,4 +1,4 @@
-"""What the trials of the 15 tasks of :func:`kpops.tasks.driscoll` show and ask for."""
+"""Stimuli and responses of the 15 tasks of :func:`kpops.tasks.driscoll`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kpops.tasks.trials import Condition, Recipe
 
 
 class Stimulus(NamedTuple):
-    """A stimulus of all trials."""
+    """One stimulus of every trial."""
 
     angle: np.ndarray  # (trial,)
     strength: np.ndarray  # (trial, modality)
@@ -20,11 +20,11 @@ class Stimulus(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What the trials of a task show and ask for."""
+    """Stimuli and responses of a task."""
 
     stimuli: list[Stimulus]
-    response: np.ndarray  # (trial,) angle, NaN where fixation is to be kept
-    conditions: dict[str, Condition]
+    response: np.ndarray  # (trial,) angle, NaN where fixation must be kept
+    conditions: dict[str, Condition]  # besides directions
 
 
 class _Conditions:
@@ -52,22 +52,22 @@ class _Conditions:
 def pro(
     recipe: Recipe, angles: str | ArrayLike, *, shown: Sequence[str], anti: bool = False
 ) -> Plan:
-    """One stimulus, to be responded to, or to be responded to by its opposite."""
+    """One stimulus; respond in its direction or in the opposite one."""
     draw = _Conditions(recipe, angles)
     modality = draw.binary(1)
     return Plan(
         [Stimulus(draw.angle, np.eye(2)[modality], shown)],
         (draw.angle + np.pi * anti) % (2 * np.pi),
-        {"angle": _direction(draw.angle, 1), "modality": _modality(modality, 1)},
+        {"modality": _modality(modality, 1)},
     )
 
 
 def integration(
     recipe: Recipe, angles: str | ArrayLike, *, shown: Sequence[int], attended: Sequence[int]
 ) -> Plan:
-    """Two stimuli, of which the one that is stronger in the attended modalities is responded to.
+    """Two stimuli; respond to the one that is stronger in the attended modalities.
 
-    In a modality the strengths are m + c and m - c with a mean m and a coherence c.
+    In a modality the strengths are m + c and m - c, with a mean m and a coherence c.
     """
     draw = _Conditions(recipe, angles)
     second = draw.angle + draw.uniform(np.pi / 2, 3 * np.pi / 2, np.pi)
@@ -84,8 +84,6 @@ def integration(
         [Stimulus(draw.angle, first, ["stimulus1"]), Stimulus(second, other, ["stimulus2"])],
         response,
         {
-            "angle": _direction(draw.angle, 1),
-            "angle2": _direction(second % (2 * np.pi), 2),
             "coherence1": (coherence[:, 0], "half the difference of strengths in modality 1", "1"),
             "coherence2": (coherence[:, 1], "half the difference of strengths in modality 2", "1"),
         },
@@ -101,7 +99,7 @@ def _strengths(draw: _Conditions, period: int) -> tuple[np.ndarray, np.ndarray]:
 def _split(
     draw: _Conditions, strengths: tuple[np.ndarray, np.ndarray]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Strengths of both stimuli in either modality, with their means over the modalities given."""
+    """Strengths of both stimuli in each modality, whose means over modalities are `strengths`."""
     first, other = strengths
     shares = [draw.uniform(0.005, 0.8, 0.2) * (1 - 2 * draw.binary(2)) / 2 for _ in strengths]
     return [(first * (1 + s * shares[0]), other * (1 + s * shares[1])) for s in (1, -1)]
@@ -119,7 +117,7 @@ def category(recipe: Recipe, angles: str | ArrayLike, *, go_if: bool) -> Plan:
     """Respond to the second stimulus if both are on the same half of the circle, or if not."""
     # A quarter of the spacing keeps even directions off the border of the categories.
     draw = _Conditions(recipe, angles, offset=0.25)
-    if draw.even:  # the mirror image in the same category, or what is opposite in the other
+    if draw.even:  # mirrored in the same category, or opposite in the other
         second = np.where(draw.binary(1) == 0, np.pi - draw.angle, draw.angle + np.pi)
     else:
         second = draw.uniform(0, 2 * np.pi, 0.0)
@@ -129,25 +127,15 @@ def category(recipe: Recipe, angles: str | ArrayLike, *, go_if: bool) -> Plan:
 
 
 def _comparison(draw: _Conditions, second: np.ndarray, go: np.ndarray) -> Plan:
-    modality = draw.binary(2), draw.binary(4)
-    shown = [np.eye(2)[m] for m in modality]
+    first, other = draw.binary(2), draw.binary(4)
     return Plan(
         [
-            Stimulus(draw.angle, shown[0], ["stimulus1"]),
-            Stimulus(second, shown[1], ["response"]),
+            Stimulus(draw.angle, np.eye(2)[first], ["stimulus1"]),
+            Stimulus(second, np.eye(2)[other], ["response"]),
         ],
         np.where(go, second, np.nan),
-        {
-            "angle": _direction(draw.angle, 1),
-            "angle2": _direction(second, 2),
-            "modality": _modality(modality[0], 1),
-            "modality2": _modality(modality[1], 2),
-        },
+        {"modality": _modality(first, 1), "modality2": _modality(other, 2)},
     )
-
-
-def _direction(angle: np.ndarray, number: int) -> Condition:
-    return angle, f"direction of stimulus {number}", "rad"
 
 
 def _modality(modality: np.ndarray, number: int) -> Condition:

@@ -1,4 +1,4 @@
-"""See an angle, wait, respond with it: Memory-Pro and its Anti and Delay variants."""
+"""See a stimulus, wait, respond to it: Memory-Pro and its variants."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from kpops.tasks.trials import ANGLE_TOLERANCE, NOISE, Recipe, Rng, lengths_of, repeat
+from kpops.tasks.trials import ANGLE_TOLERANCE, NOISE, Recipe, Rng, at_least, lengths_of, repeat
 
-EPOCHS = ("stimulus", "memory", "response")
-CHANNELS = ("fixation", "cos", "sin")
+_EPOCHS = ("stimulus", "memory", "response")
+_CHANNELS = ("fixation", "cos", "sin")
 
 
 def memory_pro(
@@ -38,8 +38,7 @@ def memory_pro(
     steps : sequence of three int
         Time steps of the stimulus, the memory and the response.
     rng : int, Generator or None
-        Source of the angles and the noise. The angles are drawn first, so they do not depend on
-        `noise`.
+        Source of all random numbers. The noise is drawn last, so that nothing else depends on it.
     dtype : {"float32", "float64"}
         Of inputs and targets. The numbers are drawn in float64 and rounded.
 
@@ -47,9 +46,9 @@ def memory_pro(
     -------
     Dataset
         ``inputs`` (trial, time, input), ``targets`` (trial, time, output) and ``mask`` (trial,
-        time), True at valid steps, that is everywhere. Coordinates: ``trial`` from 0, ``time``
-        from 1, ``input`` and ``output`` channel names, ``epoch`` (time), ``angle`` (trial) in
-        radians, ``task`` (trial).
+        time), which is True everywhere. Coordinates: ``trial`` from 0, ``time`` from 1, ``input``
+        and ``output`` channel names, ``epoch`` (time), ``angle`` (trial) in radians, ``task``
+        (trial).
 
     Raises
     ------
@@ -59,7 +58,7 @@ def memory_pro(
     See Also
     --------
     memory_anti, delay_pro, delay_anti : Its variants.
-    four_task_mix : The four together, with a context that tells which is asked for.
+    four_task_mix : The four together, after a context that names the task.
     driscoll : Memory-Pro as one of the 15 tasks of Driscoll et al., with their timing and inputs.
 
     Notes
@@ -87,8 +86,7 @@ def memory_pro(
     >>> task.targets.isel(trial=5).sel(time=90, output="sin").item()  # a quarter of the circle
     1.0
     """
-    recipe = Recipe("memory_pro", n_trials, noise, rng, dtype)
-    return _respond(recipe, angles, steps)
+    return _respond(Recipe("memory_pro", n_trials, noise, rng, dtype), angles, steps)
 
 
 def memory_anti(
@@ -102,20 +100,8 @@ def memory_anti(
 ) -> xr.Dataset:
     """Trials of Memory-Anti: :func:`memory_pro` with the response opposite to the stimulus.
 
-    Parameters
-    ----------
-    n_trials, angles, noise, steps, rng, dtype
-        As of :func:`memory_pro`; ``angles`` are those of the stimuli.
-
-    Returns
-    -------
-    Dataset
-        As of :func:`memory_pro`, with the (cos, sin) targets negated.
-
-    Raises
-    ------
-    ValueError
-        As :func:`memory_pro`.
+    Parameters, result and errors are those of :func:`memory_pro`, with the angles of the stimuli
+    and negated (cos, sin) targets.
 
     Examples
     --------
@@ -124,8 +110,7 @@ def memory_anti(
     >>> task.targets.isel(trial=0).sel(time=90).values  # angle 0, response at 180 degrees
     array([ 0., -1., -0.], dtype=float32)
     """
-    recipe = Recipe("memory_anti", n_trials, noise, rng, dtype)
-    return _respond(recipe, angles, steps, anti=True)
+    return _respond(Recipe("memory_anti", n_trials, noise, rng, dtype), angles, steps, anti=True)
 
 
 def delay_pro(
@@ -139,22 +124,9 @@ def delay_pro(
 ) -> xr.Dataset:
     """Trials of Delay-Pro: :func:`memory_pro` with a stimulus that stays on to the end.
 
-    Parameters
-    ----------
-    n_trials, angles, noise, steps, rng, dtype
-        As of :func:`memory_pro`.
-
-    Returns
-    -------
-    Dataset
-        As of :func:`memory_pro`, with the (cos, sin) inputs shown in all epochs. The epoch
-        between stimulus onset and response is called ``memory`` here too, so that the times of
-        the four tasks agree, although nothing need be remembered.
-
-    Raises
-    ------
-    ValueError
-        As :func:`memory_pro`.
+    Parameters, result and errors are those of :func:`memory_pro`, with the (cos, sin) inputs
+    shown in all epochs. The epoch before the response is called ``memory`` here too, so that the
+    times of the four tasks agree, although there is nothing to remember.
 
     Examples
     --------
@@ -163,8 +135,7 @@ def delay_pro(
     >>> task.inputs.isel(trial=0).sel(time=90).values
     array([0., 1., 0.], dtype=float32)
     """
-    recipe = Recipe("delay_pro", n_trials, noise, rng, dtype)
-    return _respond(recipe, angles, steps, stays_on=True)
+    return _respond(Recipe("delay_pro", n_trials, noise, rng, dtype), angles, steps, stays_on=True)
 
 
 def delay_anti(
@@ -178,20 +149,8 @@ def delay_anti(
 ) -> xr.Dataset:
     """Trials of Delay-Anti: :func:`delay_pro` with the response opposite to the stimulus.
 
-    Parameters
-    ----------
-    n_trials, angles, noise, steps, rng, dtype
-        As of :func:`memory_pro`; ``angles`` are those of the stimuli.
-
-    Returns
-    -------
-    Dataset
-        As of :func:`delay_pro`, with the (cos, sin) targets negated.
-
-    Raises
-    ------
-    ValueError
-        As :func:`memory_pro`.
+    Parameters, result and errors are those of :func:`memory_pro`, with the angles of the stimuli,
+    the (cos, sin) inputs of :func:`delay_pro` and negated (cos, sin) targets.
 
     Examples
     --------
@@ -205,6 +164,73 @@ def delay_anti(
     return _respond(recipe, angles, steps, anti=True, stays_on=True)
 
 
+def memory_pro_one_hot(
+    n_trials: int,
+    *,
+    n_stimuli: int = 30,
+    stimuli: str = "random",
+    noise: float = NOISE,
+    steps: Sequence[int] = (30, 30, 30),
+    rng: Rng = None,
+    dtype: str = "float32",
+) -> xr.Dataset:
+    """Trials of Memory-Pro with a channel for each stimulus, instead of angles.
+
+    Parameters
+    ----------
+    n_stimuli : int
+        Number of stimuli, each with an input and an output channel.
+    stimuli : {"random", "even"}
+        Stimulus of each trial: drawn uniformly, or 1, 2, ... in turn (the evaluation set).
+    n_trials, noise, steps, rng, dtype
+        As for :func:`memory_pro`, as are the errors raised.
+
+    Returns
+    -------
+    Dataset
+        As for :func:`memory_pro`, with the channels ``fixation``, ``stimulus 1``, ... in inputs
+        and outputs, and the coordinate ``stimulus`` (trial), from 1, in place of ``angle``.
+
+    Notes
+    -----
+    The stimuli have no geometry: all pairs are equally far apart, while those of
+    :func:`memory_pro` lie on a circle. So the inputs have rank `n_stimuli`, and the rank of K can
+    grow with it.
+
+    Examples
+    --------
+    >>> from kpops.tasks import memory_pro_one_hot
+    >>> task = memory_pro_one_hot(4, n_stimuli=3, stimuli="even", noise=0)
+    >>> task.stimulus.values
+    array([1, 2, 3, 1])
+    >>> task.targets.isel(trial=1).sel(time=90).values
+    array([0., 0., 1., 0.], dtype=float32)
+    """
+    recipe = Recipe("memory_pro_one_hot", n_trials, noise, rng, dtype)
+    (n_stimuli,) = at_least(1, n_stimuli=n_stimuli)
+    lengths = lengths_of(steps, _EPOCHS)
+    if stimuli == "random":
+        which = recipe.generator.integers(n_stimuli, size=recipe.n_trials)
+    elif stimuli == "even":
+        which = np.arange(recipe.n_trials) % n_stimuli
+    else:
+        raise ValueError(f"stimuli={stimuli!r}: use 'random' or 'even'")
+    shown = np.eye(n_stimuli)[which]
+    channels = ("fixation", *(f"stimulus {i}" for i in range(1, n_stimuli + 1)))
+    return recipe.dataset(
+        *_cue_and_response(shown, shown, lengths),
+        channels=(channels, channels),
+        criterion=("choice", 0.0),
+        conditions={"stimulus": (which + 1, "stimulus shown", "1")},
+        options={
+            "n_stimuli": n_stimuli,
+            "stimuli": stimuli,
+            "noise": recipe.noise,
+            "steps": lengths,
+        },
+    )
+
+
 def _respond(
     recipe: Recipe,
     angles: str | ArrayLike,
@@ -213,17 +239,13 @@ def _respond(
     anti: bool = False,
     stays_on: bool = False,
 ) -> xr.Dataset:
-    lengths = lengths_of(steps, EPOCHS)
+    lengths = lengths_of(steps, _EPOCHS)
     angle = recipe.angles(angles)
     shown = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-    inputs, targets, epoch = cue_and_response(
-        shown, -shown if anti else shown, lengths, stays_on=stays_on
-    )
+    response = -shown if anti else shown
     return recipe.dataset(
-        inputs,
-        targets,
-        channels=(CHANNELS, CHANNELS),
-        epoch=epoch,
+        *_cue_and_response(shown, response, lengths, stays_on=stays_on),
+        channels=(_CHANNELS, _CHANNELS),
         criterion=("angle", ANGLE_TOLERANCE),
         conditions={"angle": (angle, "stimulus angle", "rad")},
         options={
@@ -234,18 +256,17 @@ def _respond(
     )
 
 
-def cue_and_response(
+def _cue_and_response(
     shown: np.ndarray, response: np.ndarray, lengths: Sequence[int], *, stays_on: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Clean inputs and targets (trial, time, 1 + k) of stimuli (trial, k), and the epochs.
 
     The first channel is the fixation: 1 until the response, in inputs and targets.
     """
-    epoch = repeat(EPOCHS, lengths)
+    epoch = repeat(_EPOCHS, lengths)
     shape = (len(shown), len(epoch), 1 + shown.shape[1])
     inputs, targets = np.zeros(shape), np.zeros(shape)
-    responding = (epoch == "response")[:, None]
     inputs[..., 0] = targets[..., 0] = epoch != "response"
     inputs[..., 1:] = np.where(stays_on | (epoch == "stimulus")[:, None], shown[:, None, :], 0)
-    targets[..., 1:] = np.where(responding, response[:, None, :], 0)
+    targets[..., 1:] = np.where((epoch == "response")[:, None], response[:, None, :], 0)
     return inputs, targets, epoch

@@ -1,9 +1,9 @@
-"""Several tasks in one set of trials, with a one-hot input that tells which is asked for."""
+"""Several tasks in one set of trials, with a one-hot input that names the task."""
 
 from __future__ import annotations
 
 import json
-import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,23 +14,18 @@ from kpops.kinds import described
 from kpops.scalars import generator as random_generator
 from kpops.tasks.memory_pro import delay_anti, delay_pro, memory_anti, memory_pro
 from kpops.tasks.trials import (
-    ANGLE_TOLERANCE,
     NOISE,
     Condition,
     Rng,
     assemble,
     at_least,
-    attributes,
+    check_deviation,
     lengths_of,
+    padded,
     seed_label,
 )
 
-FOUR_TASKS = {
-    "memory_pro": memory_pro,
-    "memory_anti": memory_anti,
-    "delay_pro": delay_pro,
-    "delay_anti": delay_anti,
-}
+FOUR_TASKS = (memory_pro, memory_anti, delay_pro, delay_anti)
 
 
 def mix(
@@ -41,19 +36,19 @@ def mix(
     noise: float = 0.0,
     rng: Rng = None,
 ) -> xr.Dataset:
-    """Put the trials of several tasks into one Dataset, with a rule input that tells the task.
+    """Put the trials of several tasks into one Dataset, with rule inputs that name the task.
 
     Parameters
     ----------
     tasks : sequence of Dataset
         Tasks with the same channels, dtype and criterion; durations may differ.
     context : int, optional
-        Number of steps that are put before each trial as the epoch ``context``. The rule is then
-        shown there and nowhere else, and must be remembered. By default there is no such epoch,
-        and the rule is shown at every step of the trial.
+        Number of steps added before each trial, as the epoch ``context``. The rule is then shown
+        only there and must be remembered. By default there is no such epoch, and the rule is shown
+        at every step.
     rules : sequence of str, optional
-        Names of tasks that have a rule channel, in this order. The default are the tasks that
-        occur, in the order in which they do. Give more to train one network in stages.
+        Names of the tasks that have a rule channel, in this order; by default the given tasks, in
+        order of appearance. Name more to train one network in stages.
     noise : float
         Standard deviation of the Gaussian noise on what is added: the rule channels, and all
         channels during the context.
@@ -63,20 +58,20 @@ def mix(
     Returns
     -------
     Dataset
-        The trials of the tasks one after another, those of shorter trials padded: False in
-        ``mask``, 0 in inputs and targets, epoch ``padding``. The rule channels ``rule <task>``
-        follow the other inputs. ``epoch`` is (time), or (trial, time) where trials differ in it.
-        Conditions that only some tasks have are NaN, or "", in the trials of the others.
+        The trials of all tasks in turn. Shorter trials are padded: False in ``mask``, 0 in inputs
+        and targets, epoch ``padding``. The rule channels ``rule <task>`` follow the other inputs.
+        ``epoch`` is (time), or (trial, time) where trials differ. A condition that a task lacks is
+        NaN, or "", in its trials.
 
     Raises
     ------
     ValueError
-        If the tasks do not go together, a task has no rule, or an argument is out of range.
+        If the tasks do not agree, a task has no rule, or an argument is out of range.
 
     Notes
     -----
-    During the context the channel ``fixation``, where there is one, is 1 in inputs and targets;
-    all others are 0.
+    During the context, the channel ``fixation`` is 1 in inputs and targets, if there is one; all
+    others are 0.
 
     Examples
     --------
@@ -88,8 +83,7 @@ def mix(
     ['memory_pro', 'memory_pro', 'delay_pro', 'delay_pro', 'delay_pro']
     """
     _check_alike(tasks)
-    if not (math.isfinite(noise) and noise >= 0):
-        raise ValueError(f"noise={noise}: pass a finite standard deviation, 0 for none")
+    check_deviation(noise)
     (extra,) = (0,) if context is None else at_least(1, context=context)
     task = np.concatenate([t.task.values for t in tasks])
     rules = list(dict.fromkeys(task)) if rules is None else list(rules)
@@ -98,11 +92,11 @@ def mix(
         raise ValueError(f"rules={rules}: name every task once, among them {without or 'no other'}")
 
     first = tasks[0]
-    n_steps = extra + max(t.sizes["time"] for t in tasks)
-    inputs = np.concatenate([_padded(t.inputs.values, extra, n_steps) for t in tasks])
-    targets = np.concatenate([_padded(t.targets.values, extra, n_steps) for t in tasks])
-    mask = np.concatenate([_padded(t.mask.values, extra, n_steps) for t in tasks])
-    epoch = np.concatenate([_padded(_epochs(t), extra, n_steps, "padding") for t in tasks])
+    inputs, targets, mask = (
+        padded([t[name].values for t in tasks], 0, extra) for name in ("inputs", "targets", "mask")
+    )
+    epochs = [np.broadcast_to(t.epoch.values, t.mask.shape) for t in tasks]
+    epoch = padded(epochs, "padding", extra)
     mask[:, :extra], epoch[:, :extra] = True, "context"
     for values, channel in ((inputs, first.input), (targets, first.output)):
         values[:, :extra, channel.values == "fixation"] = 1
@@ -131,7 +125,8 @@ def mix(
         epoch=epoch,
         task=task,
         conditions=_conditions(tasks),
-        attrs=attributes(configuration, first.attrs["criterion"], first.attrs["tolerance"]),
+        configuration=configuration,
+        criterion=(first.attrs["criterion"], first.attrs["tolerance"]),
     )
 
 
@@ -144,42 +139,32 @@ def four_task_mix(
     rng: Rng = None,
     dtype: str = "float32",
 ) -> xr.Dataset:
-    """Memory-Pro, Memory-Anti, Delay-Pro and Delay-Anti after a context that tells which.
+    """Memory-Pro, Memory-Anti, Delay-Pro and Delay-Anti, each after a context that names it.
 
     Parameters
     ----------
     n_trials : int
         Number of trials of all four tasks together, a multiple of four.
     angles : {"random", "even"} or array_like, shape (n_trials / 4,)
-        Stimulus angles of each task: uniform on the circle, evenly spaced from 0 (the evaluation
-        set), or given; the latter two are the same for each task.
-    noise : float
-        Standard deviation of the Gaussian noise on every input; evaluate with ``noise=0``.
+        Stimulus angles of each task, as for :func:`memory_pro`; even or given ones are the same
+        for each task.
     steps : sequence of four int
         Time steps of the context, the stimulus, the memory and the response.
-    rng : int, Generator or None
-        Source of the angles and the noise.
-    dtype : {"float32", "float64"}
-        Of inputs and targets.
+    noise, rng, dtype
+        As for :func:`memory_pro`, as are the errors raised.
 
     Returns
     -------
     Dataset
-        As of :func:`memory_pro`, with 7 inputs: ``fixation``, ``cos``, ``sin`` and a ``rule`` for
+        As for :func:`memory_pro`, with 7 inputs: ``fixation``, ``cos``, ``sin`` and a ``rule`` for
         each task. The first quarter of the trials is Memory-Pro, the next Memory-Anti, then
-        Delay-Pro and Delay-Anti, as the coordinate ``task`` (trial) says.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range, or the given angles have the wrong shape.
+        Delay-Pro and Delay-Anti; the coordinate ``task`` (trial) names them.
 
     Notes
     -----
     The rule is shown during the context and is 0 from the stimulus on, as in the KPFlow paper
-    (arXiv 2507.06381): the network has to carry the task in its state, and the states of a task
-    differ from those of another by what they hold and not by a constant input. In the sets of
-    :func:`driscoll` the rule stays on.
+    (arXiv 2507.06381). So the network must carry the task in its state, and the states of two
+    tasks differ by what they hold, not by a constant input. In :func:`driscoll` the rule stays on.
 
     Examples
     --------
@@ -198,7 +183,7 @@ def four_task_mix(
         task(
             n_trials // 4, angles=angles, noise=noise, steps=lengths[1:], rng=generator, dtype=dtype
         )
-        for task in FOUR_TASKS.values()
+        for task in FOUR_TASKS
     ]
     mixed = mix(parts, context=lengths[0], noise=noise, rng=generator)
     configuration = {
@@ -210,7 +195,7 @@ def four_task_mix(
         "rng": seed_label(rng),
         "dtype": np.dtype(dtype).name,
     }
-    return mixed.assign_attrs(attributes(configuration, "angle", ANGLE_TOLERANCE))
+    return mixed.assign_attrs(configuration=json.dumps(configuration, default=operator.index))
 
 
 def _check_alike(tasks: Sequence[xr.Dataset]) -> None:
@@ -218,7 +203,7 @@ def _check_alike(tasks: Sequence[xr.Dataset]) -> None:
         raise ValueError("tasks: pass one Dataset or more, in a list")
     for i, task in enumerate(tasks):
         if not isinstance(task, xr.Dataset):
-            raise TypeError(f"tasks[{i}] is {described(task)}: pass Datasets, as of kpops.tasks")
+            raise TypeError(f"tasks[{i}] is {described(task)}: pass Datasets of kpops.tasks")
         for what in ("criterion", "tolerance"):
             if what not in task.attrs:
                 raise ValueError(f"tasks[{i}] has no attrs[{what!r}]: see kpops.tasks.accuracy")
@@ -235,39 +220,21 @@ def _check_alike(tasks: Sequence[xr.Dataset]) -> None:
                 )
 
 
-def _epochs(task: xr.Dataset) -> np.ndarray:
-    """Epochs (trial, time) of a task."""
-    return np.broadcast_to(task.epoch.values, task.mask.shape)
-
-
-def _padded(values: np.ndarray, before: int, n_steps: int, fill: str | int = 0) -> np.ndarray:
-    """Copy of `values` (trial, time, ...) with filled steps before and after."""
-    shape = (len(values), n_steps, *values.shape[2:])
-    padded = np.full(shape, fill, dtype=values.dtype)
-    padded[:, before : before + values.shape[1]] = values
-    return padded
-
-
 def _conditions(tasks: Sequence[xr.Dataset]) -> dict[str, Condition]:
-    """Conditions of all trials, with a blank where a task does not have one."""
+    """Conditions of all trials, blank where a task lacks one."""
     coords = {
         str(name): coord
         for task in reversed(tasks)
         for name, coord in task.coords.items()
         if coord.dims == ("trial",) and name not in ("trial", "task")
     }
-    return {name: (_column(name, c, tasks), *_named(name, c)) for name, c in coords.items()}
-
-
-def _column(name: str, like: xr.DataArray, tasks: Sequence[xr.Dataset]) -> np.ndarray:
-    blank, dtype = ("", object) if like.dtype == object else (np.nan, float)
-    return np.concatenate(
-        [
+    conditions = {}
+    for name, coord in coords.items():
+        blank, dtype = ("", object) if coord.dtype == object else (np.nan, float)
+        values = [
             t[name].values if name in t.coords else np.full(t.sizes["trial"], blank, dtype)
             for t in tasks
         ]
-    )
-
-
-def _named(name: str, coord: xr.DataArray) -> tuple[str, str]:
-    return coord.attrs.get("long_name", name), coord.attrs.get("units", "1")
+        label = coord.attrs.get("long_name", name), coord.attrs.get("units", "1")
+        conditions[name] = (np.concatenate(values), *label)
+    return conditions

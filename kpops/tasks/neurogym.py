@@ -1,4 +1,4 @@
-"""Trials of neurogym environments, one by one, so that the same seed gives the same trials."""
+"""Trials of neurogym environments."""
 
 from __future__ import annotations
 
@@ -10,55 +10,51 @@ import numpy as np
 import xarray as xr
 
 from kpops.scalars import generator as random_generator
-from kpops.tasks.trials import Condition, Rng, assemble, at_least, attributes, seed_label
+from kpops.tasks.trials import Condition, Rng, assemble, at_least, padded, seed_label
 
 
 def from_neurogym(
     env: Any, n_trials: int, *, rng: Rng = None, dtype: str = "float32"
 ) -> xr.Dataset:
-    """Trials of a neurogym environment as a task, the same for the same seed.
+    """Trials of a neurogym environment as a task; the same seed gives the same trials.
 
     Parameters
     ----------
     env : str or environment
-        Name of an environment, such as ``"PerceptualDecisionMaking-v0"`` or
-        ``"yang19.dms-v0"``, for which neurogym must be installed; or an environment, from
-        ``neurogym.make(name, **options)`` or your own, that generates trials by ``new_trial``. It
-        is seeded, reset and run.
-    n_trials : int
-        Number of trials.
+        Name of an environment, such as ``"PerceptualDecisionMaking-v0"`` or ``"yang19.dms-v0"``,
+        which needs neurogym; or an environment, from ``neurogym.make(name, **options)`` or your
+        own, whose ``new_trial`` makes trials. It is seeded, reset and run.
     rng : int, Generator or None
         Source of the seed of the environment.
-    dtype : {"float32", "float64"}
-        Of inputs and targets.
+    n_trials, dtype
+        As for :func:`memory_pro`.
 
     Returns
     -------
     Dataset
-        ``inputs``: the observations; ``targets``: the ground truth, one-hot over the actions if
-        these are discrete; ``mask``: False in the padding of shorter trials. ``epoch`` (time), or
-        (trial, time) where trials differ, are the periods of the environment. What the environment
-        says of its trials becomes coordinates (trial), where it is a number or a text in all of
-        them. Other coordinates as of :func:`memory_pro`.
+        ``inputs``: the observations; ``targets``: the ground truth, one-hot over discrete actions;
+        ``mask``: False in the padding of shorter trials. ``epoch`` (time), or (trial, time) where
+        trials differ: the periods of the environment. Whatever ``new_trial`` returns by name
+        becomes a coordinate (trial), if it is a number or a text in all trials. Other coordinates
+        as for :func:`memory_pro`.
 
     Raises
     ------
     ImportError
         If a name is given and neurogym is not installed.
     TypeError
-        If the environment has no trials with a ground truth.
+        If the trials of the environment have no ground truth.
     ValueError
         If an argument is out of range.
 
     Notes
     -----
-    neurogym's own ``Dataset`` seeds its environments afresh whenever it is made, and cuts
-    trials where its sequences end. Here the environment is seeded once, and each trial is made by
-    ``new_trial`` and taken whole. Wrappers with a memory of earlier trials begin with what
-    they had, unless they forget it when they are reset. Noise is what the environment adds.
+    neurogym's own ``Dataset`` seeds its environments whenever it is made, and cuts trials where its
+    sequences end. Here the environment is seeded once, and every trial is taken whole. Wrappers
+    that remember earlier trials keep that memory, unless a reset clears it. All noise is the
+    environment's.
 
-    The criterion for :func:`accuracy` is ``choice`` for discrete actions and ``relative error``
-    for others.
+    The criterion of :func:`accuracy` is ``choice`` for discrete actions, else ``relative error``.
 
     Examples
     --------
@@ -92,19 +88,18 @@ def from_neurogym(
         "dtype": np.dtype(dtype).name,
     }
     return assemble(
-        _stack(observed, 0),
-        _stack(wanted, 0),
-        _stack([np.ones(len(x), dtype=bool) for x in observed], False),
+        padded([x[None] for x in observed], 0),
+        padded([x[None] for x in wanted], 0),
+        padded([np.ones((1, len(x)), dtype=bool) for x in observed], False),
         channels=(
             _channels(task.observation_space, observed[0].shape[1], "observation"),
             _channels(task.action_space, wanted[0].shape[1], "action"),
         ),
-        epoch=_stack(epochs, "padding"),
+        epoch=padded([x[None] for x in epochs], "padding"),
         task=np.full(n_trials, name, dtype=object),
         conditions=_conditions(trials),
-        attrs=attributes(
-            configuration, *(("choice", 0.0) if discrete else ("relative error", 0.2))
-        ),
+        configuration=configuration,
+        criterion=("choice", 0.0) if discrete else ("relative error", 0.2),
     )
 
 
@@ -144,17 +139,8 @@ def _periods(task: Any, n_steps: int) -> np.ndarray:
     return epoch
 
 
-def _stack(trials: list[np.ndarray], blank: Any) -> np.ndarray:
-    n_steps = max(len(trial) for trial in trials)
-    shape = (len(trials), n_steps, *trials[0].shape[1:])
-    stacked = np.full(shape, blank, dtype=trials[0].dtype)
-    for row, trial in zip(stacked, trials, strict=True):
-        row[: len(trial)] = trial
-    return stacked
-
-
 def _channels(space: Any, n_channels: int, default: str) -> list[str]:
-    """Names of channels by the names of the space, if these are those of all channels."""
+    """Names of channels: those of the space, if it names all of them."""
     names: dict[int, str] = {}
     for name, where in getattr(space, "name", {}).items():
         places = np.atleast_1d(np.asarray(where)).tolist()

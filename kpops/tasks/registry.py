@@ -1,4 +1,4 @@
-"""Tasks by name, open to those of users."""
+"""Tasks by name, also those of users."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import xarray as xr
 
 from kpops.kinds import described
 from kpops.tasks.driscoll import DRISCOLL_TASKS, driscoll
-from kpops.tasks.flip_flop import flip_flop
-from kpops.tasks.forecast import low_rank_forecast
-from kpops.tasks.integration import integration
+from kpops.tasks.memory_pro import memory_pro_one_hot
 from kpops.tasks.mixing import FOUR_TASKS, four_task_mix
-from kpops.tasks.one_hot import memory_pro_one_hot
+from kpops.tasks.streams import flip_flop, integration, low_rank_forecast
 
 Task = Callable[..., xr.Dataset]
 
@@ -24,12 +22,12 @@ _ALIASES: dict[str, str] = {}
 
 
 def register(name: str, function: Task, aliases: Sequence[str] = ()) -> None:
-    """Make a task known to :func:`make` by a name.
+    """Give a task a name, by which :func:`make` finds it.
 
     Parameters
     ----------
     name : str
-        Name of the task. A task of your own that has this name already is replaced.
+        Name of the task. It replaces a task of your own by the same name.
     function : callable
         ``function(n_trials, **options)`` returns a Dataset with ``inputs`` (trial, time, input),
         ``targets`` (trial, time, output) and ``mask`` (trial, time), as :func:`memory_pro` does.
@@ -85,11 +83,11 @@ def make(name: str, n_trials: int | None = None, **options: Any) -> xr.Dataset:
     Parameters
     ----------
     name : str
-        One of :func:`names`, or an alias: the 15 tasks of :func:`driscoll` are also known by their
-        names in the program of Yang et al. (2019) and in neurogym. These aliases mean the tasks
-        with Driscoll's timing and inputs; the tasks of the KPFlow paper are ``memory_pro`` etc.
+        One of :func:`names`, or an alias. The 15 tasks of :func:`driscoll` also have the names of
+        Yang et al.'s program (2019) and of neurogym as aliases, with Driscoll's timing and inputs;
+        the tasks of the KPFlow paper are ``memory_pro`` etc.
     n_trials : int
-        Number of trials; there is no default.
+        Number of trials, required.
     **options
         Passed to the task.
 
@@ -100,7 +98,7 @@ def make(name: str, n_trials: int | None = None, **options: Any) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If the name is unknown; the message has the nearest ones.
+        If the name is unknown; the message names the nearest ones.
 
     Examples
     --------
@@ -122,11 +120,8 @@ def make(name: str, n_trials: int | None = None, **options: Any) -> xr.Dataset:
 
 
 _BUILT_IN: frozenset[str] = frozenset()
-for _name, _function in FOUR_TASKS.items():
-    register(_name, _function)
-register("four_task_mix", four_task_mix)
-register("memory_pro_one_hot", memory_pro_one_hot)
-register("flip_flop", flip_flop)
+for _task in (*FOUR_TASKS, four_task_mix, memory_pro_one_hot, flip_flop):
+    register(_task.__name__, _task)
 register("integration", integration, ["line_attractor"])
 register("low_rank_forecast", low_rank_forecast)
 register("driscoll", driscoll)

@@ -1,4 +1,4 @@
-"""What all tasks share: the checks of their arguments and the labelled Dataset they return."""
+"""What all tasks share: checks of the arguments, and the labelled Dataset."""
 
 from __future__ import annotations
 
@@ -26,21 +26,9 @@ Condition = tuple[np.ndarray, str, str]  # values (trial,), long name, units
 
 
 class Recipe:
-    """The arguments that every task takes, checked, and the generator that it draws from.
+    """The checked arguments that every task takes, and the generator from which it draws.
 
-    Parameters
-    ----------
-    task : str
-        Name of the task.
-    n_trials : int
-        Number of trials.
-    noise : float
-        Standard deviation of the noise on the inputs.
-    rng : int, Generator or None
-        Source of all random numbers. Conditions must be drawn before :meth:`dataset` draws the
-        noise, so that they do not depend on it.
-    dtype : {"float32", "float64"}
-        Of inputs and targets.
+    Draw conditions before :meth:`dataset` draws the noise, so that they do not depend on it.
     """
 
     def __init__(self, task: str, n_trials: int, noise: float, rng: Rng, dtype: str) -> None:
@@ -48,8 +36,7 @@ class Recipe:
         check_count("n_trials", n_trials, 1)
         self.n_trials = int(n_trials)
         check_real("noise", noise)
-        if not (math.isfinite(noise) and noise >= 0):
-            raise ValueError(f"noise={noise}: pass a finite standard deviation, 0 for none")
+        check_deviation(noise)
         if dtype not in ("float32", "float64", np.float32, np.float64):
             raise ValueError(f"dtype={dtype!r}: use 'float32' or 'float64'")
         self.noise = float(noise)
@@ -58,7 +45,7 @@ class Recipe:
         self.seed = seed_label(rng)
 
     def angles(self, angles: str | ArrayLike, offset: float = 0.0) -> np.ndarray:
-        """Angle of each trial; those that are "even" begin at `offset` of their spacing."""
+        """Angle of each trial; "even" ones start at `offset` times their spacing."""
         n = self.n_trials
         if isinstance(angles, str):
             if angles == "random":
@@ -80,17 +67,17 @@ class Recipe:
         self,
         inputs: np.ndarray,
         targets: np.ndarray,
+        epoch: np.ndarray,
         *,
         channels: tuple[Sequence[str], Sequence[str]],
-        epoch: np.ndarray,
         criterion: tuple[str, float],
         mask: np.ndarray | None = None,
         conditions: Mapping[str, Condition] | None = None,
         options: Mapping[str, Any],
     ) -> xr.Dataset:
-        """Add the noise to clean `inputs` and label all."""
+        """Add noise to clean `inputs`, and label everything."""
         mask = np.ones(inputs.shape[:2], dtype=bool) if mask is None else mask
-        # Drawn at every noise level, so that what is drawn from a generator later agrees too.
+        # Drawn even at noise 0, so that later draws from the generator do not depend on the level.
         noisy = inputs + self.noise * self.generator.standard_normal(inputs.shape)
         configuration = {
             "task": self.task,
@@ -107,8 +94,15 @@ class Recipe:
             epoch=epoch,
             task=np.full(self.n_trials, self.task, dtype=object),
             conditions=conditions or {},
-            attrs=attributes(configuration, *criterion),
+            configuration=configuration,
+            criterion=criterion,
         )
+
+
+def check_deviation(noise: float) -> None:
+    """Refuse a noise level that is negative or not finite."""
+    if not (math.isfinite(noise) and noise >= 0):
+        raise ValueError(f"noise={noise}: pass a finite standard deviation, 0 for none")
 
 
 def assemble(
@@ -120,9 +114,10 @@ def assemble(
     epoch: np.ndarray,
     task: np.ndarray,
     conditions: Mapping[str, Condition],
-    attrs: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+    criterion: tuple[str, float],
 ) -> xr.Dataset:
-    """Dataset of trials; an epoch (trial, time) that is the same in all trials becomes (time)."""
+    """Dataset of trials; epochs (trial, time) that agree in all trials become (time)."""
     if epoch.ndim == 2 and (epoch == epoch[0]).all():
         epoch = epoch[0]
     names = [np.array(list(c), dtype=object) for c in channels]
@@ -143,28 +138,32 @@ def assemble(
             **{name: _variable("trial", *c) for name, c in conditions.items()},
             "task": _variable("trial", task.astype(object), "task"),
         },
-        attrs=dict(attrs),
+        attrs={
+            "configuration": json.dumps(configuration, default=operator.index),
+            "criterion": criterion[0],
+            "tolerance": float(criterion[1]),
+        },
     )
 
 
-def attributes(
-    configuration: Mapping[str, Any], criterion: str, tolerance: float
-) -> dict[str, str | float]:
-    """Attributes of a task: what made it, and when :func:`kpops.tasks.accuracy` calls it right."""
-    return {
-        "configuration": json.dumps(configuration, default=operator.index),
-        "criterion": criterion,
-        "tolerance": float(tolerance),
-    }
-
-
 def seed_label(rng: Rng) -> int | str | None:
-    """What the configuration says of `rng`."""
+    """`rng` as the configuration shows it."""
     return "Generator" if isinstance(rng, np.random.Generator) else rng
 
 
+def padded(parts: Sequence[np.ndarray], blank: str | int, before: int = 0) -> np.ndarray:
+    """Join trials (trial, time, ...) of several lengths, blank `before` their start and after."""
+    n_steps = before + max(part.shape[1] for part in parts)
+    joined = []
+    for part in parts:
+        row = np.full((len(part), n_steps, *part.shape[2:]), blank, dtype=part.dtype)
+        row[:, before : before + part.shape[1]] = part
+        joined.append(row)
+    return np.concatenate(joined)
+
+
 def lengths_of(steps: Sequence[int], epochs: Sequence[str]) -> list[int]:
-    """Check the numbers of steps of the epochs."""
+    """Check the number of steps of each epoch."""
     lengths = list(steps) if np.iterable(steps) else []
     whole = all(isinstance(s, int | np.integer) and s >= 1 for s in lengths)
     if len(lengths) != len(epochs) or not whole:
@@ -175,13 +174,13 @@ def lengths_of(steps: Sequence[int], epochs: Sequence[str]) -> list[int]:
 
 
 def repeat(epochs: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
-    """Name of the epoch of each step."""
-    # Object strings, since Zarr has no specified type for NumPy's fixed-length ones.
+    """Name of the epoch at each step."""
+    # Object strings, since Zarr specifies no type for NumPy's fixed-length ones.
     return np.repeat(np.array(epochs, dtype=object), lengths)
 
 
 def at_least(minimum: int, **values: int) -> list[int]:
-    """Check whole numbers; their names are those of the arguments."""
+    """Check whole numbers, named like the arguments."""
     for name, value in values.items():
         check_count(name, value, minimum)
     return [int(value) for value in values.values()]

@@ -56,10 +56,12 @@ def micro(monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_writes_numbers(micro, tmp_path):
-    path = suite.run(micro, tmp_path)
-    found = json.loads(path.read_text())
-    assert path.name == "cpu.json"
-    assert set(found) == {"device", "environment", "settings", "machine", *suite.PARTS} - {"large"}
+    speed, accuracy = suite.run(micro, tmp_path)
+    assert [speed.name, accuracy.name] == ["cpu.json", "cpu_accuracy.json"]
+    found, judged = (json.loads(path.read_text()) for path in (speed, accuracy))
+    parts = {"device", "environment", "settings"}
+    assert set(judged) == parts | set(suite.ACCURACY)
+    assert set(found) == {*parts, "machine", *suite.PARTS} - {"large", *suite.ACCURACY}
     assert {"python", "torch", "numpy", "scipy", "numba", "processor", "threads"} <= set(
         found["environment"]
     )
@@ -76,19 +78,20 @@ def test_a_run_writes_numbers(micro, tmp_path):
     assert [r["k"] for r in found["exponents"]["records"]] == [3, 5]
     (spectrum,) = found["spectra"]
     assert [task["task"] for task in spectrum["tasks"]] == ["K", "P", "flow", "participation"]
-    by_spectrum = [n for m in found["certainty"]["outcomes"].values() for n in m.values()]
+    by_spectrum = [n for m in judged["certainty"]["outcomes"].values() for n in m.values()]
     assert sum(sum(n.values()) for n in by_spectrum) == 14 * 2 * len(certainty.METHODS)
     assert sum(n.get("wrong", 0) for n in by_spectrum) == 0
-    operators = {r["operator"] for r in found["estimators"]}
+    operators = {r["operator"] for r in judged["estimators"]}
     assert {"flat, from 3 to 1", "K, RNN 4", "flow, RNN 4"} <= operators
 
 
 def test_parts_of_the_same_circumstances_are_kept(micro, tmp_path):
     suite.run(micro, tmp_path, ["spectra"])
-    path = suite.run(micro, tmp_path, ["growth"])
+    (path,) = suite.run(micro, tmp_path, ["growth"])
     assert {"spectra", "growth"} <= set(json.loads(path.read_text()))
     noisy = replace(micro, base=replace(BASE, inputs="noise"))
-    assert "growth" not in json.loads(suite.run(noisy, tmp_path, []).read_text())
+    suite.run(noisy, tmp_path, ["spectra"])
+    assert "growth" not in json.loads(path.read_text())
 
 
 def test_products_that_would_take_too_long_are_left_out():

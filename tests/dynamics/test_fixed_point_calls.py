@@ -195,7 +195,7 @@ def test_results_survive_files(format, tmp_path):
         ({"starts": torch.zeros(3, 5).double()}, ValueError, r"starts has shape \(3, 5\).*6 unit"),
         ({"starts": torch.zeros(3, 6)}, TypeError, r"starts is torch.float32.*dtype=torch.float32"),
         ({"starts": torch.zeros(0, 6).double()}, ValueError, r"\(0, 6\), expected"),
-        ({"starts": 4}, ValueError, "starts=4 states can be drawn from a linearization only"),
+        ({"starts": 4}, ValueError, "starts=4 states can only be drawn from a linearization"),
         ({"starts": [[np.nan] * 6]}, ValueError, "starts is not finite"),
         ({"starts": xr.DataArray(np.zeros((1, 6)))}, ValueError, "one of them must be unit"),
         ({"input": [1.0]}, ValueError, r"input has shape \(1,\), expected .*\(2,\)"),

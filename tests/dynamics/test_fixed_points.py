@@ -7,8 +7,7 @@ from torch import nn
 
 import kpops
 from kpops.dynamics.fixed_points import fixed_points
-from kpops.dynamics.merge_points import merge, nearest
-from kpops.dynamics.search_points import Map, search
+from kpops.dynamics.search_points import Map, merge, nearest, search
 from kpops.models.recurrence import as_recurrence
 
 
@@ -266,7 +265,7 @@ def test_distances_in_pieces_are_those_at_once(monkeypatch):
     points, starts = random(7, 3), random(50, 3, seed=1)
     expected = np.linalg.norm(points[:, None] - starts[None], axis=2).min(1)
     np.testing.assert_allclose(nearest(points, starts), expected, rtol=1e-12)
-    monkeypatch.setattr("kpops.dynamics.merge_points._BYTES", 1000)
+    monkeypatch.setattr("kpops.dynamics.search_points._DISTANCE_BYTES", 1000)
     np.testing.assert_allclose(nearest(points, starts), expected, rtol=1e-12)
 
 

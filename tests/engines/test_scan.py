@@ -12,8 +12,7 @@ from torch import nn
 import kpops
 import kpops.testing
 from kpops.engines import scan
-from kpops.models.diagonal import DiagonalRecurrence
-from kpops.models.ssm import DiagonalSSM, SelectiveSSM
+from kpops.models import DiagonalRecurrence, DiagonalSSM, SelectiveSSM
 
 LENGTHS = [1, 2, 3, 4, 5, 7, 8, 31, 64, 100]
 

@@ -14,8 +14,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from kpops.learning.checkpoints import newest_checkpoint, write_checkpoint
-from kpops.learning.folders import LOCK
+from kpops.learning.checkpoints import LOCK, newest_checkpoint, write_checkpoint
 from kpops.models.network import Network
 from kpops.tasks import memory_pro
 from kpops.training import checkpoints, train
@@ -262,7 +261,9 @@ def test_a_finished_training_is_read_while_another_process_trains_there(tmp_path
 
 def test_a_finished_training_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
     _, history = learn(tmp_path)
-    monkeypatch.setattr("kpops.learning.folders._take", lambda path: os.open("/nowhere", os.O_RDWR))
+    monkeypatch.setattr(
+        "kpops.learning.checkpoints._take", lambda path: os.open("/nowhere", os.O_RDWR)
+    )
     _, read = learn(tmp_path)
     xr.testing.assert_identical(read, history)
     with pytest.raises(

@@ -15,9 +15,8 @@ from scipy.stats import kstest
 from torch import nn
 
 import kpops
-from kpops.learning.accumulation import accumulate_interference
-from kpops.learning.interference import interference, interference_operator
-from kpops.learning.trial_groups import group_trials, of_trials, trial_gradients
+from kpops.learning.interference import accumulate_interference, interference, interference_operator
+from kpops.learning.task_alignment import group_trials, of_trials, trial_gradients
 from kpops.testing import check_operator
 
 STEPS = 5
@@ -461,7 +460,7 @@ def test_what_is_zero_has_no_cosine(trained):
         ({"by": ["a"] * 5}, r"by has shape \(5,\), expected \(6,\): one label per trial"),
         ({"by": ["a"] * 6}, "all trials are of 'a', interference needs two groups"),
         ({"by": [1, 1, 1, 2, 2, np.nan]}, "by is not a number at trial 5"),
-        ({"condition": [0, 1, 2, 0, 0, 0]}, "'Anti' and of 'Pro' are not of the same conditions"),
+        ({"condition": [0, 1, 2, 0, 0, 0]}, "conditions of 'Anti' and 'Pro' are not the same"),
         ({"num_matvecs": 1}, "num_matvecs=1: pass 0, or at least 2"),
         ({"n_permutations": -1}, "n_permutations=-1: pass 0 or more"),
     ],

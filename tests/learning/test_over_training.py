@@ -269,7 +269,7 @@ def test_other_steps_are_refused_by_name(network, follow, step):
         ([], ValueError, "checkpoints is empty"),
         (iter([]), ValueError, "checkpoints is empty"),
         ([(0, None), (5, None), (0, None)], ValueError, r"checkpoints repeat a step: \[0, 0, 5\]"),
-        ({0: None}, TypeError, r"checkpoints is a dict of 1: pass pairs .* \.items\(\)"),
+        ({0: None}, TypeError, r"is a dict of 1: pass .* pairs .* \.items\(\)"),
         ([{"weight": 1}], TypeError, "checkpoint number 0 is a dict of 1, expected"),
         (nn.Linear(1, 1), TypeError, r"checkpoints is a model \(Linear\): pass a folder, or pairs"),
         (3, TypeError, "checkpoints is the number 3"),

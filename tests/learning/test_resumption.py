@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from kpops.learning.fingerprints import describe_modules, plain
+from kpops.learning.resumption import describe_modules, plain
 from kpops.models.network import Network
 from kpops.tasks import memory_pro
 from kpops.training import train
@@ -208,7 +208,7 @@ class Cell(nn.Module):
     )
     code = """
 import cell_of_mine
-from kpops.learning.fingerprints import describe_modules
+from kpops.learning.resumption import describe_modules
 print(describe_modules(cell_of_mine.Cell()))
 """
     monkeypatch.syspath_prepend(tmp_path)

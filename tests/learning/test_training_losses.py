@@ -177,7 +177,7 @@ CASES = [
         decisions().assign(targets=decisions().targets.where(decisions().trial != 2, -100)),
         "cross_entropy",
         ValueError,
-        "no step of trial 2 counts in the loss: drop that trial, or mend",
+        "no step of trial 2 counts in the loss: drop that trial, or correct its mask",
     ),
     (decisions(), "mse", ValueError, "pass loss='cross_entropy' for labels"),
     (PRO, "mse", ValueError, r"targets has shape \(24, 8, 3\), expected \(24, 8, 4\)"),

@@ -7,7 +7,7 @@ import xarray as xr
 from torch import nn
 
 import kpops
-from kpops.learning.truncated_flow import truncated_flow
+from kpops.learning.gradient_flow import truncated_flow
 
 B, T, S, OUT = 3, 4, 3, 2
 N = B * T * S

@@ -173,7 +173,7 @@ def test_wrong_options_are_refused(drift, diffusion, dt, error, told):
 
 @pytest.mark.parametrize("n_features", [3, 5])
 def test_inputs_without_a_path_are_refused(n_features):
-    wanted = f"inputs has {n_features - 1} features behind those of time, NeuralSDE takes .* 3 incr"
+    wanted = f"inputs has {n_features - 1} features after those of time, NeuralSDE takes .* 3 incr"
     with pytest.raises(ValueError, match=wanted):
         CASES["in_time"]()(torch.zeros(2, n_features, dtype=torch.float64), start())
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import kpops
 import kpops.testing
-from kpops.models.ssm import DiagonalSSM, LinearTimeVarying, SelectiveSSM
+from kpops.models import DiagonalSSM, LinearTimeVarying, SelectiveSSM
 
 LAYERS = {
     "real": lambda: DiagonalSSM(2, 4, form="real", rng=0),

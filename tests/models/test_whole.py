@@ -597,7 +597,7 @@ REFUSED = {
     "two heads": (
         TwoHeads,
         INPUTS,
-        "reads the states of gru by policy and value apart: choose one by readout=.*"
+        "reads the states of gru separately by policy and value: choose one by readout=.*"
         r"kpops.linearize\(model.gru, inputs, readout=model.value\)",
     ),
     "encoder": (
@@ -622,7 +622,7 @@ REFUSED = {
     "function of outputs": (LogSoftmax, INPUTS, f"something else than what fc makes.*{CALL}"),
     "skip": (Skipping, INPUTS, f"something else than what fc makes.*{CALL}"),
     "start that learns": (StartLearned, INPUTS, "with h0 too, which is in neither.*LearnedStart"),
-    "start elsewhere": (StartElsewhere, INPUTS, "starts gru from a state of its own.*pass that by"),
+    "start elsewhere": (StartElsewhere, INPUTS, "starts gru from a state of its own.*pass that as"),
     "truncated": (Truncated, INPUTS, "changes the state of cell between its steps.*model.cell"),
     "decaying": (Decaying, INPUTS, "changes the state of cell between its steps"),
     "stacked": (
@@ -630,7 +630,7 @@ REFUSED = {
         INPUTS,
         r"several recurrent parts, gru and second.*linearize\(model.second, what_second_reads",
     ),
-    "packing": (Packing, INPUTS, f"gives gru a PackedSequence of its own making.*{CALL}"),
+    "packing": (Packing, INPUTS, f"passes to gru a PackedSequence that it makes itself.*{CALL}"),
     "softmax over time": (OverTime, INPUTS, "returns something else than what fc makes"),
     "nothing recurrent": (Feedforward, INPUTS, "takes no state, and calls no part that is recurr"),
     "wrong features": (Net, 4, rf"cannot be run on inputs of shape \(5, 7, 4\).*{CALL}"),
@@ -686,7 +686,7 @@ def test_scripted_modules_are_refused_with_the_remedy():
     model = make(Net)
     model.fc = scripted.fc
     with pytest.raises(
-        ValueError, match=r"Net.forward runs fc, which is scripted: put in its place"
+        ValueError, match=r"Net.forward runs fc, which is scripted: replace it by the module"
     ):
         kpops.linearize(model, example())
     with pytest.raises(TypeError, match=r"scripted module.*pass the module that it was made from"):

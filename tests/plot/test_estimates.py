@@ -102,6 +102,13 @@ def test_a_point_whose_error_is_unknown_is_hollow(ax, bars):
     assert hollow.get_markerfacecolor() == "white"
 
 
+def test_a_number_without_an_error_stands_beside_a_labelled_result(ax, bars):
+    labelled = rank(5.0, 0.5).assign_coords(operator="K", kind="participation")
+    kpops.plot.effective_rank({"K": labelled, "theory": 8.0}, ax)
+    np.testing.assert_allclose(bars(ax), [[4.5, 5.5]])
+    assert [8] in [list(line.get_ydata()) for line in ax.lines]
+
+
 def test_a_scalar_is_one_point(ax, bars):
     kpops.plot.effective_rank(rank(7.0, 0.0), ax)
     np.testing.assert_allclose(bars(ax), [[7, 7]])

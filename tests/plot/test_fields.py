@@ -45,6 +45,12 @@ def test_the_first_six_modes_are_shown_at_their_strongest_units():
     assert (axes[0, 0].get_ylabel(), axes[3, 1].get_xlabel()) == ("trial", "time")
 
 
+def test_modes_without_labels_count_from_one_and_keep_their_eigenvalues():
+    unlabelled = kpops.plot.eigenfunctions(modes().drop_vars("mode"), [1, 7], unit=0)
+    labelled = kpops.plot.eigenfunctions(modes(), [1, 7], unit=0)
+    assert [a.get_title() for a in unlabelled[:, 0]] == [a.get_title() for a in labelled[:, 0]]
+
+
 def test_all_panels_share_one_symmetric_scale():
     axes = kpops.plot.eigenfunctions(modes(), unit=0)
     largest = np.abs(FIELD[:6, :, :, 0]).max()
@@ -133,9 +139,9 @@ def test_a_figure_of_the_caller_is_used():
         ({"modes": [1, 9]}, r"modes=\[1, 9\]: choose among 1 to 7"),
         ({"modes": 0}, "modes=0: choose a positive number"),
         ({"variable": "left"}, "expected left"),
-        ({"over": "layer"}, r"no dim 'layer' in eigenfunction: choose among \['trial'"),
+        ({"over": "layer"}, r"eigenfunction has no dimension 'layer': choose among \['trial'"),
         ({"over": "time"}, "over='time' is the horizontal axis"),
-        ({"layer": 0}, "no dim 'layer'"),
+        ({"layer": 0}, "no dimension 'layer'"),
         ({"unit": "mean"}, "unit='mean': choose a position, a slice or 'rms'"),
         ({"unit": 4}, "unit=4 is out of range: choose 0 to 3"),
     ],
@@ -146,7 +152,7 @@ def test_wrong_choices_are_refused(options, message):
 
 
 def test_what_is_no_field_is_refused():
-    with pytest.raises(ValueError, match="eigenvalue has no dim beside mode"):
+    with pytest.raises(ValueError, match="eigenvalue has the dimension mode alone"):
         kpops.plot.eigenfunctions(modes().eigenvalue)
     with pytest.raises(ValueError, match=r"a ndarray: pass what kpops\.eigsh or kpops\.svds"):
         kpops.plot.eigenfunctions(FIELD)

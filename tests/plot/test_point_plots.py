@@ -213,5 +213,5 @@ def test_planes_that_do_not_exist_are_refused(bistable):
         kpops.plot.fixed_points(points.isel(unit=[0]), states=of_one_unit)
     with pytest.raises(ValueError, match="pass states"):
         kpops.plot.fixed_points(points.isel(point=[0]))
-    with pytest.raises(ValueError, match="of 9 points each is an outlier"):
+    with pytest.raises(ValueError, match="each of the 9 points is an outlier"):
         kpops.plot.fixed_points(points.assign(outlier=points.outlier | True))

@@ -9,7 +9,10 @@ import xarray as xr
 
 import kpops
 from kpops.linalg import quadrature as lanczos
-from kpops.spectral.density import quadrature, spectral_density
+from kpops.linalg.scaling import normalized
+from kpops.linalg.symmetry import is_self_adjoint
+from kpops.operators.foreign import as_operator
+from kpops.spectral.density import spectral_density
 
 SPECTRA = {
     "flat": np.ones(60),
@@ -34,6 +37,14 @@ def lin():
     torch.manual_seed(0)
     gru = torch.nn.GRU(2, 5, batch_first=True).double()
     return kpops.linearize(gru, torch.randn(3, 6, 2, dtype=torch.float64))
+
+
+def quadrature(op, functions, **options):
+    """Sums of functions over the spectrum, (function, probe), as each random vector sees them."""
+    op = as_operator(op)
+    scaled, unit = normalized(op)
+    rule = lanczos.gauss_rule(scaled, symmetric=is_self_adjoint(op), **options).times(unit)
+    return torch.stack([rule.sums(f) for f in functions])
 
 
 def sphere(n, probes, seed):
@@ -97,8 +108,6 @@ def test_scale_and_dtype_do_not_matter(dtype, scale):
 
 def test_structural_zeros_are_counted_exactly(lin):
     factor = np.random.default_rng(0).standard_normal((50, 4))
-    from kpops.operators.foreign import as_operator
-
     F = as_operator(factor)
     gram = F @ F.H
     sums = quadrature(gram, [torch.ones_like, lambda x: x], num_probes=30, steps=8, rng=0)

@@ -1,5 +1,8 @@
 """What a result is of stays with it: through concatenation, netCDF and Zarr."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -85,3 +88,17 @@ def test_named_numbers_over_training_are_of_different_operators(lin):
 
     followed = kpops.over_training(gru, [(0, gru.state_dict())], torch.zeros(2, 4, 2), measure)
     assert followed.to_dataarray("operator").operator.values.tolist() == ["K", "P K P*"]
+
+
+def test_settings_may_be_numbers_of_numpy(lin):
+    few, half = np.int64(4), np.float32(0.5)
+    for found, name, value in (
+        (kpops.alignment(lin.K, lin.K, num_matvecs=few), "num_matvecs", 4),
+        (kpops.frobenius_map(lin.P, "time", num_probes=few), "num_probes", 4),
+        (kpops.spectral_density(lin.K, points=few), "points", 4),
+        (kpops.trace(lin.K, tol=half), "tol", 0.5),
+        (kpops.effective_rank(lin.K, "variance", threshold=half), "threshold", 0.5),
+        (kpops.lyapunov_spectrum(lin, interval=few), "interval", 4),
+        (kpops.covariant_lyapunov_vectors(lin, dt=half), "dt", 0.5),
+    ):
+        assert json.loads(found.attrs["configuration"])[name] == value

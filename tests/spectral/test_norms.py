@@ -196,7 +196,7 @@ def test_the_seed_decides_the_result(never_dense):
     [
         (lambda a: frobenius_norm(a, method="guess"), "method='guess': choose one of"),
         (lambda a: frobenius_norm(a, num_matvecs=1), "num_matvecs=1"),
-        (lambda a: schatten_norm(a, 0.5), "p=0.5: the Schatten norms"),
+        (lambda a: schatten_norm(a, 0.5), "p=0.5: choose p from 1"),
         (lambda a: schatten_norm(a, np.inf, method="lanczos"), "have no largest value"),
         (lambda a: spectral_norm(a, tol=0), "tol=0: choose a relative residual"),
     ],

@@ -7,7 +7,6 @@ import torch
 import kpops
 from kpops.linalg.exact import DENSE_SIZE
 from kpops.operators.foreign import ForeignOperator
-from kpops.spectral.density import quadrature
 
 SCALES = [
     *((np.float32, s) for s in (1e-30, 1e-18, 1e18, 1e30)),
@@ -144,8 +143,8 @@ def test_densities_go_with_the_scale(dtype, scale, size):
                 found.outlier / scale, expected.outlier, rtol=ROUNDING[dtype]
             )
         assert found.bulk_edge / scale == pytest.approx(expected.bulk_edge, rel=ROUNDING[dtype])
-        sums = quadrature(scaled, [torch.ones_like], num_probes=2, rng=0)
-        np.testing.assert_allclose(sums, min(scaled.shape), rtol=ROUNDING[dtype])
+        count = found.n_bulk + outliers
+        assert count == pytest.approx(min(scaled.shape), rel=ROUNDING[dtype])
 
 
 def linearize(weights=1.0, dtype=torch.float32):
