@@ -1,4 +1,4 @@
-"""SciPy's ARPACK, asked again until no copy of an eigenvalue is missing."""
+"""SciPy's ARPACK, restarted until no copy of an eigenvalue is missing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kpops.linalg.search import Search
 
 
 def arpack(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
-    """Leading eigenpairs by ARPACK, on the host and one vector at a time; `block` is not used.
+    """Leading eigenpairs of one problem, on the host and one vector at a time.
 
-    One problem only. From one start vector, Lanczos sees one copy of a repeated eigenvalue; ARPACK
-    finds the others by rounding, or not at all, and then goes on to smaller ones. So it looks
-    again, from a fresh vector, off the modes that it has, until nothing larger than the least of
-    them is left.
+    `block` is not used. From one start vector, Lanczos sees one copy of a repeated eigenvalue.
+    ARPACK finds the others by rounding, or misses them and goes on to smaller ones. It is therefore
+    run again from a fresh vector, with the modes found deflated, until nothing larger than the
+    least of them is left.
 
     Lehoucq, Sorensen and Yang (1998), ARPACK Users' Guide.
     """
@@ -37,9 +37,9 @@ def arpack(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
         return to_numpy(act(block.reshape(1, 1, n)).reshape(-1))
 
     def look(
-        found: np.ndarray, k: int, largest: float, near: np.ndarray | None = None
+        found: np.ndarray, k: int, largest: float | np.floating, near: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k leading modes off those found; fewer if the budget does not reach."""
+        """The k leading modes once those found are deflated; fewer if the budget is too small."""
 
         def off_found(x: np.ndarray) -> np.ndarray:
             return x - found @ (found.T @ x)
@@ -56,7 +56,7 @@ def arpack(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
             if np.linalg.norm(matvec(start)) <= small * largest:
                 rest = off_found(search.rng.standard_normal((n, k)))
                 return np.zeros(k, dtype), np.linalg.qr(rest)[0].astype(dtype)  # nothing is left
-            # A quarter of the tolerance: ARPACK stops by a bound of its own, near the residual.
+            # A quarter of the tolerance: ARPACK stops at a bound of its own, near the residual.
             values, modes = scipy.sparse.linalg.eigsh(
                 linear, k, which="LM", tol=search.tol / 4, v0=start, ncv=vectors,
                 maxiter=max(1, left // max(1, vectors - k)),

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines import memory
 from kpops.engines.threads import enough_for
-from kpops.linalg.probes import inner, lengths_of
+from kpops.linalg.probes import Block, inner, lengths_of
 
-# Rounds of making a block orthonormal at most, and lengths that are too short in them.
+# Most rounds in which a block is made orthonormal, and the relative length that is too short.
 _ROUNDS, _WEAK = 10, 1e-3
-
-
 # Columns of the basis that are recombined at a time.
 _COLUMNS = 2**16
 
 
 class Basis:
-    """Orthonormal rows (problem, vector, entry) with room for more.
+    """Orthonormal rows with room for more, in `count` problems.
 
-    Parameters
-    ----------
-    count, capacity, size : int
-        Problems, vectors that there is room for in each, and entries of a vector.
-    dtype, device
-        Of the vectors.
-    rng : numpy.random.Generator
-        Source of the vectors that take the place of those that vanish.
-
-    Attributes
-    ----------
-    n : int
-        Number of vectors.
-    sound : bool
-        Whether all blocks could be made orthonormal.
+    `rng` is the source of the vectors that replace those that vanish, `n` the number of vectors,
+    and `sound` whether all blocks could be made orthonormal.
     """
 
     def __init__(
@@ -53,22 +39,19 @@ class Basis:
         self.sound = True
 
     @property
-    def rows(self) -> Tensor:
+    def rows(self) -> Block:
         """The vectors."""
         return self.room[:, : self.n]
 
-    def append(self, block: Tensor) -> None:
-        """Take in orthonormal vectors that are orthogonal to all others."""
+    def append(self, block: Block) -> None:
+        """Add orthonormal vectors that are orthogonal to all others."""
         self.room[:, self.n : self.n + block.shape[1]] = block
         self.n += block.shape[1]
 
-    def remove(self, block: Tensor, since: int = 0) -> Tensor:
-        """Subtract from the block, in place, its part along the vectors `since` one on.
+    def remove(self, block: Block, since: int = 0) -> Float[Tensor, "problem basis vector"]:
+        """Subtract from the block, in place, its components along the vectors from `since` on.
 
-        Returns
-        -------
-        Tensor
-            The coefficients (problem, vector of the basis, vector of the block), in float64.
+        Returns the coefficients, in float64.
         """
         rows = self.room[:, since : self.n]
         with enough_for(2 * rows.numel() * block.shape[1]):
@@ -76,11 +59,11 @@ class Basis:
             block.baddbmm_(coefficients.mT.to(block.dtype), rows, alpha=-1)
         return coefficients
 
-    def random(self, n: int, near: Tensor | None = None) -> Tensor:
+    def random(self, n: int, near: Block | None = None) -> Float[Tensor, "problem new entry"]:
         """Random vectors, orthonormal and orthogonal to the basis.
 
-        Some of them, of as large a norm, are taken from `near` (problem, vector, entry) where it is
-        given: random mixtures if they are more than `n`.
+        The vectors of `near`, scaled to the norm of the others, replace the first of them; if they
+        are more than `n`, random mixtures of them do.
         """
         block = self._draw(n)
         if near is not None:
@@ -92,30 +75,23 @@ class Basis:
             block[:, : near.shape[1]] = near * scale[..., None].to(near.dtype)
         return self.orthonormal(block, 0.0)
 
-    def orthonormal(self, block: Tensor, scale: float) -> Tensor:
+    def orthonormal(self, block: Block, scale: float) -> Float[Tensor, "problem new entry"]:
         """Orthonormal vectors that span the block, which is orthogonal to the basis already.
 
-        They are as many as the block has, or as there is space for beside the basis.
+        Overwrites the block; returns min(block size, size - n) vectors. `scale` is the size of the
+        vectors from which the block was left over, and decides how much of it is rounding. A vector
+        that is all rounding is replaced by a random one: a block that has no direction left has
+        found an invariant subspace, beside which there may be others.
 
-        Parameters
-        ----------
-        block : Tensor
-            (problem, vector, entry); overwritten.
-        scale : float
-            Size of the vectors from which the block was left over, which says how much of it is
-            rounding. What is nothing else is replaced by random vectors: a block that has no
-            direction left has found an invariant subspace, beside which there may be others.
-
-        Notes
-        -----
         Stathopoulos and Wu (2002), A block orthogonalization procedure with constant
         synchronization requirements: the eigenvectors of the Gram matrix of the block make its
-        rows orthogonal, up to the square root of their condition, and so again until they are.
+        rows orthogonal, up to the square root of their condition, so this is repeated until they
+        are.
         """
         with enough_for(2 * block.numel() * block.shape[1]):
             return self._orthonormal(block, scale)
 
-    def _orthonormal(self, block: Tensor, scale: float) -> Tensor:
+    def _orthonormal(self, block: Block, scale: float) -> Float[Tensor, "problem new entry"]:
         eps = torch.finfo(block.dtype).eps
         left = self.room.shape[2] - self.n
         block, lengths = (part[:, -left:] for part in self._rotated(block))  # the longest
@@ -133,7 +109,7 @@ class Basis:
             if gap <= 4 * eps:
                 break
             block, lengths = self._rotated(block)
-            # A direction that others of unit length lack is rounding: a random one is better.
+            # A direction this short among vectors of unit length is rounding: draw a random one.
             weak = lengths <= _WEAK * lengths.amax(dim=1, keepdim=True)
             if weak.any():
                 block = torch.where(weak[..., None], self._draw(block.shape[1]), block)
@@ -144,8 +120,8 @@ class Basis:
         self.sound &= gap <= _WEAK
         return block
 
-    def rotate(self, coefficients: Tensor) -> None:
-        """Replace the vectors by combinations of them, orthonormal (problem, vector, new one)."""
+    def rotate(self, coefficients: Float[Tensor, "problem vector new"]) -> None:
+        """Replace the vectors by orthonormal combinations of them."""
         coefficients = coefficients.to(self.room.dtype).mT
         n_new = coefficients.shape[1]
         for start in range(0, self.room.shape[2], _COLUMNS):
@@ -154,13 +130,13 @@ class Basis:
         self.n = n_new
 
     @staticmethod
-    def _rotated(block: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotated(block: Block) -> tuple[Block, Float[Tensor, "problem vector"]]:
         """The block in the axes of its Gram matrix, and the lengths of its vectors there."""
         axes = torch.linalg.eigh(inner(block, block))[1].to(block.dtype)
         block = axes.mT @ block
         return block, lengths_of(block)
 
-    def _draw(self, n: int) -> Tensor:
+    def _draw(self, n: int) -> Float[Tensor, "problem {n} entry"]:
         count, _, size = self.room.shape
         values = torch.from_numpy(self.rng.standard_normal((count, n, size)))
         return values.to(dtype=self.room.dtype, device=self.room.device)

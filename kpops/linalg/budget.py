@@ -14,11 +14,11 @@ from kpops.linalg.probes import Act
 from kpops.operators.base import TrajectoryOperator
 
 _FIRST = 16
-"""Products after which a tolerance is looked at for the first time."""
+"""Matvecs after which a tolerance is tested for the first time."""
 
 
 class Estimate(NamedTuple):
-    """What a function of this module found, in multiples of `unit`, and how."""
+    """An estimate in multiples of `unit`, its standard error, and how it was found."""
 
     estimate: Any
     stderr: Any
@@ -32,20 +32,20 @@ class Estimate(NamedTuple):
 
 @runtime_checkable
 class Run(Protocol):
-    """Estimates that spend a budget of products."""
+    """Estimates that spend a budget of matvecs."""
 
     @property
     def num_matvecs(self) -> float:
-        """Products so far."""
+        """Matvecs so far."""
 
     def spend(self, budget: float) -> None:
-        """Use products up to the budget."""
+        """Spend matvecs up to the budget."""
 
     def outcome(self) -> Any:
-        """Estimate, standard error, method and why, from all products so far."""
+        """Estimate, standard error, method and why, from all matvecs so far."""
 
     def unit(self, power: float) -> float:
-        """What a power of the estimate is to be multiplied by."""
+        """Scale of that power of the estimate."""
 
     def participation(self) -> float:
         """Participation ratio of a positive operator; NaN if nothing is known."""
@@ -56,8 +56,8 @@ def estimated(
 ) -> Estimate:
     """Spend the budget, or as much of it as the tolerance needs, twice as much each time.
 
-    With `power` it is that power of the estimate that is meant, and its standard error that of the
-    first order. `positive` says whether a participation ratio has a meaning.
+    The result is that `power` of the estimate, with its standard error to first order. `positive`
+    says whether a participation ratio is defined.
     """
     spent, last = 0, None
     while True:
@@ -70,14 +70,14 @@ def estimated(
         # When nothing more is used, nothing more can be learned: the estimate is exact.
         if tol is None or spent == budget or run.num_matvecs == before:
             break
-        # One round alone may be fooled by a spectrum that drops at its number of vectors.
+        # A spectrum that drops at the number of vectors of a round may fool that round.
         if done and last is not None and _agree(last, (estimate, stderr)):
             break
         last = (estimate, stderr) if done else None
     if tol is not None and not done:
         work.warn_unconverged(
             f"the standard error is {_norm(stderr) / (_norm(estimate) or 1.0):.3g} of the estimate "
-            f"after {run.num_matvecs:g} products, more than tol={tol:g}: raise num_matvecs, or tol"
+            f"after {run.num_matvecs:g} matvecs, more than tol={tol:g}: raise num_matvecs, or tol"
         )
     a_priori = math.nan
     if positive and estimate > 0:
@@ -110,7 +110,7 @@ def _norm(value: float | Tensor) -> float:
 
 
 def rows_of(act: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Act:
-    """An action on blocks (k, *dims) as one on rows (k, n)."""
+    """An action on blocks as one on rows."""
     return lambda rows: act(rows.reshape(len(rows), *shape)).flatten(1)
 
 

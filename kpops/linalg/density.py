@@ -1,4 +1,4 @@
-"""What Gauss rules say of a spectrum: its density on a grid, and where its bulk ends."""
+"""The density of a spectrum on a grid, and the end of its bulk, from Gauss rules."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from kpops.linalg.quadrature import Rule
+from kpops.linalg.quadrature import Nodes, Rule
 
 EDGE_COUNT = 10
-"""Values below a mode over whose extent it must stand off, to be an outlier."""
-
-
+"""An outlier stands off the bulk by more than the extent of so many values."""
 _ENTRIES = 2**22
 """Grid points times nodes that are smoothed at once."""
 
 
 class Grid(NamedTuple):
-    """Where the density is evaluated: values, rising; and the width of the Gaussians."""
+    """The rising values at which the density is evaluated, and the width of the Gaussians."""
 
-    values: Tensor
+    values: Float[Tensor, " value"]
     width: float
     log: bool
 
@@ -31,8 +30,8 @@ def make_grid(
 ) -> Grid:
     """Grid over all values, or over those above `zero` if it is logarithmic.
 
-    Parameters are those of :func:`kpops.spectral_density`; the default width is twice the
-    range over `steps`.
+    Parameters are those of :func:`kpops.spectral_density`. The default width is twice the range
+    over `steps`.
     """
     nodes = bulk.nodes[bulk.weights > 0]
     if bulk.n_zeros:
@@ -55,7 +54,7 @@ def make_grid(
     return Grid(10**values if log else values, width, log)
 
 
-def _wide(bulk: Rule, nodes: Tensor, zero: float) -> bool:
+def _wide(bulk: Rule, nodes: Float[Tensor, " node"], zero: float) -> bool:
     """Whether half of the values that are not zero lie below a tenth of the largest."""
     if nodes.min() < -zero or nodes.max() <= zero:
         return False
@@ -63,8 +62,10 @@ def _wide(bulk: Rule, nodes: Tensor, zero: float) -> bool:
     return bool(weights[bulk.nodes < nodes.max() / 10].sum() > weights.sum() / 2)
 
 
-def smoothed(bulk: Rule, grid: Grid, zero: float) -> tuple[Tensor, Tensor]:
-    """Density per unit of value and the count above, each (probe, value)."""
+def smoothed(
+    bulk: Rule, grid: Grid, zero: float
+) -> tuple[Float[Tensor, "probe value"], Float[Tensor, "probe value"]]:
+    """Density per unit of value, and the count above each value."""
     nodes, weights = bulk.nodes, bulk.weights
     if grid.log:
         weights = torch.where(nodes > zero, weights, 0)
@@ -90,22 +91,9 @@ def smoothed(bulk: Rule, grid: Grid, zero: float) -> tuple[Tensor, Tensor]:
 def bulk_edge(bulk: Rule, modes: list[float], zero: float) -> tuple[float, int]:
     """Magnitude where the bulk ends, and how many of the falling `modes` stand off it.
 
-    The smallest mode is compared with the edge, then the next. One that lies above the edge by no
-    more than the extent of the ten values below the edge is part of the bulk, and the new edge.
-
-    Parameters
-    ----------
-    bulk : Rule
-        Everything but the modes.
-    modes : list of float
-        Magnitudes of the leading modes, falling.
-    zero : float
-        Magnitude up to which a value is rounding.
-
-    Returns
-    -------
-    edge : float
-    n_outliers : int
+    `bulk` is everything but the modes; up to the magnitude `zero` a value is rounding. The smallest
+    mode is compared with the edge, then the next. A mode that lies above the edge by no more than
+    the extent of the ten values below the edge is part of the bulk, and the new edge.
     """
     magnitudes, order = bulk.nodes.abs().sort(dim=1, descending=True)
     weights = bulk.weights.gather(1, order)
@@ -122,17 +110,19 @@ def bulk_edge(bulk: Rule, modes: list[float], zero: float) -> tuple[float, int]:
     return edge, 0
 
 
-def _above(magnitudes: Tensor, weights: Tensor, number: float) -> float:
+def _above(
+    magnitudes: Float[Tensor, " node"], weights: Float[Tensor, " node"], number: float
+) -> float:
     """Magnitude at which `number` values are counted from above; 0 if there are fewer."""
     magnitudes, order = magnitudes.sort(descending=True)
     reached = weights[order].cumsum(0) >= number
     return float(magnitudes[reached][0]) if reached.any() else 0.0
 
 
-def _below(magnitudes: Tensor, weights: Tensor, number: float) -> float:
-    """The same, seen by each probe (falling along the last dim), but not above it.
+def _below(magnitudes: Nodes, weights: Nodes, number: float) -> float:
+    """The mean of the same over probes, of falling magnitudes each, but not above it.
 
-    A node stands for values on both sides of it, so that the next node is taken, if there is one.
+    A node stands for values on both sides of it, so the next node is taken, if there is one.
     """
     last = (weights > 0).sum(1, keepdim=True) - 1
     position = (weights.cumsum(1) < number).sum(1, keepdim=True) + 1

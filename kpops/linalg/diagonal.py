@@ -1,35 +1,27 @@
-"""How a budget of products is spent on random vectors: diagonals."""
+"""Estimates of a diagonal from random vectors of signs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.linalg.leave_one_out import xdiag
-from kpops.linalg.probes import BLOCK, Act, RunningMoments, signs
-from kpops.linalg.scaling import power_of_two, raised
-from kpops.linalg.sketch import Sketch
+from kpops.linalg.probes import BLOCK, Act, Rows, RunningMoments, signs
+from kpops.linalg.scaling import raised
+from kpops.linalg.traces.runs import SketchRun
 
 _LEAST = 8
 
 
 class Actions(NamedTuple):
-    """A square operator, and R with ``A = R R*`` where it is known, as actions on rows.
+    """Actions on rows of a square operator and its adjoint, and of R if ``A = R R*`` is known.
 
-    Attributes
-    ----------
-    forward, backward : callable
-        The operator and its adjoint.
-    dim : int
-        Its size.
-    root : callable or None
-        R.
-    root_dim : int
-        Size of the domain of R.
+    `dim` and `root_dim` are the sizes of the domains of A and of R.
     """
 
     forward: Act
@@ -42,83 +34,59 @@ class Actions(NamedTuple):
 class DiagonalOutcome(NamedTuple):
     """An estimate and its standard error, entry by entry, the method and why that one."""
 
-    estimate: Tensor
-    stderr: Tensor
+    estimate: Float[Tensor, " entry"]
+    stderr: Float[Tensor, " entry"]
     method: str
     why: str
 
 
-class Diagonal:
-    """Diagonal of a square operator.
+class Diagonal(SketchRun):
+    """Diagonal of a square operator, by the method "auto", "hutchinson" or "xdiag".
 
-    Parameters
-    ----------
-    actions : Actions
-        The operator.
-    method : {"auto", "hutchinson", "xdiag"}
-        Which estimate.
-    rng : Generator
-        Source of the random vectors.
-    like : Tensor
-        Of the dtype and on the device of the vectors.
-
-    Notes
-    -----
     With signs w, ``w o A w`` has the variance ``sum_{j != i} A_ij^2`` in entry i, and ``(R w) o
-    (R w)`` at most ``2 A_ii^2``, from half a product. The first is better if the operator is nearly
+    (R w)`` at most ``2 A_ii^2``, from half a matvec. The first is better if the operator is nearly
     diagonal, the second if an entry is coupled to many others, as in trajectories.
     """
 
     def __init__(
         self, actions: Actions, method: str, rng: np.random.Generator, like: Tensor
     ) -> None:
-        self.actions, self.method, self.rng, self.like = actions, method, rng, like
+        super().__init__(rng, like)
+        self.actions, self.method = actions, method
         self.num_matvecs = 0.0
-        self.scale: float | None = None
         self.plain, self.squared = RunningMoments(), RunningMoments()
-        self.sketch: Sketch | None = None
-        self.why = "asked for"
 
     def participation(self) -> float:
         """Not known."""
         return math.nan
 
     def unit(self, power: float) -> float:
-        """What a power of the estimate is to be multiplied by: images are of about one."""
+        """Scale of that power of the estimate: images are of about one."""
         return raised(self.scale or 1.0, power)
 
-    def _scaled(self, act: Act, rows: Tensor, degree: int = 1) -> Tensor:
-        """What a factor of the operator makes of rows, over that root of the operator's scale."""
-        image = act(rows)
-        size = power_of_two(image)
-        if self.scale is None and image.any():
-            self.scale = size**degree
-        return image if self.scale is None else image / self.scale ** (1 / degree)
-
     def spend(self, budget: float) -> None:
-        """Use products up to the budget."""
-        missing = self.sketch.missing if self.sketch else 0
+        """Spend matvecs up to the budget."""
         left = budget - self.num_matvecs
         if self.method == "hutchinson":
             self._hutchinson(budget)
         elif self.method == "xdiag":
-            self._grow(int(left - missing) // 2)
+            self._grow(int(left - self.missing) // 2)
             self._complete(int(budget - self.num_matvecs))
         elif left < _LEAST:
             self._hutchinson(budget)
             self.why = "too few products to learn from"
         else:
-            self._adapt(budget, int(left), missing)
+            self._adapt(budget, int(left))
 
-    def _adapt(self, budget: float, left: int, missing: int) -> None:
+    def _adapt(self, budget: float, left: int) -> None:
         """Spend half on images, decide, spend the rest."""
-        self._grow((left - missing) // 2)
+        self._grow((left - self.missing) // 2)
         sketch = self.sketch
         assert sketch is not None
         k = len(sketch.probes)
-        # The variance of XDiag, all entries together, is that of ``w o (I - Q Q*) A w``.
+        # The variance of XDiag, summed over entries, is that of ``w o (I - Q Q*) A w``.
         tail = float(sketch.residuals().mean()) / k
-        if not sketch.left_out().axes.any():
+        if sketch.spans_all:
             self.why = f"the rank is below the {k} vectors"
         elif self._forms_may_do(tail, budget):
             self.why = "no few modes dominate"
@@ -129,15 +97,15 @@ class Diagonal:
         self._complete(int(budget - self.num_matvecs))
 
     def _forms_may_do(self, tail: float, budget: float) -> bool:
-        """Whether the rest of the products is better spent on forms than on XDiag."""
+        """Whether the matvecs left are better spent on forms than on XDiag."""
         if self.actions.root is not None and self.squared.count == 0:
-            # At most 2 A_ii^2 per entry; how much less, a few of them tell, if it may matter.
+            # At most 2 A_ii^2 per entry; a few of them show how much less, if it may matter.
             at_most = float(self.plain.mean.square().sum()) / (budget - self.num_matvecs)
             self._square(4 if tail > 0.01 * at_most else 0)
         return tail > min(self._prospects(budget - self.num_matvecs).values())
 
     def _prospects(self, left: float) -> dict[str, float]:
-        """Variance of the two forms, all entries together, if the rest is spent on them."""
+        """Variance of the two forms, summed over entries, if the rest is spent on them."""
         plain, squared = self.plain, self.squared
         return {
             "plain": _total(plain.variance) * plain.count / (plain.count + left),
@@ -158,50 +126,43 @@ class Diagonal:
             self._multiply(int(left))
 
     def _multiply(self, k: int) -> None:
-        """Forms ``w o A w`` of `k` more vectors."""
-        self._sample(self.plain, self.actions.forward, self.actions.dim, k, 1, _products)
+        """Add forms ``w o A w`` of `k` more vectors."""
+        for probes, images in self._images(self.actions.forward, self.actions.dim, k, 1):
+            self._add_products(probes, images)
 
     def _square(self, k: int) -> None:
-        """Forms ``(R w) o (R w)`` of `k` more vectors, if there is R."""
+        """Add forms ``(R w) o (R w)`` of `k` more vectors, if there is R."""
         if self.actions.root is not None:
-            self._sample(self.squared, self.actions.root, self.actions.root_dim, k, 2, _squares)
+            for _, images in self._images(self.actions.root, self.actions.root_dim, k, 2):
+                for image in images:
+                    self.squared.add(image.double().square())
 
-    def _sample(
-        self,
-        into: RunningMoments,
-        act: Act,
-        dim: int,
-        k: int,
-        degree: int,
-        form: Callable[..., Any],
-    ) -> None:
-        for probes in self._chunks(k, dim):
+    def _images(
+        self, act: Act, dim: int, k: int, degree: int
+    ) -> Iterator[tuple[Rows, Float[Tensor, "vector image"]]]:
+        """`k` random vectors and their images under a factor of that degree, in chunks."""
+        for start in range(0, k, BLOCK):
+            probes = signs(self.rng, min(BLOCK, k - start), dim, self.like)
             images = self._scaled(act, probes, degree)
             self.num_matvecs += len(probes) / degree
-            for probe, image in zip(probes, images, strict=True):
-                into.add(form(probe, image))
+            yield probes, images
 
-    def _chunks(self, k: int, dim: int) -> Iterator[Tensor]:
-        for start in range(0, k, BLOCK):
-            yield signs(self.rng, min(BLOCK, k - start), dim, self.like)
+    def _add_products(self, probes: Rows, images: Rows) -> None:
+        for probe, image in zip(probes, images, strict=True):
+            self.plain.add(probe.double() * image.double())
 
     def _grow(self, k: int) -> None:
-        known = len(self.sketch.probes) if self.sketch else 0
-        k = max(0, min(k, self.actions.dim - known))
+        k = self._room(k, self.actions.dim)
         if k == 0:
             return
         probes = signs(self.rng, k, self.actions.dim, self.like)
         images = self._scaled(self.actions.forward, probes)
         self.num_matvecs += k
-        for probe, image in zip(probes, images, strict=True):
-            self.plain.add(_products(probe, image))
-        if self.sketch is None:
-            self.sketch = Sketch(probes, images)
-        else:
-            self.sketch.grow(probes, images)
+        self._add_products(probes, images)
+        self._take(probes, images)
 
     def _complete(self, most: int) -> None:
-        """Products of the adjoint with the basis, as many as there may be."""
+        """Apply the adjoint to the basis, with `most` matvecs at most."""
         if self.sketch is not None:
             known = len(self.sketch.products)
             act = self.actions.backward
@@ -209,7 +170,7 @@ class Diagonal:
             self.num_matvecs += len(self.sketch.products) - known
 
     def outcome(self) -> DiagonalOutcome:
-        """The estimate from all products so far."""
+        """The estimate from all matvecs so far."""
         found = {}
         if self.plain.count or self.squared.count:
             found["hutchinson"] = _pooled(self.plain, self.squared)
@@ -222,20 +183,14 @@ class Diagonal:
         return DiagonalOutcome(*found[chosen], chosen, self.why)
 
 
-def _products(probe: Tensor, image: Tensor) -> Tensor:
-    return probe.double() * image.double()
-
-
-def _squares(probe: Tensor, image: Tensor) -> Tensor:
-    return image.double().square()
-
-
-def _total(variance: Tensor) -> float:
+def _total(variance: Float[Tensor, "*entry"]) -> float:
     total = float(variance.sum())
     return total if math.isfinite(total) else math.inf
 
 
-def _pooled(a: RunningMoments, b: RunningMoments) -> tuple[Tensor, Tensor]:
+def _pooled(
+    a: RunningMoments, b: RunningMoments
+) -> tuple[Float[Tensor, " entry"], Float[Tensor, " entry"]]:
     """Mean and standard error of two independent estimates, weighted by their total variances."""
     if min(a.count, b.count) < 2:
         more = a if a.count > b.count else b

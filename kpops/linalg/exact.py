@@ -1,8 +1,8 @@
-"""What is known of an operator beyond its action, and what is exact because of it.
+"""What is exact because of the structure of an operator, or because it is small.
 
-An operator may be small; it may couple no two positions of some dims, as P couples no two trials,
-so that a basis of one block serves all blocks at once; and K may couple no two units, so that its
-whole spectrum is that of small matrices (:mod:`kpops.engines.gated.unit_blocks`).
+An operator may couple no two positions of some dimensions, as P couples no two trials, so that a
+basis of one block serves all blocks at once; and K may couple no two units, so that its whole
+spectrum is that of small matrices (:mod:`kpops.engines.gated.unit_blocks`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kpops import work
 from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.linalg.budget import empty
 from kpops.linalg.gramians import propagator_norm
-from kpops.linalg.problem import SpectralProblem
+from kpops.linalg.problem import SpectralProblem, by_problem
 from kpops.linalg.scaling import normalized_blocks, raised
 from kpops.operators.base import Adjoint, Scaled, TrajectoryOperator
 from kpops.operators.dense import batches, dense_blocks
@@ -26,19 +27,17 @@ from kpops.operators.propagator import InversePropagator, Propagator
 
 # Up to this size of a block the dense matrix is cheaper and safer than any iteration.
 DENSE_SIZE = 1024
-
-
-# Entries of all dense blocks together, at most, for what is done without being asked for.
+# Most entries of all dense blocks together that are made by default.
 DENSE_ENTRIES = 2**26
 
 
 def is_cheap(size: int) -> bool:
-    """Whether a matrix of that size is decomposed without being asked for."""
+    """Whether a matrix of that size is decomposed by default."""
     return size <= DENSE_SIZE
 
 
 def is_small(op: TrajectoryOperator) -> bool:
-    """Whether the dense blocks are made without being asked for."""
+    """Whether the dense blocks are made by default."""
     inside, outside = batches(op)
     few = is_cheap(min(inside.size, outside.size))
     return few and inside.count * inside.size * outside.size <= DENSE_ENTRIES
@@ -50,27 +49,25 @@ class Spectrum:
 
     Attributes
     ----------
-    values : Tensor
+    values
         Of falling magnitude, in float64.
-    n_zeros : int
+    n_zeros
         How many more there are, all zero.
-    how : str
-        How they were found, in words.
-    num_matvecs : int
-        Products that it took, with the operator or with the smaller one that has its spectrum.
-    unit : Tensor or None
+    num_matvecs
+        Matvecs with the operator, or with the smaller one that has its spectrum.
+    unit
         Position of the unit to which each belongs, where units are not coupled.
     """
 
-    values: Tensor
+    values: Float[Tensor, " value"]
     n_zeros: int
     how: str
     num_matvecs: int = 0
-    unit: Tensor | None = None
+    unit: Int[Tensor, " value"] | None = None
 
 
 def is_exact(op: TrajectoryOperator) -> bool:
-    """Whether the whole spectrum is to be had without being asked for."""
+    """Whether the whole spectrum is computed by default."""
     return is_small(op) or op.unit_blocks() is not None
 
 
@@ -79,16 +76,9 @@ def check_cost(
 ) -> None:
     """Refuse, or warn of, dense decompositions that would take more than ten minutes.
 
-    Parameters
-    ----------
-    op : TrajectoryOperator
-        What is decomposed.
-    count, shape
-        Number of matrices, and shape of each.
-    flops : float
-        Operations for each, as multiples of ``rows * columns * min(rows, columns)``.
-    insist : str
-        What the user does to have it all the same; nothing if that was done already.
+    There are `count` matrices of that shape, and `flops` is the number of operations for each as a
+    multiple of ``rows * columns * min(rows, columns)``. `insist` is what the user can pass to have
+    it done all the same; empty if that was passed already.
     """
     flops *= count * math.prod(shape) * min(shape)
     what = f"{count} matri{'x' if count == 1 else 'ces'} of shape {shape}, {flops:.1e} operations"
@@ -108,26 +98,25 @@ def check_cost(
 def eigenvalues(op: TrajectoryOperator, insist: str = "") -> Spectrum:
     """All eigenvalues of a self-adjoint operator, from its structure or its dense blocks.
 
-    See :func:`check_cost` for `insist`.
+    `insist` is as for :func:`check_cost`.
     """
     blocks = op.unit_blocks()
     if blocks is not None and not smaller_dense(op, blocks):
         shape = blocks.n_rows, blocks.n_columns
-        # Gram matrices, which are five times as fast as decompositions, and these.
+        # Gram matrices, five times as fast as decompositions, and their decompositions.
         check_cost(op, blocks.n_units, shape, 0.4 + 4 / 3 * min(shape) / max(shape), insist)
         total = blocks.trace() or 1.0  # Gram matrices of small factors might vanish
         each = blocks.scaled(1 / total).eigenvalues()
         values = each.flatten().double() * total
         order = values.argsort(descending=True)
         unit = blocks.units.start + order // each.shape[1]
-        how = f"K couples no two of {blocks.n_units} units"
-        return Spectrum(values[order], op.shape[0] - values.numel(), how, unit=unit)
+        return Spectrum(values[order], op.shape[0] - values.numel(), _uncoupled(blocks), unit=unit)
     problem = SpectralProblem(op)
     count, size = problem.sides.count, problem.sides.size
     check_cost(op, count, (size, size), 4 / 3, insist)
     work.expect(size if problem.factor is None else 2 * size)
     before = problem.G.num_matvecs
-    dense, scale = problem.dense()
+    dense, scale = normalized_blocks(problem.G)
     used = problem.G.num_matvecs - before
     if dense.numel() and (dense - dense.mT).abs().max() > 2e3 * torch.finfo(dense.dtype).eps:
         raise ValueError(f"{op!r} is not self-adjoint: use kpops.svds, or eigsh of op @ op.H")
@@ -160,7 +149,11 @@ def smaller_dense(op: TrajectoryOperator, blocks: UnitBlocks) -> bool:
     return is_small(op) and batches(op)[0].size <= min(blocks.n_rows, blocks.n_columns)
 
 
-def _falling(values: Tensor) -> Tensor:
+def _uncoupled(blocks: UnitBlocks) -> str:
+    return f"K couples no two of {blocks.n_units} units"
+
+
+def _falling(values: Float[Tensor, " value"]) -> Float[Tensor, " value"]:
     return values[values.abs().argsort(descending=True)]
 
 
@@ -174,18 +167,18 @@ ENDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def leading(
     op: TrajectoryOperator, k: int, which: str = "LM", insist: str = ""
-) -> tuple[Tensor, Tensor, str, float]:
-    """The k leading eigenvalues, eigenfunctions (mode, *dims), how, and the largest magnitude.
+) -> tuple[Float[Tensor, " {k}"], Float[Tensor, " {k} *dims"], str, float]:
+    """The k leading eigenvalues, eigenfunctions, how they were found, and the largest magnitude.
 
-    The operator is of about one (:func:`kpops.linalg.scaling.normalized`). See
-    :func:`kpops.linalg.exact.check_cost` for `insist`.
+    The operator is of about one (:func:`kpops.linalg.scaling.normalized`). `insist` is as for
+    :func:`check_cost`.
     """
     blocks = op.unit_blocks()
     if blocks is not None and which != "SA" and not smaller_dense(op, blocks):
         total = blocks.n_units * min(blocks.n_rows, blocks.n_columns)
         if k <= total:
             values, block = _of_units(op, blocks, k)
-            return values, block, f"K couples no two of {blocks.n_units} units", float(values[0])
+            return values, block, _uncoupled(blocks), float(values[0])
     inside = batches(op)[0]
     check_cost(op, inside.count, (inside.size,) * 2, 9, insist)
     work.expect(inside.size + k)
@@ -193,14 +186,14 @@ def leading(
     values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
     chosen = ENDS[which](values.flatten()).argsort(descending=True)[:k]
     problem, mode = chosen // values.shape[1], chosen % values.shape[1]
-    whole = dense.new_zeros(len(dense), k, dense.shape[1])
-    whole[problem, torch.arange(k, device=problem.device)] = vectors[problem, :, mode]
-    block = inside.join(whole)
+    block = inside.join(by_problem(inside.count, problem, vectors[problem, :, mode]))
     how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
     return values.flatten()[chosen], block, how, float(values.abs().max())
 
 
-def _of_units(op: TrajectoryOperator, blocks: UnitBlocks, k: int) -> tuple[Tensor, Tensor]:
+def _of_units(
+    op: TrajectoryOperator, blocks: UnitBlocks, k: int
+) -> tuple[Float[Tensor, " {k}"], Float[Tensor, " {k} *dims"]]:
     """Leading modes of K, each of which lives on one unit."""
     every = blocks.eigenvalues()
     chosen = every.flatten().argsort(descending=True)[:k]
@@ -221,8 +214,7 @@ def whole_spectrum(
 ) -> Spectrum | None:
     """All eigenvalues of a symmetric operator, all singular values of another.
 
-    From its structure or its dense blocks; None if they are too large to be made without being
-    asked for, which `force` does.
+    From its structure or its dense blocks; None if these are too large, unless `force` is set.
     """
     small = is_exact(op) or (symmetric and is_small(SpectralProblem(op).G))
     if not (small or force):
@@ -230,8 +222,8 @@ def whole_spectrum(
     return eigenvalues(op) if symmetric else singular_values(op)
 
 
-def _unit_diagonal(op: TrajectoryOperator) -> tuple[float, Tensor] | None:
-    """The factor and the valid entries (*dims), if `op` is a multiple of P, P^-1 or an adjoint."""
+def _unit_diagonal(op: TrajectoryOperator) -> tuple[float, Float[Tensor, "*dims"]] | None:
+    """The factor and the valid entries, if `op` is a multiple of P, P^-1 or an adjoint."""
     if isinstance(op, Adjoint):
         return _unit_diagonal(op.parent)
     if isinstance(op, Scaled):
@@ -244,19 +236,21 @@ def _unit_diagonal(op: TrajectoryOperator) -> tuple[float, Tensor] | None:
 
 
 def exact_trace(op: TrajectoryOperator, method: str) -> tuple[float, str] | None:
-    """Trace and how it was found; None if it is not cheap and `method` does not insist."""
+    """Trace and how it was found; None if it is not cheap and `method` is not "exact"."""
     unit = _unit_diagonal(op)
     if unit is not None:
         return unit[0] * float(unit[1].double().sum()), "P has a unit diagonal"
     blocks = op.unit_blocks()
     if blocks is not None:
-        return blocks.trace(), f"K couples no two of {blocks.n_units} units"
+        return blocks.trace(), _uncoupled(blocks)
     found = _matrix_diagonal(op, method)
     return found and (float(found[0].double().sum()), found[1])
 
 
-def exact_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] | None:
-    """Diagonal (*dims) and how it was found; None as for :func:`exact_trace`."""
+def exact_diagonal(
+    op: TrajectoryOperator, method: str
+) -> tuple[Float[Tensor, "*dims"], str] | None:
+    """Diagonal and how it was found; None as for :func:`exact_trace`."""
     unit = _unit_diagonal(op)
     if unit is not None:
         return unit[0] * unit[1], "P has a unit diagonal"
@@ -267,11 +261,13 @@ def exact_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] | 
             sums = blocks.factors(units).double().square().sum(2)
             for unit_number, row in zip(range(blocks.n_units)[units], sums, strict=True):
                 blocks.place(row[None], unit_number, whole)
-        return whole[0], f"K couples no two of {blocks.n_units} units"
+        return whole[0], _uncoupled(blocks)
     return _matrix_diagonal(op, method)
 
 
-def _matrix_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] | None:
+def _matrix_diagonal(
+    op: TrajectoryOperator, method: str
+) -> tuple[Float[Tensor, "*dims"], str] | None:
     found = _matrix(op, method)
     if found is None:
         return None
@@ -283,10 +279,10 @@ def _matrix_diagonal(op: TrajectoryOperator, method: str) -> tuple[Tensor, str] 
 
 def _matrix(
     op: TrajectoryOperator, method: str
-) -> tuple[TrajectoryOperator, Tensor, float, str] | None:
+) -> tuple[TrajectoryOperator, Float[Tensor, "problem row column"], float, str] | None:
     """The operator or F with ``A = F F*``, its blocks over their scale, the scale, and words.
 
-    None if they are not small and `method` does not insist.
+    None if they are not small and `method` is not "exact".
     """
     factor = SpectralProblem(op).factor
     if factor is not None and is_small(factor):
@@ -301,7 +297,7 @@ def _matrix(
 
 
 def exact_frobenius(op: TrajectoryOperator, method: str) -> tuple[float, str] | None:
-    """The norm and how it was found; None if it is not cheap and `method` does not insist."""
+    """The norm and how it was found; None if it is not cheap and `method` is not "exact"."""
     norm = propagator_norm(op)
     if norm is not None:
         return norm, "sum of the traces of the observability Gramians of P"
@@ -309,8 +305,7 @@ def exact_frobenius(op: TrajectoryOperator, method: str) -> tuple[float, str] | 
     if blocks is not None:
         trace = blocks.trace() or 1.0
         scaled = blocks.scaled(1 / trace)
-        how = f"K couples no two of {blocks.n_units} units"
-        return trace * math.sqrt(scaled.inner(scaled)), how
+        return trace * math.sqrt(scaled.inner(scaled)), _uncoupled(blocks)
     found = _matrix(op, method)
     if found is None:
         return None

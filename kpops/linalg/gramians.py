@@ -1,8 +1,8 @@
 """Gramians of the propagator, and its exact Frobenius norm.
 
-With A[t] the state Jacobian, ``P[s, t] = A[s] ... A[t+1]`` is what a perturbation at t makes of the
+With A[t] the state Jacobian, ``P[s, t] = A[s] ... A[t+1]`` maps a perturbation at t to that of the
 state at s. The matrices ``S_t = sum_s P[s,t]^T P[s,t]`` and ``C_t = sum_s P[t,s] P[t,s]^T`` obey
-recursions of one S x S matrix for each trial, so that no block of P is ever formed.
+recursions of one S x S matrix for each trial, so no block of P is ever formed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops import work
@@ -23,34 +24,11 @@ from kpops.operators.reduce import Restriction
 
 
 def propagator_norm(op: TrajectoryOperator) -> float | None:
-    """Return the exact Frobenius norm of a propagator, or None for other operators.
+    """Exact Frobenius norm of P, an adjoint, multiple or selection of it; None of other operators.
 
-    Parameters
-    ----------
-    op : TrajectoryOperator
-        P, an adjoint or multiple of it, a selection ``P.select(...)``, or a block ``R P R'*``.
-
-    Returns
-    -------
-    float or None
-        None if `op` is none of these.
-
-    Notes
-    -----
-    The recursion of :func:`observability_gramian` takes about ``4 S^3`` operations for each trial
-    and step. A selection puts the projection on its rows in the place of I, and its columns choose
-    the entries of the diagonal that are summed.
-
-    Examples
-    --------
-    >>> import torch, kpops
-    >>> from kpops.linalg.gramians import propagator_norm
-    >>> cell = torch.nn.RNN(1, 1, batch_first=True, bias=False).double()
-    >>> for weight in cell.parameters():
-    ...     _ = torch.nn.init.ones_(weight)
-    >>> lin = kpops.linearize(cell, torch.zeros(1, 3, 1).double())
-    >>> round(propagator_norm(lin.P) ** 2, 9)  # a lower triangle of ones
-    6.0
+    The recursion of :func:`_observability` takes about ``4 S^3`` operations for each trial and
+    step. In a selection, or a block ``R P R'*``, the projection on its rows replaces I, and its
+    columns choose the entries of the diagonal that are summed.
     """
     total = 0.0
     with exclusive_compute(op.device):
@@ -65,16 +43,17 @@ def propagator_norm(op: TrajectoryOperator) -> float | None:
     return abs(window.factor) * math.sqrt(total)
 
 
+Field = Float[Tensor, "trial time unit"]
+Gramians = Iterator[tuple[int, Float[Tensor, "trial unit unit"], Float[Tensor, " trial"]]]
+
+
 @dataclass(frozen=True)
 class _Window:
-    """``factor * D_rows P D_columns``, or its adjoint, with diagonals of zeros and ones.
-
-    `rows` and `columns` are (trial, time, unit).
-    """
+    """``factor * D_rows P D_columns``, or its adjoint, with diagonals of zeros and ones."""
 
     P: Propagator
-    rows: Tensor
-    columns: Tensor
+    rows: Field
+    columns: Field
     factor: float = 1.0
     adjoint: bool = False
 
@@ -107,7 +86,7 @@ def _selected(op: Product) -> _Window | None:
     return replace(inner, rows=inner.rows * rows, columns=inner.columns * columns)
 
 
-def _chosen(restrictions: list[Restriction]) -> Tensor | float:
+def _chosen(restrictions: list[Restriction]) -> Field | float:
     """Ones where the restrictions, the last of which acts first, keep an entry."""
     if not restrictions:
         return 1.0
@@ -118,11 +97,8 @@ def _chosen(restrictions: list[Restriction]) -> Tensor | float:
     return ones[0]
 
 
-def _observability(engine: Engine, rows: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Times t, matrices M (trial, unit, unit) and factors s with S_t = s M, backwards.
-
-    rows : (trial, time, unit), the diagonals that stand for I.
-    """
+def _observability(engine: Engine, rows: Field) -> Gramians:
+    """Times t, matrices M and factors s with S_t = s M, backwards; `rows` replaces I."""
     last = rows.shape[1] - 1
     gramian = torch.diag_embed(rows[:, last])
     scale = gramian.new_ones(len(rows), dtype=torch.float64)
@@ -134,7 +110,7 @@ def _observability(engine: Engine, rows: Tensor) -> Iterator[tuple[int, Tensor, 
         yield t, gramian, scale
 
 
-def _controllability(engine: Engine, valid: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _controllability(engine: Engine, valid: Field) -> Gramians:
     """The same for C_t = s M, forwards."""
     gramian = torch.diag_embed(valid[:, 0])
     scale = gramian.new_ones(len(valid), dtype=torch.float64)
@@ -146,8 +122,10 @@ def _controllability(engine: Engine, valid: Tensor) -> Iterator[tuple[int, Tenso
         yield t, gramian, scale
 
 
-def _kept_finite(gramian: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the size of large matrices, which are squares of entries of P, into the factor."""
+def _kept_finite(
+    gramian: Float[Tensor, "trial unit unit"], scale: Float[Tensor, " trial"]
+) -> tuple[Float[Tensor, "trial unit unit"], Float[Tensor, " trial"]]:
+    """Move the size of large matrices, which hold squares of entries of P, into the factor."""
     size = gramian.abs().amax((1, 2))
     large = size > torch.finfo(gramian.dtype).max ** 0.25
     if not large.any():

@@ -1,10 +1,10 @@
 """Randomised block Krylov methods with full reorthogonalisation and thick restart.
 
 From a random block X the vectors ``X, A X, A^2 X, ...`` are made orthonormal as they come, and the
-modes of A are approximated by those of the small matrix ``H = Q A Q*`` (Q has the basis as its
-rows). What A makes of the last block beyond the basis is the residual, so that the error of every
-mode is known at no cost. A block sees as many copies of a repeated eigenvalue as it has vectors;
-products of large blocks are cheaper, small blocks need fewer of them.
+modes of A are approximated by those of the small matrix ``H = Q A Q*``, where the rows of Q are the
+basis. The image of the last block, less its components along the basis, is the residual, so the
+error of every mode is known at no cost. A block sees as many copies of a repeated eigenvalue as it
+has vectors; matvecs of large blocks are cheaper, small blocks need fewer of them.
 
 When the basis is full, its best combinations are kept, and the recurrence goes on from there
 (Wu and Simon 2000, Thick-restart Lanczos method; Baglama and Reichel 2005 for singular values).
@@ -19,84 +19,120 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kpops.engines.memory import free_bytes
 from kpops.linalg.basis import Basis
-from kpops.linalg.probes import Act, inner
+from kpops.linalg.probes import Act, Block, inner
 from kpops.linalg.problem import BatchedSpace, Modes
 from kpops.linalg.search import Search
 
 # Blocks of a full basis; its vectors, at least, where memory allows.
 _BLOCKS, _VECTORS = 40, 400
-
-
 # Blocks before any mode counts as found. The first residuals of a nearly flat spectrum are small
-# whatever stands out of it: of an outlier at distance d they show d / sqrt(n). Each block brings it
+# whatever stands out of it: they show d / sqrt(n) of an outlier at distance d. Each block brings it
 # nearer, by d over the width of the rest.
 AT_LEAST = 6
-
-
-# Part of the free memory that the bases may take.
+# Fraction of the free memory that the bases may take.
 _MEMORY = 0.25
-
-
-# A look at the modes of the basis costs as much as some products: the next one is after this part
-# of the way that is left at the present rate of convergence, within these factors of growth.
+# A look at the modes of the basis costs as much as some matvecs. The next one comes after this
+# fraction of the distance left at the present rate of convergence, within these factors of growth.
 _PART, _SOON, _LATE = 0.6, 1.05, 1.25
-
-
-# Singular values below this part of the largest are lost to their squares in float64.
+# Singular values below this fraction of the largest are lost to their squares in float64.
 _LOST = 1e-6
-
-
-# Modes at most that are set aside, and how far each may lower the level, as a part of it.
+# Most modes that are deflated, and how far each may lower the level, as a fraction of it.
 _ASIDE, _LOWERED = 20, 1e-3
+
+Values = Float[Tensor, "problem mode"]
+Axes = Float[Tensor, "problem basis mode"]
 
 
 class Deflation(NamedTuple):
-    """A subspace that is projected out to see what else there is; see :meth:`Lanczos.deflation`.
+    """A subspace that is deflated to see what else there is; see :meth:`Lanczos.deflation`.
 
     Attributes
     ----------
-    vectors : Tensor, shape (problem, vector, entry)
+    vectors
         Its orthonormal basis; zeros where a problem has fewer.
-    level : float
+    level
         What the rest has to lie below.
     """
 
-    vectors: Tensor
+    vectors: Block
     level: float
 
 
-class Lanczos:
-    """Self-adjoint operators: one basis, ``A Q* = Q* H + remainder``.
+class Process:
+    """What both processes share; `basis` is that of the domain."""
 
-    Parameters
-    ----------
-    act : callable
-        Applies the operators: (problem, vector, entry) to the same.
-    space : BatchedSpace
-        What they are.
-    search : Search
-        What is looked for.
-    block : int
-        Vectors of a block.
-    """
+    cost: int  # matvecs for each vector of the basis
+    rough = False  # whether only a glance was taken, after which `solve` is due
+    first: int  # vector of the basis with which its last block begins
+    length: float
+    remainder: Block
 
-    cost = 1  # products for each vector of the basis
-    rough = False  # a glance is all that is needed
+    def __init__(self, spaces: list[BatchedSpace], search: Search, block: int) -> None:
+        inside = spaces[0]
+        self.size = inside.size
+        self.room = _room(search.k, block, spaces)
+        self.bases = [
+            Basis(s.n_problems, self.room, s.size, s.dtype, s.device, search.rng) for s in spaces
+        ]
+        self.basis = self.bases[0]
+        shape = (inside.n_problems, self.room, self.room)
+        self.small = torch.zeros(shape, dtype=torch.float64, device=inside.device)
+        self.related = 0  # first vector of the basis that A relates to the next block
+        self.axes: list[Axes] = []  # of the modes in each basis
+
+    def expand(self, block: Block) -> None:
+        """Add a block to the basis, and its image to the projected operator."""
+        raise NotImplementedError
+
+    def solve(self) -> tuple[Values, Values]:
+        """Values and residuals of the modes in the basis."""
+        raise NotImplementedError
+
+    def glance(self, k: int) -> tuple[Values, Values]:
+        """As :meth:`solve`, at a fraction of the cost where that can be had."""
+        return self.solve()
+
+    @property
+    def projected(self) -> Float[Tensor, "problem basis basis"]:
+        """The projected operator, without the room for more."""
+        return self.small[:, : self.basis.n, : self.basis.n]
+
+    def keep(self, values: Values, best: Int[Tensor, "problem kept"]) -> None:
+        """Restart with the modes at the positions `best` as the basis."""
+        for basis, axes in zip(self.bases, self.axes, strict=True):
+            basis.rotate(_picked(axes, best))
+        self.small.zero_().diagonal(dim1=1, dim2=2)[:, : self.basis.n] = values.gather(1, best)
+        self.related = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether the bases are orthonormal."""
+        return all(basis.sound for basis in self.bases)
+
+    def vectors(
+        self, problem: Int[Tensor, " mode"], mode: Int[Tensor, " mode"]
+    ) -> tuple[Float[Tensor, "mode _"], ...]:
+        """Vectors of the modes in each of the spaces."""
+        pairs = zip(self.bases, self.axes, strict=True)
+        return tuple(_combined(basis, axes, problem, mode) for basis, axes in pairs)
+
+
+class Lanczos(Process):
+    """Self-adjoint operators: one basis, ``A Q* = Q* H + remainder``."""
+
+    cost = 1
 
     def __init__(self, act: Act, space: BatchedSpace, search: Search, block: int) -> None:
+        super().__init__([space], search, block)
         self.act = act
-        self.size = space.size
-        self.room = _room(search.k, block, [space])
-        self.basis = _basis(space, self.room, search)
-        self.small = _square(space, self.room)
-        self.related = 0  # first vector of the basis that A relates to the next block
 
-    def expand(self, block: Tensor) -> None:
-        """Take a block into the basis."""
+    def expand(self, block: Block) -> None:
+        """Add a block to the basis."""
         first = self.first = self.basis.n
         self.basis.append(block)
         image = self.act(block)
@@ -107,25 +143,22 @@ class Lanczos:
         self.related = first
         self.remainder = image
 
-    def glance(self, k: int) -> tuple[Tensor, Tensor]:
-        """As :meth:`solve`, which is cheap."""
-        return self.solve()
-
-    def solve(self) -> tuple[Tensor, Tensor]:
-        """Values and residuals of the modes in the basis, (problem, mode)."""
-        h = self.small[:, : self.basis.n, : self.basis.n]
-        self.values, self.axes = torch.linalg.eigh((h + h.mT) / 2)
-        self.residuals = _residuals(self.axes[:, self.first :], self.remainder)
+    def solve(self) -> tuple[Values, Values]:
+        """Values and residuals of the modes in the basis."""
+        h = self.projected
+        self.values, axes = torch.linalg.eigh((h + h.mT) / 2)
+        self.axes = [axes]
+        self.residuals = _residuals(axes[:, self.first :], self.remainder)
         return self.values, self.residuals
 
     def deflation(self, level: float) -> Deflation:
-        """Set modes aside so that nothing above `level` can hide behind them.
+        """Choose modes to deflate so that nothing above `level` can hide behind them.
 
-        In a basis of them and the rest, ``A = [[H, E*], [E, B]]`` with the columns of E as long as
-        their residuals r_j. By Sylvester's law of inertia A has as many eigenvalues above the level
-        as H, if ``B - E (H - level)^-1 E*`` lies below it; so if B lies below the level less the
-        sum of ``r_j^2 / (level - h_j)``. That allows modes with large residuals, and the more are
-        set aside, the further down is the rest.
+        In a basis of them and the rest, ``A = [[H, E*], [E, B]]``, where the columns of E are as
+        long as their residuals r_j. By Sylvester's law of inertia A has as many eigenvalues above
+        the level as H, if ``B - E (H - level)^-1 E*`` lies below it; so if B lies below the level
+        less the sum of ``r_j^2 / (level - h_j)``. That allows modes with large residuals, and the
+        more are deflated, the further down is the rest.
         """
         size = self.values.abs()
         gap = (level - size).clamp_min(torch.finfo(size.dtype).tiny)
@@ -134,45 +167,22 @@ class Lanczos:
         scores, best = score.topk(min(_ASIDE, size.shape[1]), dim=1)
         most = int((scores >= 0).sum(1).max())
         taken, best = scores[:, :most] >= 0, best[:, :most]
-        axes = _picked(self.axes, best) * taken[:, None]
+        axes = _picked(self.axes[0], best) * taken[:, None]
         vectors = axes.mT.to(self.basis.rows.dtype) @ self.basis.rows
         lost = float((lowered.gather(1, best) * taken).sum(1).max())
         return Deflation(vectors, level - lost)
 
-    def keep(self, values: Tensor, best: Tensor) -> None:
-        """Restart with the modes at the positions `best` (problem, mode) as the basis."""
-        self.basis.rotate(_picked(self.axes, best))
-        self.small.zero_().diagonal(dim1=1, dim2=2)[:, : self.basis.n] = values.gather(1, best)
-        self.related = 0
 
-    @property
-    def sound(self) -> bool:
-        """Whether the basis is orthonormal."""
-        return self.basis.sound
-
-    def vectors(self, problem: Tensor, mode: Tensor) -> tuple[Tensor, ...]:
-        """Eigenvectors, (mode, entry)."""
-        return (_combined(self.basis, self.axes, problem, mode),)
-
-
-class Bidiagonal:
+class Bidiagonal(Process):
     """Any operators: bases of both sides, ``A V* = U* B`` and ``A* U* = V* B* + remainder``.
 
-    Singular values are right to rounding of the largest, where eigenvalues of A*A would lose half
-    of the digits.
-
-    Parameters
-    ----------
-    forth, back : callable
-        Apply A and A*.
-    inside, outside : BatchedSpace
-        Domain and codomain of A; the domain is not the larger one.
-    search, block
-        As of :class:`Lanczos`.
+    Singular values are accurate to rounding of the largest, where eigenvalues of A*A would lose
+    half of the digits. `forth` and `back` apply A and A*, from `inside` to `outside` and back;
+    `inside` is not the larger space.
     """
 
     cost = 2
-    rough = True  # whether only a glance was taken
+    rough = True
 
     def __init__(
         self,
@@ -183,16 +193,12 @@ class Bidiagonal:
         search: Search,
         block: int,
     ) -> None:
+        super().__init__([inside, outside], search, block)
         self.forth, self.back = forth, back
-        self.size = inside.size
-        self.room = _room(search.k, block, [inside, outside])
-        self.basis = _basis(inside, self.room, search)
-        self.other = _basis(outside, self.room, search)
-        self.small = _square(inside, self.room)
-        self.related = 0
+        self.other = self.bases[1]
 
-    def expand(self, block: Tensor) -> None:
-        """Take a block into the basis of the domain, and what A makes of it into the other."""
+    def expand(self, block: Block) -> None:
+        """Add a block to the basis of the domain, and its image to the other."""
         first = self.first = self.basis.n
         self.basis.append(block)
         image = self.forth(block)
@@ -208,9 +214,9 @@ class Bidiagonal:
         self.length = float(self.remainder.norm(dim=2).max())
         _remove(self.basis, self.remainder, first)
 
-    def glance(self, k: int) -> tuple[Tensor, Tensor]:
+    def glance(self, k: int) -> tuple[Values, Values]:
         """As :meth:`solve`, at a fraction of the cost, if the k leading ones are not too small."""
-        b = self.small[:, : self.basis.n, : self.basis.n]
+        b = self.projected
         squares, left = torch.linalg.eigh(b @ b.mT)
         values = squares.clamp_min(0).sqrt()
         leading = values.flatten().topk(min(k, values.numel())).values
@@ -219,34 +225,16 @@ class Bidiagonal:
         self.rough = True
         return values, _residuals(left[:, self.first :], self.remainder)
 
-    def solve(self) -> tuple[Tensor, Tensor]:
-        """Values and residuals of the modes in the bases, (problem, mode)."""
-        b = self.small[:, : self.basis.n, : self.basis.n]
-        self.left, values, right = torch.linalg.svd(b)
-        self.right = right.mT
+    def solve(self) -> tuple[Values, Values]:
+        """Values and residuals of the modes in the bases."""
+        left, values, right = torch.linalg.svd(self.projected)
+        self.axes = [right.mT, left]
         self.rough = False
-        return values, _residuals(self.left[:, self.first :], self.remainder)
-
-    def keep(self, values: Tensor, best: Tensor) -> None:
-        """Restart with the modes at the positions `best` (problem, mode) as the bases."""
-        self.basis.rotate(_picked(self.right, best))
-        self.other.rotate(_picked(self.left, best))
-        self.small.zero_().diagonal(dim1=1, dim2=2)[:, : self.basis.n] = values.gather(1, best)
-        self.related = 0
-
-    @property
-    def sound(self) -> bool:
-        """Whether the bases are orthonormal."""
-        return self.basis.sound and self.other.sound
-
-    def vectors(self, problem: Tensor, mode: Tensor) -> tuple[Tensor, ...]:
-        """Left and right singular vectors, (mode, entry)."""
-        left = _combined(self.other, self.left, problem, mode)
-        return left, _combined(self.basis, self.right, problem, mode)
+        return values, _residuals(left[:, self.first :], self.remainder)
 
 
-def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
-    """Let the bases grow until the modes that the search wants are found, or it must end."""
+def run(process: Process, search: Search, block: int) -> Modes:
+    """Expand the bases until the wanted modes are found, or the search must end."""
     basis, pace, blocks = process.basis, _Pace(), 0
     next_look = max(search.k, min(AT_LEAST * block, process.room - block))
     new = basis.random(min(block, process.size), search.near)
@@ -273,7 +261,7 @@ def run(process: Lanczos | Bidiagonal, search: Search, block: int) -> Modes:
                 n_certified = n_certified if process.sound and not early else 0
                 return Modes(values[problem, mode], problem, vectors, n_certified)
             next_look = pace.next_look(search.spent // process.cost, basis.n, search.distance)
-            if search.ended is not None:  # which may be soon, and looks at small bases are cheap
+            if search.ended is not None:  # it may end soon, and looks at small bases are cheap
                 next_look = basis.n + 1
             if full:
                 kept = min(2 * search.k + block, process.room - 2 * block)  # at least k + block
@@ -289,7 +277,7 @@ class _Pace:
         self.last: tuple[int, float] | None = None
 
     def next_look(self, spent: int, n: int, distance: float) -> int:
-        """Size of the basis at the next look; `distance`: decades from here to convergence."""
+        """Size of the basis at the next look, `distance` decades before convergence."""
         soon, late = int(_SOON * n), int(_LATE * n)
         expected = late
         if self.last is not None and distance < self.last[1]:
@@ -308,19 +296,11 @@ def _room(k: int, block: int, spaces: list[BatchedSpace]) -> int:
     return min(first.size, max(min(wanted, fits), k + 3 * block))
 
 
-def _basis(space: BatchedSpace, room: int, search: Search) -> Basis:
-    return Basis(space.n_problems, room, space.size, space.dtype, space.device, search.rng)
+def _remove(basis: Basis, image: Block, related: int) -> Float[Tensor, "problem basis vector"]:
+    """Subtract from the image its components along the basis; return the coefficients.
 
-
-def _square(space: BatchedSpace, room: int) -> Tensor:
-    return torch.zeros(space.n_problems, room, room, dtype=torch.float64, device=space.device)
-
-
-def _remove(basis: Basis, image: Tensor, related: int) -> Tensor:
-    """Subtract from the image its part in the basis; return the coefficients.
-
-    Vectors that A relates to the block come first: what is left is small along all others, and so
-    is then the harm of what the basis lacks of orthogonality.
+    Vectors that A relates to the block come first: the rest is small along all others, so that
+    whatever orthogonality the basis lacks does little harm.
     """
     local = basis.remove(image, related)
     coefficients = basis.remove(image)
@@ -328,17 +308,19 @@ def _remove(basis: Basis, image: Tensor, related: int) -> Tensor:
     return coefficients
 
 
-def _residuals(ends: Tensor, remainder: Tensor) -> Tensor:
-    """Length of what A leaves over of every mode; ends: its entries in the last block."""
+def _residuals(ends: Float[Tensor, "problem vector mode"], remainder: Block) -> Values:
+    """Residual of every mode, from its entries in the last block."""
     gram = inner(remainder, remainder)
     return (ends * (gram @ ends)).sum(1).clamp_min(0).sqrt()
 
 
-def _picked(axes: Tensor, best: Tensor) -> Tensor:
+def _picked(axes: Axes, best: Int[Tensor, "problem kept"]) -> Float[Tensor, "problem basis kept"]:
     return axes.gather(2, best[:, None].expand(-1, axes.shape[1], -1))
 
 
-def _combined(basis: Basis, axes: Tensor, problem: Tensor, mode: Tensor) -> Tensor:
+def _combined(
+    basis: Basis, axes: Axes, problem: Int[Tensor, " chosen"], mode: Int[Tensor, " chosen"]
+) -> Float[Tensor, "chosen entry"]:
     columns = axes[problem, :, mode].to(basis.rows.dtype)
     if len(basis.rows) == 1:
         return columns @ basis.rows[0]

@@ -1,11 +1,11 @@
 """Traces and diagonals from random vectors: algorithms that know only blocks of rows.
 
-All but Hutchinson's look first at the images ``y_i = A w_i`` of the random vectors and treat what
-lies in their span Q exactly. To say how large the rest is, each w_i in turn is left out of Q, so
-that it is independent of the Q_i it is tried on (Epperly, Tropp and Webber 2024, XTrace: making
-the most of every sample in stochastic trace estimation, arXiv 2301.07825; "the paper" below). Q_i
-lacks one direction of Q, and that is all that is needed to know it: ``Q_i Q_i* = Q (I - s_i s_i*)
-Q*``, where s_i is the unit vector orthogonal to the coordinates of all other images.
+All but Hutchinson's first form the images ``y_i = A w_i`` of the random vectors and treat what lies
+in their span Q exactly. To estimate the rest, each w_i in turn is left out of Q, so that it is
+independent of the Q_i it is tried on (Epperly, Tropp and Webber 2024, XTrace: making the most of
+every sample in stochastic trace estimation, arXiv 2301.07825; "the paper" below). Q_i lacks one
+direction of Q: ``Q_i Q_i* = Q (I - s_i s_i*) Q*``, where s_i is the unit vector orthogonal to the
+coordinates of all other images.
 """
 
 from __future__ import annotations
@@ -14,25 +14,22 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from kpops.linalg.probes import TINY, RunningMoments, dots, inner, widened
+from kpops.linalg.probes import TINY, Rows, RunningMoments, Samples, Square, dots, inner, widened
 from kpops.linalg.sketch import Sketch, orthonormal
 
 
 class Pairs(NamedTuple):
-    """Estimates from all random vectors but one or two.
+    """Estimates from all random vectors but one or two, in float64.
 
-    Attributes
-    ----------
-    values : Tensor
-        Shape (k, k), float64. On the diagonal t_i, what w_i says of the approximation without it;
-        beside it t_ij, what w_i says of the approximation without w_i and w_j.
-    floor : float
-        What rounding adds to the error.
+    The diagonal of `values` holds t_i, the estimate of w_i with the approximation that leaves out
+    w_i; off it stands t_ij, that of w_i with the approximation that leaves out w_i and w_j. `floor`
+    is what rounding adds to the error.
     """
 
-    values: Tensor
+    values: Square
     floor: float
 
     @property
@@ -49,20 +46,20 @@ class Pairs(NamedTuple):
         return math.hypot(error, self.floor)
 
 
-def _variance(values: Tensor) -> float:
-    """Variance of the mean of t_i, from t_i and t_ij, (k, k, entry), summed over entries.
+def _variance(values: Float[Tensor, "k k entry"]) -> float:
+    """Variance of the mean of t_i, from t_i and t_ij, summed over entries.
 
-    The paper's estimate ``s^2 / k`` takes the t_i for uncorrelated. But all of them use the others'
-    images, and where the spectrum decays the standard error comes out up to four times too small.
-    Their covariance has an unbiased estimate, too: t_i has the mean tr A whatever the other vectors
-    are, and t_ij does not know w_j, so that of the four terms of
+    The paper's estimate ``s^2 / k`` assumes that the t_i are uncorrelated. But each uses the images
+    of the others, and where the spectrum decays the standard error comes out up to four times too
+    small. Their covariance has an unbiased estimate as well: t_i has the mean tr A whatever the
+    other vectors are, and t_ij does not depend on w_j, so of the four terms of
 
         E[(t_i - t_ij) (t_j - t_ji)] = Cov(t_i, t_j)
 
     three vanish. With c the mean over all pairs, ``Var = s^2 / k + c``, since the sample variance
-    s^2 lacks c. Where the spectrum falls off a cliff near k, the mean over pairs is mere noise. The
-    geometric mean of the paper's estimate, which is too small, and of the jackknife's, which is
-    too large (Efron and Stein 1981), then takes its place, and bounds it elsewhere.
+    s^2 lacks c. Where the spectrum drops near k, the mean over pairs is mere noise. The geometric
+    mean of the paper's estimate, which is too small, and of the jackknife's, which is too large
+    (Efron and Stein 1981), then takes its place, and bounds it elsewhere.
     """
     k = len(values)
     t = values.diagonal().mT
@@ -79,23 +76,23 @@ def _variance(values: Tensor) -> float:
 
 
 class _Removed(NamedTuple):
-    """Geometry of the directions that leave with w_i (diagonal), or with w_i and w_j (beside it).
+    """Geometry of the directions that leave with w_i (diagonal), or with w_i and w_j (off it).
 
     With ``cosine = s_i . s_j`` the projector on both is ``(s_i s_i* + s_j s_j* - cosine (s_i s_j* +
     s_j s_i*)) / sine2``; on the diagonal there is no second direction.
     """
 
-    cosine: Tensor
-    sine2: Tensor
-    other: Tensor
+    cosine: Square
+    sine2: Square
+    other: Square
 
     @classmethod
-    def of(cls, cosine: Tensor) -> _Removed:
+    def of(cls, cosine: Square) -> _Removed:
         other = 1 - torch.eye(len(cosine), dtype=cosine.dtype, device=cosine.device)
         cosine = cosine * other
         return cls(cosine, (1 - cosine.square()).clamp_min(1e-15), other)
 
-    def trace(self, forms: Tensor) -> Tensor:
+    def trace(self, forms: Square) -> Square:
         """Trace of a matrix on the directions, of its forms ``s_i* M s_j``."""
         own = forms.diagonal()
         cross = self.cosine * (forms + forms.mT)
@@ -107,33 +104,19 @@ def _floor(probes: Tensor, *parts: Tensor) -> float:
     return 16 * eps * sum(float(part.abs().mean()) for part in parts)
 
 
-def xtrace(sketch: Sketch, core: Tensor, ahead: Tensor) -> Pairs:
-    """XTrace of a square operator A.
+def xtrace(sketch: Sketch, core: Float[Tensor, "q q"], ahead: Float[Tensor, "k q"]) -> Pairs:
+    """XTrace of a square operator A, from the forms ``q_a* A q_b`` (core), ``w_i* A q_b`` (ahead).
 
-    Parameters
-    ----------
-    sketch : Sketch
-        Of A.
-    core : Tensor
-        ``q_a* A q_b`` for the rows of the basis, (k, k), float64.
-    ahead : Tensor
-        ``w_i* A q_b``, (k, k), float64.
-
-    Returns
-    -------
-    Pairs
-
-    Notes
-    -----
-    ``t_i = tr(Q_i* A Q_i) + w* (I - Q_i Q_i*) A (I - Q_i Q_i*) w`` with w = w_i brought to the mean
-    length of what is left: section 2.1 of the paper, with the normalisation of its section 2.3.
+    ``t_i = tr(Q_i* A Q_i) + w* (I - Q_i Q_i*) A (I - Q_i Q_i*) w``, with w = w_i scaled so that
+    what is left of it has its mean length: section 2.1 of the paper, with the normalisation of its
+    section 2.3.
     """
     span, points, axes = sketch.left_out()
     n = sketch.probes.shape[1]
     h, t = span @ core @ span.mT, ahead @ span.mT
     w = inner(sketch.probes, sketch.basis) @ span.mT
     removed = _Removed.of(axes @ axes.mT)
-    # Of w, (I - Q_i Q_i*) w keeps what is outside Q, and inside it u = a s_i + b s_j.
+    # (I - Q_i Q_i*) w is the part of w outside Q, and inside it u = a s_i + b s_j.
     along = w @ axes.mT
     own, other = along.diagonal()[:, None], along * removed.other
     a = (own - removed.cosine * other) / removed.sine2
@@ -158,25 +141,12 @@ def xtrace(sketch: Sketch, core: Tensor, ahead: Tensor) -> Pairs:
     return Pairs(values, _floor(sketch.probes, h.trace(), scaled.diagonal()))
 
 
-def xnystrace(sketch: Sketch, core: Tensor) -> Pairs:
-    """XNysTrace of ``R* R``.
+def xnystrace(sketch: Sketch, core: Square) -> Pairs:
+    """XNysTrace of ``R* R``, from a sketch of R and the forms ``(R* q_a)* (R* q_b)``.
 
-    Parameters
-    ----------
-    sketch : Sketch
-        Of R.
-    core : Tensor
-        ``(R* q_a)* (R* q_b)`` for the rows of the basis, (k, k), float64.
-
-    Returns
-    -------
-    Pairs
-
-    Notes
-    -----
     The Nystrom approximation of ``R* R`` from vectors W is ``R* Q Q* R`` with Q the range of
     ``R W``, which needs neither the shift nor the Cholesky factor of :func:`shifted_xnystrace`.
-    What it leaves of w_i when w_i is left out is ``||(I - Q_i Q_i*) R w_i||^2``.
+    Without w_i, its residual in w_i is ``||(I - Q_i Q_i*) R w_i||^2``.
     """
     span, points, axes = sketch.left_out()
     gram = span @ core @ span.mT
@@ -185,29 +155,15 @@ def xnystrace(sketch: Sketch, core: Tensor) -> Pairs:
     return _nystrom(sketch.probes, float(gram.trace()), axes @ axes.mT, forms, rest)
 
 
-def shifted_xnystrace(probes: Tensor, images: Tensor) -> Pairs:
-    """XNysTrace of a positive operator of which only products are known.
+def shifted_xnystrace(probes: Rows, images: Rows) -> Pairs:
+    """XNysTrace of a positive operator, from its images of k random vectors, k at most n.
 
-    Parameters
-    ----------
-    probes, images : Tensor
-        Random vectors (k, n), k at most n, and the operator's products with them.
-
-    Returns
-    -------
-    Pairs
-
-    Raises
-    ------
-    ValueError
-        If the operator is not positive semi-definite.
-
-    Notes
-    -----
     Section 2.2 of the paper: with ``A_v = A + v I``, ``Y = A_v W`` and ``H = W* Y``, the Nystrom
     approximation ``Y H^-1 Y*`` loses ``b_i b_i*``, ``b_i = Y H^-1 e_i / sqrt((H^-1)_ii)``, without
-    w_i, and what is then left of w_i is ``1 / (H^-1)_ii``. The shift v keeps H invertible where A
+    w_i, and its residual in w_i is then ``1 / (H^-1)_ii``. The shift v keeps H invertible where A
     has a rank below k; n times v is subtracted from the trace.
+
+    Raises a ValueError if the operator is not positive semi-definite.
     """
     n, k = probes.shape[1], len(probes)
     eps = torch.finfo(images.dtype).eps
@@ -236,11 +192,17 @@ def shifted_xnystrace(probes: Tensor, images: Tensor) -> Pairs:
     return _nystrom(probes, total, inverse / scale, b @ b.mT / scale, lengths**-2)
 
 
-def _nystrom(probes: Tensor, total: float, cosine: Tensor, forms: Tensor, rest: Tensor) -> Pairs:
-    """What all three ways to XNysTrace share.
+def _nystrom(
+    probes: Float[Tensor, "k entry"],
+    total: float,
+    cosine: Square,
+    forms: Square,
+    rest: Float[Tensor, " k"],
+) -> Pairs:
+    """What both ways to XNysTrace share.
 
-    Only the part of w_i that is orthogonal to the other w_j counts, since the approximation is
-    exact on these, and it is brought to its mean length (section 2.3 of the paper).
+    The approximation is exact on the other w_j, so only the component of w_i orthogonal to them
+    counts; it is scaled to its mean length (section 2.3 of the paper).
     """
     k, n = probes.shape
     removed = _Removed.of(cosine)
@@ -254,33 +216,19 @@ def _nystrom(probes: Tensor, total: float, cosine: Tensor, forms: Tensor, rest: 
 
 
 def hutchpp(
-    sketch: Sketch, core: Tensor, probes: Tensor, forms: Tensor, ahead: Tensor, behind: Tensor
-) -> Tensor:
-    """Hutch++ of a square operator A, one estimate for each of other random vectors.
+    sketch: Sketch,
+    core: Float[Tensor, "q q"],
+    probes: Float[Tensor, "probe entry"],
+    forms: Samples,
+    ahead: Float[Tensor, "probe q"],
+    behind: Float[Tensor, "probe q"],
+) -> Samples:
+    """Hutch++ of a square operator A, one estimate for each of other random vectors z_l.
 
-    Parameters
-    ----------
-    sketch : Sketch
-        Of A.
-    core : Tensor
-        ``q_a* A q_b`` for the rows of the basis, (k, k), float64.
-    probes : Tensor
-        Random vectors z_l that the sketch does not know, (l, n).
-    forms : Tensor
-        ``z_l* A z_l``, (l,), float64.
-    ahead, behind : Tensor
-        ``z_l* A q_b`` and ``q_b* A z_l``, (l, k), float64.
-
-    Returns
-    -------
-    Tensor
-        Shape (l,), float64.
-
-    Notes
-    -----
-    Meyer, Musco, Musco and Woodruff (2021), Hutch++: optimal stochastic trace estimation,
-    algorithm 1: ``tr(Q* A Q) + z* (I - Q Q*) A (I - Q Q*) z``, with ``(I - Q Q*) z`` brought to
-    its mean length, as in :func:`xtrace`.
+    From the forms ``q_a* A q_b`` (core), ``z_l* A z_l`` (forms), ``z_l* A q_b`` (ahead) and
+    ``q_b* A z_l`` (behind). Meyer, Musco, Musco and Woodruff (2021), Hutch++: optimal stochastic
+    trace estimation, algorithm 1: ``tr(Q* A Q) + z* (I - Q Q*) A (I - Q Q*) z``, with
+    ``(I - Q Q*) z`` scaled to its mean length, as in :func:`xtrace`.
     """
     span = sketch.left_out().range
     n = probes.shape[1]
@@ -294,20 +242,10 @@ def hutchpp(
 def xdiag(sketch: Sketch) -> RunningMoments:
     """XDiag of a square operator: the mean over its random vectors, and its standard error.
 
-    Parameters
-    ----------
-    sketch : Sketch
-        Of the operator, from vectors of signs, with the products of its adjoint with the basis.
-
-    Returns
-    -------
-    RunningMoments
-
-    Notes
-    -----
-    ``diag(Q_i Q_i* A) + w_i o (I - Q_i Q_i*) A w_i`` with o the product entry by entry: section
-    2.4 of the paper. The rest is ``(s_i . y_i) Q s_i``. By how much what the estimates have in
-    common adds to the error is found on a part of the entries, for all of them.
+    The sketch is from vectors of signs, with the images of its basis under the adjoint.
+    ``diag(Q_i Q_i* A) + w_i o (I - Q_i Q_i*) A w_i``, where o multiplies entry by entry: section
+    2.4 of the paper. The rest is ``(s_i . y_i) Q s_i``. How much the covariance of the estimates
+    adds to the error is computed from a sample of the entries, and applied to all.
     """
     span, points, axes = sketch.left_out()
     lengths = (axes * points).sum(1)
@@ -334,9 +272,13 @@ def xdiag(sketch: Sketch) -> RunningMoments:
 
 
 def _changes(
-    cosine: Tensor, lengths: Tensor, directions: Tensor, columns: Tensor, probes: Tensor
-) -> Tensor:
-    """What leaves and what comes with w_i, or without w_j too, (k, k, entry)."""
+    cosine: Square,
+    lengths: Float[Tensor, " k"],
+    directions: Float[Tensor, "k entry"],
+    columns: Float[Tensor, "k entry"],
+    probes: Float[Tensor, "k entry"],
+) -> Float[Tensor, "k k entry"]:
+    """What the estimate of w_i loses and gains by leaving out w_i, or w_i and w_j."""
     removed = _Removed.of(cosine)
     q, z, w = directions.double(), columns.double(), probes.double()
     c, sine2, other = (part[..., None] for part in removed)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.linalg.basis import Basis
 from kpops.linalg.lanczos import AT_LEAST
-from kpops.linalg.probes import Act, inner, lengths_of
+from kpops.linalg.probes import Act, Block, inner, lengths_of
 from kpops.linalg.problem import BatchedSpace, Modes
 from kpops.linalg.search import Search
 
@@ -15,11 +16,11 @@ from kpops.linalg.search import Search
 def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
     """Locally optimal block preconditioned conjugate gradients, without preconditioner.
 
-    Knyazev (2001), Toward the optimal preconditioned eigensolver. Each round looks for the best
-    vectors in the span of the current ones, their residuals, and the directions of the last step.
-    The span is kept orthonormal throughout, and the directions of the step are made so from the
-    small problem's coefficients (Hetmaniuk and Lehoucq 2006; Duersch, Shao, Yang and Gu 2018),
-    since the plain method breaks down on operators of low rank.
+    Knyazev (2001), Toward the optimal preconditioned eigensolver. Each round finds the best vectors
+    in the span of the current ones, their residuals, and the directions of the last step. The plain
+    method breaks down on operators of low rank, so the basis of the span is kept orthonormal, and
+    the directions of the step are made orthonormal from the coefficients of the small problem
+    (Hetmaniuk and Lehoucq 2006; Duersch, Shao, Yang and Gu 2018).
     """
     if 3 * block > space.size:
         block = space.size  # all of the space: the first look is exact
@@ -46,8 +47,8 @@ def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
         search.spend(block)
         values, axes = _ritz(basis.rows, images)
         best = axes[..., :block]
-        # Directions of the step: the best vectors without their part along the current ones, made
-        # orthonormal to the best in the coordinates of the span; any others where there are none.
+        # Directions of the step: the best vectors without their components along the current ones,
+        # made orthonormal to the best in the coordinates of the span; arbitrary where they vanish.
         step = best.clone()
         step[:, :block] = 0
         step = torch.linalg.qr(torch.cat([best, step], dim=2))[0][..., block:]
@@ -56,14 +57,16 @@ def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
         p, ap = step.mT @ basis.rows, step.mT @ images
 
 
-def _straightened(q: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearly orthonormal vectors made so, their images along with them: rounding adds up."""
+def _straightened(q: Block, image: Block) -> tuple[Block, Block]:
+    """Make nearly orthonormal vectors orthonormal, and transform their images alike."""
     factor = torch.linalg.cholesky(inner(q, q))
     turn = torch.linalg.inv(factor).to(q.dtype)
     return turn @ q, turn @ image
 
 
-def _ritz(q: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+def _ritz(
+    q: Block, image: Block
+) -> tuple[Float[Tensor, "problem mode"], Float[Tensor, "problem vector mode"]]:
     """Eigenvalues of the operator in the span of q, of falling magnitude, and coefficients."""
     h = inner(q, image)
     values, axes = torch.linalg.eigh((h + h.mT) / 2)
@@ -72,19 +75,18 @@ def _ritz(q: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     return values.gather(1, order), axes.to(q.dtype)
 
 
-def _look(search: Search, values: Tensor, x: Tensor, ax: Tensor) -> Modes | None:
+def _look(
+    search: Search, values: Float[Tensor, "problem vector"], x: Block, ax: Block
+) -> Modes | None:
     """The modes, if they are found or the search must end."""
     gaps = lengths_of(ax - values.to(x.dtype)[..., None] * x)
     complete = x.shape[1] == x.shape[2]
     chosen, n_certified = search.look(values, gaps * (not complete))
     if search.spent < AT_LEAST * x.shape[1] and not complete:
         n_certified = 0
-    ended = (
+    if not (
         n_certified == search.k or complete or search.stopped or not search.can_afford(x.shape[1])
-    )
-    return _modes(values, x, chosen, n_certified) if ended else None
-
-
-def _modes(values: Tensor, x: Tensor, chosen: Tensor, n_certified: int) -> Modes:
+    ):
+        return None
     problem, mode = chosen // x.shape[1], chosen % x.shape[1]
     return Modes(values[problem, mode], problem, (x[problem, mode],), n_certified)

@@ -1,4 +1,4 @@
-"""Traces of G and of G^2 from shared random vectors, and the jackknife of what is made of them."""
+"""Traces of G and of G^2 from the same random vectors."""
 
 from __future__ import annotations
 
@@ -6,35 +6,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops import work
-from kpops.linalg.probes import BLOCK, TINY, dots, sphere
+from kpops.linalg.budget import empty
+from kpops.linalg.probes import BLOCK, TINY, Rows, Samples, dots, sphere
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.symmetry import refuse_indefinite
 from kpops.operators.base import TrajectoryOperator
 from kpops.scalars import generator as seeded
 
 NEEDS_POSITIVE = "an effective rank of a self-adjoint operator needs that: use op @ op.H"
-
-
 _LEAST = 8
 """Vectors that an interrupted estimate has at least."""
 
 
 class Moments(NamedTuple):
-    """Independent estimates of tr G and of tr G^2, one of each per random vector.
+    """Independent estimates of tr G and of tr G^2, one of each per random vector, in float64."""
 
-    Attributes
-    ----------
-    first, second : Tensor
-        Shape (probe,), float64.
-    how : str
-        How they were found, in words.
-    """
-
-    first: Tensor
-    second: Tensor
+    first: Samples
+    second: Samples
     how: str
 
 
@@ -43,31 +35,14 @@ def moments(
 ) -> tuple[list[Moments], int]:
     """Estimate tr G and tr G^2, with G the operator if it is symmetric and ``A A*`` if not.
 
-    Parameters
-    ----------
-    op : TrajectoryOperator
-        A, of about one (:func:`kpops.linalg.scaling.normalized`).
-    symmetric : bool
-        Whether it is self-adjoint.
-    num_matvecs : int
-        Products with A, about.
-    rng : int, Generator or None
-        Source of the random vectors.
+    A is of about one (:func:`kpops.linalg.scaling.normalized`). Returns one candidate, or two if
+    the spectrum is seen to decay, from the same matvecs: take the one with the smaller error bar.
+    Also returns the number of matvecs with A, about `num_matvecs`.
 
-    Returns
-    -------
-    candidates : list of Moments
-        One, or two if the spectrum is seen to decay: the one with the smaller error bar is to be
-        taken. They come from the same products.
-    used : int
-        Products with A.
-
-    Notes
-    -----
     With z uniform on the sphere of squared radius n, ``z* G z`` and ``||G z||^2`` have means tr G
-    and tr G^2; one product serves both. They scatter by a mode's random weight, so that where few
-    modes hold most of G, these are better summed exactly (Hutch++: Meyer, Musco, Musco and
-    Woodruff 2021): with Q an orthonormal basis of the images of a quarter of the vectors,
+    and tr G^2; one matvec serves both. They scatter by a mode's random weight. Where few modes
+    hold most of G, these are better summed exactly (Hutch++: Meyer, Musco, Musco and Woodruff
+    2021): with Q an orthonormal basis of the images of a quarter of the vectors,
     ``tr G = tr Q* G Q + E z' G z'`` and ``||G||^2 = ||G Q||^2 + E ||G z'||^2`` for
     ``z' = z - Q Q* z``, at the price of another quarter for G Q. It is tried if the first quarter
     shows a participation ratio below half of its number.
@@ -81,8 +56,8 @@ def moments(
     n_pilot = m // 4
     z, y = _images(op, problem, n_pilot, rng)
     decays = n_pilot >= 4 and _participation(z, y) < n_pilot / 2
-    basis, mapped = _basis(problem, y) if decays else (None, None)
-    spent = n_pilot if basis is None else n_pilot + len(basis)
+    basis = _basis(problem, y) if decays else None
+    spent = n_pilot if basis is None else n_pilot + len(basis[0])
     plain, rest = _quotients(z, y), []
     for first in range(spent, m, BLOCK):
         if work.interrupted() and plain.shape[1] >= _LEAST:
@@ -90,46 +65,46 @@ def moments(
             break
         z, y = _images(op, problem, min(BLOCK, m - first), rng)
         plain = torch.cat([plain, _quotients(z, y)], 1)
-        if basis is not None and mapped is not None:
-            inside = z @ basis.T
-            rest.append(_quotients(z - inside @ basis, y - inside @ mapped))
+        if basis is not None:
+            inside = z @ basis[0].T
+            rest.append(_quotients(z - inside @ basis[0], y - inside @ basis[1]))
     if problem.factor is None:
         refuse_indefinite(op, plain[0] / plain[2].sqrt().clamp_min(TINY), NEEDS_POSITIVE)
     used = problem.cost * max(m, spent)
     candidates = [Moments(plain[0], plain[1], f"{plain.shape[1]} random vectors")]
-    if basis is not None and mapped is not None and rest:
-        held = torch.stack([dots(basis, mapped).sum(), dots(mapped, mapped).sum()])
+    if basis is not None and rest:
+        of_basis, mapped = basis
+        held = torch.stack([dots(of_basis, mapped).sum(), dots(mapped, mapped).sum()])
         values = held[:, None] + torch.cat(rest, 1)[:2]
-        how = f"{len(basis)} leading directions and {values.shape[1]} random vectors off them"
+        how = f"{len(basis[0])} leading directions and {values.shape[1]} random vectors off them"
         candidates.append(Moments(values[0], values[1], how))
     return candidates, used
 
 
 def _images(
     op: TrajectoryOperator, problem: SpectralProblem, count: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
-    z = sphere(rng, count, problem.G.shape[0], like)
+) -> tuple[Rows, Rows]:
+    z = sphere(rng, count, problem.G.shape[0], empty(op))
     if count == 0:  # small budgets have no pilot, and operators need not take empty blocks
         return z, z
     return z, problem.G.apply(z.reshape(count, *problem.G.domain.shape)).flatten(1)
 
 
-def _quotients(z: Tensor, y: Tensor) -> Tensor:
-    """z* G z, ||G z||^2 and ||z||^2 ||G z||^2 of every vector, (3, vector)."""
+def _quotients(z: Rows, y: Rows) -> Float[Tensor, "3 vector"]:
+    """z* G z, ||G z||^2 and ||z||^2 ||G z||^2 of every vector."""
     second = dots(y, y)
     return torch.stack([dots(z, y), second, dots(z, z) * second])
 
 
-def _participation(z: Tensor, y: Tensor) -> float:
+def _participation(z: Rows, y: Rows) -> float:
     first, second, _ = _quotients(z, y).mean(1)
     return float(first**2 / second) if second > 0 else 0.0
 
 
-def _basis(problem: SpectralProblem, y: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _basis(problem: SpectralProblem, y: Rows) -> tuple[Rows, Rows] | None:
     """Orthonormal rows Q that span the images, and their images; None if all images are zero."""
     largest = y.abs().max()
     if not largest > 0:
-        return None, None
+        return None
     basis = torch.linalg.qr((y / largest).T)[0].T.contiguous()
     return basis, problem.G.apply(basis.reshape(-1, *problem.G.domain.shape)).reshape(basis.shape)

@@ -1,21 +1,20 @@
 """The one place that decides in which space a spectrum is computed.
 
-What is asked of an operator A is asked of a self-adjoint operator G with the same spectrum, in the
-smallest space that has it:
+The spectrum of an operator A is that of a self-adjoint operator G, in the smallest space that has
+it:
 
 =================== ================== ======================================================
-asked               G                  where
+wanted              G                  where
 =================== ================== ======================================================
-eigenvalues         ``R* R``           ``A = R R*`` is known, R having fewer columns than rows
+eigenvalues         ``R* R``           ``A = R R*`` is known, and R has fewer columns than rows
 eigenvalues         A                  else
 singular values     ``A* A``           they are the roots of the eigenvalues of G
 singular values     ``A A*``           A has fewer rows than columns
 =================== ================== ======================================================
 
-Where G couples no two positions of some dims, as P couples no two trials, there is a problem for
-each of them, all of one size. One end of the spectrum is made that of largest magnitude by a shift,
-``s + A`` or ``s - A`` with s above ``||A||``: Krylov spaces are the same, and so is all that is
-known of them.
+Where G couples no two positions of some dimensions, as P couples no two trials, each position is a
+problem of its own, all of one size. A shift makes one end of the spectrum that of largest
+magnitude: ``s + A`` or ``s - A`` with s above ``||A||`` has the same Krylov spaces.
 """
 
 from __future__ import annotations
@@ -23,24 +22,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kpops.linalg.rounding import flatten_vectors
-from kpops.linalg.scaling import normalized_blocks
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches, block_diagonal_dims
 
 
 class BatchedSpace(NamedTuple):
-    """The spaces of independent problems of one size.
-
-    Attributes
-    ----------
-    n_problems, size : int
-        Number of problems, and entries of a vector of each.
-    dtype, device
-        In which they are computed.
-    """
+    """Independent problems: their number, the entries of a vector of each, dtype and device."""
 
     n_problems: int
     size: int
@@ -53,19 +44,19 @@ class Modes(NamedTuple):
 
     Attributes
     ----------
-    values : Tensor, shape (mode,)
+    values
         Of falling magnitude, in float64.
-    problem : Tensor, shape (mode,)
+    problem
         To which each belongs.
-    vectors : tuple of Tensor, shape (mode, entry)
+    vectors
         Eigenvectors, or left and right singular vectors, in that problem.
-    n_certified : int
+    n_certified
         How many of them, from the first on, are known to be the leading ones.
     """
 
-    values: Tensor
-    problem: Tensor
-    vectors: tuple[Tensor, ...]
+    values: Float[Tensor, " mode"]
+    problem: Int[Tensor, " mode"]
+    vectors: tuple[Float[Tensor, "mode entry"], ...]
     n_certified: int
 
 
@@ -74,15 +65,15 @@ class SpectralProblem:
 
     Parameters
     ----------
-    op : TrajectoryOperator
+    op
         A, of about one (:func:`kpops.linalg.scaling.normalized`).
-    symmetric : bool
-        Whether it is self-adjoint and its eigenvalues are asked for, else its singular values.
-    n_modes : int
-        Modes that are wanted; zeros that G lacks are among them where it has no more others.
-    together : bool
-        Take independent problems as one.
-    sign, shift : float
+    symmetric
+        Whether A is self-adjoint and its eigenvalues are wanted, else its singular values.
+    n_modes
+        Number of modes that are wanted; they may include zeros that G lacks.
+    together
+        Treat independent problems as one.
+    sign, shift
         Solve for ``sign * A + shift`` in place of A, which is symmetric.
 
     Attributes
@@ -90,17 +81,19 @@ class SpectralProblem:
     G : TrajectoryOperator
         The operator that is solved for, without sign and shift.
     factor : TrajectoryOperator or None
-        F with ``G = F* F``, if it is another operator than A.
+        F with ``G = F* F``, if G is not A.
     positive : bool
         Whether no eigenvalue is negative, by construction.
     sides : Batches
         The space of G as independent problems.
     space : BatchedSpace
-        The same in numbers.
+        Their sizes.
     n_zeros : int
-        Eigenvalues that G lacks, all zero.
+        Number of eigenvalues that G lacks, all zero.
     cost : int
         Matvecs with A that one with G is worth.
+    moves : bool
+        Whether G acts on another space than the domain of A.
     """
 
     def __init__(
@@ -123,6 +116,7 @@ class SpectralProblem:
         self.space = BatchedSpace(self.sides.count, self.sides.size, op.torch_dtype, op.device)
         self.n_zeros = op.shape[0] - self.G.shape[0] if symmetric else 0
         self.cost = 1 if symmetric else 2
+        self.moves = self.factor is not None and (symmetric or self.factor is not op)
 
     @property
     def where(self) -> str:
@@ -136,53 +130,48 @@ class SpectralProblem:
             where = f"the {self.sides.size} dims of the domain of {self.factor.symbol}"
         return where + (f", shifted by {self.shift:.3g}" if self.shift else "")
 
-    def act(self, x: Tensor) -> Tensor:
-        """Apply ``sign * G + shift``; (problem, vector, entry) to the same."""
+    def act(
+        self, x: Float[Tensor, "problem vector entry"]
+    ) -> Float[Tensor, "problem vector entry"]:
+        """Apply ``sign * G + shift``."""
         block = self.sides.join(x)
         image = self.G.apply(block)
         if self.shift:
             image = torch.add(image * self.sign, block, alpha=self.shift)
         return self.sides.split(image).contiguous()
 
-    def dense(self) -> tuple[Tensor, float]:
-        """G as matrices (problem, row, column) of about one, and their scale."""
-        return normalized_blocks(self.G)
-
-    def values(self, eigenvalues: Tensor) -> Tensor:
-        """Eigenvalues or singular values of A, of eigenvalues of G."""
+    def values(self, eigenvalues: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """Eigenvalues or singular values of A, from eigenvalues of G."""
         eigenvalues = eigenvalues.clamp_min(0) if self.factor is not None else eigenvalues
         return eigenvalues if self.symmetric else eigenvalues.sqrt()
 
-    def bring(self, block: Tensor) -> Tensor:
-        """Vectors of the domain of A (vector, *dims) to the space of G (problem, vector, entry).
+    def bring(self, block: Float[Tensor, " vector *dims"]) -> Float[Tensor, "problem vector entry"]:
+        """Map vectors of the domain of A to the space of G.
 
-        Modes of A, or right singular vectors, come to modes of G, up to their lengths.
+        Modes of A, or right singular vectors, become modes of G, up to their lengths.
         """
         if self.moves:
             assert self.factor is not None
             block = self.factor.apply_adjoint(block) if self.symmetric else self.op.apply(block)
         return self.sides.split(block).contiguous()
 
-    @property
-    def moves(self) -> bool:
-        """Whether G acts on another space than the domain of A."""
-        return self.factor is not None and (self.symmetric or self.factor is not self.op)
-
-    def own_modes(self, modes: Modes) -> Tensor:
-        """Eigenvectors of G as functions (mode, *dims)."""
-        vectors = modes.vectors[0]
-        whole = vectors.new_zeros(self.sides.count, len(vectors), self.sides.size)
-        whole[modes.problem, torch.arange(len(vectors))] = vectors
-        return self.sides.join(whole)
-
-    def lift(self, modes: Modes) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenfunctions (mode, *dims) of A; those of G if A is not symmetric."""
+    def lift(self, modes: Modes) -> tuple[Float[Tensor, " mode"], Float[Tensor, " mode *dims"]]:
+        """Eigenvalues and eigenfunctions of A; those of G if A is not symmetric."""
         values = (self.sign * (modes.values - self.shift)).to(self.op.torch_dtype)
-        block = self.own_modes(modes)
+        block = self.sides.join(by_problem(self.sides.count, modes.problem, modes.vectors[0]))
         if self.symmetric and self.factor is not None:
             images = flatten_vectors(self.factor.apply(block))
-            block = in_order(images).reshape(-1, *self.op.domain.shape)
+            block = _in_order(images).reshape(-1, *self.op.domain.shape)
         return values, block
+
+
+def by_problem(
+    n_problems: int, problem: Int[Tensor, " mode"], vectors: Shaped[Tensor, "mode entry"]
+) -> Shaped[Tensor, "problem mode entry"]:
+    """Place the vector of each mode in its problem, with zeros in the others."""
+    whole = vectors.new_zeros(n_problems, *vectors.shape)
+    whole[problem, torch.arange(len(vectors))] = vectors
+    return whole
 
 
 def _factor(op: TrajectoryOperator, symmetric: bool, n_modes: int) -> TrajectoryOperator | None:
@@ -197,11 +186,11 @@ def _factor(op: TrajectoryOperator, symmetric: bool, n_modes: int) -> Trajectory
     return root if size <= Batches(op.domain, block_diagonal_dims(op)).size else None
 
 
-def in_order(rows: Tensor) -> Tensor:
-    """Orthonormal rows with the same leading spans; what vanishes is replaced by something.
+def _in_order(rows: Float[Tensor, "mode entry"]) -> Float[Tensor, "mode entry"]:
+    """Orthonormal rows with the same leading spans; rows that vanish become arbitrary ones.
 
     The images of modes are orthogonal but for rounding, which comes from the largest and spoils
-    the smallest: so each is freed from those before it.
+    the smallest. Each image is therefore made orthogonal to those before it.
     """
     unit = rows.double()  # of long rows, single precision would lose a digit
     unit /= unit.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)

@@ -6,23 +6,23 @@ spectral measure of z, ``sum_k c_k^2 f(t_k) ~ z* f(A) z``: exact for polynomials
 2 s, and for all f once the vectors span an invariant space. For z uniform on the sphere the mean
 of ``n z* f(A) z`` is tr f(A).
 
-All vectors take each step together. Where the operator is block diagonal over some dims, as P is
-over trials, every block has a recursion of its own at no further cost, and so is resolved as
-finely as if it stood alone.
+All vectors take each step together. Where the operator is block diagonal over some dimensions, as P
+is over trials, every block has its own recursion at no further cost, and is resolved as finely as
+if it stood alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops import work
 from kpops.engines.memory import free_bytes
-from kpops.linalg.probes import Act, random_block
+from kpops.linalg.probes import Act, Rows, Samples, random_block
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.rounding import noise_floor
 from kpops.linalg.scaling import normalized
@@ -33,64 +33,50 @@ from kpops.scalars import generator as seeded
 
 _SEEKING = 32
 """Steps of Lanczos that look for a negative eigenvalue."""
+Nodes = Float[Tensor, "probe node"]
 
 
 @dataclass(frozen=True)
 class Tridiagonal:
-    """The matrices T of many recursions, of one size, zero where a recursion has ended.
+    """The matrices T of many recursions, in float64, zero where a recursion has ended.
 
-    Attributes
-    ----------
-    diagonal : Tensor
-        Shape (recursion, step), float64.
-    beside : Tensor
-        Shape (recursion, step), float64: what couples a step to the next, also the last.
+    `beside` couples each step to the next, also the last.
     """
 
-    diagonal: Tensor
-    beside: Tensor
+    diagonal: Float[Tensor, "recursion step"]
+    beside: Float[Tensor, "recursion step"]
 
-    def gauss(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Nodes, weights and residuals (recursion, node) of the first steps.
+    def gauss(self, steps: int) -> tuple[Nodes, Nodes, Nodes]:
+        """Nodes, weights that add up to 1, and residuals of the rules of the first steps.
 
-        Weights add up to 1. An eigenvalue lies within the residual of each node.
+        An eigenvalue lies within the residual of each node.
         """
         steps = min(steps, self.diagonal.shape[1])
         off = torch.diag_embed(self.beside[:, : steps - 1], 1)
         t = torch.diag_embed(self.diagonal[:, :steps]) + off + off.mT
         nodes, vectors = torch.linalg.eigh(t)
         first, last = vectors[:, 0], vectors[:, -1]
-        # What couples to a recursion that has ended is rounding.
+        # Weights of nodes beyond the end of a recursion are rounding.
         weights = torch.where(first.abs() > 1e-14, first, 0).square()
         return nodes, weights, self.beside[:, steps - 1, None] * last.abs()
 
 
 def tridiagonalized(
-    apply: Act, starts: Tensor, steps: int, off: Tensor | None = None
+    apply: Act,
+    starts: Float[Tensor, "recursion entry"],
+    steps: int,
+    off: Float[Tensor, "mode entry"] | None = None,
 ) -> Tridiagonal:
     """Run Lanczos from every row of `starts`, with full reorthogonalisation.
 
-    Parameters
-    ----------
-    apply : callable
-        Symmetric action on rows (recursion, entry), of about one.
-    starts : Tensor
-        Shape (recursion, entry), not zero; need not be of unit length.
-    steps : int
-        Steps at most. A recursion ends before when its vectors span an invariant space, to the
-        noise floor of the dtype: then its rule is exact.
-    off : Tensor, optional
-        Orthonormal rows (mode, entry) that span an invariant space, which all vectors stay off.
-
-    Returns
-    -------
-    Tridiagonal
-        In float64.
+    `apply` is symmetric, of about one. A recursion ends before `steps` when its vectors span an
+    invariant space, to the noise floor of the dtype: its rule is then exact. All vectors stay
+    orthogonal to the rows of `off`, which are orthonormal and span an invariant space.
     """
     count, n = starts.shape
     off = starts.new_zeros(0, n) if off is None else off
     steps = min(steps, max(1, n - len(off)))
-    for _ in range(2):  # once leaves a part of the order of what it takes away
+    for _ in range(2):  # one pass leaves an error of the order of what it removes
         starts = starts - (starts @ off.mT) @ off
     diagonal = torch.zeros(count, steps, dtype=torch.float64, device=starts.device)
     beside = torch.zeros_like(diagonal)
@@ -102,7 +88,7 @@ def tridiagonalized(
         diagonal[:, step] = (basis[:, step] * image).sum(1)
         spanned = basis[:, : step + 1]
         before = image.norm(dim=1)
-        for _ in range(2):  # once leaves a part of the order of what it takes away
+        for _ in range(2):  # one pass leaves an error of the order of what it removes
             image = image - (spanned.mT @ (spanned @ image[..., None]))[..., 0]
             image = image - (image @ off.mT) @ off
         length = image.norm(dim=1)
@@ -120,26 +106,24 @@ def tridiagonalized(
 
 @dataclass(frozen=True)
 class Rule:
-    """Gauss rules of random vectors: what the spectrum looks like from each.
+    """Gauss rules of random vectors: the spectrum as each sees it, in float64.
 
     Attributes
     ----------
-    nodes, weights : Tensor
-        Shape (probe, node), float64: values, and how many of the operator's each stands for.
-    low, high : Tensor
-        Shape (probe, node): between them lies a value of the operator, for each node.
-    n_zeros : int
+    nodes, weights
+        Values, and how many of the operator's each stands for.
+    low, high
+        For each node, a value of the operator lies between them.
+    n_zeros
         Structural zeros that no node stands for.
-    num_matvecs : int
-        Products with the operator that it took.
-    coarse : Rule or None
-        The same from three quarters of the steps: the distance tells the error of the rule.
+    coarse
+        The same from three quarters of the steps: the distance shows the error of the rule.
     """
 
-    nodes: Tensor
-    weights: Tensor
-    low: Tensor
-    high: Tensor
+    nodes: Nodes
+    weights: Nodes
+    low: Nodes
+    high: Nodes
     n_zeros: int
     num_matvecs: int
     coarse: Rule | None = None
@@ -150,8 +134,8 @@ class Rule:
         coarse = self.coarse and self.coarse.times(unit)
         return replace(self, nodes=nodes, low=low, high=high, coarse=coarse)
 
-    def sums(self, function: Act) -> Tensor:
-        """Sum of `function` over the spectrum as every probe sees it, shape (probe,)."""
+    def sums(self, function: Act) -> Samples:
+        """Sum of `function` over the spectrum as every probe sees it."""
         # Nodes without weight are where a recursion has ended; a logarithm may be infinite there.
         values = torch.where(self.weights > 0, self.weights * function(self.nodes), 0).sum(1)
         if self.n_zeros:
@@ -166,33 +150,22 @@ def gauss_rule(
     steps: int,
     rng: Any,
     symmetric: bool,
-    off: Tensor | None = None,
+    off: Float[Tensor, " mode *dims"] | None = None,
 ) -> Rule:
     """Gauss rules of the eigenvalues of a symmetric operator, the singular values of another.
 
-    Parameters
-    ----------
-    op : TrajectoryOperator
-        The operator, of about one (:func:`kpops.linalg.scaling.normalized`).
-    num_probes, steps : int
-        Random vectors, and steps of Lanczos from each.
-    rng : int, Generator or None
-        Source of the random vectors.
-    symmetric : bool
-        Whether `op` is self-adjoint.
-    off : Tensor, optional
-        Modes (mode, *domain.shape) with non-zero values, which the rules leave out: of `op`, or its
-        right singular vectors.
-
-    Returns
-    -------
-    Rule
+    The operator is of about one (:func:`kpops.linalg.scaling.normalized`). The rules leave out the
+    modes `off`, whose values are not zero: eigenvectors, or right singular vectors.
     """
-    given = off is not None and len(off)
-    # Modes mix the blocks, and so does a projection off them.
-    problem = SpectralProblem(op, symmetric, together=bool(given))
+    off = off if off is not None and len(off) else None
+    # Modes mix the blocks, and so does deflating them.
+    problem = SpectralProblem(op, symmetric, together=off is not None)
     batches = problem.sides
-    modes = _orthonormal(problem.bring(off)[0]) if off is not None and given else None
+    modes = None if off is None else _orthonormal(problem.bring(off)[0])
+
+    def act(rows: Float[Tensor, "recursion entry"]) -> Float[Tensor, "recursion entry"]:
+        return problem.act(rows.unflatten(0, (batches.count, -1))).flatten(0, 1)
+
     rng = seeded(rng)
     work.expect(num_probes * min(steps, batches.size) * (1 if problem.factor is None else 2))
     recursions: list[Tridiagonal] = []
@@ -205,7 +178,7 @@ def gauss_rule(
             break
         start = random_block(problem.G, some, rng)
         rows = batches.split(start).flatten(0, 1)
-        recursions.append(tridiagonalized(partial(_act, problem), rows, steps, modes))
+        recursions.append(tridiagonalized(act, rows, steps, modes))
     n_rest = batches.size - (0 if modes is None else len(modes))
 
     def rule(steps: int, coarse: Rule | None = None) -> Rule:
@@ -226,22 +199,18 @@ def gauss_rule(
     return rule(steps, rule(max(1, 3 * steps // 4)))
 
 
-def _act(problem: SpectralProblem, rows: Tensor) -> Tensor:
-    return problem.act(rows.unflatten(0, (problem.sides.count, -1))).flatten(0, 1)
-
-
-def _orthonormal(modes: Tensor) -> Tensor:
-    """Modes (mode, entry), not of unit length, as an orthonormal basis."""
+def _orthonormal(modes: Rows) -> Rows:
+    """An orthonormal basis of modes that are not of unit length."""
     return torch.linalg.qr((modes / modes.norm(dim=1, keepdim=True)).T)[0].T.contiguous()
 
 
 def seek_negative(op: TrajectoryOperator, rng: Any, remedy: str) -> int:
-    """Refuse a self-adjoint operator if Lanczos sees a negative eigenvalue; return its products.
+    """Refuse a self-adjoint operator if Lanczos sees a negative eigenvalue; return its matvecs.
 
-    The mean of positive quadratic forms is blind for a few negative eigenvalues. After s steps
-    from a random vector the least Ritz value is within about ``0.1 (log(n s^4) / s)^2`` of the
-    spectrum's extent (Kuczynski and Wozniakowski 1992): 5 % at 32 steps and n = 2000, and far less
-    for an eigenvalue that stands off the others.
+    The mean of quadratic forms does not show a few negative eigenvalues. After s steps from a
+    random vector the least Ritz value is within about ``0.1 (log(n s^4) / s)^2`` of the extent of
+    the spectrum (Kuczynski and Wozniakowski 1992): 5 % at 32 steps and n = 2000, and far less for
+    an eigenvalue apart from the others.
     """
     if op.positive:
         return 0
@@ -252,6 +221,6 @@ def seek_negative(op: TrajectoryOperator, rng: Any, remedy: str) -> int:
 
 
 def check_probes(num_probes: int, steps: int) -> None:
-    """Refuse numbers of probes and steps that make no rule or no error bar."""
+    """Refuse numbers of probes and steps that give no rule or no error bar."""
     check_count("num_probes", num_probes, 2)
     check_count("steps", steps, 1)

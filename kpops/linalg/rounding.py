@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+
+_TINY = torch.finfo(torch.double).tiny
 
 
 def noise_floor(dtype: torch.dtype) -> float:
@@ -11,43 +14,52 @@ def noise_floor(dtype: torch.dtype) -> float:
     return 64 * torch.finfo(dtype).eps
 
 
-def flatten_vectors(block: Tensor) -> Tensor:
-    """Block (k, *dims) as a matrix whose rows are the flat vectors."""
+def flatten_vectors(block: Float[Tensor, " vector *dims"]) -> Float[Tensor, "vector entry"]:
+    """Flatten every vector of a block."""
     return block.flatten(1)
 
 
-def fix_signs(block: Tensor) -> Tensor:
-    """Signs (k,) that make the entry of largest magnitude of every vector positive."""
+def fix_signs(block: Float[Tensor, " vector *dims"]) -> Float[Tensor, " vector"]:
+    """Signs that make the entry of largest magnitude of every vector positive."""
     flat = flatten_vectors(block)
     largest = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True))[:, 0]
     return torch.where(largest < 0, -1.0, 1.0).to(block.dtype)
 
 
-def relative(values: Tensor, *gaps: Tensor) -> Tensor:
-    """Residuals of modes: the longest of their gaps (mode, entry), over the largest value.
+def relative(
+    values: Float[Tensor, " mode"], *gaps: Float[Tensor, "mode _"], largest: float = 0.0
+) -> Float[Tensor, " mode"]:
+    """Residuals of modes: the longest of the gaps of each, relative to the largest value.
 
-    Some eigenvalue lies within its gap of every value; what is called the largest is not more than
-    that warrants.
+    Each value has an eigenvalue within its gap, so the normaliser is the largest value less its own
+    gap. `largest` is a magnitude that is known without a gap.
     """
-    unit = values.double().abs().max().clamp_min(torch.finfo(torch.double).tiny)
+    if not len(values):
+        return values
+    known = values.new_tensor(largest).double()
+    sizes = values.double().abs()
+    unit = torch.maximum(sizes.max(), known).clamp_min(_TINY)
     lengths = torch.stack([(gap.double() / unit).norm(dim=1) for gap in gaps]).amax(0)
-    warranted = (values.double().abs() / unit - lengths).max()
+    warranted = torch.maximum((sizes / unit - lengths).max(), known / unit)
     if not lengths.any():
         return lengths.to(values.dtype)
-    return (lengths / warranted.clamp_min(torch.finfo(torch.double).tiny)).to(values.dtype)
+    return (lengths / warranted.clamp_min(_TINY)).to(values.dtype)
 
 
-def clusters(values: Tensor, residual: Tensor) -> Tensor:
+def clusters(
+    values: Float[Tensor, " mode"], residual: Float[Tensor, " mode"], largest: float = 0.0
+) -> Int[Tensor, " mode"]:
     """Number the groups of neighbours that are closer than ten times what their residuals allow.
 
     Within a group, the directions of the modes are not determined: they turn by about the residual
-    over the gap.
+    over the gap. `largest` is a magnitude that no value exceeds, if it is known.
     """
     order = values.double().nan_to_num(-torch.inf).argsort(descending=True)
     ordered, doubt = values.double()[order], residual.double()[order]
     unsure = 10 * torch.maximum(doubt[1:], doubt[:-1]).clamp_min(0.1 * noise_floor(values.dtype))
     gaps = ordered[:-1] - ordered[1:]
-    apart = ~(gaps <= unsure * values.double().abs().nan_to_num(0).max())
+    scale = values.double().abs().nan_to_num(0).max()
+    apart = ~(gaps <= unsure * torch.maximum(scale, values.new_tensor(largest).double()))
     group = torch.empty_like(order)
     group[order] = torch.cat([apart.new_zeros(1), apart]).cumsum(0)
     names: dict[int, int] = {}

@@ -1,10 +1,10 @@
-"""Scales that leave the dtype: squares are taken of numbers near one, and results are undone.
+"""Scales that leave the dtype: squares are taken of numbers near one, and results are rescaled.
 
-The squares, products and sums of a finite operator may be more than its dtype holds, or so small
-that they vanish. So an operator ``A = u B`` is taken apart into a power of two u, which costs no
-digit, and B of about one; everything is computed from B, in float64 where it is a sum; and
-what depends on u, as ``||A||_F^2 = u^2 ||B||_F^2``, is multiplied at the end. A result that the
-dtype cannot hold is given in float64. One that float64 cannot hold is refused.
+The squares, products and sums of a finite operator may exceed its dtype, or vanish. So an operator
+``A = u B`` is split into a power of two u, which costs no digit, and B of about one. Everything is
+computed from B, sums in float64, and what depends on u, as ``||A||_F^2 = u^2 ||B||_F^2``, is
+multiplied at the end. A result that the dtype cannot hold is given in float64. One that float64
+cannot hold is refused.
 
 ``A = R R*`` may itself leave the dtype where R does not: weak inputs make K of 1e-50. It is then
 taken as ``u^2 (R / u) (R / u)*``.
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.operators.base import Scaled, TrajectoryOperator
@@ -27,14 +28,8 @@ from kpops.scalars import generator as seeded
 _NEAR = 2.0**20
 
 
-def power_of_two(values: Tensor, what: str = "the operator") -> float:
-    """The power of two at or below the largest magnitude; 1 if all are zero.
-
-    Raises
-    ------
-    ValueError
-        If a value is infinite or NaN.
-    """
+def power_of_two(values: Float[Tensor, "*any"], what: str = "the operator") -> float:
+    """The power of two at or below the largest magnitude, which must be finite; 1 if all are 0."""
     largest = float(values.abs().max()) if values.numel() else 0.0
     if not math.isfinite(largest):
         dtype = str(values.dtype).removeprefix("torch.")
@@ -46,12 +41,9 @@ def power_of_two(values: Tensor, what: str = "the operator") -> float:
 
 
 def normalized(op: TrajectoryOperator, rng: Any = 0) -> tuple[TrajectoryOperator, float]:
-    """B and u with ``op = u B``, B of about one; one product with a random vector tells u.
+    """B and u with ``op = u B``, B of about one, from the image of one random vector.
 
-    Raises
-    ------
-    ValueError
-        If the products are not finite, or so small that the dtype has lost their digits.
+    Raises a ValueError if images are not finite, or so small that the dtype has lost their digits.
     """
     values = seeded(rng).standard_normal((1, *op.domain.shape))
     image = op.apply(torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device))
@@ -70,12 +62,14 @@ def normalized(op: TrajectoryOperator, rng: Any = 0) -> tuple[TrajectoryOperator
 
 
 def _named(scaled: TrajectoryOperator, op: TrajectoryOperator) -> TrajectoryOperator:
-    """Called what the user calls it, in messages and results."""
+    """Name it as the user does, in messages and results."""
     scaled.symbol, scaled.attrs = op.symbol, op.attrs
     return scaled
 
 
-def normalized_blocks(op: TrajectoryOperator) -> tuple[Tensor, float]:
+def normalized_blocks(
+    op: TrajectoryOperator,
+) -> tuple[Float[Tensor, "problem row column"], float]:
     """Dense blocks D and u with ``op = u D``, D of about one; see :func:`dense_blocks`."""
     dense, unit = dense_blocks(op), 1.0
     if is_lost(dense) and op.root is not None:
@@ -85,8 +79,8 @@ def normalized_blocks(op: TrajectoryOperator) -> tuple[Tensor, float]:
     return dense / size, unit * size
 
 
-def is_lost(values: Tensor) -> bool:
-    """Whether the largest of some products is zero, not finite, or has lost digits."""
+def is_lost(values: Float[Tensor, "*any"]) -> bool:
+    """Whether the largest of some values is zero, not finite, or has lost digits."""
     if not values.numel():
         return False
     info = torch.finfo(values.dtype)

@@ -1,4 +1,4 @@
-"""What every iterative solver is told, and how it decides that it is done."""
+"""What an iterative solver looks for, and how it decides that it is done."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from kpops import work
 from kpops.linalg.rounding import noise_floor
 
-# A residual says that there is an eigenvalue so near, not that it is the one looked for: in nearly
-# flat spectra the one looked for may be several times further away.
+# A residual bounds the distance to some eigenvalue, not to the one wanted: in nearly flat spectra
+# that one may be several times further away.
 _MARGIN = 0.1
 
 
 class Progress(NamedTuple):
-    """What a callback is told.
+    """What a callback receives.
 
     Attributes
     ----------
     num_matvecs : int
-        Products so far.
+        Matvecs so far.
     values : ndarray
-        The leading eigenvalues or singular values as they are now; NaN for those not in sight.
+        The current leading eigenvalues or singular values; NaN for those not seen yet.
     residuals : ndarray
         Their residuals, relative to the largest value.
     """
@@ -39,37 +40,31 @@ class Progress(NamedTuple):
 
 @dataclass
 class Search:
-    """The k modes of largest magnitude that are looked for, and what that may cost.
+    """The k modes of largest magnitude, to a relative residual `tol` within a budget of matvecs.
 
     Parameters
     ----------
-    k : int
-        Number of modes.
-    tol : float
-        Relative residual to reach.
-    budget : int
-        Products at most.
-    rng : numpy.random.Generator
+    rng
         Source of start vectors.
-    callback : callable, optional
+    callback
         Called with a :class:`Progress` after each look; if it returns True, the search ends.
-    squares : bool
+    squares
         Whether the values are squares of the singular values that are wanted.
-    floor : float
+    floor
         Least value that the tolerance is relative to.
-    rounding : float
+    rounding
         Relative residual below which rounding decides.
-    near : Tensor, optional
-        Start vectors (problem, vector, entry) in which the modes are guessed to lie.
-    ended : callable, optional
-        Told the largest magnitude in sight and the products so far, says whether that is enough.
+    near
+        Start vectors, near which the modes are expected.
+    ended
+        Whether the largest magnitude in sight and the matvecs so far are enough to stop.
 
     Attributes
     ----------
     aim : float
         Relative residual at which a mode counts as found.
     spent : int
-        Products so far.
+        Matvecs so far.
     distance : float
         Decades by which the largest residual of a leading mode was too large at the last look.
     """
@@ -82,7 +77,7 @@ class Search:
     squares: bool = False
     floor: float = 0.0
     rounding: float = 0.0
-    near: Tensor | None = None
+    near: Float[Tensor, "problem vector entry"] | None = None
     ended: Callable[[float, int], bool] | None = None
 
     def __post_init__(self) -> None:
@@ -92,7 +87,7 @@ class Search:
         self.distance = math.inf
 
     def spend(self, n: int) -> None:
-        """Count products."""
+        """Count matvecs."""
         self.spent += n
 
     @property
@@ -101,24 +96,17 @@ class Search:
         return self.over or work.interrupted()
 
     def can_afford(self, n: int) -> bool:
-        """Whether so many more products are within the budget."""
+        """Whether the budget allows n more matvecs."""
         self.over |= self.spent + n > self.budget
         return not self.stopped
 
-    def look(self, values: Tensor, residuals: Tensor) -> tuple[Tensor, int]:
+    def look(
+        self, values: Float[Tensor, "problem mode"], residuals: Float[Tensor, "problem mode"]
+    ) -> tuple[Int[Tensor, " leading"], int]:
         """Choose the leading modes, and decide how many of them are found.
 
-        Parameters
-        ----------
-        values, residuals : Tensor
-            Of the approximate modes in sight, (problem, mode).
-
-        Returns
-        -------
-        chosen : Tensor
-            Positions of the leading modes among all, flattened.
-        n_certified : int
-            How many of them, from the first on, are converged with no larger one in hiding.
+        Returns their positions among all, flattened, and how many, from the first on, have
+        converged with no larger one hidden.
         """
         size = values.abs().flatten()
         chosen = size.argsort(descending=True)[: self.k]
@@ -128,23 +116,23 @@ class Search:
         tiny = torch.finfo(scale.dtype).tiny
         far = (gaps / self._slack(leading, scale).clamp_min(tiny)).max()
         self.distance = math.log10(max(1.0, float(far)))
-        if len(values) == 1:  # of one problem the leading modes converge first
+        if len(values) == 1:  # in one problem the leading modes converge first
             found = ~unconverged[chosen]
-        else:  # of several each has its own pace
+        else:  # each of several has its own pace
             reach = torch.where(unconverged, size + residuals.flatten(), 0).max()
             found = ~unconverged[chosen] & (leading + self._slack(leading, scale) >= reach)
-        self._tell(values.flatten()[chosen], gaps, scale, int(found.sum()))
+        self._report(values.flatten()[chosen], gaps, scale, int(found.sum()))
         if self.ended is not None and self.ended(float(size.max()), self.spent):
             return chosen, len(chosen)
         return chosen, int(found.long().cumprod(0).sum())
 
-    def _slack(self, size: Tensor, scale: Tensor) -> Tensor:
+    def _slack(self, size: Float[Tensor, " mode"], scale: Float[Tensor, ""]) -> Tensor:
         """Residuals that are small enough."""
         # ||A u - s v|| = ||A*A v - s^2 v|| / s, down to where A*A has lost it.
         wanted = scale.expand_as(size) if not self.squares else (size * scale).sqrt()
         return (self.aim * wanted).clamp_min(float(self.rounding * scale))
 
-    def _tell(self, values: Tensor, residuals: Tensor, scale: Tensor, found: int) -> None:
+    def _report(self, values: Tensor, residuals: Tensor, scale: Tensor, found: int) -> None:
         tiny = torch.finfo(scale.dtype).tiny
         worst = float(residuals.max() / scale.clamp_min(tiny))
         left = f"{found} of {self.k} modes" if self.ended is None else "certifying"
@@ -155,46 +143,49 @@ class Search:
         relative = residuals / scale.clamp_min(tiny)
         if self.squares:
             values = values.clamp_min(0).sqrt()
-        told = (torch.cat([part, absent]).cpu().numpy() for part in (values, relative))
-        self.over |= bool(self.callback(Progress(self.spent, *told)))
+        shown = (torch.cat([part, absent]).cpu().numpy() for part in (values, relative))
+        self.over |= bool(self.callback(Progress(self.spent, *shown)))
 
 
 class LeadingModes(NamedTuple):
-    """Leading modes of an operator ``unit * A``, and what is certain of them.
+    """Leading modes of an operator ``unit * A``; NaN for modes that were not found.
 
     Attributes
     ----------
-    values : Tensor, shape (mode,)
-        Eigenvalues or singular values of A; NaN for modes that were not found.
-    vectors : tuple of Tensor, shape (mode, *dims)
+    values
+        Eigenvalues or singular values of A.
+    vectors
         The eigenvectors, or the left and the right singular vectors.
-    unit : float
-        The scale of the operator.
-    residual, converged, cluster : Tensor, shape (mode,)
-        Relative residuals; whether they meet the tolerance with no larger mode missing; numbers
-        that modes share which are not told apart.
-    method, chosen : str
-        How they were found, and why so.
-    num_matvecs : int
-        Products with the operator.
+    residual, converged, cluster
+        Relative residuals; whether they meet the tolerance with no larger mode missing; a number
+        that modes share which cannot be told apart.
+    method, chosen
+        How they were found, and why by that method.
     """
 
-    values: Tensor
-    vectors: tuple[Tensor, ...]
+    values: Float[Tensor, " mode"]
+    vectors: tuple[Float[Tensor, " mode *dims"], ...]
     unit: float
-    residual: Tensor
-    converged: Tensor
-    cluster: Tensor
+    residual: Float[Tensor, " mode"]
+    converged: Bool[Tensor, " mode"]
+    cluster: Int[Tensor, " mode"]
     method: str
     chosen: str
     num_matvecs: int
 
 
-def verdict(residual: Tensor, tol: float, what: str, n_certified: int) -> Tensor:
-    """Which modes meet the tolerance, of the first `n_certified` ones.
+def padded(k: int, *parts: Shaped[Tensor, "mode ..."]) -> tuple[Shaped[Tensor, "k ..."], ...]:
+    """Append NaN for modes that were not found."""
+    missing = k - len(parts[0])
+    if not missing:
+        return parts
+    return tuple(torch.cat([p, p.new_full((missing, *p.shape[1:]), torch.nan)]) for p in parts)
 
-    Warns if some do not.
-    """
+
+def verdict(
+    residual: Float[Tensor, " mode"], tol: float, what: str, n_certified: int
+) -> Bool[Tensor, " mode"]:
+    """Which of the first `n_certified` modes meet the tolerance; warn if some do not."""
     converged = residual <= max(tol, noise_floor(residual.dtype))  # NaN counts as not converged
     converged[n_certified:] = False
     if not converged.all():

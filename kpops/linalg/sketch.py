@@ -1,8 +1,7 @@
 """Random vectors, their images in an orthonormal basis, and what each image adds to the others.
 
-Vectors are rows, a block of them a tensor (vector, entry). Tall blocks keep their dtype; the small
-matrices between them, and all sums, are float64. Nothing here squares a tall block, so that no
-scale of the operator leaves the dtype.
+Tall blocks keep their dtype; the small matrices between them, and all sums, are float64. Nothing
+here squares a tall block, so no scale of the operator leaves the dtype.
 """
 
 from __future__ import annotations
@@ -10,40 +9,35 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from kpops.linalg.probes import TINY, Act, dots, inner
+from kpops.linalg.probes import TINY, Act, Rows, Samples, dots, inner
 
 
 class Sketch:
     """Images of random vectors in an orthonormal basis that grows with them.
 
-    Parameters
-    ----------
-    probes, images : Tensor
-        Random vectors (k, n) and what the operator makes of them (k, size).
-
     Attributes
     ----------
-    probes : Tensor
+    probes : Tensor, shape (probe, entry)
         The random vectors.
-    basis : Tensor
-        Orthonormal rows (k, size) that span the images.
-    coords : Tensor
-        The images in this basis, (k, k), float64: ``images = coords @ basis``.
-    products : Tensor
-        What the estimator needs of the first rows of the basis: see :meth:`complete`.
+    basis : Tensor, shape (probe, row)
+        Orthonormal rows that span the images.
+    coords : Tensor, shape (probe, probe)
+        The images in this basis, ``images = coords @ basis``, in float64.
+    products : Tensor, shape (at most probe, column)
+        Images of the first rows of the basis; see :meth:`complete`.
     """
 
-    def __init__(self, probes: Tensor, images: Tensor) -> None:
-        basis, coords = orthonormal(images)
-        self.probes, self.basis, self.coords = probes, basis, coords
+    def __init__(self, probes: Float[Tensor, "k entry"], images: Float[Tensor, "k row"]) -> None:
+        self.probes, (self.basis, self.coords) = probes, orthonormal(images)
         self.products: Tensor = probes.new_empty(0)
 
-    def grow(self, probes: Tensor, images: Tensor) -> None:
-        """Take in more random vectors and their images."""
+    def grow(self, probes: Float[Tensor, "k entry"], images: Float[Tensor, "k row"]) -> None:
+        """Add more random vectors and their images."""
         rest, along = images, torch.zeros((), dtype=torch.float64, device=images.device)
-        for _ in range(2):  # once leaves a part of the order of what it takes away
+        for _ in range(2):  # one pass leaves an error of the order of what it removes
             part = rest @ self.basis.mT
             rest = rest - part @ self.basis
             along = along + part.double()
@@ -56,40 +50,53 @@ class Sketch:
     def first(self, k: int) -> Sketch:
         """The sketch as it was after its first `k` vectors."""
         early = object.__new__(Sketch)
-        early.probes, early.basis, early.coords = (
-            self.probes[:k],
-            self.basis[:k],
-            self.coords[:k, :k],
-        )
-        early.products = self.products[:k]
+        early.probes, early.basis = self.probes[:k], self.basis[:k]
+        early.coords, early.products = self.coords[:k, :k], self.products[:k]
         return early
 
     @property
     def missing(self) -> int:
-        """Rows of the basis whose product is still to be made."""
+        """Number of rows of the basis that the operator has yet to be applied to."""
         return len(self.basis) - len(self.products)
 
-    def complete(self, act: Act, k: int) -> None:
-        """Multiply those of the first `k` rows of the basis that have no product yet."""
+    def complete(self, act: Act, k: int | None = None) -> None:
+        """Apply `act` to those of the first `k` rows of the basis, or all, that lack a product."""
         rows = self.basis[len(self.products) : k]
         if len(rows):
             more = act(rows)
             self.products = torch.cat([self.products, more]) if len(self.products) else more
 
     def left_out(self) -> LeftOut:
-        """The images and the directions s_i, in coordinates of the numerical range."""
-        return left_out_of(self.coords, torch.finfo(self.basis.dtype).eps)
+        """Leave each of the images out of their span.
 
-    def residuals(self) -> Tensor:
-        """``||(I - Q_i Q_i*) y_i||^2``: what the other images miss of each."""
+        With the singular value decomposition ``U S V*`` of the coordinates as rows, r singular
+        values of them not negligible, image i is outside the span of the others if row i of U is of
+        length 1, and ``V S^-1 U* e_i`` is then orthogonal to all others.
+        """
+        u, s, vt = torch.linalg.svd(self.coords)
+        rank = int((s > 16 * torch.finfo(self.basis.dtype).eps * s.max()).sum())
+        u, s, vt = u[:, :rank], s[:rank], vt[:rank]
+        axes = u / s
+        axes = axes / axes.norm(dim=1, keepdim=True).clamp_min(TINY)
+        spanned = 1 - u.square().sum(1) > 1e-8
+        axes[spanned] = 0
+        return LeftOut(vt, u * s, axes)
+
+    @property
+    def spans_all(self) -> bool:
+        """Whether every image is in the span of the others: the range of the operator is found."""
+        return not self.left_out().axes.any()
+
+    def residuals(self) -> Samples:
+        """``||(I - Q_i Q_i*) y_i||^2``: the part of each image outside the span of the others."""
         _, points, axes = self.left_out()
         return (points * axes).sum(1).square()
 
-    def residual_forms(self) -> Tensor:
+    def residual_forms(self) -> Samples:
         """``z_i* A w_i`` with ``z_i = (I - Q_i Q_i*) w_i``, scaled to the mean of ``||z_i||^2``.
 
         The mean is ``tr (I - Q Q*) A``, and the variance at least that of the forms ``z_i* A z_i``
-        of XTrace, which are not known without the products with the basis.
+        of XTrace, which are not known before A is applied to the basis.
         """
         span, points, axes = self.left_out()
         inside = inner(self.probes, self.basis) @ span.mT
@@ -100,42 +107,25 @@ class Sketch:
 
 
 class LeftOut(NamedTuple):
-    """What :func:`left_out_of` finds.
+    """The numerical range of a sketch, of dimension r, and what each image adds to it.
 
     Attributes
     ----------
-    range : Tensor
-        Orthonormal rows (r, k): the numerical range in coordinates of the basis.
-    points : Tensor
-        The images in coordinates of the range, (k, r).
-    axes : Tensor
-        The unit vectors s_i in coordinates of the range, (k, r); zero for an image that the others
-        span, without which the range is the same.
+    range
+        Orthonormal rows: the numerical range in coordinates of the basis.
+    points
+        The images in coordinates of the range.
+    axes
+        The unit vectors s_i in coordinates of the range; zero for an image that the others span,
+        without which the range is the same.
     """
 
-    range: Tensor
-    points: Tensor
-    axes: Tensor
+    range: Float[Tensor, "r k"]
+    points: Float[Tensor, "k r"]
+    axes: Float[Tensor, "k r"]
 
 
-def orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
+def orthonormal(rows: Rows) -> tuple[Float[Tensor, "q entry"], Float[Tensor, "vector q"]]:
     """Orthonormal rows and the coordinates of `rows` in them."""
     q, r = torch.linalg.qr(rows.mT)
     return q.mT.contiguous(), r.mT.double()
-
-
-def left_out_of(coords: Tensor, eps: float) -> LeftOut:
-    """Leave each of the points out of their span.
-
-    With the singular value decomposition ``U S V*`` of the points as rows, r singular values of
-    them not negligible, point i is outside the span of the others if row i of U is of length 1, and
-    ``V S^-1 U* e_i`` is then orthogonal to all others.
-    """
-    u, s, vt = torch.linalg.svd(coords)
-    rank = int((s > 16 * eps * s.max()).sum())
-    u, s, vt = u[:, :rank], s[:rank], vt[:rank]
-    axes = u / s
-    axes = axes / axes.norm(dim=1, keepdim=True).clamp_min(TINY)
-    spanned = 1 - u.square().sum(1) > 1e-8
-    axes[spanned] = 0
-    return LeftOut(vt, u * s, axes)

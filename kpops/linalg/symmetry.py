@@ -1,7 +1,8 @@
-"""Whether an operator is self-adjoint, and whether it has been seen to be indefinite."""
+"""Whether an operator is self-adjoint, and whether it is seen to be indefinite."""
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.linalg.probes import random_block
@@ -26,16 +27,18 @@ def is_self_adjoint(op: TrajectoryOperator) -> bool:
 
 
 def require_self_adjoint(op: TrajectoryOperator) -> None:
-    """Refuse an operator whose eigenvalues a symmetric solver would get wrong in silence."""
+    """Refuse an operator whose eigenvalues a symmetric solver would silently get wrong."""
     if not is_self_adjoint(op):
         raise ValueError(f"{op!r} is not self-adjoint: use kpops.svds, or eigsh of op @ op.H")
 
 
-def refuse_indefinite(op: TrajectoryOperator, quotients: Tensor, remedy: str) -> None:
-    """Refuse an operator that has been seen to have a negative eigenvalue.
+def refuse_indefinite(
+    op: TrajectoryOperator, quotients: Float[Tensor, " value"], remedy: str
+) -> None:
+    """Refuse an operator that is seen to have a negative eigenvalue.
 
-    The least eigenvalue is at most any Rayleigh quotient or Ritz value, so that one below rounding
-    is a proof. That none is seen is no proof of the contrary.
+    The least eigenvalue is at most any Rayleigh quotient or Ritz value, so one below the noise
+    floor is a proof. If none is seen, that proves nothing.
     """
     if not len(quotients):
         return

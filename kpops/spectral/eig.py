@@ -8,7 +8,7 @@ from typing import Any
 import xarray as xr
 
 from kpops import work
-from kpops.linalg.eigenpairs import check_method, eigenpairs
+from kpops.linalg.eigenpairs import eigenpairs
 from kpops.linalg.exact import ENDS
 from kpops.linalg.search import Progress
 from kpops.linalg.symmetry import require_self_adjoint
@@ -145,11 +145,9 @@ def eigsh(
             "of op @ op.H"
         )
     check_modes(k, op.shape[0])
-    check_method(method)
     if which not in ENDS:
         raise ValueError(f"which={which!r}: choose {_ENDS.get(which, _CHOICE)}")
     require_self_adjoint(op)
-    work.check_on_interrupt(on_interrupt)
     found = eigenpairs(
         op,
         k,

@@ -9,7 +9,6 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.linalg.eigenpairs import check_method
 from kpops.linalg.search import Progress
 from kpops.linalg.triplets import singular_triplets
 from kpops.operators.base import TrajectoryOperator, as_method
@@ -102,8 +101,6 @@ def svds(
     """
     op = as_operator(op)
     check_modes(k, min(op.shape))
-    check_method(method)
-    work.check_on_interrupt(on_interrupt)
     found = singular_triplets(
         op,
         k,

@@ -1,4 +1,4 @@
-"""What a kind of effective rank is: how it follows from a spectrum, and how it is estimated."""
+"""Kinds of effective rank: how a rank follows from a spectrum, and how it is estimated."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.linalg.budget import Estimate
 from kpops.operators.base import TrajectoryOperator
 
+Values = Float[Tensor, " value"]
+
 
 class RankKind(ABC):
-    """A definition of the effective rank, by singular values a_k that fall.
+    """A definition of the effective rank, by falling singular values a_k.
 
     Attributes
     ----------
     name : str
-        How users call it.
+        The user's name for it.
     methods : tuple of str
         The methods that estimate it.
     of_gram : bool
-        Whether that of an operator which is not self-adjoint is that of ``A A*``.
+        Whether the rank of an operator that is not self-adjoint is that of ``A A*``.
     counts : bool
-        Whether it is a whole number, which makes steps.
+        Whether it is a whole number, which changes in steps.
     """
 
     name: ClassVar[str]
@@ -34,8 +37,8 @@ class RankKind(ABC):
     counts: ClassVar[bool] = False
 
     @abstractmethod
-    def of_values(self, values: Tensor, spec: RankSpec, symmetric: bool, floor: float) -> float:
-        """Of singular values over the largest, falling, float64; `floor` is what is rounding."""
+    def of_values(self, values: Values, spec: RankSpec, symmetric: bool, floor: float) -> float:
+        """Of falling singular values over the largest, in float64; below `floor` is rounding."""
 
     @abstractmethod
     def estimate(self, run: RankRun) -> Estimate:
@@ -47,7 +50,7 @@ class RankKind(ABC):
 
 
 class RankSpec(NamedTuple):
-    """What is asked for: a kind, and its options."""
+    """A kind of rank with its options."""
 
     kind: RankKind
     threshold: float
@@ -55,22 +58,9 @@ class RankSpec(NamedTuple):
 
 
 class RankRun(NamedTuple):
-    """An estimate that is to be made.
+    """An estimate to make, of an operator of about one, by one of the kind's methods or "auto".
 
-    Attributes
-    ----------
-    op : TrajectoryOperator
-        Of about one (:func:`kpops.linalg.scaling.normalized`).
-    symmetric : bool
-        Whether it is self-adjoint.
-    spec : RankSpec
-        Which rank.
-    method : str
-        One of the kind's methods, or "auto".
-    num_matvecs : int
-        Products, about; those for modes come on top.
-    rng : numpy.random.Generator
-        Source of the random vectors.
+    It takes about `num_matvecs`; those for modes come on top.
     """
 
     op: TrajectoryOperator
@@ -81,7 +71,7 @@ class RankRun(NamedTuple):
     rng: np.random.Generator
 
 
-def of_spectrum(values: Tensor, spec: RankSpec, symmetric: bool, floor: float) -> float:
+def of_spectrum(values: Values, spec: RankSpec, symmetric: bool, floor: float) -> float:
     """The rank of a spectrum that is known; values fall in magnitude."""
     if not values.isfinite().all():
         raise ValueError("the operator is not finite: check the weights and the scale")
@@ -91,10 +81,10 @@ def of_spectrum(values: Tensor, spec: RankSpec, symmetric: bool, floor: float) -
     return spec.kind.of_values(values, spec, symmetric, floor)
 
 
-def count_to(squares: Tensor, counts: Tensor, threshold: float, total: float = 0.0) -> float:
-    """How many of the falling `squares`, each there `counts` times, hold a part of their sum.
+def count_to(squares: Values, counts: Values, threshold: float, total: float = 0.0) -> float:
+    """How many of the falling `squares`, each counted `counts` times, hold a fraction of their sum.
 
-    Interpolated between counts. `total` is the sum if it is larger than that of what is given.
+    Interpolated between counts. `total` is the whole sum, if these are only a part of it.
     """
     held = (squares * counts).cumsum(0)
     target = threshold * max(total, float(held[-1]))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from kpops.linalg.budget import Estimate
 from kpops.linalg.moments import moments
 from kpops.linalg.probes import jackknife
-from kpops.linalg.ranks.base import RankKind, RankRun, RankSpec
+from kpops.linalg.ranks.base import RankKind, RankRun, RankSpec, Values
 from kpops.operators.base import TrajectoryOperator
 
 
@@ -18,7 +16,7 @@ class Participation(RankKind):
     methods = ("hutchinson",)
     of_gram = True
 
-    def of_values(self, values: Tensor, spec: RankSpec, symmetric: bool, floor: float) -> float:
+    def of_values(self, values: Values, spec: RankSpec, symmetric: bool, floor: float) -> float:
         """Of singular values over the largest."""
         gram = values if symmetric else values.square()
         return float(gram.sum() ** 2 / gram.square().sum())
@@ -34,7 +32,7 @@ class Participation(RankKind):
         return Estimate(1 / squares if squares else 0.0, 0.0, "exact", how, 0)
 
     def estimate(self, run: RankRun) -> Estimate:
-        """From traces of G and of G^2 that share random vectors."""
+        """From traces of G and of G^2 from the same random vectors."""
         candidates, used = moments(run.op, run.symmetric, run.num_matvecs, run.rng)
         if not candidates[0].second.any():
             return Estimate(0.0, 0.0, "hutchinson", "the operator is zero", used)
@@ -42,5 +40,5 @@ class Participation(RankKind):
             (*jackknife(lambda f, s: f**2 / s, c.first, c.second), c.how) for c in candidates
         ]
         estimate, stderr, how = min(results, key=lambda result: result[1])
-        # Nothing that is not zero has less than 1, and none more than its size.
+        # No operator but zero has less than 1, and none more than its size.
         return Estimate(min(max(estimate, 1.0), min(run.op.shape)), stderr, "hutchinson", how, used)

@@ -1,15 +1,13 @@
-"""The kinds of effective rank by name: a new one is a file of its own and a line here."""
+"""The kinds of effective rank by name: a new one is a class and an entry here."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from kpops.linalg.ranks.base import RankKind, RankSpec
-from kpops.linalg.ranks.entropy import Entropy
-from kpops.linalg.ranks.numerical import Numerical
+from kpops.linalg.ranks.by_modes import Stable, Variance
+from kpops.linalg.ranks.by_rules import Entropy, Numerical
 from kpops.linalg.ranks.participation import Participation
-from kpops.linalg.ranks.stable import Stable
-from kpops.linalg.ranks.variance import Variance
 
 KINDS: dict[str, RankKind] = {
     kind.name: kind for kind in (Participation(), Variance(), Entropy(), Stable(), Numerical())
@@ -17,13 +15,7 @@ KINDS: dict[str, RankKind] = {
 
 
 def rank_spec(kind: Any, threshold: float = 0.95, tol: float = 0.0) -> RankSpec:
-    """The kind of that name with its options.
-
-    Raises
-    ------
-    ValueError
-        If there is no such kind.
-    """
+    """The kind of that name with its options; a ValueError if there is none."""
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose from {', '.join(map(repr, KINDS))}")
     return RankSpec(KINDS[kind], threshold, tol)

@@ -1,1 +1,1 @@
-"""Traces from random vectors: a file for each method, and the registry of them."""
+"""Traces from random vectors."""

@@ -1,7 +1,7 @@
-"""Which estimate of a trace pays: found out from a part of the products.
+"""Which estimate of a trace pays, learned from a part of the budget.
 
-The images of some vectors are made first, which all methods need and which tell what each would
-achieve with the rest of the budget.
+All methods need the images of some vectors, and these show what each method would achieve with the
+rest of the budget.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from kpops.linalg.probes import TINY
-from kpops.linalg.traces.registry import METHODS
-from kpops.linalg.traces.runs import GramTrace, PlainTrace, spans_all
-from kpops.linalg.traces.xnystrace import nystrom_of_first, nystrom_of_gram
+from kpops.linalg.probes import TINY, Square
+from kpops.linalg.sketch import Sketch
+from kpops.linalg.traces.registry import METHODS, nystrom_of_gram, nystrom_of_plain
+from kpops.linalg.traces.runs import GramTrace, PlainTrace
 
-# Products below which there is nothing to learn from a part of them.
+# Matvecs below which there is nothing to learn from a part of them.
 _LEAST_PLAIN, _LEAST_GRAM = 8, 16
 
 
@@ -31,26 +30,18 @@ class Outcome(NamedTuple):
 
 
 class TraceEstimate:
-    """An estimate of a trace by the method asked for, or by the one that pays.
-
-    Parameters
-    ----------
-    run : PlainTrace or GramTrace
-        The products that are made for it.
-    method : str
-        One of the registry, or "auto".
-    """
+    """An estimate of a trace by a method of the registry, or for "auto" by the one that pays."""
 
     def __init__(self, run: PlainTrace | GramTrace, method: str) -> None:
         self.run, self.method = run, method
 
     @property
     def num_matvecs(self) -> float:
-        """Products with the operator so far."""
+        """Matvecs so far."""
         return self.run.num_matvecs
 
     def unit(self, power: float) -> float:
-        """What a power of the estimate is to be multiplied by."""
+        """Scale of that power of the estimate."""
         return self.run.unit(power)
 
     def participation(self) -> float:
@@ -58,7 +49,7 @@ class TraceEstimate:
         return self.run.forms.participation()
 
     def spend(self, budget: float) -> None:
-        """Use products up to the budget."""
+        """Spend matvecs up to the budget."""
         run = self.run
         if isinstance(run, PlainTrace):
             plain = _adapt_plain if self.method == "auto" else METHODS[self.method].spend_plain
@@ -68,7 +59,7 @@ class TraceEstimate:
             gram(run, budget)
 
     def outcome(self) -> Outcome:
-        """The estimate asked for; for "auto" that of the smallest error bar."""
+        """The estimate by the method given; for "auto", the one with the smallest error bar."""
         run = self.run
         if isinstance(run, PlainTrace):
             found = {name: method.of_plain(run) for name, method in METHODS.items()}
@@ -83,21 +74,29 @@ class TraceEstimate:
         return Outcome(*known[best], best, f"{run.why}; error bars: {bars}")
 
 
-def _adapt_plain(run: PlainTrace, budget: float) -> None:
-    """Spend half on images, decide, spend the rest."""
+def _sketched(run: PlainTrace | GramTrace, budget: float, least: int) -> Sketch | None:
+    """Spend half of the budget on images; None if the rest needs no decision, and is spent."""
     left = run.left(budget)
-    missing = run.sketch.missing if run.sketch else 0
-    if left < _LEAST_PLAIN:
+    if left < least:
         run.take_forms(left)
         run.why = "too few products to learn from"
-        return
-    run.grow((left - missing) // 2)
+        return None
+    run.grow((left - run.missing) // 2)
     assert run.sketch is not None
-    left = run.left(budget)
-    if spans_all(run.sketch):
+    if run.sketch.spans_all:
         run.why = f"the rank is below the {len(run.sketch.probes)} vectors"
         run.complete()
-    elif _xtrace_pays(run, left):
+        return None
+    return run.sketch
+
+
+def _adapt_plain(run: PlainTrace, budget: float) -> None:
+    """Spend half on images, decide, spend the rest."""
+    sketch = _sketched(run, budget, _LEAST_PLAIN)
+    if sketch is None:
+        return
+    left = run.left(budget)
+    if _xtrace_pays(run, sketch, left):
         run.why = "the products with the basis pay"
         run.complete()
     elif run.positive:
@@ -108,48 +107,37 @@ def _adapt_plain(run: PlainTrace, budget: float) -> None:
         run.take_forms(left)
 
 
-def _xtrace_pays(run: PlainTrace, left: int) -> bool:
-    """Whether XTrace, with the rest of the products, would do best.
+def _xtrace_pays(run: PlainTrace, sketch: Sketch, left: int) -> bool:
+    """Whether XTrace would do best with the matvecs left.
 
     XNysTrace could use them for more vectors, which captures more of the tail, unless the
-    participation ratio of the tail says that it is too broad for that. Then the error of
-    XNysTrace is what leaks of the tail into k modes, of a variance that falls like ``k^-3``.
+    participation ratio of the tail shows that it is too broad for that. Then the error of
+    XNysTrace is the part of the tail that leaks into k modes, whose variance falls like ``k^-3``.
     """
-    assert run.sketch is not None
-    k = len(run.sketch.probes)
-    rest = run.sketch.residual_forms()
+    k = len(sketch.probes)
+    rest = sketch.residual_forms()
     tail = float(rest.var()) / k
     if not run.positive:
         forms = run.forms.all
         return tail < float(forms.var()) / (len(forms) + left)
     breadth = 2 * float(rest.mean()) ** 2 / max(float(rest.var()), TINY)
-    nystrom = nystrom_of_first(run, k).stderr ** 2
+    nystrom = nystrom_of_plain(run, sketch).stderr ** 2
     return breadth > 2 * left and tail < nystrom * (k / (k + left)) ** 3
 
 
 def _adapt_gram(run: GramTrace, budget: float) -> None:
     """Spend half on images, decide; a quarter to complete half of them, decide; the rest."""
-    left = run.left(budget)
-    missing = run.sketch.missing if run.sketch else 0
-    if left < _LEAST_GRAM:
-        run.take_forms(left)
-        run.why = "too few products to learn from"
+    sketch = _sketched(run, budget, _LEAST_GRAM)
+    if sketch is None:
         return
-    run.grow((left - missing) // 2)
-    sketch = run.sketch
-    assert sketch is not None
     k = len(sketch.probes)
-    if spans_all(sketch):
-        run.why = f"the rank is below the {k} vectors"
-        run.complete(k)
-        return
     spread = _spread(sketch.coords @ sketch.coords.mT)
     if spread > 2 * k:
         run.why = f"no few modes dominate (participation ratio of A^2 above {spread:.3g})"
         run.take_forms(run.left(budget))
         return
     run.complete(k // 2)
-    expected = _expected(run, run.left(budget))
+    expected = _expected(run, sketch, run.left(budget))
     best = min(expected, key=lambda name: expected[name])
     if best == "xtrace":
         run.why = "a few modes stand on a broad tail"
@@ -162,19 +150,16 @@ def _adapt_gram(run: GramTrace, budget: float) -> None:
         run.complete(k)
 
 
-def _expected(run: GramTrace, left: int) -> dict[str, float]:
-    """Variance of each method with the rest of the products.
+def _expected(run: GramTrace, sketch: Sketch, left: int) -> dict[str, float]:
+    """Variance of each method with the matvecs left.
 
-    The error of XNysTrace is that of its approximation, into whose leading modes the tail
-    leaks by its trace over the number of vectors. It follows from what the images under R miss
-    of each other, up to what the estimates have in common, which half of the vectors tell. That
-    of XTrace is the tail's own, much smaller if the tail is broad, and follows from what the
-    images under A miss of each other.
+    The error of XNysTrace is that of its approximation: the tail leaks into its leading modes by
+    its trace over the number of vectors. It follows from the part of the images under R that the
+    others do not span, up to the covariance of the estimates, which half of the vectors show. That
+    of XTrace is the error of the tail alone, much smaller if the tail is broad, and follows from
+    the part of the images under A that the others do not span.
     """
-    sketch = run.sketch
-    assert sketch is not None
-    run.second_images()
-    assert run.second is not None
+    second = run.second_images()
     half = sketch.first(len(sketch.products))
     j, k = len(half.probes), len(sketch.probes)
     pairs = nystrom_of_gram(half)
@@ -182,19 +167,19 @@ def _expected(run: GramTrace, left: int) -> dict[str, float]:
     forms = run.forms.all
     return {
         "xnystrace": common * float(sketch.residuals().var()) / k,
-        "xtrace": float(run.second.residual_forms().var()) / k,
+        "xtrace": float(second.residual_forms().var()) / k,
         "hutchinson": float(forms.var()) / (len(forms) + left),
     }
 
 
-def _spread(gram: Tensor) -> float:
+def _spread(gram: Square) -> float:
     """Participation ratio of A^2, ``(tr A^2)^2 / tr A^4``, from the forms ``w_i* A w_j``.
 
     If it exceeds 2 k, the k largest eigenvalues hold at most 0.71 of the sum of the squares of all
-    (by Cauchy and Schwarz), so that to treat them exactly would gain less than to have twice as
-    many vectors. Both traces are means over products of forms around cycles of distinct vectors.
-    What is returned is on the safe side by twice the standard error of the mean over the N
-    cycles of four when there are no modes at all, only noise.
+    (by Cauchy and Schwarz), so twice as many vectors gain more than an exact treatment of these
+    modes. Both traces are means over products of forms around cycles of distinct vectors. The
+    result is on the safe side by twice the standard error of the mean over the N cycles of four
+    when there are no modes at all, only noise.
     """
     k = len(gram)
     if k < 8:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from kpops.linalg.budget import empty, rows_of
+from kpops.linalg.probes import Rows
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.scaling import power_of_two
 from kpops.linalg.traces.auto import TraceEstimate
@@ -19,10 +19,8 @@ def gram_trace(
     """Trace of ``A A*``, in the smaller of the two spaces."""
     factor = SpectralProblem(op, symmetric=False).factor
     assert factor is not None
-    forth, back = (
-        rows_of(factor.apply, factor.domain.shape),
-        rows_of(factor.apply_adjoint, factor.codomain.shape),
-    )
+    forth = rows_of(factor.apply, factor.domain.shape)
+    back = rows_of(factor.apply_adjoint, factor.codomain.shape)
     run = GramTrace(forth, back, factor.shape[1], cost, rng, empty(op))
     return TraceEstimate(run, method)
 
@@ -35,7 +33,7 @@ class Gram:
         self.back = rows_of(factor.apply_adjoint, factor.codomain.shape)
         self.scale = 0.0
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def __call__(self, rows: Rows) -> Rows:
         """Apply it."""
         images = self.forth(rows)
         self.scale = self.scale or power_of_two(images)
@@ -45,7 +43,7 @@ class Gram:
 def squared_gram_trace(
     factor: TrajectoryOperator, cost: float, method: str, rng: np.random.Generator
 ) -> tuple[TraceEstimate, Gram]:
-    """Trace of ``(F* F)^2``, and the action, whose scale it is to be multiplied by."""
+    """Trace of ``(F* F)^2`` in units of the scale of the action, and this action."""
     act = Gram(factor)
     run = GramTrace(act, act, factor.shape[1], cost, rng, empty(factor))
     return TraceEstimate(run, method), act
