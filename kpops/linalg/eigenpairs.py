@@ -79,13 +79,15 @@ class Options:
         return op, unit, Search(int(k), tol, budget, rng, self.callback, rounding=noise / 4)
 
 
+DEFAULTS = Options()
+
+
 def eigenpairs(
-    op: TrajectoryOperator, k: int, *, which: str = "LM", **options: Any
+    op: TrajectoryOperator, k: int, options: Options = DEFAULTS, *, which: str = "LM"
 ) -> LeadingModes:
-    """Leading eigenpairs of a self-adjoint operator, by the :class:`Options` given."""
-    given = Options(**options)
-    op, unit, search = given.begin(op, k)
-    method, chosen, insist = given.method, "asked for", ""
+    """Leading eigenpairs of a self-adjoint operator."""
+    op, unit, search = options.begin(op, k)
+    method, chosen, insist = options.method, "asked for", ""
     if method == "auto":
         (method, chosen), insist = _choose(op, k, which), "method='exact'"
     before = op.num_matvecs
@@ -95,16 +97,16 @@ def eigenpairs(
         chosen, n_certified, used = f"{chosen}: {how}", k, op.num_matvecs - before + 1
         residual = _residual(op, values, block, largest)
     else:
-        with work.held(given.on_interrupt):
+        with work.held(options.on_interrupt):
             sign, shift, largest = _shift(op, which, search)
             together = method == "arpack"
             problem = SpectralProblem(op, n_modes=k, together=together, sign=sign, shift=shift)
-            values, block, n_certified = solve(problem, method, search, given)
+            values, block, n_certified = solve(problem, method, search, options)
             residual = _residual(op, values, block, largest)
         chosen, used = f"{chosen}: in {problem.where}", search.spent + 1
     values, block, residual = padded(search.k, values, block, residual)
     block = block * fix_signs(block).reshape(-1, *[1] * len(op.domain.shape))
-    converged = verdict(residual, given.tol, f"eigsh by {method}", n_certified)
+    converged = verdict(residual, options.tol, f"eigsh by {method}", n_certified)
     cluster = clusters(values, residual, largest)
     used += len(block)
     return LeadingModes(values, (block,), unit, residual, converged, cluster, method, chosen, used)

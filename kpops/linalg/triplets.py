@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +12,7 @@ from torch import Tensor
 from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.linalg.certify import certify_leading
-from kpops.linalg.eigenpairs import Options, solve
+from kpops.linalg.eigenpairs import DEFAULTS, Options, solve
 from kpops.linalg.exact import check_cost, is_cheap, is_small
 from kpops.linalg.lanczos import AT_LEAST, Bidiagonal, run
 from kpops.linalg.probes import Act
@@ -28,12 +27,11 @@ Triplets = tuple[Float[Tensor, "mode rows"], Float[Tensor, " mode"], Float[Tenso
 """Left singular vectors, singular values and right singular vectors that were found."""
 
 
-def singular_triplets(op: TrajectoryOperator, k: int, **options: Any) -> LeadingModes:
-    """Leading singular triplets of an operator, by the :class:`Options` given."""
-    given = Options(**options)
+def singular_triplets(op: TrajectoryOperator, k: int, options: Options = DEFAULTS) -> LeadingModes:
+    """Leading singular triplets of an operator."""
     whole, before = op, op.num_matvecs
-    op, unit, search = given.begin(op, k)
-    method, chosen, insist = given.method, "asked for", ""
+    op, unit, search = options.begin(op, k)
+    method, chosen, insist = options.method, "asked for", ""
     if method == "auto":
         (method, chosen), insist = _choose(op, k), "method='exact'"
     if method == "exact":
@@ -42,14 +40,14 @@ def singular_triplets(op: TrajectoryOperator, k: int, **options: Any) -> Leading
         residual = _residual(op, *triplets)
     else:
         solver = _by_krylov if method == "block-krylov" else _by_gram
-        with work.held(given.on_interrupt):
-            triplets, n_certified = solver(op, method, search, given)
+        with work.held(options.on_interrupt):
+            triplets, n_certified = solver(op, method, search, options)
             residual = _residual(op, *triplets)
     left, values, right, residual = padded(search.k, *triplets, residual)
     signs = fix_signs(right)[:, None]
     lefts = (signs * left).reshape(-1, *op.codomain.shape)
     rights = (signs * right).reshape(-1, *op.domain.shape)
-    converged = verdict(residual, given.tol, f"svds by {method}", n_certified)
+    converged = verdict(residual, options.tol, f"svds by {method}", n_certified)
     cluster, used = clusters(values, residual), whole.num_matvecs - before
     return LeadingModes(
         values, (lefts, rights), unit, residual, converged, cluster, method, chosen, used

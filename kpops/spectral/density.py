@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.linalg.density import Grid, bulk_edge, make_grid, smoothed
-from kpops.linalg.eigenpairs import eigenpairs
+from kpops.linalg.eigenpairs import Options, eigenpairs
 from kpops.linalg.exact import Spectrum, whole_spectrum
 from kpops.linalg.quadrature import Rule, check_probes, gauss_rule
 from kpops.linalg.rounding import noise_floor
@@ -208,7 +208,7 @@ def _leading(op: TrajectoryOperator, symmetric: bool, k: int, rng: np.random.Gen
     if k == 0:
         nothing = torch.zeros(0, dtype=torch.float64, device=op.device)
         return _Modes(nothing, nothing, None, 0)
-    found = (eigenpairs if symmetric else singular_triplets)(op, k, rng=rng)
+    found = (eigenpairs if symmetric else singular_triplets)(op, k, Options(rng=rng))
     values = found.unit * found.values.double()
     # Zero modes add nothing to the rest, and NaN marks modes that were not found.
     real = values.isfinite() & (values.abs() > noise_floor(op.torch_dtype) * abs(values[0]))

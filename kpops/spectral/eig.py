@@ -8,7 +8,7 @@ from typing import Any
 import xarray as xr
 
 from kpops import work
-from kpops.linalg.eigenpairs import eigenpairs
+from kpops.linalg.eigenpairs import Options, eigenpairs
 from kpops.linalg.exact import ENDS
 from kpops.linalg.search import Progress
 from kpops.linalg.symmetry import require_self_adjoint
@@ -147,11 +147,7 @@ def eigsh(
     check_modes(k, op.shape[0])
     if which not in ENDS:
         raise ValueError(f"which={which!r}: choose {_ENDS.get(which, _CHOICE)}")
-    require_self_adjoint(op)
-    found = eigenpairs(
-        op,
-        k,
-        which=which,
+    options = Options(
         near=start_vectors(op, v0),
         method=method,
         tol=tol,
@@ -161,5 +157,7 @@ def eigsh(
         callback=callback,
         on_interrupt=on_interrupt,
     )
+    require_self_adjoint(op)
+    found = eigenpairs(op, k, options, which=which)
     result = modes_dataset(op, found, "eigenvalue", "eigenvalue", k=int(k), which=which, tol=tol)
     return result.assign(eigenfunction=modes_of(found.vectors[0], op.domain, "eigenfunction"))

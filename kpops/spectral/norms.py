@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.linalg.budget import Estimate, estimated
-from kpops.linalg.eigenpairs import eigenpairs
+from kpops.linalg.eigenpairs import Options, eigenpairs
 from kpops.linalg.exact import exact_frobenius, is_exact, singular_values
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.quadrature import gauss_rule
@@ -248,7 +248,7 @@ def spectral_norm(
         answer = Estimate(norm, 0.0, "exact", spectrum.how, spectrum.num_matvecs, converged=True)
     else:
         symmetric = is_self_adjoint(op)
-        modes = (eigenpairs if symmetric else singular_triplets)(op, 1, tol=tol, rng=rng)
+        modes = (eigenpairs if symmetric else singular_triplets)(op, 1, Options(tol=tol, rng=rng))
         size = abs(float(modes.values[0]))
         error, converged = size * float(modes.residual[0]), bool(modes.converged[0])
         how = (modes.method, modes.chosen, modes.num_matvecs)

@@ -101,9 +101,7 @@ def svds(
     """
     op = as_operator(op)
     check_modes(k, min(op.shape))
-    found = singular_triplets(
-        op,
-        k,
+    options = Options(
         near=start_vectors(op, v0),
         method=method,
         tol=tol,
@@ -113,6 +111,7 @@ def svds(
         callback=callback,
         on_interrupt=on_interrupt,
     )
+    found = singular_triplets(op, k, options)
     left, right = found.vectors
     result = modes_dataset(op, found, "singular_value", "singular value", k=int(k), tol=tol)
     functions = {

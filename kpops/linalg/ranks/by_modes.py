@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.linalg.budget import Estimate, empty
-from kpops.linalg.eigenpairs import eigenpairs
+from kpops.linalg.eigenpairs import Options, eigenpairs
 from kpops.linalg.gramians import propagator_norm
 from kpops.linalg.moments import NEEDS_POSITIVE
 from kpops.linalg.probes import BLOCK, Rows, Samples, dots, left_out, sphere
@@ -148,7 +148,7 @@ def leading_modes(
 ) -> tuple[Float[Tensor, "{k} entry"], Float[Tensor, " {k}"], float, int]:
     """The k leading left vectors, values, their relative residual, and the matvecs spent."""
     work.check()
-    modes = (eigenpairs if symmetric else singular_triplets)(op, k, rng=rng)
+    modes = (eigenpairs if symmetric else singular_triplets)(op, k, Options(rng=rng))
     values = modes.unit * modes.values
     if symmetric:
         refuse_indefinite(op, values, NEEDS_POSITIVE)

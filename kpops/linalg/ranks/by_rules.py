@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.linalg.budget import Estimate
-from kpops.linalg.eigenpairs import eigenpairs
+from kpops.linalg.eigenpairs import Options, eigenpairs
 from kpops.linalg.moments import NEEDS_POSITIVE
 from kpops.linalg.probes import Act, Samples, jackknife
 from kpops.linalg.quadrature import Rule, gauss_rule
@@ -141,7 +141,8 @@ def few_modes(
         # A dense matrix, "auto" for small operators, would take more matvecs than the budget has.
         # A seed of their own: how often a block must be refilled at random depends on rounding,
         # and must not decide which vectors are drawn after it.
-        modes = solve(op, k, method="block-krylov", max_matvecs=most, rng=rng.spawn(1)[0])
+        options = Options(method="block-krylov", max_matvecs=most, rng=rng.spawn(1)[0])
+        modes = solve(op, k, options)
     values, vectors = modes.unit * modes.values, modes.vectors[-1]
     floor = 2 * noise_floor(op.torch_dtype) ** 0.5  # of svds by a Gram operator
     good = modes.converged & (values.abs() > floor * values.abs().max())

@@ -13,7 +13,8 @@ import torch
 
 from kpops.linalg.probes import TINY, Square
 from kpops.linalg.sketch import Sketch
-from kpops.linalg.traces.registry import METHODS, nystrom_of_gram, nystrom_of_plain
+from kpops.linalg.traces.methods import nystrom_of_gram, nystrom_of_plain
+from kpops.linalg.traces.registry import METHODS
 from kpops.linalg.traces.runs import GramTrace, PlainTrace
 
 # Matvecs below which there is nothing to learn from a part of them.
