@@ -2,8 +2,8 @@
 
 Forward mode passes through ``torch.no_grad``, hooks on gradients and ``torch.autograd.Function`` in
 other ways than the backward pass that training uses, and then J and J* would belong to different
-maps. But the pullback ``c -> c^T df`` is linear in c, so that its own pullback is ``u -> df u``.
-The two are adjoint by construction, and neither evaluates the function again.
+maps. But the pullback ``c -> c^T df`` is linear in c, so its own pullback is ``u -> df u``. The two
+are adjoint by construction, and neither evaluates the function again.
 """
 
 from __future__ import annotations
@@ -19,15 +19,7 @@ from torch.func import jvp, vjp
 
 
 class Differential:
-    """df of a function at a point.
-
-    Parameters
-    ----------
-    function : callable
-        Of one argument, a tensor or a dict of tensors; returns a tensor.
-    point : Tensor or dict of str to Tensor
-        Where the derivative is taken.
-    """
+    """df of a function of one tensor, or of one dict of tensors, at a point."""
 
     def __init__(self, function: Callable[[Any], Tensor], point: Any) -> None:
         made: Any = vjp(function, point)

@@ -45,33 +45,16 @@ def choose_engine(
     parameters: Iterable[str],
     trajectory: Trajectory,
 ) -> tuple[str, dict[str, Any], str]:
-    """Choose an engine, and the options that it is made with.
+    """Choose an engine, ``"auto"`` or one of :data:`ENGINES`, for the parameters that learn.
 
-    Parameters
-    ----------
-    engine : str
-        ``"auto"`` or one of :data:`ENGINES`.
-    gates : {"auto", "stored", "float32", "recomputed"}
-        What becomes of the diagonals of a gated engine.
-    recurrence : Recurrence
-        The model.
-    parameters : iterable of str
-        Names of its parameters that learn.
-    trajectory : Trajectory
-        Its trajectory.
-
-    Returns
-    -------
-    name : str
-    options : dict of str to str
-    reason : str
+    Returns its name, the options that it is made with, and the reason in words.
 
     Raises
     ------
     ValueError
-        If there is no such engine or option, or it cannot linearise the model.
+        If there is no such engine or value of `gates`, or it cannot linearise the model.
     MemoryError
-        If what was asked for would not fit.
+        If the engine asked for would not fit.
     """
     device, names = trajectory.states.device, tuple(parameters)
     if engine != "auto" and engine not in ENGINES:

@@ -20,33 +20,24 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.models.gated import GatedRecurrence
 
+Pairs = tuple[tuple[int, int, int], ...]
+
 
 class Pattern(NamedTuple):
-    """Which diagonals there are; the last number of each tuple is a position among them.
+    """Which diagonals there are; the last number of each tuple is a position among all `size`.
 
-    Attributes
-    ----------
-    carry : tuple of (v, w, position)
-        C_vw.
-    recurrent : tuple of (v, g, position)
-        D_vg.
-    inputs : tuple of (v, g, position)
-        E_vg.
-    slopes : tuple of (w, position)
-        F_w; position None stands for the identity.
-    size : int
-        Number of diagonals.
-    n_recurrent, n_inputs : int
-        Number of recurrent and of input maps.
+    Pairs are (v, w, position) of C, and (v, g, position) of D and E; `slopes` are (w, position) of
+    F, where None stands for the identity.
     """
 
-    carry: tuple[tuple[int, int, int], ...]
-    recurrent: tuple[tuple[int, int, int], ...]
-    inputs: tuple[tuple[int, int, int], ...]
+    carry: Pairs
+    recurrent: Pairs
+    inputs: Pairs
     slopes: tuple[tuple[int, int | None], ...]
     size: int
     n_recurrent: int
@@ -54,25 +45,12 @@ class Pattern(NamedTuple):
 
 
 def differentiate(
-    recurrence: GatedRecurrence, layer: int, x: Tensor, state: Tensor
-) -> tuple[Pattern, list[Tensor]]:
-    """The diagonals of a layer at every row.
-
-    Parameters
-    ----------
-    recurrence : GatedRecurrence
-        The cell.
-    layer : int
-        Which layer.
-    x, state : Tensor, shapes (row, feature) and (row, variable * hidden)
-        The layer's input, and the state that the step starts from.
-
-    Returns
-    -------
-    pattern : Pattern
-    diagonals : list of Tensor
-        Each of shape (row, hidden).
-    """
+    recurrence: GatedRecurrence,
+    layer: int,
+    x: Float[Tensor, "row feature"],
+    state: Float[Tensor, "row unit"],
+) -> tuple[Pattern, list[Float[Tensor, "row hidden"]]]:
+    """The diagonals of a layer at every row of its input x and of the state it starts from."""
     kept = _Kept()
     old = state.split(recurrence.hidden_size, dim=-1)
     with torch.inference_mode(False), torch.enable_grad():
@@ -88,7 +66,7 @@ def differentiate(
         new = recurrence.gates(from_x, from_h, leaves)
         by_variable = [kept.derivatives(v, (*leaves, *from_h, *from_x)) for v in new]
 
-    def chosen(start: int, length: int) -> tuple[tuple[int, int, int], ...]:
+    def chosen(start: int, length: int) -> Pairs:
         rows = enumerate(row[start : start + length] for row in by_variable)
         return tuple((v, i, p) for v, row in rows for i, p in enumerate(row) if p is not None)
 

@@ -12,24 +12,23 @@ from functools import reduce
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.gated.features import numerical_rank, thin_factor
 from kpops.engines.gated.layer import Layer
 from kpops.engines.gated.roles import Role
+from kpops.engines.trajectory import Block
 
 SOURCES = ("recurrent", "input")
+Cotangent = list[list[Float[Tensor, "block _ hidden"]]]
+"""Coefficients of F, for each part and each of its factors (block, rank, hidden)."""
 
 
 class Part(NamedTuple):
-    """Gates that K treats alike: the diagonals between which their Gram matrix stands.
+    """Gates that K treats alike: the Gram matrix of some `factors` between the same diagonals.
 
-    Attributes
-    ----------
-    gains : tuple of (v, position)
-        D_vg of the variables v.
-    factors : tuple of int
-        Which of the layer's factors make the Gram matrix, as a sum.
+    `gains` are (v, position) of the diagonals D_vg; the Gram matrices of the factors are added.
     """
 
     gains: tuple[tuple[int, int], ...]
@@ -37,28 +36,16 @@ class Part(NamedTuple):
 
 
 class Gram:
-    """K of a layer for some of its affine maps' weights and biases.
+    """K of a layer, of which some weights and biases learn, as in :func:`learning`.
 
-    Parameters
-    ----------
-    layer : Layer
-        The layer.
-    weights : dict of str to (bool, bool)
-        For each source of :data:`SOURCES`, whether its weight and whether its bias learns.
-
-    Attributes
-    ----------
-    factors : list of Tensor
-        Z of each of :func:`factored`, shape (trial, time, rank), if its rank is not 0.
-    ranks : list of int
-        Rank of each.
-    parts : list of Part
-        The sum that K is.
+    K is the sum of its `parts`. `factors` are the Z of each of :func:`factored` whose rank is not
+    0, shape (trial, time, rank), and `ranks` the ranks of all. Vectors are those of the whole
+    stack; of these the layer's units are read and written.
     """
 
     def __init__(self, layer: Layer, weights: dict[str, tuple[bool, bool]]) -> None:
         self.layer = layer
-        self.factors: list[Tensor] = []
+        self.factors: list[Float[Tensor, "trial time _"]] = []
         self.ranks: list[int] = []
         gains: list[list[tuple[tuple[int, int], ...]]] = []
         for sources in factored(layer, weights):
@@ -77,39 +64,41 @@ class Gram:
         """Number of coefficients of F, the thin factor of K."""
         return self.layer.hidden * sum(z.shape[-1] for part in self.parts for z in self.of(part))
 
-    def apply(self, q: Tensor, into: Tensor) -> None:
-        """Add K q to `into`; both (block, trial, time, variable * hidden)."""
+    def apply(self, q: Block, into: Block) -> None:
+        """Write K q into `into`."""
+        into[..., self.layer.units] = 0
         self.jvp(self.vjp(q), into)
 
-    def vjp(self, q: Tensor) -> list[list[Tensor]]:
-        """F* q: for each part and each of its factors, (block, rank, hidden)."""
+    def vjp(self, q: Block) -> Cotangent:
+        """F* q."""
         cotangent = [
             [q.new_zeros(len(q), z.shape[-1], self.layer.hidden) for z in self.of(part)]
             for part in self.parts
         ]
         for time, d in self.layer.slices(len(q)):
-            old = q[:, :, time].split(self.layer.hidden, dim=-1)
+            old = q[:, :, time, self.layer.units].split(self.layer.hidden, dim=-1)
             for part, sums in zip(self.parts, cotangent, strict=True):
                 y = sum(d[p] * old[v] for v, p in part.gains).flatten(1, 2)
                 for z, total in zip(self.of(part), sums, strict=True):
                     total += z[:, time].flatten(0, 1).mT @ y
         return cotangent
 
-    def jvp(self, cotangent: list[list[Tensor]], into: Tensor) -> None:
-        """Add F w to `into`, for coefficients as :meth:`vjp` gives them."""
+    def jvp(self, cotangent: Cotangent, into: Block) -> None:
+        """Write F w into `into`, which is zero there."""
         for time, d in self.layer.slices(len(into)):
-            new = into[:, :, time].split(self.layer.hidden, dim=-1)
+            new = into[:, :, time, self.layer.units].split(self.layer.hidden, dim=-1)
             for part, sums in zip(self.parts, cotangent, strict=True):
                 pairs = zip(self.of(part), sums, strict=True)
                 back = reduce(torch.add, (z[:, time].flatten(0, 1) @ total for z, total in pairs))
                 for v, p in part.gains:
                     new[v].addcmul_(d[p], back.unflatten(1, new[v].shape[1:3]))
 
-    def flat(self, cotangent: list[list[Tensor]]) -> Tensor:
-        """The coefficients of F side by side, (block, width)."""
-        return torch.cat([w.flatten(1) for of_part in cotangent for w in of_part], dim=1)
+    def flat(self, cotangent: Cotangent) -> Float[Tensor, "block coefficient"]:
+        """The coefficients of F side by side."""
+        every = [w.flatten(1) for of_part in cotangent for w in of_part]
+        return torch.cat(every, dim=1)
 
-    def split(self, w: Tensor) -> list[list[Tensor]]:
+    def split(self, w: Float[Tensor, "block coefficient"]) -> Cotangent:
         """The inverse of :meth:`flat`."""
         shapes = [[(z.shape[-1], self.layer.hidden) for z in self.of(p)] for p in self.parts]
         pieces = iter(w.split([r * h for of_part in shapes for r, h in of_part], dim=1))
