@@ -32,7 +32,7 @@ class Differential:
 
     @cached_property
     def jvp(self) -> Callable[[Any], Tensor]:
-        """The map of a tangent u of the form of the point to df u; ask for it outside of vmap."""
+        """The map from a tangent u, of the form of the point, to df u; take it outside vmap."""
         transpose: Any = vjp(self.vjp, torch.zeros_like(self.value))[1]
 
         def pushforward(tangent: Any) -> Tensor:
@@ -41,7 +41,7 @@ class Differential:
             except RuntimeError as error:
                 if "is not implemented" not in str(error):
                     raise
-                # A few backward passes have none of their own, such as that of hardsigmoid.
+                # A few backward passes, such as that of hardsigmoid, have no derivative.
                 _load_forward_mode()
                 return jvp(self._function, (self._point,), (tangent,))[1]
 
@@ -50,7 +50,7 @@ class Differential:
 
 @cache
 def _load_forward_mode() -> None:
-    """Make torch load its forward mode, which warns of a deprecation of torch's own."""
+    """Make torch load its forward mode, during which it warns of its own deprecations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))

@@ -31,6 +31,8 @@ from kpops.models.recurrence import Recurrence
 
 Blocks = Float[Tensor, "to from trial time hidden"]
 """State Jacobians of uncoupled units: for each, a matrix over its variables."""
+Round = Float[Tensor, "to from trial _ hidden"]
+"""Those of the steps of a round of the scan."""
 Split = Float[Tensor, "block trial time variable hidden"]
 """Vectors, variable by variable."""
 
@@ -89,7 +91,7 @@ class ScanEngine(Engine):
         return columns.movedim(3, 0).contiguous()
 
     @cached_property
-    def rounds(self) -> list[Blocks]:
+    def rounds(self) -> list[Round]:
         """The blocks of every round of the scan."""
         return paired(self.blocks)
 
@@ -122,7 +124,7 @@ class ScanEngine(Engine):
 # The scan. What is written to are views of one tensor.
 
 
-def paired(blocks: Blocks) -> list[Blocks]:
+def paired(blocks: Blocks) -> list[Round]:
     """A of all steps, of pairs of steps, of pairs of pairs, and so on to a single one."""
     rounds = [blocks]
     while rounds[-1].shape[3] > 1:
@@ -132,7 +134,7 @@ def paired(blocks: Blocks) -> list[Blocks]:
     return rounds
 
 
-def recur(rounds: Sequence[Blocks], q: Block, *, backwards: bool) -> Block:
+def recur(rounds: Sequence[Round], q: Block, *, backwards: bool) -> Block:
     """P q, or P* q if `backwards`, by a scan."""
     v = uninitialised_like(q).copy_(q)
     scan = _scan_back if backwards else _scan
@@ -140,7 +142,7 @@ def recur(rounds: Sequence[Blocks], q: Block, *, backwards: bool) -> Block:
     return v
 
 
-def _scan(rounds: Sequence[Blocks], v: Split) -> None:
+def _scan(rounds: Sequence[Round], v: Split) -> None:
     """Turn q into P q."""
     if v.shape[2] == 1:
         return
@@ -151,7 +153,7 @@ def _scan(rounds: Sequence[Blocks], v: Split) -> None:
     _jvp(A[:, :, :, 2::2], v[:, :, 1:-1:2], into=v[:, :, 2::2])
 
 
-def _scan_back(rounds: Sequence[Blocks], v: Split) -> None:
+def _scan_back(rounds: Sequence[Round], v: Split) -> None:
     """Turn a into P* a: every line of :func:`_scan` transposed, from the last to the first."""
     if v.shape[2] == 1:
         return

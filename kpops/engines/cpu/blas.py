@@ -1,8 +1,8 @@
 """Matrix products for compiled code: the BLAS that PyTorch brings, callable from Numba.
 
 Numba's own ``np.dot`` calls the OpenBLAS of SciPy, which needs many rows to be fast. The recursion
-through time multiplies few rows at a time, and there the MKL inside PyTorch is two to three times
-faster, so that it is taken where PyTorch exports it. Matrices are row-major.
+through time multiplies few rows at a time, where the MKL inside PyTorch is two to three times
+faster. It is used where PyTorch exports it. Matrices are row-major.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def gemm_address(dtype: np.dtype) -> int:
 
 @contextmanager
 def process_limited(threads: int) -> Iterator[None]:
-    """Limit the BLAS of SciPy to so many threads, where it is the one that is called."""
+    """Limit SciPy's BLAS to so many threads, where it is the one that is called."""
     if _torch_blas() is not None:
         yield
     else:

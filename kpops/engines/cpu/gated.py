@@ -1,8 +1,8 @@
 """The gated engine compiled for the CPU; the loops are in `gated_kernels`.
 
-The recursions of P and P* are split by rows, the pairs of a trial and a vector of the block: a
-task takes its rows through the whole of time, one product with the weights per step, and never
-waits for another. K is split by units and vectors, over which it is block diagonal.
+The recursions of P and P* are split by rows, the pairs of a trial and a vector of the block. A task
+takes its rows through the whole of time, with one matrix product per step, and never waits for
+another. How K is split stands in :mod:`kpops.engines.cpu.gram`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class GatedNumbaEngine(GatedEngine):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._room: dict[tuple[Any, ...], list[np.ndarray]] = {}  # of the last product
+        self._room: dict[tuple[Any, ...], list[np.ndarray]] = {}  # of the last matvec
         self._transposed: dict[int, Weights] = {}  # of each layer
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class GatedNumbaEngine(GatedEngine):
         It is P of a push before the first of these steps, seen at the last.
         """
         shape = *v.shape[:2], time.stop - time.start + 1, v.shape[2]
-        # NumPy's zeros: threads of torch would spin on, in the way of ours.
+        # NumPy's zeros: torch's threads would spin on and hold up ours.
         q = torch.from_numpy(np.zeros(shape, numpy_dtype(v.dtype)))
         q[:, :, 0] = v
         return self._recur(q, backwards=False, window=time)[:, :, -1]
@@ -113,7 +113,7 @@ class GatedNumbaEngine(GatedEngine):
         layer: Layer,
         q: Block,
         v: Block,
-        passed: Float[Tensor, "time row hidden"],
+        passed: Float[Tensor, "_ row hidden"],
         segments: Segments,
         backwards: bool,
         full_state: bool,
@@ -234,11 +234,11 @@ class GatedNumbaEngine(GatedEngine):
         return "" if wide is None else f"in blocks from {wide} vectors by assembled Jacobians"
 
     def _buffers(self, like: Tensor, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
-        """Room of these shapes, kept for the next product; the first is set to zero."""
+        """Workspaces of these shapes, kept for the next matvec; the first is set to zero."""
         key = tuple(shapes)
         if key not in self._room:
             self._room = {key: [like.new_empty(shape).numpy() for shape in shapes]}
-        self._room[key][0].fill(0)  # NumPy's way: threads of torch would spin on, in ours
+        self._room[key][0].fill(0)  # by NumPy: torch's threads would spin on and hold up ours
         return self._room[key]
 
     def _gram(self, layer: Layer, learn: dict[str, tuple[bool, bool]]) -> Gram:
@@ -264,8 +264,8 @@ def _segments(layer: Layer, backwards: bool, window: slice | None = None) -> Seg
 def _gains_through_time(layer: Layer, *, has_below: bool) -> tuple[np.ndarray, int]:
     """Diagonals that recurrent maps, and input maps from a layer below, meet; number of maps.
 
-    Input maps have numbers behind the recurrent ones, or the same where they meet the same
-    diagonals, so that their sum is all that counts.
+    Input maps are numbered after the recurrent ones, or as these where they meet the same
+    diagonals, so that only their sum matters.
     """
     pattern = layer.pattern
     n_maps = pattern.n_recurrent

@@ -1,9 +1,8 @@
 """K of one gated layer compiled for the CPU.
 
-K is split by vectors and, where there are too few of those for all cores, by rows (trial and
-time): each task of rows then has sums of its own, which are added up between the two halves
-``w = Z^T (D q)`` and ``D (Z w)``. Split by units it would be slower, since products with few
-columns are.
+K is split by vectors and, where these are too few for all cores, by rows (trial and time). Each
+task of rows then has sums of its own, which are added between the two halves ``w = Z^T (D q)`` and
+``D (Z w)``. To split by units would be slower, since matrix products with few columns are slow.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from kpops.engines.gated.gram import Cotangent, Gram
 from kpops.engines.gated.layer import Layer
 from kpops.engines.trajectory import Block
 
-# Bytes of what a task makes of its rows at a time, of which there should be some: that should fit
-# in a core's second cache, beside the factors and the sums.
+# Bytes of a chunk of rows, and its least number of rows: it should fit in a core's second cache,
+# beside the factors and the sums.
 _CHUNK_BYTES, _LEAST_ROWS = 2**18, 64
-# Bytes of the sums over (trial, time) of the vectors that a thread takes at a time; the same.
+# Bytes of the sums over (trial, time) of the vectors that a thread takes at a time, likewise.
 _SUMS_BYTES = 2**20
 
 

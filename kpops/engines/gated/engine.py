@@ -1,15 +1,15 @@
 """The engine for gated cells on any device: weights between diagonals, no S x S Jacobian.
 
-A stack is taken layer by layer. With A_l the Jacobian of layer l alone, P_l its propagator and B_l
-its input maps, a layer passes on its increment, what it has beside its own forcing:
+A stack is computed layer by layer. With A_l the Jacobian of layer l alone, P_l its propagator and
+B_l its input maps, a layer passes on its increment, which is its state less its own forcing:
 
     P:   v_l = P_l f_l,  f_l = q_l + B_l (v_{l-1} - q_{l-1})
     P*:  a_l = b_l - w_l,  b_l = P_l^* (e_l + w_l),  w_{l-1} = B_l^T b_l,
 
-so that the recursion through time knows one layer only. Single steps couple layers in the same way:
+so the recursion through time concerns one layer only. Single steps couple layers in the same way:
 ``A = L diag(A_l)``, ``J = L diag(J_l)``, ``K = L diag(K_l) L*`` with L the passage upwards. As
 ``P^-1 = 1 - A Z`` with Z the shift in time, ``P L = (L^-1 - diag(A_l) Z)^-1`` is such a recursion,
-in which a layer passes on all that it has, and ``P K P* = P L diag(K_l) (P L)*`` passes up once:
+in which a layer passes on its full state, and ``P K P* = P L diag(K_l) (P L)*`` passes up once:
 
     P L:  v_l = P_l (f_l + B_l v_{l-1});    (P L)*:  a_l = P_l^* (e_l + w_l),  w_{l-1} = B_l^T a_l.
 """
@@ -100,18 +100,17 @@ class GatedEngine(Engine):
         n_trials = len(trajectory.states)
         roles = parameter_roles(recurrence)
         learn = {roles.get(name) for name in names}
-        total = longest = 0
+        sizes: list[int] = []
+        factors = 0
         for i in range(len(recurrence.layers)):
             layer = Layer(recurrence, i, trajectory, gates)
             steps = max(s.stop - s.start for s in layer.segments())
-            diagonals = (
+            sizes.append(
                 layer.pattern.size * n_trials * steps * layer.hidden * layer.storage.itemsize
             )
-            longest = max(longest, diagonals)
-            total += diagonals if gates != "recomputed" else 0
             if None not in learn:
-                total += bytes_of_factors(layer, learning(layer, learn), exact=exact)
-        return total + (longest if gates == "recomputed" else 0)
+                factors += bytes_of_factors(layer, learning(layer, learn), exact=exact)
+        return factors + (max(sizes) if gates == "recomputed" else sum(sizes))
 
     # Through time.
 
@@ -273,7 +272,7 @@ class GatedEngine(Engine):
     def _by_source(
         self, theta: Float[Tensor, "block parameter"], names: Sequence[str]
     ) -> Iterator[tuple[Layer, str, Tensor | None, Tensor | None]]:
-        """Views of the weight and of the bias of all affine maps of which something is in theta."""
+        """Views into theta of the weight and the bias of each affine map, where either is there."""
         views = by_role(theta, {self._roles[n]: self.parameters[n].shape for n in names})
         for i, layer in enumerate(self.layers):
             for source in layer.sources:
@@ -324,7 +323,7 @@ class GatedEngine(Engine):
         return None if any(gram.parts for gram in below) else UnitBlocks(top)
 
     def feature_ranks(self) -> list[int]:
-        """Numerical ranks behind K, layer by layer; two where gates keep h and x apart."""
+        """Numerical ranks of the features, layer by layer; two where gates keep h and x apart."""
         names = tuple(self.parameters)
         grams = self._grams_of(names) if self._direct(names) else []
         return [rank for gram in grams for rank in gram.ranks]

@@ -5,8 +5,8 @@ that the weights of gate g multiply at each (trial, time). Only their Gram matri
 features may be replaced by any Z with ``Z Z^T = u u^T`` that has fewer columns: ``Z = u V``, with V
 the leading eigenvectors of ``u^T u``.
 
-What may be dropped must be small in every row, since the diagonals D may be zero just where the
-features are large. So the rows are brought to unit length before the eigenvectors are taken.
+What is dropped must be small in every row, since the diagonals D may be zero just where the
+features are large. So the rows are normalised before the eigenvectors are taken.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ its derivatives are
     B  dx     = sum_g E_g * U_g dx,
     J  dtheta = sum_g D_g * (dW_g phi + db_g) + E_g * (dU_g x + dc_g).
 
-Only the diagonals that differ are kept: where a gate sees the sum of its two maps, D_vg = E_vg, and
-what does not depend on something has no diagonal. An RNN has 1, a GRU 5, an LSTM 9 of them.
+Only diagonals that differ are kept: where a gate sees the sum of its two maps, D_vg = E_vg, and
+where nothing depends, there is none. An RNN has 1, a GRU 5, an LSTM 9 of them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def differentiate(
 
 
 class _Kept:
-    """Diagonals by what they are: autograd hands out the same tensor for the same derivative."""
+    """Diagonals that differ: autograd returns the same tensor for the same derivative."""
 
     def __init__(self) -> None:
         self.diagonals: list[Tensor] = []
@@ -100,7 +100,7 @@ class _Kept:
 
     def _place(self, gradient: Tensor) -> int:
         key = gradient.data_ptr(), gradient.stride()
-        if key not in self._roles:  # keeping the tensor keeps its address from being used again
+        if key not in self._roles:  # while the tensor is kept, its address is not reused
             self._roles[key] = len(self.diagonals)
             self.diagonals.append(gradient)
         return self._roles[key]

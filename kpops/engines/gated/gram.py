@@ -1,8 +1,8 @@
 """K of one gated layer: thin factors of the features between the diagonals.
 
-``K q = sum_g D_g * Z (Z^T (D_g * q))``, for each gate with the factor Z of what its learning
-weights multiply; see :mod:`kpops.engines.gated.features`. So ``K = F F*`` with F the map of as many
-coefficients as there are gates, columns of Z and units: ``F w = sum_g D_g * Z w_g``.
+``K q = sum_g D_g * Z (Z^T (D_g * q))``, with Z the thin factor of what the learning weights of gate
+g multiply; see :mod:`kpops.engines.gated.features`. So ``K = F F*`` with ``F w = sum_g D_g * Z
+w_g``, where w has a coefficient for each gate, column of Z and unit.
 """
 
 from __future__ import annotations
@@ -95,8 +95,7 @@ class Gram:
 
     def flat(self, cotangent: Cotangent) -> Float[Tensor, "block coefficient"]:
         """The coefficients of F side by side."""
-        every = [w.flatten(1) for of_part in cotangent for w in of_part]
-        return torch.cat(every, dim=1)
+        return torch.cat([w.flatten(1) for of_part in cotangent for w in of_part], dim=1)
 
     def split(self, w: Float[Tensor, "block coefficient"]) -> Cotangent:
         """The inverse of :meth:`flat`."""
@@ -110,7 +109,7 @@ class Gram:
 
 
 def learning(layer: Layer, roles: Container[Role | None]) -> dict[str, tuple[bool, bool]]:
-    """For each source of a layer, whether its weight and its bias are among these places."""
+    """For each source of a layer, whether its weight and its bias are among these roles."""
     i = layer.index
     return {s: ((i, s, "weight") in roles, (i, s, "bias") in roles) for s in SOURCES}
 
@@ -118,7 +117,7 @@ def learning(layer: Layer, roles: Container[Role | None]) -> dict[str, tuple[boo
 def factored(layer: Layer, weights: dict[str, tuple[bool, bool]]) -> list[tuple[str, ...]]:
     """Sources that share a thin factor: those whose maps stand between the same diagonals.
 
-    Sources of which nothing learns, or whose maps nothing depends on, are left out.
+    Sources in which nothing learns, or on which nothing depends, are left out.
     """
     learn = tuple(s for s in SOURCES if any(weights.get(s, ())) and layer.pairs(s))
     if len(learn) == 2 and layer.pattern.recurrent == layer.pattern.inputs:
@@ -144,12 +143,10 @@ def _merged(gains: list[list[tuple[tuple[int, int], ...]]]) -> list[Part]:
     parts: list[Part] = []
     for factor, of_source in enumerate(gains):
         for gain in of_source:
-            twin = next(
-                (i for i, p in enumerate(parts) if p.gains == gain and factor not in p.factors),
-                None,
-            )
-            if twin is None:
-                parts.append(Part(gain, (factor,)))
+            for i, part in enumerate(parts):
+                if part.gains == gain and factor not in part.factors:
+                    parts[i] = Part(gain, (*part.factors, factor))
+                    break
             else:
-                parts[twin] = Part(gain, (*parts[twin].factors, factor))
+                parts.append(Part(gain, (factor,)))
     return parts

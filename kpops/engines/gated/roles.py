@@ -14,7 +14,7 @@ Role = tuple[int, str, str]
 
 
 def parameter_roles(recurrence: GatedRecurrence) -> dict[str, Role]:
-    """Parameter name to (layer, source, role), for those that are used there and nowhere else."""
+    """Parameter name to (layer, source, role), for parameters that are used there alone."""
     tied = Counter(id(p) for _, p in recurrence.module.named_parameters(remove_duplicate=False))
     names = {id(p): n for n, p in recurrence.parameter_dict().items() if tied[id(p)] <= 1}
     found: dict[str, list[Role]] = {}

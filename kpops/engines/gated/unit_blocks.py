@@ -50,7 +50,7 @@ class UnitBlocks:
         return self.gram.width // self.n_units
 
     def chunks(self) -> Iterator[slice]:
-        """Units whose matrices fit into memory together."""
+        """Units whose matrices are formed together."""
         layer = self.gram.layer
         per_unit = max(1, self.n_rows * self.n_columns * layer.previous.element_size())
         size = max(1, _BYTES[layer.previous.device.type] // per_unit)
