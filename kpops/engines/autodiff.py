@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor
-from torch.func import vmap
 
 from kpops.engines.base import Engine
 from kpops.engines.differential import Differential
+from kpops.engines.rowwise import on_each
 from kpops.engines.threads import enough_for
 from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.recurrence import Recurrence
@@ -39,7 +38,7 @@ class AutodiffEngine(Engine):
         with enough_for(len(q) * self.recurrence.flops(len(self.trajectory.states))):
             for before, t in pairwise(steps):
                 act = self._step(before).vjp if backwards else self._step(t).jvp
-                v[:, :, t] = q[:, :, t] + _each(act, v[:, :, before])
+                v[:, :, t] = q[:, :, t] + on_each(act, v[:, :, before])
         return v
 
     def _jvp_steps(self, v: Block) -> Block:
@@ -52,9 +51,3 @@ class AutodiffEngine(Engine):
         """A[t] of step number t, from 0."""
         x, h = self.trajectory.inputs[:, t], self.trajectory.previous[:, t]
         return Differential(lambda state: self.recurrence.step(self.parameters, x, state), h)
-
-
-def _each(action: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
-    if len(block) == 1:  # vmap over a single vector only adds overhead to every step
-        return action(block[0])[None]
-    return vmap(action)(block)

@@ -169,6 +169,13 @@ class Rowwise:
         per_vector = TEMPORARIES * self.h.numel() * self.h.element_size()
         chunk = max(1, _BLOCK_BYTES[self.h.device.type] // per_vector)
         with enough_for(2 * min(len(block), chunk) * self.h.numel() * self.h.shape[1]):
-            if len(block) == 1:  # no vmap: its bookkeeping would double the cost of few flops
-                return action(block[0])[None]
-            return vmap(action, chunk_size=chunk)(block)
+            return on_each(action, block, chunk)
+
+
+def on_each(
+    action: Callable[[Tensor], Tensor], block: Tensor, chunk_size: int | None = None
+) -> Tensor:
+    """Apply an action on vectors to every vector of a block."""
+    if len(block) == 1:  # no vmap: its bookkeeping would double the cost of few flops
+        return action(block[0])[None]
+    return vmap(action, chunk_size=chunk_size)(block)

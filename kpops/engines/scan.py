@@ -112,7 +112,7 @@ class ScanEngine(Engine):
 
     def _vjp_steps(self, a: Block) -> Block:
         result = torch.zeros_like(a)
-        _vjp(self.blocks, self._split(a), into=self._split(result))
+        _jvp(self.blocks.transpose(0, 1), self._split(a), into=self._split(result))
         return result
 
     def step_jacobians(self, t: int) -> Float[Tensor, "trial unit unit"]:
@@ -158,10 +158,10 @@ def _scan_back(rounds: Sequence[Round], v: Split) -> None:
     if v.shape[2] == 1:
         return
     A, *coarser = rounds
-    odd = v[:, :, 1::2]
-    _vjp(A[:, :, :, 2::2], v[:, :, 2::2], into=v[:, :, 1:-1:2])
+    transposed, odd = A.transpose(0, 1), v[:, :, 1::2]
+    _jvp(transposed[:, :, :, 2::2], v[:, :, 2::2], into=v[:, :, 1:-1:2])
     _scan_back(coarser, odd)
-    _vjp(A[:, :, :, 1::2], odd, into=v[:, :, : 2 * odd.shape[2] : 2])
+    _jvp(transposed[:, :, :, 1::2], odd, into=v[:, :, : 2 * odd.shape[2] : 2])
 
 
 def _jvp(A: Blocks, v: Split, into: Split) -> None:
@@ -169,8 +169,3 @@ def _jvp(A: Blocks, v: Split, into: Split) -> None:
     for row, blocks in enumerate(A):
         for column, block in enumerate(blocks):
             into[..., row, :].addcmul_(block, v[..., column, :])
-
-
-def _vjp(A: Blocks, a: Split, into: Split) -> None:
-    """Add A^T a to `into`."""
-    _jvp(A.transpose(0, 1), a, into)

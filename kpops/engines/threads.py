@@ -52,13 +52,13 @@ def each(task: Callable[[int], None], n_tasks: int) -> None:
     from kpops.engines.cpu import blas  # Numba is slow to import, and not always needed
 
     threads = min(torch.get_num_threads(), n_tasks)
-    inside = torch.get_num_threads() // n_tasks if n_tasks else 1
+    inside = max(1, torch.get_num_threads() // max(1, n_tasks))
 
     def limited(i: int) -> None:
-        with blas.thread_limited(max(1, inside)):
+        with blas.thread_limited(inside):
             task(i)
 
-    with blas.process_limited(max(1, inside)):
+    with blas.process_limited(inside):
         if threads <= 1:
             for i in range(n_tasks):
                 limited(i)

@@ -73,12 +73,7 @@ class GatedNumbaEngine(GatedEngine):
     # Through time.
 
     def _recur(
-        self,
-        q: Block,
-        *,
-        backwards: bool,
-        full_state: bool = False,
-        window: slice | None = None,
+        self, q: Block, *, backwards: bool, full_state: bool = False, window: slice | None = None
     ) -> Block:
         """Run a recursion over all of time, or over a push and the steps of a window."""
         q = q.contiguous()
@@ -119,7 +114,7 @@ class GatedNumbaEngine(GatedEngine):
         full_state: bool,
     ) -> None:
         """Run a recursion with all weights of the gates; layers hand on what is `passed`."""
-        from kpops.engines.cpu import gated_kernels
+        from kpops.engines.cpu.gated_kernels import backpropagate_rows, propagate_rows
 
         n_rows = q.shape[0] * q.shape[1]
         has_below, has_above = layer.index > 0, layer is not self.layers[-1]
@@ -127,9 +122,7 @@ class GatedNumbaEngine(GatedEngine):
         shapes = [(n_rows, n, layer.hidden) for n in (layer.variables, n_maps)]
         state, maps, features = self._buffers(q, [*shapes, (n_rows, layer.hidden)])
         column = (n_maps - layer.pattern.n_inputs) * layer.hidden if has_below else 0
-        kernel: Kernel = gated_kernels.propagate_rows
-        if backwards:
-            kernel = gated_kernels.backpropagate_rows
+        kernel: Kernel = backpropagate_rows if backwards else propagate_rows
         weights = self._weights(layer, transposed=not backwards)
         work = 2 * n_rows * q.shape[2] * n_maps * layer.hidden**2
         bounds = threads.split(n_rows, threads.enough(work), _ROWS)
