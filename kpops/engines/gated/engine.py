@@ -272,7 +272,7 @@ class GatedEngine(Engine):
     def _by_source(
         self, theta: Float[Tensor, "block parameter"], names: Sequence[str]
     ) -> Iterator[tuple[Layer, str, Tensor | None, Tensor | None]]:
-        """Views into theta of the weight and the bias of each affine map, where either is there."""
+        """Views into theta of the weight and bias of each affine map of which something learns."""
         views = by_role(theta, {self._roles[n]: self.parameters[n].shape for n in names})
         for i, layer in enumerate(self.layers):
             for source in layer.sources:
@@ -302,10 +302,11 @@ class GatedEngine(Engine):
 
     def factor_jvp(self, w: Float[Tensor, "block coefficient"], names: Sequence[str]) -> Block:
         """F w, with K = F F*."""
-        grams = [gram for gram in self._grams_of(names) if gram.parts]
+        grams = self._grams_of(names)
         result = w.new_zeros(len(w), *self.trajectory.states.shape)
         for gram, part in zip(grams, w.split([gram.width for gram in grams], dim=1), strict=True):
-            gram.jvp(gram.split(part), into=result)
+            if gram.parts:
+                gram.jvp(gram.split(part), into=result)
         return self.trajectory.restrict(self._pass_up(result))
 
     def factor_vjp(self, q: Block, names: Sequence[str]) -> Float[Tensor, "block coefficient"]:
