@@ -54,7 +54,7 @@ class Engine(ABC):
 
     @property
     def remark(self) -> str:
-        """What else the repr should say of how products are computed."""
+        """What else the repr says about how matvecs are computed."""
         return ""
 
     def __init__(
@@ -79,9 +79,9 @@ class Engine(ABC):
     def bytes_needed(
         recurrence: Recurrence, names: Sequence[str], trajectory: Trajectory, *, exact: bool = False
     ) -> int:
-        """Bytes the engine keeps beside the trajectory, for products with J of those `names`.
+        """Bytes kept beside the trajectory, for matvecs with J of the parameters `names`.
 
-        An upper bound, at no cost; or, if `exact`, the number, at the cost of about a product.
+        An upper bound, at no cost; or, if `exact`, the number, at the cost of about a matvec.
         """
 
     @staticmethod

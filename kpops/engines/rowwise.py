@@ -119,7 +119,7 @@ class Rowwise:
         n_rows, n_units = self.h.shape
         jacobians = self.h.new_empty(n_rows, n_outputs, n_units)
         basis = torch.eye(n_outputs, dtype=self.h.dtype, device=self.h.device)
-        # Each row is differentiated n_outputs times. These many small products share one forward
+        # Each row is differentiated n_outputs times. These many small matvecs share one forward
         # pass, which pays for temporaries somewhat larger than the cache.
         for s, part in self._chunks(copies=max(1, n_outputs // 16)):
             cotangents = basis[:, None].expand(-1, len(part.h), -1)
