@@ -136,11 +136,13 @@ def contenders(layer: Layer) -> list[Contender]:
     scanned, stored = ours[:2]
     if scanned.linearization is None:
         dashed = Contender(SCAN, dashes=scanned.dashes)
-        by_matrices = _in_torch(LOOP, stored, lambda e, q: jacobian.propagate(e.jacobians, q))
+        by_matrices = _in_torch(
+            LOOP, stored, lambda e, q: jacobian.recur(e.jacobians, q, backwards=False)
+        )
         return [*ours, dashed, by_matrices]
     return [
         *ours,
-        _in_torch(SCAN, scanned, lambda e, q: scan.propagate(e.rounds, q)),
+        _in_torch(SCAN, scanned, lambda e, q: scan.recur(e.rounds, q, backwards=False)),
         _in_torch(LOOP, scanned, lambda e, q: loop(e.blocks, q)),
     ]
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.engines.rowwise import Rowwise
-from kpops.engines.trajectory import Trajectory
+from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.recurrence import Recurrence
 
 
@@ -33,48 +35,53 @@ class Engine(ABC):
     parameter_vjp      sum over trials and steps of (df/dtheta)^T q                J*
     ================== =========================================================== ==========
 
-    On masked trials each action is restricted to the valid steps, on both sides.
+    On masked trials each action is restricted to the valid steps, on both sides. An engine is made
+    of a snapshot of the model, the parameters that learn, and the trajectory to linearise at.
     """
 
     name: ClassVar[str]
+    serves: ClassVar[type[Recurrence]] = Recurrence
+    """The recurrences that the engine can linearise."""
+    known_as: ClassVar[str] = "as a recurrence"
+    """What these are known to be."""
     variants: ClassVar[dict[str, tuple[dict[str, Any], ...]]] = {"auto": ({},)}
-    """What may be chosen beside the engine: ``gates=`` of the user, and the options that it stands
-    for, best first, with which the engine is made and its bytes are counted."""
+    """The user's choices for ``gates=``, and for each the options, best first, with which the
+    engine is made and its bytes are counted."""
     keeps: ClassVar[bool] = False
-    """Whether the engine keeps more than the trajectory."""
+    """Whether the engine keeps the maps J and J*."""
+    recomputed: ClassVar[tuple[str, ...]] = ()
+    """Attributes that are cheaper to recompute than to pickle."""
 
     @property
     def remark(self) -> str:
-        """What else the repr should say of how products are computed."""
+        """What else the repr says about how matvecs are computed."""
         return ""
 
     def __init__(
-        self,
-        recurrence: Recurrence,
-        parameters: dict[str, Tensor],
-        trajectory: Trajectory,
+        self, recurrence: Recurrence, parameters: dict[str, Tensor], trajectory: Trajectory
     ) -> None:
         self.recurrence = recurrence
         self.parameters = parameters
         self.trajectory = trajectory
 
-    @staticmethod
-    def refuses(recurrence: Recurrence, device: torch.device) -> str | None:
+    @classmethod
+    def refuses(cls, recurrence: Recurrence, device: torch.device) -> str | None:
         """Why this engine cannot linearise the recurrence on the device, or None."""
-        return None
+        if isinstance(recurrence, cls.serves):
+            return None
+        return (
+            f"{type(recurrence.module).__name__} is not known {cls.known_as}: register a "
+            f"kpops.models.{cls.serves.__name__} for it"
+        )
 
     @staticmethod
     @abstractmethod
     def bytes_needed(
-        recurrence: Recurrence,
-        names: Sequence[str],
-        trajectory: Trajectory,
-        *,
-        exact: bool = False,
+        recurrence: Recurrence, names: Sequence[str], trajectory: Trajectory, *, exact: bool = False
     ) -> int:
-        """Bytes the engine keeps beside the trajectory, for products with J of those `names`.
+        """Bytes kept beside the trajectory, for matvecs with J of the parameters `names`.
 
-        At most, and at no cost; or, if `exact`, where finding out costs about a product.
+        An upper bound, at no cost; or, if `exact`, the number, at the cost of about a matvec.
         """
 
     @staticmethod
@@ -83,17 +90,15 @@ class Engine(ABC):
         return 0
 
     @abstractmethod
-    def _propagate(self, q: Tensor) -> Tensor: ...
+    def _recur(self, q: Block, *, backwards: bool) -> Block:
+        """P q, or P* q if `backwards`."""
 
     @abstractmethod
-    def _backpropagate(self, a: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _jvp_steps(self, v: Tensor) -> Tensor:
+    def _jvp_steps(self, v: Block) -> Block:
         """A[t] v[t] for every step; the caller has shifted v."""
 
     @abstractmethod
-    def _vjp_steps(self, a: Tensor) -> Tensor:
+    def _vjp_steps(self, a: Block) -> Block:
         """A[t]^T a[t] for every step."""
 
     @cached_property
@@ -102,56 +107,58 @@ class Engine(ABC):
         x, h = self.trajectory.inputs.flatten(0, 1), self.trajectory.previous.flatten(0, 1)
         return Rowwise(self.recurrence.step, self.parameters, x, h, keep=self.keeps)
 
-    def step_jacobians(self, t: int) -> Tensor:
-        """A of the step at position t, (trial, unit, unit)."""
+    def step_jacobians(self, t: int) -> Float[Tensor, "trial unit unit"]:
+        """A of the step at position t."""
         x, h = self.trajectory.inputs[:, t], self.trajectory.previous[:, t]
         return Rowwise(self.recurrence.step, self.parameters, x, h).state_jacobians()
 
-    def propagate(self, q: Tensor) -> Tensor:
+    def propagate(self, q: Block) -> Block:
         """P q."""
-        return self._restricted(self._propagate, q)
+        return self._restricted(partial(self._recur, backwards=False), q)
 
-    def backpropagate(self, a: Tensor) -> Tensor:
+    def backpropagate(self, a: Block) -> Block:
         """P* a."""
-        return self._restricted(self._backpropagate, a)
+        return self._restricted(partial(self._recur, backwards=True), a)
 
-    def difference(self, v: Tensor) -> Tensor:
+    def difference(self, v: Block) -> Block:
         """P^-1 v: what is left of v when each step's past is propagated away."""
-        return self._restricted(lambda u: u - self._jvp_steps(_shift(u, 1)), v)
+        return self._restricted(lambda u: u - self._jvp_steps(F.pad(u, (0, 0, 1, -1))), v)
 
-    def difference_adjoint(self, a: Tensor) -> Tensor:
+    def difference_adjoint(self, a: Block) -> Block:
         """P^-* a."""
-        return self._restricted(lambda u: u - _shift(self._vjp_steps(u), -1), a)
+        return self._restricted(lambda u: u - F.pad(self._vjp_steps(u), (0, 0, -1, 1)), a)
 
-    def parameter_jvp(self, dtheta: Tensor, names: Sequence[str]) -> Tensor:
+    def parameter_jvp(
+        self, dtheta: Float[Tensor, "block parameter"], names: Sequence[str]
+    ) -> Block:
         """J dtheta, for the parameters `names`."""
-        tangents = self.rows.parameter_jvp(dtheta, names)
-        return self.trajectory.restrict(self._unflatten(tangents))
+        return self.trajectory.restrict(self._unflatten(self.rows.parameter_jvp(dtheta, names)))
 
-    def parameter_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
+    def parameter_vjp(self, q: Block, names: Sequence[str]) -> Float[Tensor, "block parameter"]:
         """J* q, for the parameters `names`."""
         return self.rows.parameter_vjp(self.trajectory.restrict(q).flatten(1, 2), names)
 
-    def parameter_gram(self, q: Tensor, names: Sequence[str]) -> Tensor:
+    def parameter_gram(self, q: Block, names: Sequence[str]) -> Block:
         """J J* q. An engine that knows the structure of K may do better."""
         return self.parameter_jvp(self.parameter_vjp(q, names), names)
 
-    def flow(self, q: Tensor, names: Sequence[str]) -> Tensor:
+    def flow(self, q: Block, names: Sequence[str]) -> Block:
         """P J J* P* q, for the parameters `names`."""
         return self.propagate(self.parameter_gram(self.backpropagate(q), names))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__}  # at once: other threads may add to it while it is pickled
+        state = {**self.__dict__}  # at once: other threads may add to it while it is pickled
+        return {key: value for key, value in state.items() if key not in self.recomputed}
 
     def factor_size(self, names: Sequence[str]) -> int | None:
         """Number of columns of a factor F with K = F F* that is thinner than J; None without."""
         return None
 
-    def factor_jvp(self, w: Tensor, names: Sequence[str]) -> Tensor:
-        """F w; (block, coefficient) to (block, trial, time, unit)."""
+    def factor_jvp(self, w: Float[Tensor, "block coefficient"], names: Sequence[str]) -> Block:
+        """F w."""
         raise NotImplementedError
 
-    def factor_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
+    def factor_vjp(self, q: Block, names: Sequence[str]) -> Float[Tensor, "block coefficient"]:
         """F* q."""
         raise NotImplementedError
 
@@ -159,19 +166,33 @@ class Engine(ABC):
         """K unit by unit, where it is known to couple no two of them; else None."""
         return None
 
-    def _restricted(self, action: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
+    def check_derivatives(self, names: Sequence[str], wrong: str, remedy: str) -> None:
+        """Compare A^T, and J* of the parameters `names`, with automatic differentiation.
+
+        Raises
+        ------
+        ValueError
+            If they differ by more than rounding. It says what is `wrong` with the module; ``{}``
+            there stands for the kind of recurrence.
+        """
+        states = self.trajectory.states
+        q = torch.arange(states.numel()).to(states).cos().view(1, *states.shape)
+        rows = q.flatten(1, 2)
+        pairs = [(self._vjp_steps(q), self.rows.state_vjp(rows))]
+        if names:
+            pairs.append((self.parameter_vjp(q, names), self.rows.parameter_vjp(rows, names)))
+        for ours, reference in pairs:
+            gap, size = (ours.flatten() - reference.flatten()).norm(), reference.norm()
+            if not gap <= torch.finfo(ours.dtype).eps ** 0.5 * size:
+                wrong = wrong.format(type(self.recurrence).__name__)
+                raise ValueError(
+                    f"{type(self.recurrence.module).__name__} {wrong} (derivatives differ by "
+                    f"{float(gap / size):.2g}): {remedy}"
+                )
+
+    def _restricted(self, action: Callable[[Tensor], Tensor], q: Block) -> Block:
         restrict = self.trajectory.restrict
         return restrict(action(restrict(q)))
 
-    def _unflatten(self, rows: Tensor) -> Tensor:
+    def _unflatten(self, rows: Float[Tensor, "block row unit"]) -> Block:
         return rows.unflatten(1, self.trajectory.states.shape[:2])
-
-
-def _shift(v: Tensor, steps: int) -> Tensor:
-    """Move v (block, trial, time, unit) by one step through time; zero enters at the end."""
-    shifted = torch.zeros_like(v)
-    if steps > 0:
-        shifted[:, :, 1:] = v[:, :, :-1]
-    else:
-        shifted[:, :, :-1] = v[:, :, 1:]
-    return shifted

@@ -11,34 +11,23 @@ from kpops.models.recurrence import Recurrence
 
 
 def classify(recurrence: Recurrence, names: Sequence[str]) -> dict[str, bool]:
-    """Return what is known of a model, whatever engine is taken.
+    """What is known of a model in which the parameters `names` learn, whatever engine is taken.
 
-    Parameters
-    ----------
-    recurrence : Recurrence
-        The model.
-    names : sequence of str
-        The parameters that learn.
-
-    Returns
-    -------
-    dict of str to bool
-        See :attr:`kpops.Linearization.structure`.
+    See :attr:`kpops.Linearization.structure`.
     """
-    gated = isinstance(recurrence, GatedRecurrence)
+    scan = isinstance(recurrence, DiagonalRecurrence)
+    gated = recurrence if isinstance(recurrence, GatedRecurrence) else None
     return {
         "P in blocks of trials": True,
-        "P in blocks of units": isinstance(recurrence, DiagonalRecurrence)
-        or (isinstance(recurrence, GatedRecurrence) and _uncoupled(recurrence)),
-        "K in blocks of units": isinstance(recurrence, GatedRecurrence)
-        and _learns_at_the_top(recurrence, names),
-        "gated": gated,
-        "scan": isinstance(recurrence, DiagonalRecurrence),
+        "P in blocks of units": scan or (gated is not None and _has_diagonal_steps(gated)),
+        "K in blocks of units": gated is not None and _learns_at_the_top(gated, names),
+        "gated": gated is not None,
+        "scan": scan,
     }
 
 
-def _uncoupled(recurrence: GatedRecurrence) -> bool:
-    """Whether a single layer has no recurrent maps."""
+def _has_diagonal_steps(recurrence: GatedRecurrence) -> bool:
+    """Whether a single layer has no recurrent maps, so that its steps couple no two units."""
     return len(recurrence.layers) == 1 and recurrence.layers[0].recurrent is None
 
 

@@ -1,7 +1,7 @@
 """Time loops without launch overhead: record the launches once, then replay them.
 
 A recursion through time is hundreds of small kernels, and on a GPU launching one takes longer than
-running it. A CUDA graph replays them all by one launch; it reads and writes fixed memory, so that
+running it. A CUDA graph replays them all by one launch. It reads and writes fixed memory, so
 argument and result are copied in and out.
 """
 
@@ -29,23 +29,17 @@ def record(action: Action, argument: Tensor) -> Recording:
     with torch.cuda.device(argument.device):
         side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # what libraries set up at a first call is not for a graph
+        with torch.cuda.stream(side):  # libraries set themselves up outside of the graph
             action(argument)
         torch.cuda.current_stream().wait_stream(side)
-        # Other threads, such as those of a loader of data, may allocate meanwhile.
+        # Other threads, such as those of a data loader, may allocate meanwhile.
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             result = action(argument)
     return Recording(argument, result, graph.replay)
 
 
 class Recorder:
-    """Actions by name, each recorded for the shape it was last called with.
-
-    Parameters
-    ----------
-    record : callable
-        :func:`record`, or something else that makes a :class:`Recording`.
-    """
+    """Actions by name, each recorded for the shape that it was last called with."""
 
     def __init__(self, record: Callable[[Action, Tensor], Recording] = record) -> None:
         self._record = record

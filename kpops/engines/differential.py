@@ -2,8 +2,8 @@
 
 Forward mode passes through ``torch.no_grad``, hooks on gradients and ``torch.autograd.Function`` in
 other ways than the backward pass that training uses, and then J and J* would belong to different
-maps. But the pullback ``c -> c^T df`` is linear in c, so that its own pullback is ``u -> df u``.
-The two are adjoint by construction, and neither evaluates the function again.
+maps. But the pullback ``c -> c^T df`` is linear in c, so its own pullback is ``u -> df u``. The two
+are adjoint by construction, and neither evaluates the function again.
 """
 
 from __future__ import annotations
@@ -19,15 +19,7 @@ from torch.func import jvp, vjp
 
 
 class Differential:
-    """df of a function at a point.
-
-    Parameters
-    ----------
-    function : callable
-        Of one argument, a tensor or a dict of tensors; returns a tensor.
-    point : Tensor or dict of str to Tensor
-        Where the derivative is taken.
-    """
+    """df of a function of one tensor, or of one dict of tensors, at a point."""
 
     def __init__(self, function: Callable[[Any], Tensor], point: Any) -> None:
         made: Any = vjp(function, point)
@@ -40,7 +32,7 @@ class Differential:
 
     @cached_property
     def jvp(self) -> Callable[[Any], Tensor]:
-        """The map of a tangent u of the form of the point to df u; ask for it outside of vmap."""
+        """The map from a tangent u, of the form of the point, to df u; take it outside vmap."""
         transpose: Any = vjp(self.vjp, torch.zeros_like(self.value))[1]
 
         def pushforward(tangent: Any) -> Tensor:
@@ -49,7 +41,7 @@ class Differential:
             except RuntimeError as error:
                 if "is not implemented" not in str(error):
                     raise
-                # A few backward passes have none of their own, such as that of hardsigmoid.
+                # A few backward passes, such as that of hardsigmoid, have no derivative.
                 _load_forward_mode()
                 return jvp(self._function, (self._point,), (tangent,))[1]
 
@@ -58,7 +50,7 @@ class Differential:
 
 @cache
 def _load_forward_mode() -> None:
-    """Make torch load its forward mode, which warns of a deprecation of torch's own."""
+    """Make torch load its forward mode, during which it warns of its own deprecations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))

@@ -1,4 +1,4 @@
-"""What a computation with a model holds while it lasts."""
+"""The lock and the modes in which a model is computed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import torch
 
 # functional_call swaps the weights of a module while it runs, and the levels of torch.func belong
-# to the process, so that two products at a time would spoil each other.
+# to the process, so two matvecs at a time would spoil each other.
 TORCH_FUNC_LOCK = threading.RLock()
-if hasattr(os, "register_at_fork"):  # a child forked in the midst of a product would wait for ever
+if hasattr(os, "register_at_fork"):  # a child forked in the midst of a matvec would wait for ever
     os.register_at_fork(
         before=TORCH_FUNC_LOCK.acquire,
         after_in_parent=TORCH_FUNC_LOCK.release,
@@ -22,10 +22,7 @@ if hasattr(os, "register_at_fork"):  # a child forked in the midst of a product 
 
 @contextmanager
 def exclusive_compute(device: torch.device) -> Iterator[None]:
-    """One computation at a time, in the precision of the dtype, recorded by no autograd.
-
-    Autocast would compute in a lower precision than the dtype says.
-    """
+    """One computation at a time, without autograd, and without autocast's lower precision."""
     autocast = torch.autocast(device.type, enabled=False)
     with TORCH_FUNC_LOCK, torch.inference_mode(False), torch.no_grad(), autocast:
         yield

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.base import Engine
 from kpops.engines.rowwise import TEMPORARIES
-from kpops.engines.trajectory import Trajectory
+from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.recurrence import Recurrence
 
 
@@ -23,75 +24,47 @@ class JacobianEngine(Engine):
 
     name = "jacobian"
     keeps = True
+    recomputed = ("jacobians",)
 
     @staticmethod
     def bytes_needed(
-        recurrence: Recurrence,
-        names: Sequence[str],
-        trajectory: Trajectory,
-        *,
-        exact: bool = False,
+        recurrence: Recurrence, names: Sequence[str], trajectory: Trajectory, *, exact: bool = False
     ) -> int:
         """One S x S matrix for every trial and step, and about 24 S numbers for J and J*."""
         states = trajectory.states
         return states.nbytes * (states.shape[2] + TEMPORARIES)
 
-    _stored: Tensor | None = None
+    @cached_property
+    def jacobians(self) -> Float[Tensor, "trial time unit unit"]:
+        """A[b, t]."""
+        return self.rows.state_jacobians().unflatten(0, self.trajectory.states.shape[:2])
 
-    @property
-    def jacobians(self) -> Tensor:
-        """A[b, t], shape (trial, time, unit, unit)."""
-        if self._stored is None:
-            n_trials, n_steps = self.trajectory.states.shape[:2]
-            self._stored = self.rows.state_jacobians().unflatten(0, (n_trials, n_steps))
-        return self._stored
+    def _recur(self, q: Block, *, backwards: bool) -> Block:
+        if q.device.type != "cpu":
+            return recur(self.jacobians, q, backwards=backwards)
+        from kpops.engines.cpu import jacobian_kernels
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Recomputing is cheaper than shipping S x S numbers per trial and step.
-        return {**super().__getstate__(), "_stored": None}
+        return jacobian_kernels.recur(self.jacobians, q, backwards=backwards)
 
-    def _propagate(self, q: Tensor) -> Tensor:
-        if q.device.type == "cpu":
-            from kpops.engines.cpu import jacobian_kernels
-
-            return jacobian_kernels.propagate(self.jacobians, q)
-        return propagate(self.jacobians, q)
-
-    def _backpropagate(self, a: Tensor) -> Tensor:
-        if a.device.type == "cpu":
-            from kpops.engines.cpu import jacobian_kernels
-
-            return jacobian_kernels.backpropagate(self.jacobians, a)
-        return backpropagate(self.jacobians, a)
-
-    def step_jacobians(self, t: int) -> Tensor:
-        """A of the step at position t, (trial, unit, unit)."""
+    def step_jacobians(self, t: int) -> Float[Tensor, "trial unit unit"]:
+        """A of the step at position t."""
         return self.jacobians[:, t]
 
-    def _jvp_steps(self, v: Tensor) -> Tensor:
+    def _jvp_steps(self, v: Block) -> Block:
         return (self.jacobians @ v.permute(1, 2, 3, 0)).permute(3, 0, 1, 2)
 
-    def _vjp_steps(self, a: Tensor) -> Tensor:
+    def _vjp_steps(self, a: Block) -> Block:
         return (self.jacobians.mT @ a.permute(1, 2, 3, 0)).permute(3, 0, 1, 2)
 
 
-def propagate(jacobians: Tensor, q: Tensor) -> Tensor:
-    """P q by one batched product per step; q: (block, trial, time, unit)."""
+def recur(jacobians: Float[Tensor, "trial time unit unit"], q: Block, *, backwards: bool) -> Block:
+    """P q, or P* q if `backwards`, by one batched product per step."""
     v = torch.empty_like(q)
-    v[:, :, 0] = q[:, :, 0]
-    state = q[:, :, 0].transpose(0, 1)  # (trial, block, unit): each trial is one GEMM
-    for t in range(1, q.shape[2]):
-        state = torch.baddbmm(q[:, :, t].transpose(0, 1), state, jacobians[:, t].mT)
+    first, *others = range(q.shape[2])[:: -1 if backwards else 1]
+    v[:, :, first] = q[:, :, first]
+    state = q[:, :, first].transpose(0, 1)  # (trial, block, unit): each trial is one GEMM
+    for t in others:
+        transposed = jacobians[:, t + 1] if backwards else jacobians[:, t].mT
+        state = torch.baddbmm(q[:, :, t].transpose(0, 1), state, transposed)
         v[:, :, t] = state.transpose(0, 1)
-    return v
-
-
-def backpropagate(jacobians: Tensor, a: Tensor) -> Tensor:
-    """P* a by one batched product per step; a: (block, trial, time, unit)."""
-    v = torch.empty_like(a)
-    v[:, :, -1] = a[:, :, -1]
-    state = a[:, :, -1].transpose(0, 1)
-    for t in range(a.shape[2] - 1, 0, -1):
-        state = torch.baddbmm(a[:, :, t - 1].transpose(0, 1), state, jacobians[:, t])
-        v[:, :, t - 1] = state.transpose(0, 1)
     return v

@@ -1,4 +1,4 @@
-"""Memory: what is free, what may be taken, and room for results."""
+"""Memory: what is free, what may be taken, and space for results."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def check_allocation(what: str, n_bytes: int, device: torch.device, remedy: str 
 
 @contextmanager
 def named_allocations(what: Callable[[], str]) -> Iterator[None]:
-    """Turn the RuntimeError by which torch says that it got no memory into a MemoryError.
+    """Turn torch's RuntimeError on a failed allocation into a MemoryError. Also a decorator.
 
-    It names what was computed, what is free, and the remedy. Also a decorator.
+    It names what was computed, what is free, and the remedy.
     """
     try:
         yield
@@ -60,14 +60,13 @@ def named_allocations(what: Callable[[], str]) -> Iterator[None]:
 
 
 def readable(n_bytes: int) -> str:
-    """Bytes for people to read."""
-    if n_bytes >= 2**30:
-        return f"{n_bytes / 2**30:.4g} GiB"
-    return f"{n_bytes / 2**20:.4g} MiB"
+    """A number of bytes in words."""
+    size, unit = (2**30, "GiB") if n_bytes >= 2**30 else (2**20, "MiB")
+    return f"{n_bytes / size:.4g} {unit}"
 
 
 def _of_limits() -> Iterator[int]:
-    """What the limits of the process (``ulimit``) leave."""
+    """Bytes that the limits of the process (``ulimit``) leave."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -75,13 +74,13 @@ def _of_limits() -> Iterator[int]:
     for limit, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
         most = resource.getrlimit(limit)[0]
         if most != resource.RLIM_INFINITY:
-            # Not every system counts its data; then all of it is taken to be some.
+            # Not every system counts the data; there, all memory is taken to be data.
             taken = psutil.Process().memory_info()
             yield most - getattr(taken, used, taken.vms)
 
 
 def _of_cgroups() -> Iterator[int]:
-    """What the control groups of the process leave: a container, a batch job, a service."""
+    """Bytes that the control groups of the process leave: a container, a batch job, a service."""
     try:
         lines = _MEMBERSHIP.read_text().splitlines()
     except OSError:  # not on Linux
@@ -123,14 +122,14 @@ def uninitialised_like(block: Tensor) -> Tensor:
 def room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor whose values are not set.
 
-    On Linux large ones ask for huge pages: the system hands out fresh memory page by page, which
-    by pages of 4 KiB takes longer than the arithmetic of a cheap product.
+    On Linux, large ones ask for huge pages: to get fresh memory in pages of 4 KiB takes longer than
+    the arithmetic of a cheap matvec.
     """
     new = torch.empty(shape, dtype=dtype, device=device)
     if new.nbytes >= _HUGE and new.device.type == "cpu" and sys.platform == "linux":
         start = -(-new.data_ptr() // 4096) * 4096
         length = (new.data_ptr() + new.nbytes - start) // 4096 * 4096
-        _libc().madvise(start, length, 14)  # MADV_HUGEPAGE; a kernel without them says no
+        _libc().madvise(start, length, 14)  # MADV_HUGEPAGE; a kernel without them refuses
     return new
 
 

@@ -1,17 +1,19 @@
 """Derivatives of a function of rows, at all rows at once.
 
 A step of a recurrence at its own trajectory, and a readout of it, are the same kind of thing: a
-map ``y[r] = f(theta, x[r], h[r])`` of independent rows r = (trial, time). Time plays no part, so
-one call covers the whole trajectory and every vector of a block.
+map ``y[r] = f(theta, x[r], h[r])`` of independent rows r = (trial, time). One call covers the whole
+trajectory and every vector of a block.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
@@ -19,6 +21,11 @@ from kpops.engines.differential import Differential
 from kpops.engines.threads import enough_for
 
 RowFunction = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
+Inputs = Float[Tensor, "row feature"]
+States = Float[Tensor, "row unit"]
+Tangents = Float[Tensor, "block row unit"]
+Outputs = Float[Tensor, "block row output"]
+Parameters = Float[Tensor, "block parameter"]
 
 # One call covers a chunk of rows small enough for its temporaries to stay in the cache and in the
 # allocator's hands (fresh pages cost more than the arithmetic on them), and a chunk of vectors
@@ -38,41 +45,30 @@ class _Maps(NamedTuple):
 
 
 class Rowwise:
-    """Jacobian actions of ``f(theta, x, h)`` by torch.func.
+    """Jacobian actions of ``function(theta, x, h)``, on rows (row, output), by torch.func.
 
-    Parameters
-    ----------
-    function : callable
-        ``function(parameters, x, h) -> y`` on rows: (row, feature), (row, unit) -> (row, output).
-    parameters : dict of str to Tensor
-        The parameters that learn.
-    x, h : Tensor, shapes (row, feature) and (row, unit)
-        Where the derivatives are taken.
-    keep : bool
-        Keep the linear maps D and D^T once they are made, which saves half of the work of each
-        product and costs some `TEMPORARIES` numbers per row and unit. Else nothing is stored but
-        the rows.
+    With ``A[r] = dy[r]/dh[r]`` and ``D[r] = dy[r]/dtheta``, for `parameters` that learn:
 
-    Notes
-    -----
-    With ``A[r] = dy[r]/dh[r]`` and ``D[r] = dy[r]/dtheta``:
+    ============== ========================
+    verb           action
+    ============== ========================
+    state_jvp      v -> A[r] v[r]
+    state_vjp      a -> A[r]^T a[r]
+    parameter_jvp  dtheta -> D[r] dtheta
+    parameter_vjp  q -> sum_r D[r]^T q[r]
+    ============== ========================
 
-    ============== ========================= =====================
-    verb           action                    shapes
-    ============== ========================= =====================
-    state_jvp      v -> A[r] v[r]            (k, R, S) -> (k, R, O)
-    state_vjp      a -> A[r]^T a[r]          (k, R, O) -> (k, R, S)
-    parameter_jvp  dtheta -> D[r] dtheta     (k, p) -> (k, R, O)
-    parameter_vjp  q -> sum_r D[r]^T q[r]    (k, R, O) -> (k, p)
-    ============== ========================= =====================
+    With `keep`, the maps D and D^T are kept once they are made, which saves half of the work of
+    each matvec and costs some `TEMPORARIES` numbers per row and unit. Otherwise nothing is stored
+    but the rows.
     """
 
     def __init__(
         self,
         function: RowFunction,
         parameters: dict[str, Tensor],
-        x: Tensor,
-        h: Tensor,
+        x: Inputs,
+        h: States,
         *,
         keep: bool = False,
     ) -> None:
@@ -86,23 +82,17 @@ class Rowwise:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}  # closures cannot be pickled
 
-    def state_jvp(self, v: Tensor) -> Tensor:
+    def state_jvp(self, v: Tangents) -> Outputs:
         """Apply A to every vector of the block."""
+        chunks = self._chunks()
+        return torch.cat([part._each(part._of_h().jvp, v[:, s]) for s, part in chunks], dim=1)
 
-        def on_chunk(part: Rowwise, v: Tensor) -> Tensor:
-            return part._each(part._state_differential().jvp, v)
-
-        return torch.cat([on_chunk(part, v[:, s]) for s, part in self._chunks()], dim=1)
-
-    def state_vjp(self, a: Tensor) -> Tensor:
+    def state_vjp(self, a: Outputs) -> Tangents:
         """Apply A^T to every vector of the block."""
+        chunks = self._chunks()
+        return torch.cat([part._each(part._of_h().vjp, a[:, s]) for s, part in chunks], dim=1)
 
-        def on_chunk(part: Rowwise, a: Tensor) -> Tensor:
-            return part._each(part._state_differential().vjp, a)
-
-        return torch.cat([on_chunk(part, a[:, s]) for s, part in self._chunks()], dim=1)
-
-    def parameter_jvp(self, dtheta: Tensor, names: Sequence[str]) -> Tensor:
+    def parameter_jvp(self, dtheta: Parameters, names: Sequence[str]) -> Outputs:
         """Apply D, restricted to the parameters `names` in this order."""
 
         def on_chunk(maps: _Maps) -> Tensor:
@@ -111,54 +101,45 @@ class Rowwise:
 
         return torch.cat([on_chunk(maps) for maps in self._parameter_maps(names)], dim=1)
 
-    def parameter_vjp(self, q: Tensor, names: Sequence[str]) -> Tensor:
+    def parameter_vjp(self, q: Outputs, names: Sequence[str]) -> Parameters:
         """Apply D^T, restricted to the parameters `names` in this order."""
 
-        def on_chunk(maps: _Maps) -> Tensor:
-            def flat(u: Tensor) -> Tensor:
-                gradients = maps.D.vjp(u)
-                return torch.cat([gradients[name].reshape(-1) for name in names])
-
-            return maps.rows._each(flat, q[:, maps.where])
+        def flat(maps: _Maps, u: Tensor) -> Tensor:
+            gradients = maps.D.vjp(u)
+            return torch.cat([gradients[name].reshape(-1) for name in names])
 
         total = q.new_zeros(len(q), sum(self.sizes(names)))
         for maps in self._parameter_maps(names):
-            total += on_chunk(maps)
+            total += maps.rows._each(partial(flat, maps), q[:, maps.where])
         return total
 
-    def state_jacobians(self) -> Tensor:
-        """All A[r] at once, shape (row, output, unit)."""
-        n_outputs = self._n_outputs()
+    def state_jacobians(self) -> Float[Tensor, "row output unit"]:
+        """All A[r] at once."""
+        n_outputs = self.function({}, self.x[:1], self.h[:1]).shape[1]
         n_rows, n_units = self.h.shape
         jacobians = self.h.new_empty(n_rows, n_outputs, n_units)
         basis = torch.eye(n_outputs, dtype=self.h.dtype, device=self.h.device)
-        # Each row is differentiated n_outputs times. These many small products share one forward
+        # Each row is differentiated n_outputs times. These many small matvecs share one forward
         # pass, which pays for temporaries somewhat larger than the cache.
         for s, part in self._chunks(copies=max(1, n_outputs // 16)):
-            A = part._state_differential()
             cotangents = basis[:, None].expand(-1, len(part.h), -1)
             # With out_dims=1, vmap fails where the function does not depend on h.
-            jacobians[s] = vmap(A.vjp)(cotangents).transpose(0, 1)
+            jacobians[s] = vmap(part._of_h().vjp)(cotangents).transpose(0, 1)
         return jacobians
 
     def sizes(self, names: Sequence[str]) -> list[int]:
         """Number of entries of each of the parameters `names`."""
         return [self.parameters[name].numel() for name in names]
 
-    def _n_outputs(self) -> int:
-        return Rowwise(self.function, {}, self.x[:1], self.h[:1])._of_state(self.h[:1]).shape[1]
-
-    def _state_differential(self) -> Differential:
-        return Differential(self._of_state, self.h)
-
-    def _of_state(self, h: Tensor) -> Tensor:
-        return self.function(self.parameters, self.x, h)
+    def _of_h(self) -> Differential:
+        """A."""
+        return Differential(lambda h: self.function(self.parameters, self.x, h), self.h)
 
     def _of_parameters(self, parameters: dict[str, Tensor]) -> Tensor:
         return self.function({**self.parameters, **parameters}, self.x, self.h)
 
     def _parameter_maps(self, names: Sequence[str]) -> Iterable[_Maps]:
-        """D and D^T of every chunk: kept from the last call, or made when asked for."""
+        """D and D^T of every chunk, kept from the last call or made now."""
         if not self.keep:
             return self._make_parameter_maps(names)
         if self._kept is None or self._kept[0] != tuple(names):
@@ -170,10 +151,11 @@ class Rowwise:
         for where, part in self._chunks():
             yield _Maps(where, part, Differential(part._of_parameters, point))
 
-    def _split(self, dtheta: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        parts = dtheta.split(self.sizes(names))
-        shaped = (p.reshape(self.parameters[n].shape) for n, p in zip(names, parts, strict=True))
-        return dict(zip(names, shaped, strict=True))
+    def _split(
+        self, dtheta: Float[Tensor, " parameter"], names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        parts = zip(names, dtheta.split(self.sizes(names)), strict=True)
+        return {name: part.reshape(self.parameters[name].shape) for name, part in parts}
 
     def _chunks(self, copies: int = 1) -> Iterator[tuple[slice, Rowwise]]:
         """Chunks of rows whose size allows for so many `copies` of each."""
@@ -187,6 +169,13 @@ class Rowwise:
         per_vector = TEMPORARIES * self.h.numel() * self.h.element_size()
         chunk = max(1, _BLOCK_BYTES[self.h.device.type] // per_vector)
         with enough_for(2 * min(len(block), chunk) * self.h.numel() * self.h.shape[1]):
-            if len(block) == 1:  # no vmap: its bookkeeping would double the cost of few flops
-                return action(block[0])[None]
-            return vmap(action, chunk_size=chunk)(block)
+            return on_each(action, block, chunk)
+
+
+def on_each(
+    action: Callable[[Tensor], Tensor], block: Tensor, chunk_size: int | None = None
+) -> Tensor:
+    """Apply an action on vectors to every vector of a block."""
+    if len(block) == 1:  # no vmap: its bookkeeping would double the cost of few flops
+        return action(block[0])[None]
+    return vmap(action, chunk_size=chunk_size)(block)

@@ -17,18 +17,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.base import Engine
 from kpops.engines.memory import uninitialised_like
 from kpops.engines.rowwise import TEMPORARIES
-from kpops.engines.self_check import disagreement, first_steps
-from kpops.engines.trajectory import Trajectory
+from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.diagonal import DiagonalRecurrence
 from kpops.models.recurrence import Recurrence
+
+Blocks = Float[Tensor, "to from trial time hidden"]
+"""State Jacobians of uncoupled units: for each, a matrix over its variables."""
+Round = Float[Tensor, "to from trial _ hidden"]
+"""Those of the steps of a round of the scan."""
+Split = Float[Tensor, "block trial time variable hidden"]
+"""Vectors, variable by variable."""
 
 
 class ScanEngine(Engine):
@@ -38,25 +44,15 @@ class ScanEngine(Engine):
     of logarithmically many rounds. A core of a CPU is kept busy by a single step, so there it is
     one compiled pass, which takes each number once.
 
-    Parameters
-    ----------
-    recurrence : DiagonalRecurrence
-        Snapshot of the model.
-    parameters : dict of str to Tensor
-        Those that learn.
-    trajectory : Trajectory
-        Where everything is linearised.
-    check : bool
-        Whether to compare one trial's first steps with automatic differentiation.
-
-    Raises
-    ------
-    ValueError
-        If they differ: the model couples units.
+    With `check`, derivatives at one trial's first steps are compared with automatic
+    differentiation; a ValueError says that the model couples units.
     """
 
     name = "scan"
+    serves = DiagonalRecurrence
+    known_as = "to couple no two units"
     keeps = True
+    recomputed = ("blocks", "rounds")
     recurrence: DiagonalRecurrence
 
     def __init__(
@@ -70,33 +66,23 @@ class ScanEngine(Engine):
         super().__init__(recurrence, parameters, trajectory)
         self.n_variables = len(self.recurrence.variables)
         if check:
-            self._check_uncoupled()
-
-    @staticmethod
-    def refuses(recurrence: Recurrence, device: torch.device) -> str | None:
-        """Why this engine cannot linearise the recurrence, or None."""
-        if isinstance(recurrence, DiagonalRecurrence):
-            return None
-        return (
-            f"{type(recurrence.module).__name__} is not known to couple no two units: register a "
-            "kpops.models.DiagonalRecurrence for it"
-        )
+            ScanEngine(recurrence, parameters, trajectory.beginning, check=False).check_derivatives(
+                (),
+                "couples units, which its {} denies",
+                "the next state of a unit may depend on that unit's own variables alone",
+            )
 
     @staticmethod
     def bytes_needed(
-        recurrence: Recurrence,
-        names: Sequence[str],
-        trajectory: Trajectory,
-        *,
-        exact: bool = False,
+        recurrence: Recurrence, names: Sequence[str], trajectory: Trajectory, *, exact: bool = False
     ) -> int:
         """The blocks of all rounds, and about 24 numbers per state variable for J and J*."""
         assert isinstance(recurrence, DiagonalRecurrence)
         return trajectory.states.nbytes * (2 * len(recurrence.variables) + TEMPORARIES)
 
     @cached_property
-    def blocks(self) -> Tensor:
-        """A[b, t], shape (row, column, trial, time, unit): one jvp for each variable gives it."""
+    def blocks(self) -> Blocks:
+        """A[b, t]: one jvp for each variable gives it."""
         states = self.trajectory.states
         ones = states.new_zeros(self.n_variables, *states.shape)
         for variable, tangent in enumerate(ones):
@@ -105,66 +91,40 @@ class ScanEngine(Engine):
         return columns.movedim(3, 0).contiguous()
 
     @cached_property
-    def rounds(self) -> list[Tensor]:
+    def rounds(self) -> list[Round]:
         """The blocks of every round of the scan."""
         return paired(self.blocks)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Cheap to recompute.
-        state = super().__getstate__()
-        return {k: v for k, v in state.items() if k not in ("blocks", "rounds")}
-
-    def _split(self, v: Tensor) -> Tensor:
-        """(..., unit) as (..., variable, unit)."""
+    def _split(self, v: Float[Tensor, "*batch unit"]) -> Float[Tensor, "*batch variable hidden"]:
         return v.unflatten(-1, (self.n_variables, -1))
 
-    def _propagate(self, q: Tensor) -> Tensor:
-        if q.device.type == "cpu":
-            from kpops.engines.cpu import scan_kernels
+    def _recur(self, q: Block, *, backwards: bool) -> Block:
+        if q.device.type != "cpu":
+            return recur(self.rounds, q, backwards=backwards)
+        from kpops.engines.cpu import scan_kernels
 
-            return scan_kernels.recur(self.blocks, q, backwards=False)
-        return propagate(self.rounds, q)
+        return scan_kernels.recur(self.blocks, q, backwards=backwards)
 
-    def _backpropagate(self, a: Tensor) -> Tensor:
-        if a.device.type == "cpu":
-            from kpops.engines.cpu import scan_kernels
-
-            return scan_kernels.recur(self.blocks, a, backwards=True)
-        return backpropagate(self.rounds, a)
-
-    def _jvp_steps(self, v: Tensor) -> Tensor:
+    def _jvp_steps(self, v: Block) -> Block:
         result = torch.zeros_like(v)
         _jvp(self.blocks, self._split(v), into=self._split(result))
         return result
 
-    def _vjp_steps(self, a: Tensor) -> Tensor:
+    def _vjp_steps(self, a: Block) -> Block:
         result = torch.zeros_like(a)
-        _vjp(self.blocks, self._split(a), into=self._split(result))
+        _jvp(self.blocks.transpose(0, 1), self._split(a), into=self._split(result))
         return result
 
-    def step_jacobians(self, t: int) -> Tensor:
-        """A of the step at position t, (trial, unit, unit)."""
-        blocks = torch.diag_embed(self.blocks[:, :, :, t])  # (row, column, trial, unit, unit)
+    def step_jacobians(self, t: int) -> Float[Tensor, "trial unit unit"]:
+        """A of the step at position t."""
+        blocks = torch.diag_embed(self.blocks[:, :, :, t])  # (to, from, trial, hidden, hidden)
         return blocks.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
 
-    def _check_uncoupled(self) -> None:
-        """Compare with automatic differentiation at one trial's first steps."""
-        part, q = first_steps(self.trajectory)
-        probe = ScanEngine(self.recurrence, self.parameters, part, check=False)
-        gap = disagreement([(probe._vjp_steps(q), probe.rows.state_vjp(q.flatten(1, 2)))])
-        if gap is not None:
-            raise ValueError(
-                f"{type(self.recurrence.module).__name__} couples units, which its "
-                f"{type(self.recurrence).__name__} denies (derivatives differ by {gap:.2g}): the "
-                "next state of a unit may depend on that unit's own variables alone"
-            )
+
+# The scan. What is written to are views of one tensor.
 
 
-# The scan. Blocks are (row, column, trial, time, unit), vectors inside (block, trial, time,
-# variable, unit); what is written to are views of one tensor.
-
-
-def paired(blocks: Tensor) -> list[Tensor]:
+def paired(blocks: Blocks) -> list[Round]:
     """A of all steps, of pairs of steps, of pairs of pairs, and so on to a single one."""
     rounds = [blocks]
     while rounds[-1].shape[3] > 1:
@@ -174,21 +134,15 @@ def paired(blocks: Tensor) -> list[Tensor]:
     return rounds
 
 
-def propagate(rounds: Sequence[Tensor], q: Tensor) -> Tensor:
-    """P q by a scan; q: (block, trial, time, unit)."""
+def recur(rounds: Sequence[Round], q: Block, *, backwards: bool) -> Block:
+    """P q, or P* q if `backwards`, by a scan."""
     v = uninitialised_like(q).copy_(q)
-    _scan(rounds, v.unflatten(-1, (len(rounds[0]), -1)))
+    scan = _scan_back if backwards else _scan
+    scan(rounds, v.unflatten(-1, (len(rounds[0]), -1)))
     return v
 
 
-def backpropagate(rounds: Sequence[Tensor], a: Tensor) -> Tensor:
-    """P* a by a scan; a: (block, trial, time, unit)."""
-    v = uninitialised_like(a).copy_(a)
-    _scan_back(rounds, v.unflatten(-1, (len(rounds[0]), -1)))
-    return v
-
-
-def _scan(rounds: Sequence[Tensor], v: Tensor) -> None:
+def _scan(rounds: Sequence[Round], v: Split) -> None:
     """Turn q into P q."""
     if v.shape[2] == 1:
         return
@@ -199,24 +153,19 @@ def _scan(rounds: Sequence[Tensor], v: Tensor) -> None:
     _jvp(A[:, :, :, 2::2], v[:, :, 1:-1:2], into=v[:, :, 2::2])
 
 
-def _scan_back(rounds: Sequence[Tensor], v: Tensor) -> None:
+def _scan_back(rounds: Sequence[Round], v: Split) -> None:
     """Turn a into P* a: every line of :func:`_scan` transposed, from the last to the first."""
     if v.shape[2] == 1:
         return
     A, *coarser = rounds
-    odd = v[:, :, 1::2]
-    _vjp(A[:, :, :, 2::2], v[:, :, 2::2], into=v[:, :, 1:-1:2])
+    transposed, odd = A.transpose(0, 1), v[:, :, 1::2]
+    _jvp(transposed[:, :, :, 2::2], v[:, :, 2::2], into=v[:, :, 1:-1:2])
     _scan_back(coarser, odd)
-    _vjp(A[:, :, :, 1::2], odd, into=v[:, :, : 2 * odd.shape[2] : 2])
+    _jvp(transposed[:, :, :, 1::2], odd, into=v[:, :, : 2 * odd.shape[2] : 2])
 
 
-def _jvp(A: Tensor, v: Tensor, into: Tensor) -> None:
+def _jvp(A: Blocks, v: Split, into: Split) -> None:
     """Add A v to `into`."""
     for row, blocks in enumerate(A):
         for column, block in enumerate(blocks):
             into[..., row, :].addcmul_(block, v[..., column, :])
-
-
-def _vjp(A: Tensor, a: Tensor, into: Tensor) -> None:
-    """Add A^T a to `into`."""
-    _jvp(A.transpose(0, 1), a, into)

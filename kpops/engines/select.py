@@ -15,7 +15,7 @@ from kpops.engines.scan import ScanEngine
 from kpops.engines.trajectory import Trajectory
 from kpops.models.recurrence import Recurrence
 
-# The first that knows the model, works on the device and fits is the automatic choice. A new engine
+# The automatic choice is the first that knows the model, works on the device and fits. A new engine
 # is a file of its own and an entry here.
 ENGINES: dict[str, type[Engine]] = {
     e.name: e for e in (GatedNumbaEngine, GatedEngine, ScanEngine, JacobianEngine, AutodiffEngine)
@@ -25,9 +25,9 @@ ENGINES: dict[str, type[Engine]] = {
 def memory_estimate(
     recurrence: Recurrence, names: Sequence[str], trajectory: Trajectory, options: dict[str, Any]
 ) -> dict[str, int]:
-    """Bytes that each engine able to linearise the model keeps beside the trajectory."""
+    """Bytes that each engine that can linearise the model keeps beside the trajectory."""
     found: dict[str, int] = {}
-    measured: dict[object, int] = {}  # the gated ones share theirs, and it takes time
+    measured: dict[object, int] = {}  # the gated engines share theirs, and it takes time
     for engine in ENGINES.values():
         if engine.refuses(recurrence, trajectory.states.device) is None:
             own = options if options in sum(engine.variants.values(), ()) else {}
@@ -45,33 +45,16 @@ def choose_engine(
     parameters: Iterable[str],
     trajectory: Trajectory,
 ) -> tuple[str, dict[str, Any], str]:
-    """Choose an engine, and the options that it is made with.
+    """Choose an engine, ``"auto"`` or one of :data:`ENGINES`, for the parameters that learn.
 
-    Parameters
-    ----------
-    engine : str
-        ``"auto"`` or one of :data:`ENGINES`.
-    gates : {"auto", "stored", "float32", "recomputed"}
-        What becomes of the diagonals of a gated engine.
-    recurrence : Recurrence
-        The model.
-    parameters : iterable of str
-        Names of its parameters that learn.
-    trajectory : Trajectory
-        Its trajectory.
-
-    Returns
-    -------
-    name : str
-    options : dict of str to str
-    reason : str
+    Returns its name, the options that it is made with, and the reason in words.
 
     Raises
     ------
     ValueError
-        If there is no such engine or option, or it cannot linearise the model.
+        If there is no such engine or value of `gates`, or it cannot linearise the model.
     MemoryError
-        If what was asked for would not fit.
+        If the engine asked for would not fit.
     """
     device, names = trajectory.states.device, tuple(parameters)
     if engine != "auto" and engine not in ENGINES:
@@ -110,7 +93,6 @@ def choose_engine(
 
 def _reason(asked: str, label: str, needs: dict[str, int], refusals: dict[str, str | None]) -> str:
     """Why this one, for the repr."""
-    kept = needs[label]
     skipped = [f"{other} would keep {readable(n)}" for other, n in needs.items() if other != label]
     if asked != "auto":
         why = "asked for"
@@ -120,7 +102,5 @@ def _reason(asked: str, label: str, needs: dict[str, int], refusals: dict[str, s
         why = "a gated cell"
     else:
         why = "no two units are coupled" if refusals["scan"] is None else "not a gated cell"
-    options = label.partition(", ")[2]
-    return f"{why}; keeps {readable(kept) if kept else 'nothing'}" + (
-        f", {options}" if options else ""
-    )
+    kept = readable(needs[label]) if needs[label] else "nothing"
+    return ", ".join([f"{why}; keeps {kept}", *label.split(", ")[1:]])

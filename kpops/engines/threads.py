@@ -1,11 +1,8 @@
 """How many threads work: as many as the user has set, where the work is large enough.
 
-Nothing here looks at what else the machine does, so that results do not depend on it.
-
-Compiled tasks run on plain Python threads around kernels that release the GIL.
-
-A task runs from its beginning to its end on one thread, with BLAS at one thread, so that no
-barrier stands inside a time step: a busy core delays only the tasks it holds.
+Nothing here looks at the load of the machine, so results do not depend on it. Compiled tasks run on
+Python threads around kernels that release the GIL. A task runs on one thread from beginning to end,
+with BLAS at one thread and no barrier inside a time step, so a busy core delays only its own tasks.
 """
 
 from __future__ import annotations
@@ -24,17 +21,17 @@ FEW_FLOPS = 2.5e7
 
 
 def enough(flops: float) -> int:
-    """Threads that are worth so many operations: all that torch is set to use, or one."""
+    """Number of threads that pay for so many operations: all that torch is set to use, or one."""
     return torch.get_num_threads() if flops > FEW_FLOPS else 1
 
 
 @contextmanager
 def enough_for(flops: float) -> Iterator[None]:
-    """Let torch use one thread for operations of less than :data:`FEW_FLOPS` flops each.
+    """Let torch use one thread for operations of fewer than :data:`FEW_FLOPS` flops each.
 
-    An operation on several threads ends when its slowest thread does, and a thread whose core is
-    taken by another process waits for some milliseconds: at each of the many small operations of
-    a loop over time, that is ten times slower, where one thread loses little.
+    An operation on several threads ends when its slowest thread does. A thread whose core is taken
+    by another process waits for some milliseconds at each of the many small operations of a loop
+    over time, which is ten times slower; one thread alone loses little.
     """
     before, threads = torch.get_num_threads(), enough(flops)
     if threads == before:
@@ -55,13 +52,13 @@ def each(task: Callable[[int], None], n_tasks: int) -> None:
     from kpops.engines.cpu import blas  # Numba is slow to import, and not always needed
 
     threads = min(torch.get_num_threads(), n_tasks)
-    inside = torch.get_num_threads() // n_tasks if n_tasks else 1
+    inside = max(1, torch.get_num_threads() // max(1, n_tasks))
 
     def limited(i: int) -> None:
-        with blas.thread_limited(max(1, inside)):
+        with blas.thread_limited(inside):
             task(i)
 
-    with blas.process_limited(max(1, inside)):
+    with blas.process_limited(inside):
         if threads <= 1:
             for i in range(n_tasks):
                 limited(i)
@@ -70,7 +67,7 @@ def each(task: Callable[[int], None], n_tasks: int) -> None:
             try:
                 for future in futures:
                     future.result()
-            finally:  # an error or an interrupt must not leave tasks writing into shared room
+            finally:  # an error or an interrupt must not leave tasks writing into shared memory
                 for future in futures:
                     future.cancel()
                 wait(futures)

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+Block = Float[Tensor, "block trial time unit"]
+"""Several vectors of trajectory space."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """A recurrence run on inputs: the point at which everything is linearised.
 
-    Parameters
-    ----------
-    inputs : Tensor, shape (trial, time, feature)
-        x[t], t = 1..T.
-    previous : Tensor, shape (trial, time, unit)
-        h[t-1], the state each step started from.
-    states : Tensor, shape (trial, time, unit)
-        h[t].
-    mask : Tensor of bool, shape (trial, time), or None
-        Valid steps. The rows of the others repeat the trial's last valid step, so that every
-        derivative is taken where the model has really been.
+    `inputs` are x[t], t = 1..T, `previous` h[t-1], the states that the steps start from, `states`
+    h[t], and `mask` marks the valid steps. The rows of the others repeat the trial's last valid
+    step, so that every derivative is taken where the model has really been.
     """
 
-    inputs: Tensor
-    previous: Tensor
-    states: Tensor
-    mask: Tensor | None
+    inputs: Float[Tensor, "trial time feature"]
+    previous: Float[Tensor, "trial time unit"]
+    states: Float[Tensor, "trial time unit"]
+    mask: Bool[Tensor, "trial time"] | None
 
     @property
     def n_valid(self) -> int:
@@ -35,6 +31,12 @@ class Trajectory:
         n_trials, n_steps = self.states.shape[:2]
         return n_trials * n_steps if self.mask is None else int(self.mask.sum())
 
-    def restrict(self, q: Tensor) -> Tensor:
-        """Return q with zeros at the steps that are not valid; q: (block, trial, time, unit)."""
+    @property
+    def beginning(self) -> Trajectory:
+        """The first eight steps of the first trial."""
+        first = slice(0, 1), slice(0, 8)
+        return Trajectory(self.inputs[first], self.previous[first], self.states[first], None)
+
+    def restrict(self, q: Block) -> Block:
+        """Return q with zeros at the steps that are not valid."""
         return q if self.mask is None else q.masked_fill(~self.mask[..., None], 0)

@@ -9,6 +9,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
+from kpops.linalg.eigenpairs import Options
 from kpops.linalg.search import Progress
 from kpops.linalg.triplets import singular_triplets
 from kpops.operators.base import TrajectoryOperator, as_method

@@ -130,8 +130,8 @@ def test_recursion_in_torch_equals_the_compiled_one():
     lin, *_ = linearize(BY_NAME["lstm"], "jacobian")
     A = lin.engine.jacobians
     q = torch.randn(3, *lin.space.shape, dtype=torch.float64)
-    assert relative(jacobian.propagate(A, q), lin.P.apply(q)) < 1e-14
-    assert relative(jacobian.backpropagate(A, q), lin.P.H.apply(q)) < 1e-14
+    assert relative(jacobian.recur(A, q, backwards=False), lin.P.apply(q)) < 1e-14
+    assert relative(jacobian.recur(A, q, backwards=True), lin.P.H.apply(q)) < 1e-14
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

@@ -571,14 +571,15 @@ def test_recordings_survive_inference_mode(monkeypatch):
 
 
 def test_loops_are_recorded_on_cuda_where_gates_are_stored(monkeypatch):
-    class OnCuda:
+    class OnCuda(torch.Tensor):
         device = torch.device("cuda")
         nbytes = 2**20
 
     for gates, recorded in (("stored", True), ("float32", True), ("recomputed", False)):
         engine = linearize(BY_NAME["gru"], "gated", gates=gates).engine
-        monkeypatch.setattr(engine, "_recorder", lambda name, action, q: name)
-        assert engine._record("P", lambda q: "plain", OnCuda()) == ("P" if recorded else "plain")
+        q = torch.ones(1, 1, 1, 1).as_subclass(OnCuda)
+        monkeypatch.setattr(engine, "_recorder", lambda name, action, q: 2 * q)
+        assert engine._record("P", lambda q: q, q) == (2 if recorded else 1)
         monkeypatch.setattr(OnCuda, "nbytes", 2**29)  # launches are no matter there
-        assert engine._record("P", lambda q: "plain", OnCuda()) == "plain"
+        assert engine._record("P", lambda q: q, q) == 1
         monkeypatch.setattr(OnCuda, "nbytes", 2**20)

@@ -52,8 +52,8 @@ def test_scan_and_compiled_pass_equal_the_loop_for_any_blocks(n_variables, n_ste
     before = q.clone()
     rounds = scan.paired(blocks)
     assert len(rounds) == 1 + math.floor(math.log2(n_steps))
-    assert relative(scan.propagate(rounds, q), forth) < 1e-13
-    assert relative(scan.backpropagate(rounds, q), back) < 1e-13
+    assert relative(scan.recur(rounds, q, backwards=False), forth) < 1e-13
+    assert relative(scan.recur(rounds, q, backwards=True), back) < 1e-13
     from kpops.engines.cpu import scan_kernels
 
     assert relative(scan_kernels.recur(blocks, q, backwards=False), forth) < 1e-14
@@ -79,8 +79,8 @@ def test_scan_engine_and_loop_engine_agree_over_a_thousand_steps(layer, device):
         assert relative(ours.apply(q), theirs.apply(q)) < 1e-12
     assert relative(lin.P_inv.H.apply(q), loop.P_inv.H.apply(q)) < 1e-12
     rounds = lin.engine.rounds  # on the CPU too
-    assert relative(scan.propagate(rounds, q), loop.P.apply(q)) < 1e-12
-    assert relative(scan.backpropagate(rounds, q), loop.P.H.apply(q)) < 1e-12
+    assert relative(scan.recur(rounds, q, backwards=False), loop.P.apply(q)) < 1e-12
+    assert relative(scan.recur(rounds, q, backwards=True), loop.P.H.apply(q)) < 1e-12
 
 
 def test_products_of_jacobians_may_underflow():
@@ -92,7 +92,7 @@ def test_products_of_jacobians_may_underflow():
     assert lin.engine.rounds[-1].abs().max() == 0
     expected = q.clone()
     expected[:, :, 1:] += math.exp(-50) * q[:, :, :-1]
-    assert relative(scan.propagate(lin.engine.rounds, q), expected) < 1e-15
+    assert relative(scan.recur(lin.engine.rounds, q, backwards=False), expected) < 1e-15
     assert relative(lin.P.apply(q), expected) < 1e-15
 
 

@@ -1,8 +1,8 @@
 """Matrix products for compiled code: the BLAS that PyTorch brings, callable from Numba.
 
 Numba's own ``np.dot`` calls the OpenBLAS of SciPy, which needs many rows to be fast. The recursion
-through time multiplies few rows at a time, and there the MKL inside PyTorch is two to three times
-faster, so that it is taken where PyTorch exports it. Matrices are row-major.
+through time multiplies few rows at a time, where the MKL inside PyTorch is two to three times
+faster. It is used where PyTorch exports it. Matrices are row-major.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def gemm_address(dtype: np.dtype) -> int:
 
 @contextmanager
 def process_limited(threads: int) -> Iterator[None]:
-    """Limit the BLAS of SciPy to so many threads, where it is the one that is called."""
+    """Limit SciPy's BLAS to so many threads, where it is the one that is called."""
     if _torch_blas() is not None:
         yield
     else:
@@ -117,28 +117,14 @@ def _leading(matrix):
 
 
 @numba.njit(nogil=True, cache=True)
-def product(gemm, a, b, c, beta):
-    """C = A B + beta C; rows may be strided, columns not. `gemm` is an address."""
+def product(gemm, a, b, c, beta, transpose_a=False, transpose_b=False):
+    """C = A B + beta C, with A^T or B^T if so said; rows may be strided, columns not.
+
+    `gemm` is the address of the routine.
+    """
     # A row-major matrix is the transpose of a column-major one: C^T = B^T A^T.
     _call(  # type: ignore[call-arg]  # the first argument is Numba's
-        gemm, _N, _N, b.shape[1], a.shape[0], a.shape[1], b.ctypes.data, _leading(b),
-        a.ctypes.data, _leading(a), beta, c.ctypes.data, _leading(c),
-    )  # fmt: skip
-
-
-@numba.njit(nogil=True, cache=True)
-def product_by_transposed(gemm, a, b, c, beta):
-    """C = A B^T + beta C."""
-    _call(  # type: ignore[call-arg]  # the first argument is Numba's
-        gemm, _T, _N, b.shape[0], a.shape[0], a.shape[1], b.ctypes.data, _leading(b),
-        a.ctypes.data, _leading(a), beta, c.ctypes.data, _leading(c),
-    )  # fmt: skip
-
-
-@numba.njit(nogil=True, cache=True)
-def transposed_product(gemm, a, b, c, beta):
-    """C = A^T B + beta C."""
-    _call(  # type: ignore[call-arg]  # the first argument is Numba's
-        gemm, _N, _T, b.shape[1], a.shape[1], a.shape[0], b.ctypes.data, _leading(b),
-        a.ctypes.data, _leading(a), beta, c.ctypes.data, _leading(c),
+        gemm, _T if transpose_b else _N, _T if transpose_a else _N, c.shape[1], c.shape[0],
+        a.shape[0] if transpose_a else a.shape[1], b.ctypes.data, _leading(b), a.ctypes.data,
+        _leading(a), beta, c.ctypes.data, _leading(c),
     )  # fmt: skip

@@ -1,28 +1,37 @@
 """The gated engine compiled for the CPU; the loops are in `gated_kernels`.
 
-The recursions of P and P* are split by rows, the pairs of a trial and a vector of the block: a
-task takes its rows through the whole of time, one product with the weights per step, and never
-waits for another. K is split by units and vectors, over which it is block diagonal.
+The recursions of P and P* are split by rows, the pairs of a trial and a vector of the block. A task
+takes its rows through the whole of time, with one matrix product per step, and never waits for
+another. How K is split stands in :mod:`kpops.engines.cpu.gram`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.arrays import numpy_dtype
 from kpops.engines import threads
+from kpops.engines.cpu.arguments import Lists, Place, Span, Weights
 from kpops.engines.gated.engine import GatedEngine
+from kpops.engines.gated.gates import Pairs
 from kpops.engines.gated.gram import Gram
-from kpops.engines.gated.layer import Layer, Pairs
+from kpops.engines.gated.layer import Layer
 from kpops.engines.memory import uninitialised_like
+from kpops.engines.trajectory import Block
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
+
+Kernel = Callable[..., None]
+Segments = Iterator[tuple[int, np.ndarray]]
+"""First steps and diagonals (trial, time, diagonal, hidden) of the segments of time."""
 
 # Rows of a task of P at most: what a task works on, beside the weights, should fit in a core's
 # second cache.
@@ -40,18 +49,18 @@ class GatedNumbaEngine(GatedEngine):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._room: dict[tuple[Any, ...], list[np.ndarray]] = {}  # of the last product
-        self._transposed: dict[int, tuple[Tensor, Tensor]] = {}  # W^T and U^T of each layer
+        self._room: dict[tuple[Any, ...], list[np.ndarray]] = {}  # of the last matvec
+        self._transposed: dict[int, Weights] = {}  # of each layer
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_room": {}, "_transposed": {}}
 
-    @staticmethod
-    def refuses(recurrence: Recurrence, device: torch.device) -> str | None:
-        """Why this engine cannot linearise the recurrence, or None."""
+    @classmethod
+    def refuses(cls, recurrence: Recurrence, device: torch.device) -> str | None:
+        """Why this engine cannot linearise the recurrence on the device, or None."""
         if device.type != "cpu":
             return f"compiled for the CPU, the model is on {device}: use engine='gated'"
-        return GatedEngine.refuses(recurrence, device)
+        return super().refuses(recurrence, device)
 
     @staticmethod
     def bytes_of_weights(recurrence: Recurrence) -> int:
@@ -63,164 +72,141 @@ class GatedNumbaEngine(GatedEngine):
 
     # Through time.
 
-    def _propagate_layers(self, q: Tensor, *, full_state: bool = False) -> Tensor:
-        return self._recur_layers("propagate", self.layers, q.contiguous(), full_state)
+    def _recur(
+        self, q: Block, *, backwards: bool, full_state: bool = False, window: slice | None = None
+    ) -> Block:
+        """Run a recursion over all of time, or over a push and the steps of a window."""
+        q = q.contiguous()
+        v = uninitialised_like(q)
+        n_block, n_trials, n_steps, _ = q.shape
+        stacked = len(self.layers) > 1
+        shape = (n_steps, n_block * n_trials, self.layers[0].hidden) if stacked else (0, 0, 0)
+        passed = q.new_empty(shape)
+        for layer in self.layers[:: -1 if backwards else 1]:
+            segments = _segments(layer, backwards, window)
+            if self._assembles(layer, n_block, n_trials):
+                self._recur_by_trials(layer, q, v, segments, backwards)
+            else:
+                self._recur_by_rows(layer, q, v, passed, segments, backwards, full_state)
+        return v
 
-    def _backpropagate_layers(self, a: Tensor, *, full_state: bool = False) -> Tensor:
-        return self._recur_layers("backpropagate", self.layers[::-1], a.contiguous(), full_state)
-
-    def transport(self, v: Tensor, time: slice) -> Tensor:
-        """Product of A over the steps of a slice of time, on tangent vectors (block, trial, unit).
+    def transport(
+        self, v: Float[Tensor, "block trial unit"], time: slice
+    ) -> Float[Tensor, "block trial unit"]:
+        """Product of A over the steps of a slice of time, on tangent vectors.
 
         It is P of a push before the first of these steps, seen at the last.
         """
         shape = *v.shape[:2], time.stop - time.start + 1, v.shape[2]
-        # NumPy's zeros: threads of torch would spin on, in the way of ours.
+        # NumPy's zeros: torch's threads would spin on and hold up ours.
         q = torch.from_numpy(np.zeros(shape, numpy_dtype(v.dtype)))
         q[:, :, 0] = v
-        return self._recur_layers("propagate", self.layers, q, window=time)[:, :, -1]
-
-    def _recur_layers(
-        self,
-        verb: str,
-        layers: list[Layer],
-        q: Tensor,
-        full_state: bool = False,
-        window: slice | None = None,
-    ) -> Tensor:
-        """Run a recursion over all of time, or over a push and the steps of a window."""
-        v = uninitialised_like(q)
-        n_block, n_trials, n_steps, _ = q.shape
-        stacked = len(layers) > 1
-        shape = (n_steps, n_block * n_trials, layers[0].hidden) if stacked else (0, 0, 0)
-        passed = q.new_empty(shape)
-        for layer in layers:
-            if self._assembles(layer, n_block, n_trials):
-                self._recur_by_trials(verb, layer, q, v, window)
-            else:
-                self._recur_by_rows(verb, layer, q, v, passed, full_state, window)
-        return v
+        return self._recur(q, backwards=False, window=time)[:, :, -1]
 
     def _recur_by_rows(
         self,
-        verb: str,
         layer: Layer,
-        q: Tensor,
-        v: Tensor,
-        passed: Tensor,
+        q: Block,
+        v: Block,
+        passed: Float[Tensor, "_ row hidden"],
+        segments: Segments,
+        backwards: bool,
         full_state: bool,
-        window: slice | None,
     ) -> None:
         """Run a recursion with all weights of the gates; layers hand on what is `passed`."""
-        from kpops.engines.cpu import gated_kernels
+        from kpops.engines.cpu.gated_kernels import backpropagate_rows, propagate_rows
 
         n_rows = q.shape[0] * q.shape[1]
         has_below, has_above = layer.index > 0, layer is not self.layers[-1]
         gains, n_maps = _gains_through_time(layer, has_below=has_below)
-        shapes = [
-            (n_rows, layer.variables, layer.hidden),
-            (n_rows, layer.hidden),
-            (n_rows, n_maps, layer.hidden),
-        ]
+        shapes = [(n_rows, n, layer.hidden) for n in (layer.variables, n_maps)]
+        state, maps, features = self._buffers(q, [*shapes, (n_rows, layer.hidden)])
         column = (n_maps - layer.pattern.n_inputs) * layer.hidden if has_below else 0
-        kernel = getattr(gated_kernels, f"{verb}_rows")
-        weights = tuple(w.numpy() for w in self._weights(verb, layer))
-        rest = _pairs(layer.pattern.carry), gains, _slopes(layer), *self._buffers(q, shapes)
+        kernel: Kernel = backpropagate_rows if backwards else propagate_rows
+        weights = self._weights(layer, transposed=not backwards)
         work = 2 * n_rows * q.shape[2] * n_maps * layer.hidden**2
         bounds = threads.split(n_rows, threads.enough(work), _ROWS)
+        vectors = layer.by_variable(q).numpy(), layer.by_variable(v).numpy(), passed.numpy()
+        lists, room = _lists(layer, gains), (state, features, maps)
 
-        def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
-            where = start, layer.first_variable, has_below, has_above, full_state, column
-            arrays = layer.by_variable(q).numpy(), layer.by_variable(v).numpy(), passed.numpy(), d
-            kernel(gemm, weights, *arrays, *rest, where, part)
+        def run(gemm: int, d: np.ndarray, start: int, rows: Span) -> None:
+            place = Place(start, layer.first_variable, has_below, has_above, full_state, column)
+            kernel(gemm, weights, *vectors, d, lists, *room, place, rows)
 
-        self._over_time(_diagonals(layer, verb, window), bounds, run)
+        self._over_time(segments, bounds, run)
 
     def _recur_by_trials(
-        self, verb: str, layer: Layer, q: Tensor, v: Tensor, window: slice | None
+        self, layer: Layer, q: Block, v: Block, segments: Segments, backwards: bool
     ) -> None:
         """Run a recursion with the Jacobian of each step, assembled."""
         from kpops.engines.cpu import gated_assembled_kernels
 
         n_block, n_trials = q.shape[:2]
-        columns = layer.variables * layer.hidden
         shape = n_block * n_trials, layer.variables, layer.hidden
-        kernel = getattr(gated_assembled_kernels, f"{verb}_trials")
-        weight = self._weights(verb, layer)[0].numpy()
-        pattern = _pairs(layer.pattern.carry), _pairs(layer.pattern.recurrent), _slopes(layer)
+        size = layer.hidden, layer.variables * layer.hidden
+        kernel: Kernel = gated_assembled_kernels.propagate_trials
+        if backwards:
+            kernel, size = gated_assembled_kernels.backpropagate_trials, size[::-1]
+        weight = self._weights(layer, transposed=not backwards).recurrent
+        lists = _lists(layer, _triples(layer.pattern.recurrent))
         buffers = self._buffers(q, [shape, shape])
         few = math.ceil(n_trials / (4 * torch.get_num_threads()))
         bounds = threads.split(n_trials, torch.get_num_threads(), few)
-        of_matrix = (layer.hidden, columns) if verb == "propagate" else (columns, layer.hidden)
+        vectors = layer.by_variable(q).numpy(), layer.by_variable(v).numpy()
 
-        def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
-            matrix = q.new_empty(of_matrix).numpy()
-            arrays = layer.by_variable(q).numpy(), layer.by_variable(v).numpy(), d
-            kernel(gemm, weight, *arrays, *pattern, *buffers, matrix, start, part)
+        def run(gemm: int, d: np.ndarray, start: int, trials: Span) -> None:
+            matrix = q.new_empty(size).numpy()
+            kernel(gemm, weight, *vectors, d, lists, *buffers, matrix, start, trials)
 
-        self._over_time(_diagonals(layer, verb, window), bounds, run)
+        self._over_time(segments, bounds, run)
 
     def _over_time(
         self,
-        diagonals: Iterator[tuple[int, np.ndarray]],
+        segments: Segments,
         bounds: list[int],
-        run: Callable[[int, np.ndarray, int, tuple[int, int]], None],
+        run: Callable[[int, np.ndarray, int, Span], None],
     ) -> None:
         """Call run(gemm, diagonals, first step, part) for all segments, and parts on all cores."""
         from kpops.engines.cpu import blas
 
         gemm = blas.gemm_address(numpy_dtype(self.trajectory.states.dtype))
-        for start, d in diagonals:
+        parts = [Span(*pair) for pair in pairwise(bounds)]
+        for start, d in segments:
 
             def task(i: int, d: np.ndarray = d, start: int = start) -> None:
-                run(gemm, d, start, (bounds[i], bounds[i + 1]))
+                run(gemm, d, start, parts[i])
 
-            threads.each(task, len(bounds) - 1)
+            threads.each(task, len(parts))
 
-    def _weights(self, verb: str, layer: Layer) -> tuple[Tensor, Tensor]:
-        """W and U of a layer, U empty for the first; to propagate W^T and U^T."""
+    def _weights(self, layer: Layer, *, transposed: bool) -> Weights:
+        if transposed and layer.index in self._transposed:
+            return self._transposed[layer.index]
         below = layer.input_weight if layer.index > 0 else None
         both = layer.recurrent_weight, layer.previous.new_empty(0, 0) if below is None else below
-        if verb == "backpropagate":
-            return both[0].contiguous(), both[1].contiguous()
-        if layer.index not in self._transposed:
-            w, u = (w.mT.clone(memory_format=torch.contiguous_format) for w in both)
-            self._transposed[layer.index] = w, u
+        if not transposed:
+            return Weights(*(w.contiguous().numpy() for w in both))
+        copies = (w.mT.clone(memory_format=torch.contiguous_format).numpy() for w in both)
+        self._transposed[layer.index] = Weights(*copies)
         return self._transposed[layer.index]
 
     # Single steps.
 
-    def _pass_up(self, increment: Tensor) -> Tensor:
-        for below, layer in zip(self.layers[:-1], self.layers[1:], strict=True):
-            self._pass("up", "propagate", below, layer, increment)
-        return increment
-
-    def _pass_down(self, cotangent: Tensor) -> Tensor:
-        if len(self.layers) == 1:
-            return cotangent
-        cotangent = cotangent.clone(memory_format=torch.contiguous_format)
-        pairs = zip(self.layers[-2::-1], self.layers[:0:-1], strict=True)
-        for below, layer in pairs:
-            self._pass("down", "backpropagate", below, layer, cotangent)
-        return cotangent
-
-    def _pass(self, way: str, verb: str, below: Layer, layer: Layer, v: Tensor) -> None:
-        """Add to v in one layer what it takes from the other in the same step."""
+    def _pass(self, below: Layer, layer: Layer, v: Block, *, up: bool) -> None:
         from kpops.engines.cpu import gated_kernels
 
-        kernel = getattr(gated_kernels, f"pass_{way}_rows")
-        weight = self._weights(verb, layer)[1].numpy()
-        inputs = _pairs(layer.pattern.inputs)
+        kernel: Kernel = gated_kernels.pass_rows
+        weight = self._weights(layer, transposed=up).input
+        inputs = _triples(layer.pattern.inputs)
         shape = gated_kernels.CHUNK, layer.pattern.n_inputs, layer.hidden
+        variables = layer.first_variable, below.first_variable
 
-        def run(gemm: int, d: np.ndarray, start: int, part: tuple[int, int]) -> None:
-            where = start, layer.first_variable, below.first_variable
-            room = v.new_empty(shape).numpy()
-            kernel(gemm, weight, layer.by_variable(v).numpy(), d, inputs, room, where, part)
+        def run(gemm: int, d: np.ndarray, start: int, rows: Span) -> None:
+            maps, vectors = v.new_empty(shape).numpy(), layer.by_variable(v).numpy()
+            kernel(gemm, weight, vectors, d, inputs, maps, start, *variables, rows, up)
 
         n_rows = v.shape[0] * v.shape[1]
         bounds = threads.split(n_rows, torch.get_num_threads(), n_rows)
-        self._over_time(_diagonals(layer, verb), bounds, run)
+        self._over_time(_segments(layer, not up), bounds, run)
 
     def assembled_from(self, layer: Layer) -> int | None:
         """Size of blocks from which the Jacobians of a layer are assembled; None for never."""
@@ -241,71 +227,53 @@ class GatedNumbaEngine(GatedEngine):
         return "" if wide is None else f"in blocks from {wide} vectors by assembled Jacobians"
 
     def _buffers(self, like: Tensor, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
-        """Room of these shapes, kept for the next product; the first is set to zero."""
+        """Workspaces of these shapes, kept for the next matvec; the first is set to zero."""
         key = tuple(shapes)
         if key not in self._room:
             self._room = {key: [like.new_empty(shape).numpy() for shape in shapes]}
-        self._room[key][0].fill(0)  # NumPy's way: threads of torch would spin on, in ours
+        self._room[key][0].fill(0)  # by NumPy: torch's threads would spin on and hold up ours
         return self._room[key]
 
-    # K.
-
-    def _apply_gram(self, layer: Layer, gram: Gram, q: Tensor, into: Tensor) -> None:
+    def _gram(self, layer: Layer, learn: dict[str, tuple[bool, bool]]) -> Gram:
         from kpops.engines.cpu.gram import CompiledGram
 
-        moved = {v for part in gram.parts for v, _ in part.gains}
-        for v in set(range(layer.variables)) - moved:
-            first = layer.units.start + v * layer.hidden
-            into[..., first : first + layer.hidden] = 0
-        CompiledGram(gram).apply(q.contiguous(), into)
-
-    def _factor_vjp(self, layer: Layer, gram: Gram, q: Tensor) -> Tensor:
-        from kpops.engines.cpu.gram import CompiledGram
-
-        return gram.flat(CompiledGram(gram).vjp(q.contiguous()))
-
-    def _factor_jvp(self, layer: Layer, gram: Gram, w: Tensor, into: Tensor) -> None:
-        from kpops.engines.cpu.gram import CompiledGram
-
-        CompiledGram(gram).jvp(gram.split(w), into)
+        return CompiledGram(layer, learn)
 
 
-def _diagonals(
-    layer: Layer, verb: str, window: slice | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """First steps and diagonals of the segments, in the order of `verb`; or of a window.
+def _segments(layer: Layer, backwards: bool, window: slice | None = None) -> Segments:
+    """The segments, in the order of the recursion; or a window.
 
-    Before the steps of a window stands the push that they take along, whose own are not used.
+    Before the steps of a window stands that of the push, whose own diagonals are not used.
     """
     if window is not None:
         d = layer.diagonals(slice(max(0, window.start - 1), window.stop))
         d = d if window.start > 0 else torch.cat([d[:, :, :1], d], dim=2)
         yield 0, d.movedim(0, 2).contiguous().numpy()
         return
-    for segment in layer.segments()[:: -1 if verb == "backpropagate" else 1]:
+    for segment in layer.segments()[:: -1 if backwards else 1]:
         yield segment.start, layer.diagonals(segment).movedim(0, 2).contiguous().numpy()
 
 
 def _gains_through_time(layer: Layer, *, has_below: bool) -> tuple[np.ndarray, int]:
     """Diagonals that recurrent maps, and input maps from a layer below, meet; number of maps.
 
-    Input maps have numbers behind the recurrent ones, or the same where they meet the same
-    diagonals, so that their sum is all that counts.
+    Input maps are numbered after the recurrent ones, or as these where they meet the same
+    diagonals, so that only their sum matters.
     """
     pattern = layer.pattern
     n_maps = pattern.n_recurrent
     same = pattern.inputs == pattern.recurrent and pattern.n_inputs == n_maps
     if same or not has_below:
-        return _pairs(pattern.recurrent), n_maps
+        return _triples(pattern.recurrent), n_maps
     shifted = tuple((v, n_maps + g, p) for v, g, p in pattern.inputs)
-    return _pairs(pattern.recurrent + shifted), n_maps + pattern.n_inputs
+    return _triples(pattern.recurrent + shifted), n_maps + pattern.n_inputs
 
 
-def _pairs(pairs: Pairs) -> np.ndarray:
+def _triples(pairs: Pairs) -> np.ndarray:
     return np.array(pairs, dtype=np.int64).reshape(-1, 3)
 
 
-def _slopes(layer: Layer) -> np.ndarray:
-    """Pairs (variable, diagonal); -1 stands for the identity."""
+def _lists(layer: Layer, gains: np.ndarray) -> Lists:
     slopes = [(w, -1 if p is None else p) for w, p in layer.pattern.slopes]
-    return np.array(slopes, dtype=np.int64).reshape(-1, 2)
+    every = np.array(slopes, dtype=np.int64).reshape(-1, 2)
+    return Lists(_triples(layer.pattern.carry), gains, every)

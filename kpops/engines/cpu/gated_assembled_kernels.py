@@ -3,8 +3,8 @@
 With many vectors, most of the time goes into one product with the weights of every gate. The
 Jacobian ``sum_g D_g W_g`` of one trial and step replaces them by a single one; assembling it takes
 as long as the products of some vectors, and nothing of it is kept. Arguments and results are those
-of :mod:`kpops.engines.cpu.gated_kernels`, but for `matrix`, which is room for the Jacobian of a
-task, and `trials`, its bounds. There is one slope.
+of :mod:`kpops.engines.cpu.gated_kernels`, but for `matrix`, workspace for the Jacobian, and
+`trials`, the bounds of the task. There is one slope.
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ from kpops.engines.cpu.gated_kernels import add, add_product, compiled, side_by_
 
 
 @compiled
-def propagate_trials(
-    gemm, weight, q, v, d, carry, recurrent, slopes, state, moved, matrix, start, trials
-):
+def propagate_trials(gemm, weight, q, v, d, lists, state, moved, matrix, start, trials):
     """v[t] = q[t] + A[t] v[t-1]; weight is W^T, matrix (hidden, variable * hidden)."""
     hidden, n_block, n_variables = weight.shape[0], q.shape[0], state.shape[1]
     zero = matrix.dtype.type(0)
-    source, slope = slopes[0]
+    source, slope = lists.slopes[0]
     for step in range(d.shape[1]):
         t = start + step
-        for b in range(trials[0], trials[1]):
+        for b in range(trials.first, trials.stop):
             rows = slice(b * n_block, (b + 1) * n_block)
             if t > 0:
                 for j in range(hidden):
                     matrix[j] = zero
-                    for i, g, p in recurrent:
+                    for i, g, p in lists.gains:
                         into = matrix[j, i * hidden : (i + 1) * hidden]
                         add_product(into, d[b, step, p], weight[j, g * hidden : (g + 1) * hidden])
                     if slope >= 0:
@@ -41,23 +39,21 @@ def propagate_trials(
                     new[:] = zero
                 for i in range(n_variables):
                     add(new[i], q[k, b, t, i])
-                for i, w, p in carry:
+                for i, w, p in lists.carry:
                     add_product(new[i], d[b, step, p], state[r, w])
                 state[r] = new
                 v[k, b, t] = new
 
 
 @compiled
-def backpropagate_trials(
-    gemm, weight, a, v, d, carry, recurrent, slopes, state, moved, matrix, start, trials
-):
+def backpropagate_trials(gemm, weight, a, v, d, lists, state, moved, matrix, start, trials):
     """v[t] = a[t] + A[t+1]^T v[t+1]; weight is W, matrix (variable * hidden, hidden)."""
     hidden, n_block, n_variables = weight.shape[1], a.shape[0], state.shape[1]
     zero, one = matrix.dtype.type(0), matrix.dtype.type(1)
-    source, slope = slopes[0]
+    source, slope = lists.slopes[0]
     for step in range(d.shape[1] - 1, -1, -1):
         t = start + step
-        for b in range(trials[0], trials[1]):
+        for b in range(trials.first, trials.stop):
             rows = slice(b * n_block, (b + 1) * n_block)
             for k in range(n_block):
                 r = b * n_block + k
@@ -67,11 +63,11 @@ def backpropagate_trials(
                     add(new[i], state[r, i])
                 state[r] = zero
                 v[k, b, t] = new
-                for i, w, p in carry:
+                for i, w, p in lists.carry:
                     add_product(state[r, w], d[b, step, p], new[i])
             if t > 0:
                 matrix[:] = zero
-                for i, g, p in recurrent:
+                for i, g, p in lists.gains:
                     for j in range(hidden):
                         gain = d[b, step, p, j]
                         into, row = matrix[i * hidden + j], weight[g * hidden + j]

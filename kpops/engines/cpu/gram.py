@@ -1,14 +1,15 @@
 """K of one gated layer compiled for the CPU.
 
-K is split by vectors and, where there are too few of those for all cores, by rows (trial and
-time): each task of rows then has sums of its own, which are added up between the two halves
-``w = Z^T (D q)`` and ``D (Z w)``. Split by units it would be slower, since products with few
-columns are.
+K is split by vectors and, where these are too few for all cores, by rows (trial and time). Each
+task of rows then has sums of its own, which are added between the two halves ``w = Z^T (D q)`` and
+``D (Z w)``. To split by units would be slower, since matrix products with few columns are slow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,101 +19,93 @@ from torch import Tensor
 from kpops.arrays import numpy_dtype
 from kpops.engines import threads
 from kpops.engines.cpu import blas, gated_kernels
-from kpops.engines.gated.gram import Gram
+from kpops.engines.cpu.arguments import Span
+from kpops.engines.gated.gram import Cotangent, Gram
+from kpops.engines.gated.layer import Layer
+from kpops.engines.trajectory import Block
 
-# Bytes of what a task makes of its rows at a time, of which there should be some: that should fit
-# in a core's second cache, beside the factors and the sums.
+# Bytes of a chunk of rows, and its least number of rows: it should fit in a core's second cache,
+# beside the factors and the sums.
 _CHUNK_BYTES, _LEAST_ROWS = 2**18, 64
-# Bytes of the sums over (trial, time) of the vectors that a thread takes at a time; the same.
+# Bytes of the sums over (trial, time) of the vectors that a thread takes at a time, likewise.
 _SUMS_BYTES = 2**20
 
 
-class CompiledGram:
-    """The actions of a :class:`kpops.engines.gated.gram.Gram`, parallel.
+class CompiledGram(Gram):
+    """K of a layer, compiled and parallel."""
 
-    Vectors (block, trial, time, unit) are those of the whole stack, in row-major order.
-
-    Parameters
-    ----------
-    gram : Gram
-        K of the layer.
-    """
-
-    def __init__(self, gram: Gram) -> None:
-        self.gram = gram
-        self.layer = gram.layer
-        self.gemm = blas.gemm_address(numpy_dtype(self.layer.previous.dtype))
+    def __init__(self, layer: Layer, weights: dict[str, tuple[bool, bool]]) -> None:
+        super().__init__(layer, weights)
+        self.gemm = blas.gemm_address(numpy_dtype(layer.previous.dtype))
         gains: list[tuple[int, int, int, bool]] = []
-        for i, part in enumerate(gram.parts):
+        for i, part in enumerate(self.parts):
             for v, p in part.gains:
                 gains.append((i, v, p, v not in [g[1] for g in gains]))
         self.gains = np.array(gains, dtype=np.int64)
-        self.runs = np.array(_runs(gram), dtype=np.int64)
+        self.runs = np.array(_runs(self), dtype=np.int64)
 
-    def apply(self, q: Tensor, into: Tensor) -> None:
-        """Write K q into the layer's units of `into`."""
+    def apply(self, q: Block, into: Block) -> None:
+        """Write K q into `into`."""
+        q, layer = q.contiguous(), self.layer
+        moved = {v for part in self.parts for v, _ in part.gains}
+        for v in set(range(layer.variables)) - moved:
+            first = layer.units.start + v * layer.hidden
+            into[..., first : first + layer.hidden] = 0
         for some in self._groups(len(q)):
-            self._spread(self._gather(q[some]), into[some])
+            self._run(gated_kernels.spread, into[some], self._gather(q[some]))
 
-    def vjp(self, q: Tensor) -> list[list[Tensor]]:
-        """F* q: for each part and each of its factors, (block, rank, hidden)."""
+    def vjp(self, q: Block) -> Cotangent:
+        """F* q."""
+        q = q.contiguous()
         cotangent = [
-            [q.new_empty(len(q), z.shape[-1], self.layer.hidden) for z in self.gram.of(part)]
-            for part in self.gram.parts
+            [q.new_empty(len(q), z.shape[-1], self.layer.hidden) for z in self.of(part)]
+            for part in self.parts
         ]
         for some in self._groups(len(q)):
-            for w, total in self._pairs(cotangent, self._gather(q[some])):
+            for w, total in self._views(cotangent, self._gather(q[some])):
                 w[some] = torch.from_numpy(total)
         return cotangent
 
-    def jvp(self, cotangent: list[list[Tensor]], into: Tensor) -> None:
-        """Write F w into the layer's units of `into`."""
+    def jvp(self, cotangent: Cotangent, into: Block) -> None:
+        """Write F w into `into`, which is zero there."""
         for some in self._groups(len(into)):
             sums = self._room(1, len(into[some]))
-            for w, total in self._pairs(cotangent, sums):
+            for w, total in self._views(cotangent, sums):
                 total[:] = w[some].numpy()
-            self._spread(sums, into[some])
+            self._run(gated_kernels.spread, into[some], sums)
 
-    def _gather(self, q: Tensor) -> list[np.ndarray]:
+    def _gather(self, q: Block) -> list[np.ndarray]:
         """The sums of all vectors, as of one task of rows."""
         sums = self._room(self._tasks(len(q))[1], len(q))
         self._run(gated_kernels.gather, q, sums)
         return [total.sum(0, keepdims=True) if len(total) > 1 else total for total in sums]
 
-    def _spread(self, sums: list[np.ndarray], into: Tensor) -> None:
-        """Hand them out."""
-        self._run(gated_kernels.spread, into, sums)
-
-    def _run(self, kernel: Callable[..., Any], q: Tensor, sums: list[np.ndarray]) -> None:
+    def _run(self, kernel: Callable[..., Any], q: Block, sums: list[np.ndarray]) -> None:
         """Run a kernel over tasks of vectors and rows, segment after segment."""
         layer = self.layer
-        vectors, by_rows = self._tasks(len(q))
-        per_row = len(self.gram.parts) * layer.hidden * q.element_size()
+        bounds, by_rows = self._tasks(len(q))
+        vectors = [Span(*pair) for pair in pairwise(bounds)]
+        per_row = len(self.parts) * layer.hidden * q.element_size()
         n_rows = max(_LEAST_ROWS, _CHUNK_BYTES // per_row)
         for segment in layer.segments():
             d = layer.diagonals(segment).movedim(0, 2).contiguous()
-            factors, x = self.gram.factors, q
+            factors, x = self.factors, q
             if d.shape[1] == q.shape[2]:  # whole trials side by side as one, for larger products
                 d, *factors = (z.flatten(0, 1).unsqueeze(0) for z in (d, *factors))
                 x = q.flatten(1, 2).unsqueeze(1)
             arrays = d.numpy(), tuple(z.numpy() for z in factors), layer.by_variable(x).numpy()
-            chunks = threads.split(len(d) * -(-d.shape[1] // n_rows), by_rows, 2**62)
-            n_vectors, n_chunks = len(vectors) - 1, len(chunks) - 1
+            bounds = threads.split(len(d) * -(-d.shape[1] // n_rows), by_rows, 2**62)
+            tasks = [(k, r, c) for k in vectors for r, c in enumerate(pairwise(bounds))]
 
-            def task(
-                i: int,
-                arrays: tuple[Any, ...] = arrays,
-                start: int = segment.start,
-                chunks: list[int] = chunks,
-                n_chunks: int = n_chunks,
-            ) -> None:
-                k, r = divmod(i, n_chunks)
-                y = q.new_empty(n_rows, len(self.gram.parts), layer.hidden).numpy()
-                of_task = tuple(total[r % len(total)] for total in sums)
-                where = start, layer.first_variable, *vectors[k : k + 2], *chunks[r : r + 2]
-                kernel(self.gemm, *arrays, of_task, self.gains, self.runs, y, where)
+            def task(i: int, arrays: tuple[Any, ...], start: int, tasks: list[Any]) -> None:
+                span, r, chunks = tasks[i]
+                y = q.new_empty(n_rows, len(self.parts), layer.hidden).numpy()
+                own = tuple(total[r % len(total)] for total in sums)
+                place = start, layer.first_variable, span, Span(*chunks)
+                kernel(self.gemm, *arrays, own, self.gains, self.runs, y, *place)
 
-            threads.each(task, n_vectors * n_chunks)
+            run = partial(task, arrays=arrays, start=segment.start, tasks=tasks)
+            threads.each(run, len(tasks))
 
     def _tasks(self, n_vectors: int) -> tuple[list[int], int]:
         """Bounds of the vectors of a task, and into how many tasks the rows are split."""
@@ -122,7 +115,9 @@ class CompiledGram:
         return [0, n_vectors], n
 
     def _groups(self, n_vectors: int) -> Iterator[slice]:
-        """Vectors of the block that are taken together."""
+        """Vectors of the block that are taken together; none if nothing learns."""
+        if not self.parts:
+            return
         per_vector = sum(total.nbytes for total in self._room(1, 1))
         size = max(1, torch.get_num_threads() * _SUMS_BYTES // per_vector)
         for start in range(0, n_vectors, size):
@@ -130,16 +125,16 @@ class CompiledGram:
 
     def _room(self, n_tasks: int, n_vectors: int) -> list[np.ndarray]:
         """Zeros for each factor, (task of rows, vector, rank, part * hidden)."""
-        columns = len(self.gram.parts) * self.layer.hidden
-        shapes = [(n_tasks, n_vectors, z.shape[-1], columns) for z in self.gram.factors]
+        columns = len(self.parts) * self.layer.hidden
+        shapes = [(n_tasks, n_vectors, z.shape[-1], columns) for z in self.factors]
         return [np.zeros(shape, numpy_dtype(self.layer.previous.dtype)) for shape in shapes]
 
-    def _pairs(
-        self, cotangent: list[list[Tensor]], sums: list[np.ndarray]
+    def _views(
+        self, cotangent: Cotangent, sums: list[np.ndarray]
     ) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Views of the same coefficients of F, part by part."""
         hidden = self.layer.hidden
-        for p, part in enumerate(self.gram.parts):
+        for p, part in enumerate(self.parts):
             for w, factor in zip(cotangent[p], part.factors, strict=True):
                 yield w, sums[factor][0, ..., p * hidden : (p + 1) * hidden]
 

@@ -1,9 +1,8 @@
 """The recursions of P and P* over diagonal Jacobians, compiled for the CPU.
 
-Of models that couple no two units; those of gated cells are in `gated_kernels`. One trial is one
-task, as in :mod:`kpops.engines.cpu.jacobian_kernels`. A core takes all units of a step in one
-vector operation after the other and each number once, so that a scan, which takes it twice in order
-to have fewer rounds, has nothing to win here.
+They serve models that couple no two units, except gated cells. One trial is one task, as in
+:mod:`kpops.engines.cpu.jacobian_kernels`. Units fill a core's vector operations, and each number is
+read once. A scan reads it twice to have fewer rounds, which gains nothing here.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ that the weights of gate g multiply at each (trial, time). Only their Gram matri
 features may be replaced by any Z with ``Z Z^T = u u^T`` that has fewer columns: ``Z = u V``, with V
 the leading eigenvectors of ``u^T u``.
 
-What may be dropped must be small in every row, since the diagonals D may be zero just where the
-features are large. So the rows are brought to unit length before the eigenvectors are taken.
+What is dropped must be small in every row, since the diagonals D may be zero just where the
+features are large. So the rows are normalised before the eigenvectors are taken.
 """
 
 from __future__ import annotations
@@ -14,31 +14,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+Features = list[Float[Tensor, "row _"]]
 _CHUNK = 4096  # rows converted to float64 at a time
 
 
-def numerical_rank(features: list[Tensor]) -> int:
+def numerical_rank(features: Features) -> int:
     """Number of columns that :func:`thin_factor` would have."""
-    return _leading_vectors(features)[0].numel()
+    return len(_leading_vectors(features)[0])
 
 
-def thin_factor(features: list[Tensor]) -> Tensor:
+def thin_factor(features: Features) -> Float[Tensor, "row rank"]:
     """Z with ``Z Z^T`` the Gram matrix of the rows of the features, side by side.
 
-    Parameters
-    ----------
-    features : list of Tensor
-        Each of shape (row, feature).
-
-    Returns
-    -------
-    Tensor, shape (row, rank)
-        In the dtype of the features. Of rows of unit length, eigenvalues of the Gram matrix up to
-        10 eps are dropped, with eps that of the dtype (in float64 up to eps times the number of
-        rows, where the eigenvalues themselves are rounded): no row loses more in any direction,
-        and a sum over rows rounds away as much.
+    Of rows of unit length, eigenvalues of the Gram matrix up to 10 eps are dropped, with eps that
+    of the dtype (in float64 up to eps times the number of rows, where the eigenvalues themselves
+    are rounded): no row loses more in any direction, and a sum over rows rounds away as much.
     """
     values, vectors = _leading_vectors(features)
     n_rows = len(features[0])
@@ -50,7 +43,9 @@ def thin_factor(features: list[Tensor]) -> Tensor:
     return z
 
 
-def _leading_vectors(features: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _leading_vectors(
+    features: Features,
+) -> tuple[Float64[Tensor, " rank"], Float64[Tensor, "smaller rank"]]:
     """Eigenvalues above the cut, and eigenvectors, of the smaller Gram matrix of the unit rows."""
     n_rows, width = len(features[0]), _width(features)
     cut = max(10 * torch.finfo(features[0].dtype).eps, n_rows * torch.finfo(torch.float64).eps)
@@ -65,20 +60,20 @@ def _leading_vectors(features: list[Tensor]) -> tuple[Tensor, Tensor]:
     return values[values > cut], vectors[:, values > cut]
 
 
-def _width(features: list[Tensor]) -> int:
+def _width(features: Features) -> int:
     return sum(f.shape[1] for f in features)
 
 
-def _lengths(rows: Tensor) -> Tensor:
+def _lengths(rows: Float[Tensor, "row _"]) -> Float[Tensor, "row 1"]:
     return torch.linalg.vector_norm(rows, dim=1, keepdim=True)
 
 
-def _unit(rows: Tensor) -> Tensor:
+def _unit(rows: Float[Tensor, "row feature"]) -> Float[Tensor, "row feature"]:
     """Rows of unit length; zero rows stay zero."""
     return rows / _lengths(rows).clamp_min(torch.finfo(rows.dtype).tiny)
 
 
-def _in_float64(features: list[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+def _in_float64(features: Features) -> Iterator[tuple[slice, Tensor]]:
     """The features side by side, some rows at a time."""
     for start in range(0, len(features[0]), _CHUNK):
         rows = slice(start, start + _CHUNK)

@@ -11,8 +11,8 @@ its derivatives are
     B  dx     = sum_g E_g * U_g dx,
     J  dtheta = sum_g D_g * (dW_g phi + db_g) + E_g * (dU_g x + dc_g).
 
-Only the diagonals that differ are kept: where a gate sees the sum of its two maps, D_vg = E_vg, and
-what does not depend on something has no diagonal. An RNN has 1, a GRU 5, an LSTM 9 of them.
+Only diagonals that differ are kept: where a gate sees the sum of its two maps, D_vg = E_vg, and
+where nothing depends, there is none. An RNN has 1, a GRU 5, an LSTM 9 of them.
 """
 
 from __future__ import annotations
@@ -20,33 +20,24 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.models.gated import GatedRecurrence
 
+Pairs = tuple[tuple[int, int, int], ...]
+
 
 class Pattern(NamedTuple):
-    """Which diagonals there are; the last number of each tuple is a position among them.
+    """Which diagonals there are; the last number of each tuple is a position among all `size`.
 
-    Attributes
-    ----------
-    carry : tuple of (v, w, position)
-        C_vw.
-    recurrent : tuple of (v, g, position)
-        D_vg.
-    inputs : tuple of (v, g, position)
-        E_vg.
-    slopes : tuple of (w, position)
-        F_w; position None stands for the identity.
-    size : int
-        Number of diagonals.
-    n_recurrent, n_inputs : int
-        Number of recurrent and of input maps.
+    Pairs are (v, w, position) of C, and (v, g, position) of D and E; `slopes` are (w, position) of
+    F, where None stands for the identity.
     """
 
-    carry: tuple[tuple[int, int, int], ...]
-    recurrent: tuple[tuple[int, int, int], ...]
-    inputs: tuple[tuple[int, int, int], ...]
+    carry: Pairs
+    recurrent: Pairs
+    inputs: Pairs
     slopes: tuple[tuple[int, int | None], ...]
     size: int
     n_recurrent: int
@@ -54,25 +45,12 @@ class Pattern(NamedTuple):
 
 
 def differentiate(
-    recurrence: GatedRecurrence, layer: int, x: Tensor, state: Tensor
-) -> tuple[Pattern, list[Tensor]]:
-    """The diagonals of a layer at every row.
-
-    Parameters
-    ----------
-    recurrence : GatedRecurrence
-        The cell.
-    layer : int
-        Which layer.
-    x, state : Tensor, shapes (row, feature) and (row, variable * hidden)
-        The layer's input, and the state that the step starts from.
-
-    Returns
-    -------
-    pattern : Pattern
-    diagonals : list of Tensor
-        Each of shape (row, hidden).
-    """
+    recurrence: GatedRecurrence,
+    layer: int,
+    x: Float[Tensor, "row feature"],
+    state: Float[Tensor, "row unit"],
+) -> tuple[Pattern, list[Float[Tensor, "row hidden"]]]:
+    """The diagonals of a layer at every row of its input x and of the state it starts from."""
     kept = _Kept()
     old = state.split(recurrence.hidden_size, dim=-1)
     with torch.inference_mode(False), torch.enable_grad():
@@ -88,7 +66,7 @@ def differentiate(
         new = recurrence.gates(from_x, from_h, leaves)
         by_variable = [kept.derivatives(v, (*leaves, *from_h, *from_x)) for v in new]
 
-    def chosen(start: int, length: int) -> tuple[tuple[int, int, int], ...]:
+    def chosen(start: int, length: int) -> Pairs:
         rows = enumerate(row[start : start + length] for row in by_variable)
         return tuple((v, i, p) for v, row in rows for i, p in enumerate(row) if p is not None)
 
@@ -105,7 +83,7 @@ def differentiate(
 
 
 class _Kept:
-    """Diagonals by what they are: autograd hands out the same tensor for the same derivative."""
+    """Diagonals that differ: autograd returns the same tensor for the same derivative."""
 
     def __init__(self) -> None:
         self.diagonals: list[Tensor] = []
@@ -122,7 +100,7 @@ class _Kept:
 
     def _place(self, gradient: Tensor) -> int:
         key = gradient.data_ptr(), gradient.stride()
-        if key not in self._roles:  # keeping the tensor keeps its address from being used again
+        if key not in self._roles:  # while the tensor is kept, its address is not reused
             self._roles[key] = len(self.diagonals)
             self.diagonals.append(gradient)
         return self._roles[key]

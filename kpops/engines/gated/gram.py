@@ -1,8 +1,8 @@
 """K of one gated layer: thin factors of the features between the diagonals.
 
-``K q = sum_g D_g * Z (Z^T (D_g * q))``, for each gate with the factor Z of what its learning
-weights multiply; see :mod:`kpops.engines.gated.features`. So ``K = F F*`` with F the map of as many
-coefficients as there are gates, columns of Z and units: ``F w = sum_g D_g * Z w_g``.
+``K q = sum_g D_g * Z (Z^T (D_g * q))``, with Z the thin factor of what the learning weights of gate
+g multiply; see :mod:`kpops.engines.gated.features`. So ``K = F F*`` with ``F w = sum_g D_g * Z
+w_g``, where w has a coefficient for each gate, column of Z and unit.
 """
 
 from __future__ import annotations
@@ -12,24 +12,23 @@ from functools import reduce
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.gated.features import numerical_rank, thin_factor
 from kpops.engines.gated.layer import Layer
 from kpops.engines.gated.roles import Role
+from kpops.engines.trajectory import Block
 
 SOURCES = ("recurrent", "input")
+Cotangent = list[list[Float[Tensor, "block _ hidden"]]]
+"""Coefficients of F, for each part and each of its factors (block, rank, hidden)."""
 
 
 class Part(NamedTuple):
-    """Gates that K treats alike: the diagonals between which their Gram matrix stands.
+    """Gates that K treats alike: the Gram matrix of some `factors` between the same diagonals.
 
-    Attributes
-    ----------
-    gains : tuple of (v, position)
-        D_vg of the variables v.
-    factors : tuple of int
-        Which of the layer's factors make the Gram matrix, as a sum.
+    `gains` are (v, position) of the diagonals D_vg; the Gram matrices of the factors are added.
     """
 
     gains: tuple[tuple[int, int], ...]
@@ -37,28 +36,16 @@ class Part(NamedTuple):
 
 
 class Gram:
-    """K of a layer for some of its affine maps' weights and biases.
+    """K of a layer, of which some weights and biases learn, as in :func:`learning`.
 
-    Parameters
-    ----------
-    layer : Layer
-        The layer.
-    weights : dict of str to (bool, bool)
-        For each source of :data:`SOURCES`, whether its weight and whether its bias learns.
-
-    Attributes
-    ----------
-    factors : list of Tensor
-        Z of each of :func:`factored`, shape (trial, time, rank), if its rank is not 0.
-    ranks : list of int
-        Rank of each.
-    parts : list of Part
-        The sum that K is.
+    K is the sum of its `parts`. `factors` are the Z of each of :func:`factored` whose rank is not
+    0, shape (trial, time, rank), and `ranks` the ranks of all. Vectors are those of the whole
+    stack; of these the layer's units are read and written.
     """
 
     def __init__(self, layer: Layer, weights: dict[str, tuple[bool, bool]]) -> None:
         self.layer = layer
-        self.factors: list[Tensor] = []
+        self.factors: list[Float[Tensor, "trial time _"]] = []
         self.ranks: list[int] = []
         gains: list[list[tuple[tuple[int, int], ...]]] = []
         for sources in factored(layer, weights):
@@ -77,39 +64,40 @@ class Gram:
         """Number of coefficients of F, the thin factor of K."""
         return self.layer.hidden * sum(z.shape[-1] for part in self.parts for z in self.of(part))
 
-    def apply(self, q: Tensor, into: Tensor) -> None:
-        """Add K q to `into`; both (block, trial, time, variable * hidden)."""
+    def apply(self, q: Block, into: Block) -> None:
+        """Write K q into `into`."""
+        into[..., self.layer.units] = 0
         self.jvp(self.vjp(q), into)
 
-    def vjp(self, q: Tensor) -> list[list[Tensor]]:
-        """F* q: for each part and each of its factors, (block, rank, hidden)."""
+    def vjp(self, q: Block) -> Cotangent:
+        """F* q."""
         cotangent = [
             [q.new_zeros(len(q), z.shape[-1], self.layer.hidden) for z in self.of(part)]
             for part in self.parts
         ]
         for time, d in self.layer.slices(len(q)):
-            old = q[:, :, time].split(self.layer.hidden, dim=-1)
+            old = q[:, :, time, self.layer.units].split(self.layer.hidden, dim=-1)
             for part, sums in zip(self.parts, cotangent, strict=True):
                 y = sum(d[p] * old[v] for v, p in part.gains).flatten(1, 2)
                 for z, total in zip(self.of(part), sums, strict=True):
                     total += z[:, time].flatten(0, 1).mT @ y
         return cotangent
 
-    def jvp(self, cotangent: list[list[Tensor]], into: Tensor) -> None:
-        """Add F w to `into`, for coefficients as :meth:`vjp` gives them."""
+    def jvp(self, cotangent: Cotangent, into: Block) -> None:
+        """Write F w into `into`, which is zero there."""
         for time, d in self.layer.slices(len(into)):
-            new = into[:, :, time].split(self.layer.hidden, dim=-1)
+            new = into[:, :, time, self.layer.units].split(self.layer.hidden, dim=-1)
             for part, sums in zip(self.parts, cotangent, strict=True):
                 pairs = zip(self.of(part), sums, strict=True)
                 back = reduce(torch.add, (z[:, time].flatten(0, 1) @ total for z, total in pairs))
                 for v, p in part.gains:
                     new[v].addcmul_(d[p], back.unflatten(1, new[v].shape[1:3]))
 
-    def flat(self, cotangent: list[list[Tensor]]) -> Tensor:
-        """The coefficients of F side by side, (block, width)."""
+    def flat(self, cotangent: Cotangent) -> Float[Tensor, "block coefficient"]:
+        """The coefficients of F side by side."""
         return torch.cat([w.flatten(1) for of_part in cotangent for w in of_part], dim=1)
 
-    def split(self, w: Tensor) -> list[list[Tensor]]:
+    def split(self, w: Float[Tensor, "block coefficient"]) -> Cotangent:
         """The inverse of :meth:`flat`."""
         shapes = [[(z.shape[-1], self.layer.hidden) for z in self.of(p)] for p in self.parts]
         pieces = iter(w.split([r * h for of_part in shapes for r, h in of_part], dim=1))
@@ -121,7 +109,7 @@ class Gram:
 
 
 def learning(layer: Layer, roles: Container[Role | None]) -> dict[str, tuple[bool, bool]]:
-    """For each source of a layer, whether its weight and its bias are among these places."""
+    """For each source of a layer, whether its weight and its bias are among these roles."""
     i = layer.index
     return {s: ((i, s, "weight") in roles, (i, s, "bias") in roles) for s in SOURCES}
 
@@ -129,7 +117,7 @@ def learning(layer: Layer, roles: Container[Role | None]) -> dict[str, tuple[boo
 def factored(layer: Layer, weights: dict[str, tuple[bool, bool]]) -> list[tuple[str, ...]]:
     """Sources that share a thin factor: those whose maps stand between the same diagonals.
 
-    Sources of which nothing learns, or whose maps nothing depends on, are left out.
+    Sources in which nothing learns, or on which nothing depends, are left out.
     """
     learn = tuple(s for s in SOURCES if any(weights.get(s, ())) and layer.pairs(s))
     if len(learn) == 2 and layer.pattern.recurrent == layer.pattern.inputs:
@@ -155,12 +143,10 @@ def _merged(gains: list[list[tuple[tuple[int, int], ...]]]) -> list[Part]:
     parts: list[Part] = []
     for factor, of_source in enumerate(gains):
         for gain in of_source:
-            twin = next(
-                (i for i, p in enumerate(parts) if p.gains == gain and factor not in p.factors),
-                None,
-            )
-            if twin is None:
-                parts.append(Part(gain, (factor,)))
+            for i, part in enumerate(parts):
+                if part.gains == gain and factor not in part.factors:
+                    parts[i] = Part(gain, (*part.factors, factor))
+                    break
             else:
-                parts[twin] = Part(gain, (*parts[twin].factors, factor))
+                parts.append(Part(gain, (factor,)))
     return parts

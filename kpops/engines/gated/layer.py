@@ -8,13 +8,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from kpops.engines.gated.gates import Pattern, differentiate
-from kpops.engines.trajectory import Trajectory
+from kpops.engines.gated.gates import Pairs, Pattern, differentiate
+from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
 
-Pairs = tuple[tuple[int, int, int], ...]
+Diagonals = Float[Tensor, "diagonal *steps hidden"]
+Units = Float[Tensor, "block *steps unit"]
+Maps = Float[Tensor, "block *steps map"]
+Features = Float[Tensor, "block *steps feature"]
 
 # Bytes of one temporary of a pointwise action: on the CPU it stays in the cache and in the
 # allocator's hands, a GPU wants few and large launches.
@@ -24,31 +28,15 @@ _SEGMENT_BYTES = defaultdict(lambda: 2**30, cpu=2**26)
 
 
 class Layer:
-    """The derivatives of a layer along the trajectory, as actions on blocks.
+    """The derivatives of a layer of a stack along the trajectory, as actions on blocks.
 
-    Blocks are (block, trial, time, ...); `d` are the diagonals (diagonal, trial, time, hidden) of
-    the same trials and steps, or those of one step, (diagonal, trial, hidden), with blocks
-    (block, trial, ...). The formulas are those of :mod:`kpops.engines.gated.gates`.
+    `gates` says what becomes of the diagonals: "stored", "float32" or "recomputed". Actions take
+    `d`, the diagonals of the same trials and steps as the blocks, (trial, time), or those of one
+    step, (trial,). The formulas are those of :mod:`kpops.engines.gated.gates`.
 
-    Parameters
-    ----------
-    recurrence : GatedRecurrence
-        The stack.
-    index : int
-        Which layer of it.
-    trajectory : Trajectory
-        Of the stack.
-    gates : {"stored", "float32", "recomputed"}
-        What becomes of the diagonals.
-
-    Attributes
-    ----------
-    units : slice
-        Where the layer's units lie among those of the stack.
-    output : slice
-        The first of its variables among them, which is the input of the next layer.
-    sources : tuple of str
-        The kinds of affine maps that the layer has, of "recurrent" and "input".
+    `units` is where the layer's units lie among those of the stack, and `output` its first variable
+    among them, which is the input of the next layer; `sources` are the kinds of its affine maps,
+    "recurrent" and "input".
     """
 
     def __init__(
@@ -70,27 +58,27 @@ class Layer:
     # Views of model and trajectory, made when needed: a pickle would copy what they look at.
 
     @property
-    def recurrent_weight(self) -> Tensor:
-        """W, shape (gates * hidden, hidden)."""
+    def recurrent_weight(self) -> Float[Tensor, "map hidden"]:
+        """W."""
         return self.recurrence.weight(self.recurrence.layers[self.index].recurrent).detach()
 
     @property
-    def input_weight(self) -> Tensor | None:
-        """U, shape (gates * hidden, feature)."""
+    def input_weight(self) -> Float[Tensor, "map feature"] | None:
+        """U."""
         name = self.recurrence.layers[self.index].input
         return None if name is None else self.recurrence.weight(name).detach()
 
     @property
-    def inputs(self) -> Tensor:
-        """The layer's input (trial, time, feature)."""
+    def inputs(self) -> Float[Tensor, "trial time feature"]:
+        """The layer's input."""
         if self.index == 0:
             return self.trajectory.inputs
         below = 2 * self.units.start - self.units.stop
         return self.trajectory.states[..., below : below + self.hidden]
 
     @property
-    def previous(self) -> Tensor:
-        """The layer's state before each step (trial, time, variable * hidden)."""
+    def previous(self) -> Float[Tensor, "trial time unit"]:
+        """The layer's state before each step."""
         return self.trajectory.previous[..., self.units]
 
     # The diagonals.
@@ -109,13 +97,11 @@ class Layer:
         size = max(1, _SEGMENT_BYTES[self.previous.device.type] // max(1, per_step))
         return [slice(t, min(t + size, n_steps)) for t in range(0, n_steps, size)]
 
-    def diagonals(self, time: slice) -> Tensor:
-        """The diagonals at these steps, shape (diagonal, trial, time, hidden)."""
-        if self.gates == "recomputed":
-            return self._compute(time)
-        return self._stored[:, :, time]
+    def diagonals(self, time: slice) -> Float[Tensor, "diagonal trial time hidden"]:
+        """The diagonals at these steps."""
+        return self._compute(time) if self.gates == "recomputed" else self._stored[:, :, time]
 
-    def slices(self, block: int) -> Iterator[tuple[slice, Tensor]]:
+    def slices(self, block: int) -> Iterator[tuple[slice, Diagonals]]:
         """Pieces of time small enough for pointwise actions on so many vectors, and diagonals."""
         widest = max(self.pattern.n_recurrent, self.pattern.n_inputs, self.variables)
         per_step = block * len(self.previous) * self.hidden * widest * self.previous.element_size()
@@ -131,7 +117,7 @@ class Layer:
     def _stored(self) -> Tensor:
         return self._compute(slice(0, self.previous.shape[1]))
 
-    def _compute(self, time: slice) -> Tensor:
+    def _compute(self, time: slice) -> Float[Tensor, "diagonal trial time hidden"]:
         n_trials, n_steps = self.previous[:, time].shape[:2]
         # In memory, the diagonals of a step lie side by side, which is how they are read.
         result = self.previous.new_empty(
@@ -153,12 +139,8 @@ class Layer:
         return result
 
     def _differentiate(self, trials: slice, time: slice) -> tuple[Pattern, list[Tensor]]:
-        return differentiate(
-            self.recurrence,
-            self.index,
-            self.inputs[trials, time].flatten(0, 1),
-            self.previous[trials, time].flatten(0, 1),
-        )
+        x, h = (v[trials, time].flatten(0, 1) for v in (self.inputs, self.previous))
+        return differentiate(self.recurrence, self.index, x, h)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__}  # at once, for the sake of other threads
@@ -170,28 +152,27 @@ class Layer:
 
     # The actions on states.
 
-    def jvp(self, d: Tensor, ds: Tensor, into: Tensor) -> None:
-        """Add A ds to `into`; both (..., variable * hidden)."""
+    def jvp(self, d: Diagonals, ds: Units, into: Units) -> None:
+        """Add A ds to `into`."""
         old, new = self._split(ds), self._split(into)
         u = sum((old[w] if p is None else d[p] * old[w]) for w, p in self.pattern.slopes)
         if isinstance(u, Tensor):
-            self._spread(self.pattern.recurrent, d, u @ self.recurrent_weight.mT, new)
+            self.jvp_maps(d, "recurrent", u @ self.recurrent_weight.mT, into)
         for v, w, p in self.pattern.carry:
             new[v].addcmul_(d[p], old[w])
 
-    def vjp(self, d: Tensor, a: Tensor, into: Tensor) -> None:
-        """Add A^T a to `into`; both (..., variable * hidden)."""
+    def vjp(self, d: Diagonals, a: Units, into: Units) -> None:
+        """Add A^T a to `into`."""
         new, old = self._split(a), self._split(into)
         if self.pattern.slopes:
-            pairs, n_maps = self.pattern.recurrent, self.pattern.n_recurrent
-            u = self._gather(pairs, n_maps, d, new) @ self.recurrent_weight
+            u = self.vjp_maps(d, "recurrent", a) @ self.recurrent_weight
             for w, p in self.pattern.slopes:
                 old[w].add_(u) if p is None else old[w].addcmul_(d[p], u)
         for v, w, p in self.pattern.carry:
             old[w].addcmul_(d[p], new[v])
 
-    def jacobians(self, t: int) -> Tensor:
-        """A at position t, (trial, variable * hidden, variable * hidden), entry by entry."""
+    def jacobians(self, t: int) -> Float[Tensor, "trial unit unit"]:
+        """A at position t, entry by entry."""
         d = self.diagonals(slice(t, t + 1))[:, :, 0].to(self.previous.dtype)
         n_trials, n = d.shape[1], self.hidden
         blocks = d.new_zeros(n_trials, self.variables, n, self.variables, n)
@@ -204,37 +185,41 @@ class Layer:
             blocks[:, v, :, w].diagonal(dim1=1, dim2=2).add_(d[p])
         return blocks.flatten(3).flatten(1, 2)
 
-    def jvp_input(self, d: Tensor, dx: Tensor, into: Tensor) -> None:
-        """Add B dx to `into`; (..., feature) to (..., variable * hidden)."""
+    def jvp_input(self, d: Diagonals, dx: Features, into: Units) -> None:
+        """Add B dx to `into`."""
         assert self.input_weight is not None
-        maps = dx @ self.input_weight.mT
-        self._spread(self.pattern.inputs, d, maps, self._split(into))
+        self.jvp_maps(d, "input", dx @ self.input_weight.mT, into)
 
-    def vjp_input(self, d: Tensor, a: Tensor, into: Tensor) -> None:
-        """Add B^T a to `into`; (..., variable * hidden) to (..., feature)."""
+    def vjp_input(self, d: Diagonals, a: Units, into: Features) -> None:
+        """Add B^T a to `into`."""
         assert self.input_weight is not None
-        pairs, n_maps = self.pattern.inputs, self.pattern.n_inputs
-        into += self._gather(pairs, n_maps, d, self._split(a)) @ self.input_weight
+        into += self.vjp_maps(d, "input", a) @ self.input_weight
 
-    # The actions on parameters, through the maps of one source.
+    # The affine maps of one source.
 
-    def jvp_parameters(self, d: Tensor, source: str, maps: Tensor, into: Tensor) -> None:
-        """Add the effect of changed maps (..., gates * hidden) of that source to `into`."""
-        self._spread(self.pairs(source), d, maps, self._split(into))
+    def jvp_maps(self, d: Diagonals, source: str, maps: Maps, into: Units) -> None:
+        """Add the effect of changed maps of that source to `into`: into_v += D_vg maps_g."""
+        new, each = self._split(into), self._split(maps)
+        for v, g, p in self.pairs(source):
+            new[v].addcmul_(d[p], each[g])
 
-    def vjp_parameters(self, d: Tensor, source: str, q: Tensor) -> Tensor:
-        """The adjoint: what q asks of the maps of that source, (..., gates * hidden)."""
+    def vjp_maps(self, d: Diagonals, source: str, a: Units) -> Maps:
+        """The cotangent of the maps of that source, sum_v D_vg a_v."""
         n_maps = self.pattern.n_recurrent if source == "recurrent" else self.pattern.n_inputs
-        return self._gather(self.pairs(source), n_maps, d, self._split(q))
+        maps = a.new_zeros(*a.shape[:-1], n_maps * self.hidden)
+        old, each = self._split(a), self._split(maps)
+        for v, g, p in self.pairs(source):
+            each[g].addcmul_(d[p], old[v])
+        return maps
 
     def pairs(self, source: str) -> Pairs:
         """(v, g, position) of the diagonals that the maps of that source meet."""
         return self.pattern.recurrent if source == "recurrent" else self.pattern.inputs
 
-    def features(self, source: str, weight: bool, bias: bool) -> list[Tensor]:
-        """What weight and bias of that source multiply, each (trial and time, feature).
+    def features(self, source: str, weight: bool, bias: bool) -> list[Float[Tensor, "row _"]]:
+        """What weight and bias of that source multiply.
 
-        What is masked is zero, lest it add to the rank.
+        It is zero where masked, lest it add to the rank.
         """
         u = self.multiplied(source, slice(0, self.previous.shape[1]))
         parts = [*([u] if weight else []), *([u.new_ones(*u.shape[:2], 1)] if bias else [])]
@@ -247,8 +232,8 @@ class Layer:
         weight = self.recurrent_weight if source == "recurrent" else self.input_weight
         return 0 if weight is None else weight.shape[1]
 
-    def multiplied(self, source: str, time: slice) -> Tensor:
-        """What the weights of that source multiply, (trial, time, feature)."""
+    def multiplied(self, source: str, time: slice) -> Float[Tensor, "trial time feature"]:
+        """What the weights of that source multiply."""
         if source == "input":  # a recurrence may read features beside those
             return self.inputs[:, time, : self.width("input")]
         state = self.previous[:, time]
@@ -260,23 +245,9 @@ class Layer:
         """Where the layer's variables begin among those of the stack."""
         return self.units.start // self.hidden
 
-    def by_variable(self, q: Tensor) -> Tensor:
-        """Units of the stack (..., unit) as (..., variable of the stack, hidden)."""
+    def by_variable(self, q: Block) -> Float[Tensor, "block trial time variable hidden"]:
+        """Units of the stack by its variables."""
         return q.unflatten(-1, (-1, self.hidden))
 
     def _split(self, units: Tensor) -> tuple[Tensor, ...]:
         return units.split(self.hidden, dim=-1)
-
-    def _spread(self, pairs: Pairs, d: Tensor, maps: Tensor, into: tuple[Tensor, ...]) -> None:
-        """into_v += D_vg maps_g."""
-        each = self._split(maps)
-        for v, g, p in pairs:
-            into[v].addcmul_(d[p], each[g])
-
-    def _gather(self, pairs: Pairs, n_maps: int, d: Tensor, a: tuple[Tensor, ...]) -> Tensor:
-        """sum_v D_vg a_v, the maps side by side."""
-        maps = a[0].new_zeros(*a[0].shape[:-1], n_maps * self.hidden)
-        each = self._split(maps)
-        for v, g, p in pairs:
-            each[g].addcmul_(d[p], a[v])
-        return maps

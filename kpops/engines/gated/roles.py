@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.models.gated import GatedRecurrence
@@ -13,7 +14,7 @@ Role = tuple[int, str, str]
 
 
 def parameter_roles(recurrence: GatedRecurrence) -> dict[str, Role]:
-    """Parameter name to (layer, source, role), for those that are used there and nowhere else."""
+    """Parameter name to (layer, source, role), for parameters that are used there alone."""
     tied = Counter(id(p) for _, p in recurrence.module.named_parameters(remove_duplicate=False))
     names = {id(p): n for n, p in recurrence.parameter_dict().items() if tied[id(p)] <= 1}
     found: dict[str, list[Role]] = {}
@@ -32,8 +33,10 @@ def parameter_roles(recurrence: GatedRecurrence) -> dict[str, Role]:
     return {name: roles[0] for name, roles in found.items() if len(roles) == 1}
 
 
-def by_role(theta: Tensor, shapes: dict[Role, torch.Size]) -> dict[Role, Tensor]:
-    """Views of flat parameter vectors (block, parameter) by place, each in its own shape."""
+def by_role(
+    theta: Float[Tensor, "block parameter"], shapes: dict[Role, torch.Size]
+) -> dict[Role, Float[Tensor, "block ..."]]:
+    """Views of flat parameter vectors by place, each in its own shape."""
     parts = theta.split([shape.numel() for shape in shapes.values()], dim=1)
     return {
         role: part.unflatten(1, shape)

@@ -2,9 +2,8 @@
 
 K couples no two units of a layer. That of unit i is ``M_i M_i^T``, where M_i has a row for each
 (variable, trial, time) and a column for each gate and each column of the thin factor Z of what the
-gate's weights multiply, ``M_i[(v, b, t), (g, a)] = D_vg[b, t, i] Z_g[b, t, a]``. What is asked of K
-as a whole (spectrum, trace, Frobenius norm) is a sum or a union over the small Gram matrices
-``M_i^T M_i``.
+gate's weights multiply, ``M_i[(v, b, t), (g, a)] = D_vg[b, t, i] Z_g[b, t, a]``. Spectrum, trace
+and Frobenius norm of K are unions or sums over the small Gram matrices ``M_i^T M_i``.
 """
 
 from __future__ import annotations
@@ -13,30 +12,20 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.gated.gram import Gram
 
+Whole = Float[Tensor, "*block trial time _"]
 # Bytes of the matrices M of the units that are taken together.
 _BYTES = defaultdict(lambda: 2**30, cpu=2**22)
 
 
 class UnitBlocks:
-    """The blocks of ``scale K``, a few units at a time.
+    """The `n_units` blocks of ``scale K`` of a layer, a few at a time; scale is not negative.
 
-    Parameters
-    ----------
-    gram : Gram
-        K of the layer.
-    scale : float
-        By which K is multiplied, not negative.
-
-    Attributes
-    ----------
-    n_units : int
-        Number of blocks.
-    units : slice
-        Where the layer's units lie among those of the stack, its variables one after the other.
+    `units` is where the layer's units lie in the stack, its variables one after the other.
     """
 
     def __init__(self, gram: Gram, scale: float = 1.0) -> None:
@@ -61,7 +50,7 @@ class UnitBlocks:
         return self.gram.width // self.n_units
 
     def chunks(self) -> Iterator[slice]:
-        """Units whose matrices fit into memory together."""
+        """Units whose matrices are formed together."""
         layer = self.gram.layer
         per_unit = max(1, self.n_rows * self.n_columns * layer.previous.element_size())
         size = max(1, _BYTES[layer.previous.device.type] // per_unit)
@@ -70,8 +59,8 @@ class UnitBlocks:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def factors(self, units: slice) -> Tensor:
-        """M of these units, (unit, variable * trial * time, column)."""
+    def factors(self, units: slice) -> Float[Tensor, "unit row column"]:
+        """M of these units, with rows variable * trial * time."""
         layer = self.gram.layer
         n_trials, n_steps, _ = layer.previous.shape
         n_chosen = len(range(self.n_units)[units])
@@ -88,21 +77,21 @@ class UnitBlocks:
                     column = columns.stop
         return m.mul_(self.scale**0.5).flatten(1, 3)
 
-    def place(self, rows: Tensor, unit: int, whole: Tensor) -> None:
-        """Write rows (vector, variable * trial * time) of a unit into (vector, *trajectory)."""
+    def place(self, rows: Float[Tensor, "block row"], unit: int, whole: Whole) -> None:
+        """Write rows variable * trial * time of a unit into one or more vectors of the stack."""
         layer = self.gram.layer
         fields = rows.unflatten(1, (layer.variables, *layer.previous.shape[:2]))
         for v in range(layer.variables):
             whole[..., self.units.start + v * layer.hidden + unit] = fields[:, v]
 
-    def grams(self) -> Iterator[Tensor]:
-        """The smaller of ``M^T M`` and ``M M^T``, chunk by chunk, (unit, size, size)."""
+    def grams(self) -> Iterator[Float[Tensor, "unit size size"]]:
+        """The smaller of ``M^T M`` and ``M M^T``, chunk by chunk."""
         for units in self.chunks():
             m = self.factors(units)
             yield m.mT @ m if self.n_columns <= self.n_rows else m @ m.mT
 
-    def eigenvalues(self) -> Tensor:
-        """Eigenvalues of every block, rising, (unit, size); all others of K are zero."""
+    def eigenvalues(self) -> Float[Tensor, "unit size"]:
+        """Eigenvalues of every block, ascending; all others of K are zero."""
         return torch.cat([torch.linalg.eigvalsh(gram) for gram in self.grams()])
 
     def trace(self) -> float:
