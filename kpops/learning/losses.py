@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kpops.arrays import as_tensor
 from kpops.kinds import described
 from kpops.labels import Space, by_name
-from kpops.learning.required import takes
+from kpops.learning.required import has_argument
 from kpops.read_inputs import BY_TRIAL, Reading
 
 Loss = str | Callable[..., Tensor]
@@ -127,7 +127,7 @@ class _Given:
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
-        self.weighted = takes(function, "weights")
+        self.weighted = has_argument(function, "weights")
 
     def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
         return targets.to(weights.dtype) if targets.is_floating_point() else targets

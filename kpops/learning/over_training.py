@@ -19,7 +19,7 @@ from kpops.arrays import refuse_complex
 from kpops.kinds import described
 from kpops.learning.checkpoints import Checkpoints
 from kpops.learning.checkpoints import checkpoints as read_checkpoints
-from kpops.learning.required import labelled, takes
+from kpops.learning.required import has_argument, labelled
 from kpops.linearization import Linearization, linearize
 
 Measure = Callable[..., "xr.Dataset | xr.DataArray | Mapping[str, Any]"]
@@ -123,7 +123,7 @@ def over_training(
         checkpoints = read_checkpoints(checkpoints)
     total = _checked_steps(checkpoints)
     mine = copy.deepcopy(model)
-    remembers = takes(measure, "previous")
+    remembers = has_argument(measure, "previous")
     results: dict[int, xr.Dataset] = {}
     where, previous = "at the first checkpoint", None
     bar = tqdm(total=total, desc="checkpoints", disable=not progress)

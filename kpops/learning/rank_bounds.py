@@ -142,14 +142,14 @@ def rank_bounds(
         raise ValueError(f"tol={tol}: choose a fraction of the largest eigenvalue, from 0 to 1")
     tol = max(tol, noise_floor(lin.dtype))
     options = {"num_matvecs": num_matvecs, "rng": seeded(rng)}
-    places, layers = _structure(lin)
+    roles, layers = _structure(lin)
     n_entries = lin.trajectory.n_valid * lin.space.sizes["unit"]
     rows = []
     for name, operator in lin.K_by_parameter.items():
         row: dict[str, Any] = {"features": _UNKNOWN}
-        if name in places:
-            row["features"] = _multiplied(*places[name])
-            (gram,) = _grams(layers, [places[name]])
+        if name in roles:
+            row["features"] = _multiplied(*roles[name])
+            (gram,) = _grams(layers, [roles[name]])
             row |= _of_features(gram, lin.trajectory.n_valid, tol)
         most = min(lin.parameters[name].numel(), n_entries)
         row["bound"] = min(row.get("bound", most), most)
@@ -157,8 +157,8 @@ def rank_bounds(
 
     of_sum: dict[str, float] = {}
     bounds = [n_entries, sum(row["bound"] for row in rows)]
-    if all(name in places for name in lin.parameters):
-        grams = _grams(layers, [places[name] for name in lin.parameters])
+    if all(name in roles for name in lin.parameters):
+        grams = _grams(layers, [roles[name] for name in lin.parameters])
         of_sum["rank"] = _rank_of_blocks(grams, tol)[0]
         bounds.append(sum(_bound(gram, lin.trajectory.n_valid) for gram in grams))
     of_sum = {"bound": min(bounds), **of_sum, **_of_operator(lin.K, of_sum, options, tol)}
@@ -212,11 +212,11 @@ def _structure(lin: Linearization) -> tuple[dict[str, Role], list[Layer]]:
     return parameter_roles(lin.recurrence), engine.layers
 
 
-def _grams(layers: list[Layer], places: list[Role]) -> list[Gram]:
+def _grams(layers: list[Layer], roles: list[Role]) -> list[Gram]:
     """K_l of each layer that has one of these weights and biases."""
     grams = []
     for layer in layers:
-        learn = learning(layer, places)
+        learn = learning(layer, roles)
         if any(map(any, learn.values())):
             with exclusive_compute(layer.previous.device):
                 grams.append(Gram(layer, learn))

@@ -28,7 +28,7 @@ def require_linearization(lin: Any, argument: str = "lin") -> Linearization:
     raise TypeError(f"{argument} is {described(lin)}, no Linearization: {remedy}")
 
 
-def takes(function: Callable[..., Any], name: str) -> bool:
+def has_argument(function: Callable[..., Any], name: str) -> bool:
     """Whether `function` accepts a keyword argument of that name."""
     called = function.forward if isinstance(function, nn.Module) else function
     try:

@@ -74,7 +74,7 @@ class Diagonal(SketchRun):
             self._complete(int(budget - self.num_matvecs))
         elif left < _LEAST:
             self._hutchinson(budget)
-            self.why = "too few products to learn from"
+            self.why = "too few matvecs to learn from"
         else:
             self._adapt(budget, int(left))
 

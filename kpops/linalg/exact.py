@@ -110,7 +110,7 @@ def eigenvalues(op: TrajectoryOperator, insist: str = "") -> Spectrum:
         values = each.flatten().double() * total
         order = values.argsort(descending=True)
         unit = blocks.units.start + order // each.shape[1]
-        return Spectrum(values[order], op.shape[0] - values.numel(), _uncoupled(blocks), unit=unit)
+        return Spectrum(values[order], op.shape[0] - values.numel(), _by_unit(blocks), unit=unit)
     problem = SpectralProblem(op)
     count, size = problem.sides.count, problem.sides.size
     check_cost(op, count, (size, size), 4 / 3, insist)
@@ -149,7 +149,7 @@ def smaller_dense(op: TrajectoryOperator, blocks: UnitBlocks) -> bool:
     return is_small(op) and batches(op)[0].size <= min(blocks.n_rows, blocks.n_columns)
 
 
-def _uncoupled(blocks: UnitBlocks) -> str:
+def _by_unit(blocks: UnitBlocks) -> str:
     return f"K couples no two of {blocks.n_units} units"
 
 
@@ -178,7 +178,7 @@ def leading(
         total = blocks.n_units * min(blocks.n_rows, blocks.n_columns)
         if k <= total:
             values, block = _of_units(op, blocks, k)
-            return values, block, _uncoupled(blocks), float(values[0])
+            return values, block, _by_unit(blocks), float(values[0])
     inside = batches(op)[0]
     check_cost(op, inside.count, (inside.size,) * 2, 9, insist)
     work.expect(inside.size + k)
@@ -242,7 +242,7 @@ def exact_trace(op: TrajectoryOperator, method: str) -> tuple[float, str] | None
         return unit[0] * float(unit[1].double().sum()), "P has a unit diagonal"
     blocks = op.unit_blocks()
     if blocks is not None:
-        return blocks.trace(), _uncoupled(blocks)
+        return blocks.trace(), _by_unit(blocks)
     found = _matrix_diagonal(op, method)
     return found and (float(found[0].double().sum()), found[1])
 
@@ -261,7 +261,7 @@ def exact_diagonal(
             sums = blocks.factors(units).double().square().sum(2)
             for unit_number, row in zip(range(blocks.n_units)[units], sums, strict=True):
                 blocks.place(row[None], unit_number, whole)
-        return whole[0], _uncoupled(blocks)
+        return whole[0], _by_unit(blocks)
     return _matrix_diagonal(op, method)
 
 
@@ -305,7 +305,7 @@ def exact_frobenius(op: TrajectoryOperator, method: str) -> tuple[float, str] | 
     if blocks is not None:
         trace = blocks.trace() or 1.0
         scaled = blocks.scaled(1 / trace)
-        return trace * math.sqrt(scaled.inner(scaled)), _uncoupled(blocks)
+        return trace * math.sqrt(scaled.inner(scaled)), _by_unit(blocks)
     found = _matrix(op, method)
     if found is None:
         return None

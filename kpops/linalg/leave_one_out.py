@@ -63,15 +63,15 @@ def _variance(values: Float[Tensor, "k k entry"]) -> float:
     """
     k = len(values)
     t = values.diagonal().mT
-    alone = float(t.var(0).sum()) / k
+    unpaired = float(t.var(0).sum()) / k
     gaps = t[:, None] - values
     of_each = (gaps * gaps.transpose(0, 1)).sum((1, 2)) / (k - 1)
-    variance = alone + float(of_each.mean())
+    variance = unpaired + float(of_each.mean())
     noise = 2 * float(of_each.std()) / math.sqrt(k)
     without = (values.sum(0) - t) / (k - 1)
     jackknife = (k - 1) * float(without.var(0, correction=0).sum())
-    between = max(alone, math.sqrt(alone * jackknife))
-    credible = variance >= alone and noise <= 2 * variance
+    between = max(unpaired, math.sqrt(unpaired * jackknife))
+    credible = variance >= unpaired and noise <= 2 * variance
     return min(variance, between) if credible else between
 
 
@@ -266,8 +266,8 @@ def xdiag(sketch: Sketch) -> RunningMoments:
         some = torch.linspace(0, n - 1, max(1, min(n, 4096, 2**24 // k**2))).long().unique()
         parts = (directions, columns, sketch.probes)
         values = whole[some] + _changes(axes @ axes.mT, lengths, *(p[:, some] for p in parts))
-        alone = float(values.diagonal().var(1).sum()) / k
-        scatter.squares = scatter.squares * (_variance(values) / alone if alone > 0 else 1.0)
+        unpaired = float(values.diagonal().var(1).sum()) / k
+        scatter.squares = scatter.squares * (_variance(values) / unpaired if unpaired > 0 else 1.0)
     return scatter
 
 

@@ -1,4 +1,4 @@
-"""The one place that decides in which space a spectrum is computed.
+"""The one place that decides in which space a spectrum is computed: which side of a Gram.
 
 The spectrum of an operator A is that of a self-adjoint operator G, in the smallest space that has
 it:
@@ -108,7 +108,7 @@ class SpectralProblem:
     ) -> None:
         self.op, self.symmetric = op, symmetric
         self.sign, self.shift = sign, shift
-        self.factor = None if shift else _factor(op, symmetric, n_modes)
+        self.factor = None if shift else _gram_factor(op, symmetric, n_modes)
         self.G = op if self.factor is None else self.factor.H @ self.factor
         self.positive = not shift and (self.factor is not None or op.positive)
         self.dims = () if together else block_diagonal_dims(self.G)
@@ -174,7 +174,9 @@ def by_problem(
     return whole
 
 
-def _factor(op: TrajectoryOperator, symmetric: bool, n_modes: int) -> TrajectoryOperator | None:
+def _gram_factor(
+    op: TrajectoryOperator, symmetric: bool, n_modes: int
+) -> TrajectoryOperator | None:
     """F with ``G = F* F``; None if G is the operator itself."""
     if not symmetric:
         return op.H if op.shape[0] < op.shape[1] else op

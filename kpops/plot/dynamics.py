@@ -100,7 +100,7 @@ def _entries(
 def _draw_spectrum(ax: Any, entry: xr.Dataset, style: dict[str, Any], alone: bool) -> None:
     values = entry["exponent"].values
     ends = np.isneginf(values)
-    modes, values = wording.places(ax.xaxis, entry["exponent"], "mode")[~ends], values[~ends]
+    modes, values = wording.positions(ax.xaxis, entry["exponent"], "mode")[~ends], values[~ends]
     markers = {"marker": "o", "markersize": look.marker_size(len(values))}
     (line,) = ax.plot(modes, values, **{"linewidth": 1, **markers, **style})
     colour = line.get_color()
@@ -155,7 +155,7 @@ def lyapunov_history(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     history = look.variable(result, ("history",), _SOURCE, ("time", "mode"))
     ax = look.get_axes(ax)
     look.zero_line(ax)
-    time = wording.places(ax.xaxis, history, "time")
+    time = wording.positions(ax.xaxis, history, "time")
     style = look.long_names(style)
     labels = [f"mode {mode}" for mode in wording.names(history["mode"])]
     for i, (colour, label) in enumerate(look.entries(ax, history, "mode", labels)):
@@ -203,7 +203,7 @@ def finite_time_exponents(result: xr.Dataset, ax: Any = None) -> Any:
     trials = look.variable(result, ("trial_exponent",), _SOURCE, ("trial", "mode"))
     ax = look.get_axes(ax)
     look.zero_line(ax)
-    modes = wording.places(ax.xaxis, values, "mode")
+    modes = wording.positions(ax.xaxis, values, "mode")
     samples = [column[np.isfinite(column)] for column in values.values.reshape(-1, len(modes)).T]
     there = [i for i, sample in enumerate(samples) if sample.size]
     if there:

@@ -250,7 +250,7 @@ def _lines(estimate: xr.DataArray, ax: Any, log: bool | None, style: dict[str, A
     estimate = look.with_dims(estimate, ("step",), others=2)
     ax = look.get_axes(ax)
     style = look.long_names(style)
-    steps = wording.places(ax.xaxis, estimate, "step")
+    steps = wording.positions(ax.xaxis, estimate, "step")
     if estimate.ndim == 1:
         mine = {"color": look.free_colour(ax), "label": wording.operator_of(estimate), **style}
         look.curve(ax, steps, estimate.values, _error(estimate), **mine)

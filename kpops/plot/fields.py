@@ -220,7 +220,7 @@ def _draw_courses(ax: Any, panel: xr.DataArray, largest: float, signed: bool) ->
     energy = (panel.fillna(0) ** 2).sum(across).values
     strongest = np.sort(np.argsort(-energy, kind="stable")[:_MAX_COURSES])
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(energy)))
-    x = wording.places(ax.xaxis, panel, across, even=True)
+    x = wording.positions(ax.xaxis, panel, across, even=True)
     for i in strongest:
         ax.plot(x, panel.values[i], color=colours[i], linewidth=0.7)
     ax.set_ylim(-1.05 * largest if signed else 0, 1.05 * largest)
@@ -247,7 +247,7 @@ def _draw_lines(field: xr.DataArray, figure: Any, result: Any) -> np.ndarray:
     axes = look.new_axes(figure, look.COLUMN, 0.65 * modes + 0.4, modes, 1, **shared)
     for ax, entry in zip(axes[:, 0], field.transpose("mode", ...), strict=True):
         look.zero_line(ax, 0.5)
-        x = wording.places(ax.xaxis, field, _across(field))
+        x = wording.positions(ax.xaxis, field, _across(field))
         ax.plot(x, entry.values, color=look.COLOURS[0], linewidth=1)
         ax.set_title(_title(entry, "", result), loc="left", fontsize=look.small(ax), pad=2)
         _mark(ax, entry, x)
@@ -321,7 +321,7 @@ def _draw_by_lag(ax: Any, result: xr.Dataset, name: str) -> None:
     values = look.variable(result, (name,), _MAPS, ("lag",))
     style = {"color": look.COLOURS[0], "marker": ".", "markersize": 3, "linewidth": 1}
     error = result.get(f"{name}_stderr")
-    look.curve(ax, wording.places(ax.xaxis, values, "lag"), values.values, error, **style)
+    look.curve(ax, wording.positions(ax.xaxis, values, "lag"), values.values, error, **style)
     if name == "energy_by_lag":
         if (values > 0).any():
             ax.set_yscale("log")

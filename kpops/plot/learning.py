@@ -60,7 +60,7 @@ def captured(result: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     ax = look.get_axes(ax)
     style = look.long_names(style)
     name = style.pop("label", None)
-    modes = wording.places(ax.xaxis, next(iter(lines.values())), "mode")
+    modes = wording.positions(ax.xaxis, next(iter(lines.values())), "mode")
     few = len(modes) <= _FEW_MODES
     shared = {"color": look.free_colour(ax)} if name else {}
     for (what, values), dashes in zip(lines.items(), ("-", "--", ":"), strict=False):

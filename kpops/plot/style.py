@@ -91,10 +91,10 @@ def scale_colours(ax: Any, values: xr.DataArray, dim: str) -> list[Any]:
     dark = mpl.colormaps[UNSIGNED](np.linspace(0, 0.9, 256))
     image = mpl.cm.ScalarMappable(cmap=mpl.colors.ListedColormap(dark))
     bar = colour_bar(image, ax, "")
-    at = wording.places(bar.ax.yaxis, values, dim)
+    at = wording.positions(bar.ax.yaxis, values, dim)
     alone = 0.5 * (at.min() == at.max())
     image.set_clim(at.min() - alone, at.max() + alone)
-    wording.places(bar.ax.yaxis, values, dim)  # again, since a new range brings its own ticks
+    wording.positions(bar.ax.yaxis, values, dim)  # again, since a new range brings its own ticks
     return [mpl.colors.to_hex(colour) for colour in image.to_rgba(at)]
 
 
@@ -182,7 +182,7 @@ def heat_map(ax: Any, field: xr.DataArray, **style: Any) -> Any:
     """
     edges = []
     for axis, dim in zip((ax.yaxis, ax.xaxis), field.dims, strict=True):
-        at = wording.places(axis, field, str(dim), even=True, nbins=5)
+        at = wording.positions(axis, field, str(dim), even=True, nbins=5)
         half = (at[1] - at[0]) / 2 if len(at) > 1 else 0.5
         edges.append((at[0] - half, at[-1] + half))
     (top, bottom), (left, right) = edges

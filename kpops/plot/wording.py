@@ -82,7 +82,7 @@ def number(value: float, digits: int = 3) -> str:
     return rf"${float(mantissa):g} \times 10^{{{int(exponent)}}}$"
 
 
-def places(
+def positions(
     axis: Any, values: xr.DataArray, dim: str, *, even: bool = False, nbins: int | str = "auto"
 ) -> np.ndarray:
     """Label an axis for a dimension, set its ticks, and return where the entries stand on it.

@@ -54,58 +54,58 @@ def eigsh(
     k : int
         Number of modes, 1 to n.
     which : {"LM", "LA", "SA"}
-        Those of largest magnitude, or at one end of the spectrum: the largest, or the smallest
+        Modes of largest magnitude, or at one end of the spectrum: largest or smallest
         algebraically.
     v0 : Tensor, array_like or DataArray, optional
-        A vector of the domain of `op`, or a block of them with the leading dim ``mode``, near the
-        modes: for example the ``eigenfunction`` of an earlier result. Iterations start there and
-        take fewer products the nearer it is. No mode is missing all the same: a second search makes
-        sure, which takes about what is saved where k is 1 or 2. Vectors of NaN are left out.
+        A vector of the domain of `op`, or a block of them with the leading dimension ``mode``, near
+        the modes: for example the ``eigenfunction`` of an earlier result. Iterations start there
+        and take fewer matvecs the nearer it is. A second search still certifies that no mode is
+        missing; for k of 1 or 2 it costs about what `v0` saves. Vectors of NaN are ignored.
     method : {"auto", "exact", "block-krylov", "lobpcg", "arpack"}
         ``"exact"``: from the structure of the operator (K of a gated cell is block diagonal over
         units, P P* over trials) or from its matrix. ``"block-krylov"``: randomised block Lanczos
         with full reorthogonalisation and thick restart. ``"lobpcg"``: conjugate gradients, which
-        keep three blocks of vectors and no more. ``"arpack"``: SciPy's Lanczos method, on the host
-        and one vector at a time. ``"auto"``: exact where structure or size make it cheap, or when
-        most modes are asked for; block-krylov else, or lobpcg where there is no memory for its
-        basis.
+        store only three blocks of vectors. ``"arpack"``: SciPy's Lanczos method, on the host and
+        one vector at a time. ``"auto"``: exact if structure or size make it cheap, or if most modes
+        are wanted; otherwise block-krylov, or lobpcg if its basis does not fit in memory.
     tol : float
-        Relative residual ``||A v - lambda v|| / max|lambda|`` to reach; not below 64 rounding
+        Target of the relative residual ``||A v - lambda v|| / max|lambda|``; at least 64 rounding
         units of the dtype.
     max_matvecs : int, optional
-        Products at most, 20,000 by default; when they are spent, the best so far is returned.
+        Budget of matvecs, 20,000 by default. When it is spent, the best modes so far are returned.
     block_size : int, optional
-        Vectors of a block. After blocks of less than k vectors, which may miss copies of a repeated
-        eigenvalue, a second search makes sure that no mode is missing. Block-krylov starts by
-        default with such, as they take fewer products, and goes on to k + 2 if any is.
+        Vectors in a block. Blocks of fewer than k vectors take fewer matvecs, but may miss copies
+        of a repeated eigenvalue; a second search then certifies that no mode is missing.
+        Block-krylov starts with such a block by default, and takes k + 2 vectors if one is.
     rng : int, Generator or None
-        Start vectors.
+        Source of the start vectors.
     callback : callable, optional
-        Called now and then with a named tuple of ``num_matvecs``, ``values`` and ``residuals``; if
-        it returns True, the best so far is returned.
+        Called regularly with a named tuple of ``num_matvecs``, ``values`` and ``residuals``. If it
+        returns True, the best modes so far are returned.
     progress : bool
         Show the matvecs so far, the modes found and the residual of the others.
     on_interrupt : {"raise", "return"}
-        What Ctrl-C does while it iterates: with ``"return"`` the first one ends it after the matvec
-        under way, with the best so far, a warning, and what is not certain marked as not converged;
-        the second one raises. An exact method has no best so far: there, Ctrl-C raises.
+        What Ctrl-C does during an iteration. With ``"return"``, the first one ends it after the
+        current matvec and returns the best modes so far, with a warning; those that are not
+        certified are marked as not converged. The second one raises. An exact method has nothing
+        to return before its end, so Ctrl-C raises there.
 
     Returns
     -------
     Dataset
-        ``eigenvalue(mode)``, of falling magnitude, or from the end inwards; ``eigenfunction(mode,
-        *dims)`` of unit norm, its entry of largest magnitude positive; ``residual(mode)``, relative
-        to the eigenvalue of largest magnitude; ``converged(mode)``; ``cluster(mode)``, a number
-        that modes share whose eigenvalues are too close for their residuals to tell them apart:
-        their eigenfunctions are then any basis of a common space. Modes that were not found are
-        NaN. The attributes say which method was used and why (``method``, ``chosen``), how many
-        products it took (``num_matvecs``) and the ``noise_floor`` of the dtype.
+        ``eigenvalue(mode)``, in order of falling magnitude, or from the end of the spectrum
+        inwards; ``eigenfunction(mode, *dims)`` of unit norm, its entry of largest magnitude
+        positive; ``residual(mode)``, relative to the eigenvalue of largest magnitude;
+        ``converged(mode)``; ``cluster(mode)``, a number shared by modes whose eigenvalues are too
+        close for their residuals to separate: their eigenfunctions are any basis of a common space.
+        Modes that were not found are NaN. Attributes: ``method``, and ``chosen``, why;
+        ``num_matvecs``, the matvecs spent; ``noise_floor`` of the dtype.
 
     Raises
     ------
     ValueError
         If `op` is not self-adjoint or not finite, or an argument is out of range; if most modes are
-        wanted, which ``"auto"`` finds by a decomposition that will take more than ten minutes.
+        wanted, and the decomposition that ``"auto"`` chooses would take more than ten minutes.
     MemoryError
         If the matrix of ``method="exact"`` would not fit.
 
@@ -116,18 +116,18 @@ def eigsh(
 
     Notes
     -----
-    Iterations run in the smallest space that has the spectrum: ``P K P* = R R*`` with R = P F,
-    where F is a thin factor of K, so that vectors of the basis are those of ``R* R``, often ten
-    times shorter; and on all trials side by side where the operator couples none.
+    Iterations run in the smallest space that has the spectrum. For ``P K P* = R R*`` with R = P F
+    and F a thin factor of K, this is the space of ``R* R``, whose vectors are often ten times
+    shorter. Trials that are not coupled are solved side by side.
 
-    For each mode some eigenvalue lies within ``residual * max|eigenvalue|`` of the one given. That
-    none of the leading ones is missing cannot be known from products alone. A Krylov space from a
-    random block of k vectors or more has, with probability one, a part along every copy that is
-    wanted; after all other methods, and from any `v0`, a second search from a fresh random block,
-    off the modes found, looks for larger ones, until the largest that is left has converged, or one
-    would have been missed with a chance of less than 1e-6 (after Kuczynski and Wozniakowski 1992,
-    Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start).
-    Where it finds some, or comes to no end, no mode counts as converged.
+    Each value has an eigenvalue within ``residual * max|eigenvalue|``. Matvecs alone cannot prove
+    that no leading mode is missing. A Krylov space from a random block of at least k vectors has,
+    with probability one, a component along every wanted copy. After all other methods, and after
+    any `v0`, a second search starts from a fresh random block, with the modes deflated, and looks
+    for larger ones. It ends when the largest mode that is left has converged, or when a larger one
+    would have been missed with a probability below 1e-6 (after Kuczynski and Wozniakowski 1992,
+    Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start). If
+    it finds a larger mode, or does not end, no mode counts as converged.
 
     For one end of the spectrum, the same is done with ``s + A`` or ``s - A``, where s is a tenth
     above the largest magnitude, which a search for one mode finds first.

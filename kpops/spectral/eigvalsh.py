@@ -22,28 +22,28 @@ from kpops.spectral._result import configuration, identity, mode_variables, undo
 def eigvalsh(op: Any, *, anyway: bool = False, progress: bool = False) -> xr.Dataset:
     """All eigenvalues of a self-adjoint operator, exactly.
 
-    K of a single gated layer (RNN, GRU, LSTM, leaky cells) couples no two units, so that its whole
-    spectrum is that of one small matrix per unit. For P P* there is a matrix for each trial. Where
-    there are fewer parameters than dims, K = J J* and P K P* have the spectrum of the Gram matrix
-    of J or P J, which is as small as that number. Of any other operator the matrix itself is made.
+    K of a single gated layer (RNN, GRU, LSTM, leaky cells) couples no two units, so its spectrum is
+    that of one small matrix per unit. P P* has one matrix per trial. If there are fewer parameters
+    than entries of the trajectory, K = J J* and P K P* have the spectrum of the smaller Gram matrix
+    of J or P J. Any other operator is made into a matrix.
 
     Parameters
     ----------
     op : TrajectoryOperator, LinearOperator or array_like
         Self-adjoint, n x n.
     anyway : bool
-        Do it also where the decomposition will take more than ten minutes, reckoned from its sizes
-        at 1e10 operations a second: of one matrix, from n = 16,500 on.
+        Run decompositions that will take more than ten minutes, too. The estimate assumes 1e10
+        operations a second: one matrix of n = 16,500 takes that long.
     progress : bool
-        Show a bar of the matvecs, and before it how long the decomposition will take.
+        Show a bar of the matvecs, and first how long the decomposition will take.
 
     Returns
     -------
     Dataset
-        ``eigenvalue(mode)``, of falling magnitude, with the unit to which each belongs as the
-        coordinate ``unit(mode)`` where units are not coupled. Zeros that follow from the structure
-        are not listed; the attribute ``n_zeros`` counts them, ``chosen`` says how the others were
-        found, and ``noise_floor`` what is rounding, relative to the largest.
+        ``eigenvalue(mode)``, in order of falling magnitude. If units are not coupled, the
+        coordinate ``unit(mode)`` names the unit of each. Zeros that follow from the structure are
+        not listed. Attributes: ``n_zeros``, their number; ``chosen``, how the others were found;
+        ``noise_floor``, the level of rounding relative to the largest.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def eigvalsh(op: Any, *, anyway: bool = False, progress: bool = False) -> xr.Dat
 
     See Also
     --------
-    eigsh : The leading ones and their eigenfunctions, for operators of any size.
+    eigsh : Leading eigenvalues with eigenfunctions, for operators of any size.
 
     Examples
     --------

@@ -46,40 +46,36 @@ def svds(
     k : int
         Number of modes, 1 to min(m, n).
     v0 : Tensor, array_like or DataArray, optional
-        A vector of the domain of `op`, or a block of them with the leading dim ``mode``, near the
-        right singular functions: for example ``right`` of an earlier result. As for
-        :func:`kpops.eigsh`.
+        Start vectors near the right singular functions, in the domain of `op`: for example
+        ``right`` of an earlier result. As for :func:`kpops.eigsh`.
     method : {"auto", "exact", "block-krylov", "lobpcg", "arpack"}
-        ``"exact"`` decomposes the matrix, or that of each trial where none are coupled.
-        ``"block-krylov"`` is that of :func:`kpops.eigsh` on the smaller of ``A* A`` and ``A A*``;
-        where their rounding would cost digits that `tol` asks for, block Lanczos bidiagonalisation
-        instead, with full reorthogonalisation of both sides and thick restart. The others are those
-        of :func:`kpops.eigsh` on ``A* A`` or ``A A*``; they lose singular values below about the
-        square root of the rounding unit times the largest. ``"auto"`` is exact up to a
-        size of 1024 or when most modes are asked for, and else block-krylov, or lobpcg where there
-        is no memory for its bases.
+        ``"exact"`` decomposes the matrix, or that of each trial if trials are not coupled.
+        ``"block-krylov"`` is that of :func:`kpops.eigsh` on the smaller of ``A* A`` and ``A A*``.
+        If their rounding would cost digits that `tol` requires, it is block Lanczos
+        bidiagonalisation, with full reorthogonalisation of both sides and thick restart.
+        ``"lobpcg"`` and ``"arpack"`` are those of :func:`kpops.eigsh` on ``A* A`` or ``A A*``; they
+        lose singular values below about the square root of the rounding unit times the largest.
+        ``"auto"`` is exact up to a size of 1024 or if most modes are wanted; otherwise
+        block-krylov, or lobpcg if its bases do not fit in memory.
     tol : float
-        Relative residual ``max(||A v - s u||, ||A* u - s v||) / max s`` to reach; not below 64
+        Target of the relative residual ``max(||A v - s u||, ||A* u - s v||) / max s``; at least 64
         rounding units of the dtype.
-    max_matvecs : int, optional
-        Products with A and with A* at most, 20,000 by default; when they are spent, the best so
-        far is returned.
-    block_size, rng, callback, progress, on_interrupt
-        As for :func:`kpops.eigsh`.
+    max_matvecs, block_size, rng, callback, progress, on_interrupt
+        As for :func:`kpops.eigsh`. Matvecs with A and with A* both count.
 
     Returns
     -------
     Dataset
-        ``singular_value(mode)``, falling; ``left(mode, *codomain)`` and ``right(mode, *domain)``
-        of unit norm; ``residual(mode)``; ``converged(mode)``; ``cluster(mode)``, a number that
-        modes share which cannot be told apart. A dim whose size or labels differ between domain and
-        codomain gets the suffix ``_in`` in ``right``. Attributes as of :func:`kpops.eigsh`.
+        ``singular_value(mode)``, falling; ``left(mode, *codomain)`` and ``right(mode, *domain)`` of
+        unit norm; ``residual(mode)``; ``converged(mode)``; ``cluster(mode)``, a number shared by
+        modes that cannot be separated. A dimension whose size or labels differ between domain and
+        codomain gets the suffix ``_in`` in ``right``. Attributes as for :func:`kpops.eigsh`.
 
     Raises
     ------
     ValueError
         If an argument is out of range, or the operator is not finite; if most modes are wanted,
-        which ``"auto"`` finds by a decomposition that will take more than ten minutes.
+        and the decomposition that ``"auto"`` chooses would take more than ten minutes.
     MemoryError
         If the matrix of ``method="exact"`` would not fit.
 

@@ -80,7 +80,7 @@ def _sketched(run: PlainTrace | GramTrace, budget: float, least: int) -> Sketch 
     left = run.left(budget)
     if left < least:
         run.take_forms(left)
-        run.why = "too few products to learn from"
+        run.why = "too few matvecs to learn from"
         return None
     run.grow((left - run.missing) // 2)
     assert run.sketch is not None
@@ -98,7 +98,7 @@ def _adapt_plain(run: PlainTrace, budget: float) -> None:
         return
     left = run.left(budget)
     if _xtrace_pays(run, sketch, left):
-        run.why = "the products with the basis pay"
+        run.why = "the matvecs with the basis pay"
         run.complete()
     elif run.positive:
         run.why = "leading modes do not pay a second product"
