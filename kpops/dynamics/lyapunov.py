@@ -167,10 +167,10 @@ def lyapunov_spectrum(
         check_count("interval", interval, 1)
     plan = _plan(source, transient, frame_transient, window)
     n_trials = source.space.sizes["trial"]
-    growth = torch.zeros(n_trials, len(plan.ends), k, dtype=torch.float64)
-    log_det = torch.zeros(n_trials, dtype=torch.float64)
     stops = sorted({plan.transient, plan.begin, *plan.ends})
     with exclusive_compute(source.start.device):
+        growth = torch.zeros(n_trials, len(plan.ends), k, dtype=torch.float64)
+        log_det = torch.zeros(n_trials, dtype=torch.float64)
         for piece in evolve_frames(source, k, stops, interval, rng):
             if piece.stop > plan.begin:
                 growth[:, bisect_left(plan.ends, piece.stop)] += piece.growth.cpu()

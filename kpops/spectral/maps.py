@@ -149,8 +149,7 @@ def _checked_lag(op: TrajectoryOperator, dim: str, lag_cutoff: int | None) -> in
         return None
     if lag_cutoff is None:
         return n_steps // 4
-    if not 0 <= lag_cutoff < n_steps:
-        raise ValueError(f"lag_cutoff={lag_cutoff}: choose a lag from 0 to {n_steps - 1}")
+    check_count("lag_cutoff", lag_cutoff, 0, n_steps - 1)
     return int(lag_cutoff)
 
 

@@ -128,9 +128,12 @@ def test_the_compiled_pass_and_the_scan_in_torch_are_different_code(monkeypatch)
     case = layer("SelectiveSSM")
     by_name = {c.name: c for c in scan.contenders(case)}
     calls = []
-    monkeypatch.setattr(
-        scan.scan, "propagate", lambda rounds, q: calls.append(len(rounds)) or q.clone()
-    )
+
+    def counted(rounds, q, *, backwards):
+        calls.append(len(rounds))
+        return q.clone()
+
+    monkeypatch.setattr(scan.scan, "recur", counted)
     by_name["kpops scan"].products["P"](case.block(1))
     assert calls == []
     by_name[scan.SCAN].products["P"](case.block(1))

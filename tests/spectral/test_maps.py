@@ -223,13 +223,18 @@ def test_estimates_are_fixed_by_their_seed():
         ({"dim": "neuron"}, r"dim='neuron': choose one of the dims \['trial', 'time', 'unit'\]"),
         ({"dim": "time", "method": "guess"}, "method='guess'"),
         ({"dim": "time", "num_probes": 1}, "num_probes=1"),
-        ({"dim": "time", "lag_cutoff": 5}, "lag_cutoff=5: choose a lag from 0 to 4"),
+        ({"dim": "time", "lag_cutoff": 5}, "lag_cutoff=5: choose an int from 0 to 4"),
         ({"dim": "unit", "lag_cutoff": 1}, "lag_cutoff=1: a lag needs the dim 'time'"),
     ],
 )
 def test_wrong_options_are_refused(options, told):
     with pytest.raises(ValueError, match=told):
         frobenius_map(linearized("gru").P, **options)
+
+
+def test_a_cutoff_between_two_lags_is_refused():
+    with pytest.raises(TypeError, match=r"lag_cutoff=1.5: pass an int from 0 to 4"):
+        frobenius_map(linearized("gru").P, "time", lag_cutoff=1.5)
 
 
 def test_a_matrix_has_the_one_dim_index():
