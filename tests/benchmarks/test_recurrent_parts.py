@@ -140,6 +140,7 @@ def test_the_compiled_pass_and_the_scan_in_torch_are_different_code(monkeypatch)
     assert calls == [6]  # rounds of 33 steps
 
 
+@pytest.mark.slow
 def test_scans_are_timed_at_all_lengths_with_ratios_of_like_to_like():
     found = scan.measure(GRID, silent)
     timed = {

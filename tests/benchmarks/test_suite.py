@@ -85,6 +85,7 @@ def test_a_run_writes_numbers(micro, tmp_path):
     assert {"flat, from 3 to 1", "K, RNN 4", "flow, RNN 4"} <= operators
 
 
+@pytest.mark.slow
 def test_parts_of_the_same_circumstances_are_kept(micro, tmp_path):
     suite.run(micro, tmp_path, ["spectra"])
     (path,) = suite.run(micro, tmp_path, ["growth"])

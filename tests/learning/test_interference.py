@@ -348,14 +348,15 @@ def test_permutations_give_all_assignments_within_conditions_alike(trained):
     assert len(seen) == 20  # 6 choose 3
 
 
-def test_p_values_are_uniform_if_tasks_are_exchangeable():
+@pytest.mark.parametrize("n_runs", [40, pytest.param(100, marks=pytest.mark.slow)])
+def test_p_values_are_uniform_if_tasks_are_exchangeable(n_runs):
     torch.manual_seed(0)
     rnn = nn.RNN(2, 3, batch_first=True).double()
     lin = kpops.linearize(rnn, torch.randn(24, 3, 2, dtype=torch.float64), engine="autodiff")
     rng = np.random.default_rng(0)
     options = {"num_matvecs": 0, "n_permutations": 39, "condition": np.arange(24) // 2}
     found = []
-    for _ in range(100):
+    for _ in range(n_runs):
         labels = np.concatenate([rng.permutation(2) for _ in range(12)])
         targets = rng.standard_normal((24, 3, 3))
         result = interference(lin, labels, targets=targets, rng=rng, **options)

@@ -104,10 +104,11 @@ def assert_ends_as_uninterrupted(folder, whole_folder):
     return last
 
 
-def test_training_killed_at_20_random_moments_ends_as_an_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize("n_moments", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_training_killed_at_random_moments_ends_as_an_uninterrupted_one(tmp_path, n_moments):
     folder = tmp_path / "parts"
     rng = np.random.default_rng()
-    for delay in rng.uniform(0, 0.2, size=20):
+    for delay in rng.uniform(0, 0.2, size=n_moments):
         receiver, sender = PROCESSES.Pipe(duplex=False)
         process = PROCESSES.Process(target=learn_until_killed, args=(folder, sender))
         process.start()

@@ -80,8 +80,11 @@ def test_few_steps_are_exact_for_polynomials_of_degree_below_twice_their_number(
     assert np.abs(beyond[0].numpy() - exact).min() > 1e-6
 
 
-@pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
-def test_errors_told_by_the_scatter_cover(spectrum):
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "clustered")) for n in SPECTRA]
+)
+def test_errors_told_by_the_scatter_cover(name):
+    spectrum = SPECTRA[name]
     matrix = symmetric(spectrum)
     exact = np.array([np.sqrt(spectrum).sum(), (spectrum > 0.1).sum(), 60])
     functions = [lambda x: x.clamp_min(0).sqrt(), lambda x: (x > 0.1).double(), torch.ones_like]

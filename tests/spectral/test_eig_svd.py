@@ -240,8 +240,14 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [
+        pytest.param(name, trained, marks=[pytest.mark.slow] * (trained and g != 1.0))
+        for name, (_, g) in MODELS.items()
+        for trained in (False, True)
+    ],
+)
 def test_spectra_of_real_operators_equal_the_dense_ones(name, trained):
     kind, g = MODELS[name]
     torch.manual_seed(1)

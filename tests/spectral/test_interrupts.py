@@ -75,8 +75,9 @@ def test_finished_steps_are_not_lost():
     assert abs(many.eigenvalue[0] - 1) < 1e-6
 
 
-def test_every_stage_can_be_interrupted(monkeypatch):
-    """One run for each product, so that restarts, the second search and the end are among them."""
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_stage_can_be_interrupted(monkeypatch, stride):
+    """Runs over all matvecs, so that restarts, the second search and the end are among them."""
     monkeypatch.setattr(lanczos, "_BLOCKS", 8)
     monkeypatch.setattr(lanczos, "_VECTORS", 16)
     matrix = (Q[:40, :40] + Q[:40, :40].T) / 2
@@ -85,7 +86,7 @@ def test_every_stage_can_be_interrupted(monkeypatch):
     for press in (False, True):
         whole = Interrupting(matrix)
         kpops.eigsh(whole, 3, method="block-krylov", rng=0, tol=1e-8)
-        for at in range(3, whole.seen + 1):
+        for at in range(whole.seen, 2, -stride):
             op = Interrupting(matrix, at, press)
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
