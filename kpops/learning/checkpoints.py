@@ -40,7 +40,7 @@ class Checkpoints(Sequence[tuple[int, dict[str, Tensor]]]):
     ``steps`` is the tuple of the training steps.
     """
 
-    def __init__(self, paths: dict[int, Path], key: str | None, prefix: str) -> None:
+    def __init__(self, paths: dict[int, Path], key: str | None = None, prefix: str = "") -> None:
         self._paths = paths
         self._key = key
         self._prefix = prefix

@@ -110,9 +110,7 @@ def read_trials(task: Any, model: nn.Module) -> Trials:
             f"inputs are not finite at trial {trial}, time {time} (positions from 0): set padded "
             "entries to 0"
         )
-    trials = Trials(inputs, read_targets(task["targets"], steps, weights), mask, weights)
-    _refuse_time_first(model, inputs)
-    return trials
+    return Trials(inputs, read_targets(task["targets"], steps, weights), mask, weights)
 
 
 def _refuse_empty(weights: Tensor) -> None:
@@ -148,7 +146,7 @@ def _variable(task: xr.Dataset, name: str, dims: tuple[str, ...]) -> Tensor:
     return as_tensor(task[name].transpose(*dims).data, name)
 
 
-def _refuse_time_first(model: nn.Module, inputs: Tensor) -> None:
+def refuse_time_first(model: nn.Module, inputs: Tensor) -> None:
     """Refuse a model that takes trials for steps, which shapes may not reveal."""
     layers = [m for m in model.modules() if isinstance(m, nn.RNNBase) and not m.batch_first]
     transposes = type(model).forward is Network.forward

@@ -18,6 +18,7 @@ import inspect
 import math
 import operator
 import platform
+import re
 import sysconfig
 import types
 from collections.abc import Iterator, Mapping
@@ -50,10 +51,9 @@ def check_same_training(
     newest: dict[str, Any], configuration: dict[str, Any], max_steps: int, folder: Path
 ) -> None:
     """Refuse to continue the checkpoints of another training, and name the differences."""
-    theirs = newest["configuration"]
+    theirs, ours = _without_files(newest["configuration"]), _without_files(configuration)
     pairs = {
-        key: (theirs.get(key, "absent"), configuration.get(key, "absent"))
-        for key in {**theirs, **configuration}
+        key: (theirs.get(key, "absent"), ours.get(key, "absent")) for key in {**theirs, **ours}
     }
     different = [f"{key} is {a} there and {b} here" for key, (a, b) in pairs.items() if a != b]
     if different:
@@ -67,6 +67,17 @@ def check_same_training(
             f"max_steps={max_steps}, and folder '{folder}' holds step {newest['step']}: "
             f"pass max_steps={newest['step']} or more, or another folder"
         )
+
+
+def _without_files(described: Any) -> Any:
+    """The same without the files of kpops that its classes were in: they move between versions."""
+    if isinstance(described, Mapping):
+        return {key: _without_files(value) for key, value in described.items()}
+    if isinstance(described, list):
+        return [_without_files(value) for value in described]
+    if isinstance(described, str):
+        return re.sub(r"^kpops\.[\w.]*?(\w+)(?= |$)", r"kpops.\1", described)
+    return described
 
 
 def check_same_loss(value: float, recorded: float, step: int, folder: Path) -> None:

@@ -32,7 +32,15 @@ from kpops.learning.checkpoints import (
     write_checkpoint,
 )
 from kpops.learning.losses import Loss, objective_of
-from kpops.learning.options import Factory, Keep, Stop, Updates, read_trials, schedule
+from kpops.learning.options import (
+    Factory,
+    Keep,
+    Stop,
+    Updates,
+    read_trials,
+    refuse_time_first,
+    schedule,
+)
 from kpops.learning.required import labelled
 from kpops.models.initial import spectral_radius
 from kpops.scalars import check_count, check_real
@@ -172,8 +180,17 @@ def train(
         raise TypeError(f"stop is {described(stop)}: pass stop(step, losses), or stop_loss=0.1")
     if not isinstance(folder, str | os.PathLike) or Path(folder).is_file():
         raise TypeError(f"folder is {described(folder)}: pass the path of a folder, new or old")
+    refuse_time_first(model, trials.inputs)
     keep = schedule(checkpoint_every)
     updates = Updates(model, optimizer, learning_rate)
+    fixed = {
+        "batch_size": operator.index(batch_size),
+        "learning_rate": float(learning_rate),
+        **resumption.describe_loss(loss),
+        **updates.describe(),
+        **trials.describe(),
+        **resumption.describe_model(model),
+    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=max_steps, disable=not progress, unit="step")
@@ -181,15 +198,7 @@ def train(
     with only_trainer(folder) as busy, bar, _restored(model, untrained) as generators:
         newest = newest_checkpoint(folder)
         seed = resumption.choose_seed(rng, newest)
-        configuration = {
-            "seed": seed,
-            "batch_size": operator.index(batch_size),
-            "learning_rate": float(learning_rate),
-            **resumption.describe_loss(loss),
-            **updates.describe(),
-            **trials.describe(),
-            **resumption.describe_model(model),
-        }
+        configuration = {"seed": seed, **fixed}
         start, history = 0, list[float]()
         initial_radii = _spectral_radius(model).values.tolist()
         if newest is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import scipy.sparse.linalg
 import torch
@@ -10,6 +12,9 @@ from kpops.arrays import to_numpy
 from kpops.linalg.probes import Act
 from kpops.linalg.problem import BatchedSpace, Modes
 from kpops.linalg.search import Search
+
+# SciPy 1.17 and later draw restarts from a generator of their own unless they are given one.
+_DRAWS = "rng" in inspect.signature(scipy.sparse.linalg.eigsh).parameters
 
 
 def arpack(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
@@ -59,13 +64,14 @@ def arpack(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
             # A quarter of the tolerance: ARPACK stops at a bound of its own, near the residual.
             values, modes = scipy.sparse.linalg.eigsh(
                 linear, k, which="LM", tol=search.tol / 4, v0=start, ncv=vectors,
-                maxiter=max(1, left // max(1, vectors - k)),
+                maxiter=max(1, left // max(1, vectors - k)), **seeded,
             )  # fmt: skip
         except scipy.sparse.linalg.ArpackNoConvergence as stopped:
             values, modes = stopped.eigenvalues, stopped.eigenvectors
         order = np.argsort(-np.abs(values))
         return values[order], modes[:, order]
 
+    seeded = {"rng": search.rng} if _DRAWS else {}
     near = None if search.near is None else to_numpy(search.near[0])
     values, vectors = look(np.zeros((n, 0), dtype), k, 0.0, near)
     done = len(values) == k

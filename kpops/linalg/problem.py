@@ -49,7 +49,7 @@ class Modes(NamedTuple):
     problem
         To which each belongs.
     vectors
-        Eigenvectors, or left and right singular vectors, in that problem.
+        Eigenvectors, or right and left singular vectors, in that problem.
     n_certified
         How many of them, from the first on, are known to be the leading ones.
     """
@@ -170,7 +170,7 @@ def by_problem(
 ) -> Shaped[Tensor, "problem mode entry"]:
     """Place the vector of each mode in its problem, with zeros in the others."""
     whole = vectors.new_zeros(n_problems, *vectors.shape)
-    whole[problem, torch.arange(len(vectors))] = vectors
+    whole[problem, torch.arange(len(vectors), device=problem.device)] = vectors
     return whole
 
 

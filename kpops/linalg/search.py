@@ -174,7 +174,7 @@ class LeadingModes(NamedTuple):
     num_matvecs: int
 
 
-def padded(k: int, *parts: Shaped[Tensor, "mode ..."]) -> tuple[Shaped[Tensor, "k ..."], ...]:
+def padded(k: int, *parts: Shaped[Tensor, "mode ..."]) -> tuple[Shaped[Tensor, "{k} ..."], ...]:
     """Append NaN for modes that were not found."""
     missing = k - len(parts[0])
     if not missing:

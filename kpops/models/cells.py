@@ -33,7 +33,7 @@ class Cell(nn.Module):
         self.input_size = input_size
         self.hidden_size = hidden_size
 
-    def _draw(self) -> None:
+    def _draw_uniform(self) -> None:
         bound = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
@@ -126,7 +126,7 @@ class LeakyCell(Cell):
         self.weight_ih = nn.Parameter(torch.empty(hidden_size, input_size))
         self.connect()
         self.bias = nn.Parameter(torch.empty(hidden_size)) if bias else None
-        self._draw()
+        self._draw_uniform()
 
     def connect(self) -> None:
         """Make the recurrent weights."""

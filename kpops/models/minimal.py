@@ -47,7 +47,7 @@ class MinGRUCell(Cell):
         super().__init__(input_size, hidden_size)
         self.weight_ih = nn.Parameter(torch.empty(2 * hidden_size, input_size))
         self.bias_ih = nn.Parameter(torch.empty(2 * hidden_size)) if bias else None
-        self._draw()
+        self._draw_uniform()
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state; (trial, input), (trial, hidden) -> (trial, hidden)."""
@@ -99,7 +99,7 @@ class MGUCell(Cell):
         self.weight_ih = nn.Parameter(torch.empty(2 * hidden_size, input_size))
         self.weight_hh = nn.Parameter(torch.empty(2 * hidden_size, hidden_size))
         self.bias = nn.Parameter(torch.empty(2 * hidden_size))
-        self._draw()
+        self._draw_uniform()
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state; (trial, input), (trial, hidden) -> (trial, hidden)."""

@@ -68,7 +68,7 @@ class PLRNNCell(Cell):
         self.W = nn.Parameter(torch.empty(hidden_size, hidden_size))
         self.C = nn.Parameter(torch.empty(hidden_size, input_size))
         self.b = nn.Parameter(torch.empty(hidden_size))
-        self._draw()
+        self._draw_uniform()
         nn.init.uniform_(self.A, 0.5, 0.9)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class ShallowPLRNNCell(Cell):
         self.b1 = nn.Parameter(torch.empty(hidden_size))
         self.b2 = nn.Parameter(torch.empty(expansion))
         self.C = nn.Parameter(torch.empty(hidden_size, input_size))
-        self._draw()
+        self._draw_uniform()
         nn.init.uniform_(self.A, 0.5, 0.9)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:

@@ -300,7 +300,8 @@ def as_recurrence(model: Any) -> Recurrence:
     raise TypeError(f"model is {what}, expected an nn.Module: {hint}")
 
 
-as_recurrence.register(nn.Module, ModuleRecurrence)
+# Another function than that of a class which a user registers as a ModuleRecurrence.
+as_recurrence.register(nn.Module, lambda model: ModuleRecurrence(model))
 as_recurrence.register(Recurrence, lambda model: model)
 
 

@@ -1,6 +1,6 @@
 """Operators: the mathematics a user holds in hand.
 
-Annotations give shapes, which the tests check at every call. The words for axes are ``block``
+Annotations give shapes, which `make shapes` checks at every call. The words for axes are ``block``
 (vectors), ``trial``, ``time``, ``unit``, ``output``, ``parameter``, ``coefficient`` (of the thin
 factor of K), ``row`` (of a matrix, or trial and time of a readout) and ``column``, ``problem`` and
 ``entry`` (of block-diagonal parts), ``probe``, ``vector``, ``kept`` and ``traced`` (of partial

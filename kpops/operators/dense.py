@@ -6,7 +6,7 @@ Where an operator is block diagonal, as P is over trials, one basis serves all b
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -57,10 +57,26 @@ class DenseOperator(TrajectoryOperator):
     """
 
     def __init__(
-        self, matrix: Float[Tensor, "row column"], domain: Space, codomain: Space, **known: Any
+        self,
+        matrix: Float[Tensor, "row column"],
+        domain: Space,
+        codomain: Space,
+        *,
+        symbol: str,
+        self_adjoint: bool = False,
+        positive: bool = False,
+        attrs: Mapping[str, str] | None = None,
     ) -> None:
-        known["self_adjoint"] = known.get("self_adjoint", False) or known.get("positive", False)
-        super().__init__(domain, codomain, dtype=matrix.dtype, device=matrix.device, **known)
+        super().__init__(
+            domain,
+            codomain,
+            dtype=matrix.dtype,
+            device=matrix.device,
+            symbol=symbol,
+            self_adjoint=self_adjoint or positive,
+            positive=positive,
+            attrs=attrs,
+        )
         self.matrix = matrix
 
     def _apply(self, q: InDomain) -> InCodomain:

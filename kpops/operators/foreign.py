@@ -224,11 +224,12 @@ def to_cupy(op: TrajectoryOperator) -> Any:
             "to_cupy needs CuPy: install the extra cuda12 or cuda13 of kpops-flow"
         ) from error
 
+    adjoint = op.H
     return CupyOperator(
         op.shape,
         matvec=lambda x: op @ x.reshape(-1),
-        rmatvec=lambda x: op.H @ x.reshape(-1),
+        rmatvec=lambda x: adjoint @ x.reshape(-1),
         matmat=lambda x: op @ x,
-        rmatmat=lambda x: op.H @ x,
+        rmatmat=lambda x: adjoint @ x,
         dtype=op.dtype,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 import xarray as xr
@@ -44,16 +44,24 @@ class LowRank(TrajectoryOperator):
         domain: Space,
         codomain: Space,
         *,
+        symbol: str,
+        attrs: Mapping[str, str] | None = None,
         modes: xr.Dataset | None = None,
-        **known: Any,
     ) -> None:
         shapes = [tuple(left.shape), tuple(left.shape if right is None else right.shape)]
         expected = [(len(values), *codomain.shape), (len(values), *domain.shape)]
         if shapes != expected:
             raise ValueError(f"left and right have shapes {shapes}, expected {expected}")
-        known |= {"dtype": left.dtype, "device": left.device, "self_adjoint": right is None}
-        known["positive"] = right is None and bool((values >= 0).all())
-        super().__init__(domain, codomain, **known)
+        super().__init__(
+            domain,
+            codomain,
+            dtype=left.dtype,
+            device=left.device,
+            symbol=symbol,
+            self_adjoint=right is None,
+            positive=right is None and bool((values >= 0).all()),
+            attrs=attrs,
+        )
         self.left = left
         self.values = values
         self.right = left if right is None else right

@@ -89,8 +89,9 @@ def partial_trace(
     if num_probes is None:
         blocks = op.unit_blocks() if kept.size <= DENSE_SIZE else None
         return PartialTrace(op, kept) if blocks is None else _of_unit_blocks(op, blocks, kept)
+    rng = random_generator(rng)  # refuses what is no seed, before the root of op costs a matvec
     estimate = ProbedTrace if op.root is None else ProbedGram
-    return estimate.draw(op, kept, num_probes, random_generator(rng))
+    return estimate.draw(op, kept, num_probes, rng)
 
 
 class PartialTrace(TrajectoryOperator):

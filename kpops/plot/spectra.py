@@ -53,9 +53,10 @@ def spectrum(result: xr.Dataset | xr.DataArray, ax: Any = None, **style: Any) ->
 
     Values below the noise floor are rounding: they are not drawn, but their modes are ticks on the
     floor, a dashed line, which appears where values come within two decades of it. The floor is the
-    attribute ``noise_floor`` times the largest magnitude; a Dataset without the attribute has a
-    floor of 64 rounding units. A DataArray without it has none, but there, too, values below 64
-    rounding units have no sign. Modes that were not found (NaN) are counted in the legend.
+    attribute ``noise_floor``, or 64 rounding units for a Dataset without it, times the largest
+    magnitude. A DataArray without the attribute has no floor, but there, too, values below 64
+    rounding units of the largest have no sign. Modes that were not found (NaN) are counted in the
+    legend.
 
     Examples
     --------

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from kpops.learning.resumption import describe_modules, plain
+import kpops
+from kpops.learning.resumption import check_same_training, describe_modules, plain
 from kpops.models.network import Network
 from kpops.tasks import memory_pro
 from kpops.training import train
@@ -288,3 +289,14 @@ def test_another_schedule_is_another_training(tmp_path, one, other, told):
     learn(tmp_path, network(), optimizer=scheduled(one))
     with pytest.raises(ValueError, match=told):
         learn(tmp_path, network(), optimizer=scheduled(other))
+
+
+def test_classes_of_kpops_may_move_between_files(tmp_path):
+    here = describe_modules(kpops.models.DiagonalSSM(2, 3))
+    key = "class of model"
+    assert here[key] == "kpops.models.diagonal.DiagonalSSM"
+    before = {**here, key: "kpops.models.ssm.DiagonalSSM"}
+    check_same_training({"configuration": before, "step": 3}, here, 5, tmp_path)
+    other = {**here, key: "kpops.models.ssm.SelectiveSSM"}
+    with pytest.raises(ValueError, match=r"class of model is kpops.SelectiveSSM there and kpops.D"):
+        check_same_training({"configuration": other, "step": 3}, here, 5, tmp_path)

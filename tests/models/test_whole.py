@@ -12,7 +12,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 import kpops
-from kpops.models import LeakyCell, LearnedStart, Network
+from kpops.models import LeakyCell, LearnedStart, ModuleRecurrence, Network, as_recurrence
+from kpops.models.structure import is_registered
 
 TRIALS, STEPS, INPUTS, HIDDEN, OUTPUTS = 5, 7, 3, 4, 2
 
@@ -717,3 +718,13 @@ def test_a_cell_around_a_cell_is_a_cell_wherever_its_state_is_given():
     assert kpops.lyapunov_spectrum(model, inputs=x, h0=h0).sizes["mode"] == HIDDEN
     points = kpops.fixed_points(model, h0, input=torch.zeros(INPUTS))
     assert kpops.linearize_at(model, points, n_steps=2).space.sizes["unit"] == HIDDEN
+
+
+def test_a_class_registered_as_a_plain_step_is_registered():
+    class Own(nn.Module):
+        def forward(self, x, h):
+            return torch.tanh(x + h)
+
+    assert not is_registered(Own())
+    as_recurrence.register(Own, ModuleRecurrence)
+    assert is_registered(Own())

@@ -10,6 +10,7 @@ import torch
 
 import kpops
 from kpops.linalg import lanczos
+from kpops.linalg.rounding import clusters
 
 ITERATIVE = ["block-krylov", "lobpcg", "arpack"]
 METHODS = ["exact", *ITERATIVE]
@@ -516,3 +517,9 @@ def test_long_vectors_lose_no_digit_in_single_precision(seed):
         result = kpops.svds(matrix.tocsr(), k=6, rng=seed)
     assert result.residual.max() < 1.25 * result.noise_floor
     np.testing.assert_allclose(result.singular_value, leading, rtol=3e-6)
+
+
+def test_neighbours_on_both_sides_of_zero_share_a_cluster():
+    values = torch.tensor([1.0, 0.05, -0.06], dtype=torch.float64)
+    residual = torch.tensor([1e-12, 0.02, 1e-3], dtype=torch.float64)
+    assert clusters(values, residual).tolist() == [1, 2, 2]

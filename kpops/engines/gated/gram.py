@@ -67,7 +67,8 @@ class Gram:
     def apply(self, q: Block, into: Block) -> None:
         """Write K q into `into`."""
         into[..., self.layer.units] = 0
-        self.jvp(self.vjp(q), into)
+        if self.parts:  # else nothing learns in this layer, whose diagonals are not needed
+            self.jvp(self.vjp(q), into)
 
     def vjp(self, q: Block) -> Cotangent:
         """F* q."""
