@@ -8,7 +8,7 @@ READY = $(VENV)/.ready
 # Threads are torch's and ours to choose; their number changes the rounding of results.
 export MPLBACKEND ?= agg
 
-.PHONY: checkpoints demo test test-slow test-gpu test-latest test-processors fuzz lint types doctest \
+.PHONY: checkpoints demo test shapes test-slow test-gpu test-latest test-processors fuzz lint types doctest \
 	docs benchmarks check clean coverage
 
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two minutes)
@@ -16,6 +16,11 @@ demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two
 
 test: $(READY)  ## the test suite without the slow tests (about five minutes), a core for each worker
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical
+
+shapes: $(READY)  ## tests of linalg, engines and operators with every annotation checked
+	KPOPS_CHECK_SHAPES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical \
+		tests/operators tests/engines tests/spectral/test_eig_svd.py tests/spectral/test_rank.py \
+		tests/spectral/test_registries.py tests/spectral/test_norms.py tests/spectral/test_gramian.py
 
 coverage: $(READY)  ## the share of lines and branches that the test suite runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --cov --cov-report=term -q

@@ -4,6 +4,6 @@
 products side by side. ``growth``, ``memory`` and ``busy`` measure kpops alone. ``stacks`` compares
 with a floor, ``scan`` with loops over time, ``exponents`` with a loop by hand. ``spectra`` compares
 whole calls with ``one_vector`` at ``equal`` residuals. ``certainty`` and ``estimators`` find how
-often, and by how much, results are off. ``suite`` writes the numbers to a JSON file, which
+often, and by how much, results are off. ``suite`` writes the numbers to JSON files, which
 ``examples/speed.py`` draws.
 """

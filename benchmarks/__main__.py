@@ -14,7 +14,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--inputs", choices=("memory_pro", "noise"), default="memory_pro")
-    parser.add_argument("--out", type=Path, help="folder for the JSON file")
+    parser.add_argument("--out", type=Path, help="folder for the JSON files")
     parser.add_argument("--quick", action="store_true", help="a tiny grid, to check that it runs")
     parser.add_argument("--parts", nargs="+", choices=suite.PARTS, default=suite.PARTS)
     parser.add_argument("--models", nargs="+", choices=Grid.kinds, help="models of `products`")

@@ -76,12 +76,12 @@ def run(grid: Grid, out: Path, parts: Sequence[str] = PARTS) -> list[Path]:
         measured = [p for p in own if p in parts and ONLY_ON.get(p, device) == device]
         if measured:
             paths.append(out / f"{device}{suffix}.json")
-            _measure(grid, paths[-1], start, measured)
+            found = start | kept(paths[-1], start, own)
+            _measure(grid, paths[-1], found, measured)
     return paths
 
 
-def _measure(grid: Grid, path: Path, start: dict[str, Any], parts: Sequence[str]) -> None:
-    found = start | kept(path, start)
+def _measure(grid: Grid, path: Path, found: dict[str, Any], parts: Sequence[str]) -> None:
     if not set(parts) <= set(ACCURACY):
         say("the machine itself")
         found["machine"] = machine.abilities(grid)
@@ -117,14 +117,14 @@ def settings(grid: Grid) -> dict[str, Any]:
     }
 
 
-def kept(path: Path, start: dict[str, Any]) -> dict[str, Any]:
-    """Parts of an earlier run in the same circumstances."""
+def kept(path: Path, start: dict[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    """Those `parts` of an earlier run in the same circumstances."""
     if not path.exists():
         return {}
     earlier = json.loads(path.read_text())
     if any(earlier.get(key) != value for key, value in start.items()):
         return {}
-    return {part: earlier[part] for part in PARTS if part in earlier}
+    return {part: earlier[part] for part in parts if part in earlier}
 
 
 def write(path: Path, found: dict[str, Any]) -> None:

@@ -6,9 +6,10 @@ What does a matvec with :math:`P`, :math:`K` or :math:`P K P^{*}` cost, and what
 without kpops? All contenders below compute the same matvecs, of the same models, on the same
 trajectories, in one process and in turns. Each result agrees with automatic differentiation to one
 part in a thousand. ``make benchmarks`` measures everything again on your machine (an hour) and
-writes :download:`the numbers <../../benchmarks/results/cpu.json>` that this page draws. Times are
-medians of five repetitions or more. They exclude work that is shared by all matvecs (linearising,
-storing, tracing, compiling).
+writes the numbers that this page draws: :download:`times <../../benchmarks/results/cpu.json>`, and
+:download:`errors <../../benchmarks/results/cpu_accuracy.json>`, which another machine may have
+measured. Times are medians of five repetitions or more. They exclude work that is shared by all
+matvecs (linearising, storing, tracing, compiling).
 """
 
 import json
