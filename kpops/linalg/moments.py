@@ -30,6 +30,9 @@ class Moments(NamedTuple):
     how: str
 
 
+Basis = Float[Tensor, "column entry"]
+
+
 def moments(
     op: TrajectoryOperator, symmetric: bool, num_matvecs: int, rng: Any
 ) -> tuple[list[Moments], int]:
@@ -101,7 +104,7 @@ def _participation(z: Rows, y: Rows) -> float:
     return float(first**2 / second) if second > 0 else 0.0
 
 
-def _basis(problem: SpectralProblem, y: Rows) -> tuple[Rows, Rows] | None:
+def _basis(problem: SpectralProblem, y: Rows) -> tuple[Basis, Basis] | None:
     """Orthonormal rows Q that span the images, and their images; None if all images are zero."""
     largest = y.abs().max()
     if not largest > 0:

@@ -163,6 +163,7 @@ def test_slopes_of_a_power_law():
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.slow
 def test_peaks_do_not_start_from_the_size_of_the_parent():
     alone = memory.in_process(BASE, None)["peak"]
     memory.in_process.cache_clear()

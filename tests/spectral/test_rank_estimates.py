@@ -46,7 +46,7 @@ def test_error_bars_of_participation_cover(spectrum):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("nearly flat", "variance"),
+        pytest.param("nearly flat", "variance", marks=pytest.mark.slow),
         ("clustered", "entropy"),
         pytest.param("nearly flat", "entropy", marks=pytest.mark.slow),
         pytest.param("clustered", "variance", marks=pytest.mark.slow),
