@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +148,11 @@ CASES = [
     Case("shared_norm_cell", SharedNormCell),
 ]
 BY_NAME = {case.name: case for case in CASES}
+
+
+def slow_but(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+    """Values of a parameter, of which the default suite runs only the `quick` ones."""
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 def serving(model: nn.Module) -> list[str]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import CASES_AND_ENGINES, ENGINES, STEPS, skip_compiled_elsewhere
+from cases import CASES_AND_ENGINES, ENGINES, STEPS, serving, skip_compiled_elsewhere
 
 import kpops
 from kpops.labels import Space
@@ -15,7 +15,11 @@ MASK = torch.arange(STEPS) < torch.tensor([[STEPS], [3], [1]])
 
 # In double precision all of them are compared with dense matrices in tests/engines.
 SOME = {"gru", "lstm_two_layers", "shared_norm_cell"}
-SINGLE = [(case, engine, torch.float32) for case, engine in CASES_AND_ENGINES]
+SINGLE = [
+    pytest.param(case, engine, torch.float32, marks=[pytest.mark.slow] * (not quick))
+    for case, engine in CASES_AND_ENGINES
+    for quick in [case.name in SOME or engine == serving(case.model())[0]]
+]
 DOUBLE = [(case, engine, torch.float64) for case, engine in CASES_AND_ENGINES if case.name in SOME]
 
 

@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 import pytest
 import torch
-from cases import BY_NAME, STEPS
+from cases import BY_NAME, STEPS, slow_but
 from dense import relative
 
 import kpops
@@ -48,7 +48,10 @@ def traced(op, keep):
 
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all valid", "masked"])
-@pytest.mark.parametrize("name", ["gru", "lstm", "lstm_two_layers", "shared_norm_cell"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(["gru", "shared_norm_cell"], ["gru", "lstm", "lstm_two_layers", "shared_norm_cell"]),
+)
 @pytest.mark.parametrize("which", OPERATORS)
 def test_exact_partial_traces_are_those_of_the_dense_matrix(which, name, mask, device):
     op = OPERATORS[which](linearized(name, mask, device=device))

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import scipy.sparse.linalg as sla
+from cases import slow_but
 
 import kpops
 from kpops.linalg import lanczos
@@ -115,7 +116,7 @@ def test_svds_gives_the_best_so_far(method, at):
 
 
 @pytest.mark.parametrize("kind", ["participation", "variance", "entropy", "stable", "numerical"])
-@pytest.mark.parametrize("at", [4, 20, 70, 300])
+@pytest.mark.parametrize("at", slow_but([20, 300], [4, 20, 70, 300]))
 def test_effective_rank_gives_the_best_so_far(kind, at):
     positive = np.diag(np.exp(-np.arange(1200) / 90))
     op = Interrupting(positive, at)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from cases import slow_but
 
 import kpops
 from kpops.operators.foreign import ForeignOperator
@@ -88,7 +89,7 @@ def test_scale_does_not_matter(dtype, scale, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["rectangular", "wide", "factored"])
-@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("name", slow_but(["algebraic"], SPECTRA))
 def test_error_bars_of_the_frobenius_norm_cover(never_dense, kind, name):
     if kind == "factored":
         root = ForeignOperator(scipy.sparse.diags(np.sqrt(SPECTRA[name])).tocsr())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from cases import slow_but
 
 import kpops
 from kpops.operators.foreign import ForeignOperator
@@ -306,7 +307,7 @@ def dense_positive(spectrum, seed=0):
 
 
 @pytest.mark.parametrize("factored", [True, False])
-@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("name", slow_but(["algebraic", "clusters"], SPECTRA))
 def test_error_bars_of_the_diagonal_cover_and_auto_is_near_the_best(never_dense, name, factored):
     op = dense_positive(SPECTRA[name])
     matrix = op.to_dense()
