@@ -583,3 +583,12 @@ def test_loops_are_recorded_on_cuda_where_gates_are_stored(monkeypatch):
         monkeypatch.setattr(OnCuda, "nbytes", 2**29)  # launches are no matter there
         assert engine._record("P", lambda q: q, q) == 1
         monkeypatch.setattr(OnCuda, "nbytes", 2**20)
+
+
+def test_a_layer_in_which_nothing_learns_keeps_no_diagonals():
+    model = nn.GRU(2, 4, num_layers=2, batch_first=True).double()
+    x = torch.randn(3, 5, 2, dtype=torch.float64)
+    names = [n for n, _ in model.named_parameters() if n.endswith("l1")]
+    lin = kpops.linearize(model, x, parameters=names, engine="gated")
+    lin.K.apply(torch.randn(1, *lin.space.shape, dtype=torch.float64))
+    assert ["_stored" in vars(layer) for layer in lin.engine.layers] == [False, True]

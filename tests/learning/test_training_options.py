@@ -10,6 +10,7 @@ import xarray as xr
 from torch import nn
 from torch.optim import lr_scheduler
 
+import kpops
 from kpops.learning.checkpoints import newest_checkpoint
 from kpops.learning.training import _draw
 from kpops.models.network import Network
@@ -288,3 +289,12 @@ def test_schedules_of_the_wrong_type_are_named(tmp_path, every):
 def test_wrong_number_per_decade_is_refused():
     with pytest.raises(ValueError, match="per_decade=0"):
         logarithmic(0)
+
+
+def test_wrong_options_leave_no_folder_behind(tmp_path):
+    network = kpops.models.Network(nn.GRU(3, 4), nn.Linear(4, 3))
+    task = kpops.tasks.memory_pro(8, rng=0)
+    for wrong in ({"learning_rate": -1.0}, {"optimizer": "none"}, {"checkpoint_every": 0}):
+        with pytest.raises((TypeError, ValueError)):
+            train(network, task, folder=tmp_path / "new", max_steps=1, batch_size=4, **wrong)
+    assert not (tmp_path / "new").exists()

@@ -264,3 +264,10 @@ def test_the_old_name_of_block_diagonal_dims_works_and_warns():
     lin = kpops.linearize(torch.nn.GRU(2, 3), torch.zeros(4, 2, 2))
     with pytest.warns(DeprecationWarning, match="uncoupled is now called block_diagonal_dims"):
         assert lin.P.uncoupled == lin.P.block_diagonal_dims == ("trial",)
+
+
+def test_a_wrong_seed_is_refused_before_the_root_is_made():
+    K = linearized("gru", None).K
+    with pytest.raises(TypeError):
+        K.partial_trace("time", num_probes=4, rng="seed")
+    assert "root" not in vars(K)

@@ -523,3 +523,10 @@ def test_neighbours_on_both_sides_of_zero_share_a_cluster():
     values = torch.tensor([1.0, 0.05, -0.06], dtype=torch.float64)
     residual = torch.tensor([1e-12, 0.02, 1e-3], dtype=torch.float64)
     assert clusters(values, residual).tolist() == [1, 2, 2]
+
+
+@pytest.mark.filterwarnings("ignore::kpops.ConvergenceWarning")
+def test_arpack_restarts_from_the_seed_where_its_space_is_exhausted():
+    matrix = np.diag(np.r_[3.0, 2.0, 1.0, np.zeros(97)])
+    first, second = (kpops.eigsh(matrix, k=4, method="arpack", rng=5) for _ in range(2))
+    np.testing.assert_array_equal(first.eigenfunction, second.eigenfunction)

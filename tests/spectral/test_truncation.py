@@ -6,6 +6,7 @@ import torch
 from dense import relative
 
 import kpops
+from kpops.labels import Space
 from kpops.operators import LowRank
 from kpops.spectral.truncation import truncate
 from kpops.testing import check_operator
@@ -153,3 +154,11 @@ def test_wrong_modes_and_numbers_are_refused(lin):
 def test_vectors_of_other_shapes_are_refused(lin):
     with pytest.raises(ValueError, match="left and right have shapes"):
         LowRank(torch.ones(2, 3), torch.ones(2), None, lin.space, lin.space, symbol="L")
+
+
+def test_what_follows_from_the_triplets_is_not_an_argument():
+    space = Space(("index",), (3,))
+    u = torch.eye(3, dtype=torch.float64)[:2]
+    for given in ({"positive": True}, {"self_adjoint": True}, {"dtype": torch.float32}):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(given))}'"):
+            LowRank(u, torch.tensor([1.0, -1.0]).double(), u, space, space, symbol="X", **given)
