@@ -25,7 +25,7 @@ from kpops.engines.gated.gates import Pairs
 from kpops.engines.gated.gram import Gram
 from kpops.engines.gated.layer import Layer
 from kpops.engines.memory import uninitialised_like
-from kpops.engines.trajectory import Block
+from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 
@@ -63,7 +63,7 @@ class GatedNumbaEngine(GatedEngine):
         return super().refuses(recurrence, device)
 
     @staticmethod
-    def bytes_of_weights(recurrence: Recurrence) -> int:
+    def bytes_of_copies(recurrence: Recurrence, trajectory: Trajectory) -> int:
         """W^T of each layer, and U^T of those above the first."""
         assert isinstance(recurrence, GatedRecurrence)
         names = [maps.recurrent for maps in recurrence.layers]

@@ -17,7 +17,6 @@ in which a layer passes on its full state, and ``P K P* = P L diag(K_l) (P L)*``
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -26,7 +25,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.base import Engine
-from kpops.engines.cuda_graph import Action, Recorder
 from kpops.engines.gated.gram import Gram, bytes_of_factors, learning
 from kpops.engines.gated.layer import Layer
 from kpops.engines.gated.roles import by_role, parameter_roles
@@ -36,9 +34,6 @@ from kpops.engines.threads import enough_for
 from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
-
-# Largest block whose loop over time is recorded: argument and result are kept twice.
-_RECORDED_BYTES = 2**28
 
 
 class GatedEngine(Engine):
@@ -73,10 +68,10 @@ class GatedEngine(Engine):
     ) -> None:
         super().__init__(recurrence, parameters, trajectory)
         self.gates = gates
+        self.can_be_recorded = gates != "recomputed"  # by autograd, inside the loop
         n_layers = len(self.recurrence.layers)
         self.layers = [Layer(self.recurrence, i, trajectory, gates) for i in range(n_layers)]
         self._roles = parameter_roles(self.recurrence)
-        self._recorder = Recorder()
         self._grams: dict[tuple[str, ...], list[Gram]] = {}
         if check:
             probe = GatedEngine(recurrence, parameters, trajectory.beginning, check=False)
@@ -116,27 +111,18 @@ class GatedEngine(Engine):
 
     def _recur(self, q: Block, *, backwards: bool, full_state: bool = False) -> Block:
         """P q, or P* q if `backwards`; if layers pass on their full states, P L q or (P L)* q."""
-        name = "P L" if full_state else "P"
         act = self._backpropagate_layers if backwards else self._propagate_layers
-        act = partial(act, full_state=full_state)
-        return self._record(f"({name})*" if backwards else name, act, q)
+        return act(q, full_state=full_state)
 
     def flow(self, q: Block, names: Sequence[str]) -> Block:
         """P J J* P* q, for the parameters `names`; in a stack as (P L) diag(K_l) (P L)*."""
         if len(self.layers) == 1 or not self._direct(names):
             return super().flow(q, names)
-        cotangent = self._restricted(partial(self._recur, backwards=True, full_state=True), q)
+        cotangent = self._through_time(q, backwards=True, full_state=True)
         forced = self._apply_grams(cotangent, names)
-        return self._restricted(partial(self._recur, backwards=False, full_state=True), forced)
+        return self._through_time(forced, backwards=False, full_state=True)
 
-    def _record(self, name: str, action: Action, q: Block) -> Block:
-        # Where gates are recomputed, autograd runs inside the loop, which a recording cannot hold;
-        # and large blocks keep the device busy for longer than a launch takes.
-        if q.device.type != "cuda" or self.gates == "recomputed" or q.nbytes > _RECORDED_BYTES:
-            return action(q)
-        return self._recorder(name, action, q)
-
-    def _propagate_layers(self, q: Block, *, full_state: bool) -> Block:
+    def _propagate_layers(self, q: Block, *, full_state: bool = False) -> Block:
         """P q; if layers pass on their full state and not their increment, P L q."""
         v = uninitialised_like(q)
         forcing = q if len(self.layers) == 1 else q.clone()
@@ -149,7 +135,7 @@ class GatedEngine(Engine):
             self._propagate_layer(layer, forcing, v)
         return v
 
-    def _backpropagate_layers(self, a: Block, *, full_state: bool) -> Block:
+    def _backpropagate_layers(self, a: Block, *, full_state: bool = False) -> Block:
         """P* a; if the cotangents passed down are of full states, (P L)* a."""
         v = uninitialised_like(a)
         cotangent = a if len(self.layers) == 1 else a.clone()

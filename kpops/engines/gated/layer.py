@@ -55,18 +55,20 @@ class Layer:
         self.sources = ("recurrent",) if maps.input is None else ("recurrent", "input")
         self.pattern = self._differentiate(slice(0, 1), slice(0, 1))[0]
 
-    # Views of model and trajectory, made when needed: a pickle would copy what they look at.
+    # The weights, computed once: a parametrisation may take longer than a matvec.
 
-    @property
+    @cached_property
     def recurrent_weight(self) -> Float[Tensor, "map hidden"]:
         """W."""
         return self.recurrence.weight(self.recurrence.layers[self.index].recurrent).detach()
 
-    @property
+    @cached_property
     def input_weight(self) -> Float[Tensor, "map feature"] | None:
         """U."""
         name = self.recurrence.layers[self.index].input
         return None if name is None else self.recurrence.weight(name).detach()
+
+    # Views of the trajectory, made when needed: a pickle would copy what they look at.
 
     @property
     def inputs(self) -> Float[Tensor, "trial time feature"]:
@@ -144,7 +146,8 @@ class Layer:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__}  # at once, for the sake of other threads
-        return {k: v for k, v in state.items() if k != "_stored"}  # cheap to recompute
+        recomputed = ("_stored", "recurrent_weight", "input_weight")  # which is cheap
+        return {k: v for k, v in state.items() if k not in recomputed}
 
     def flops(self, n_vectors: int) -> int:
         """Operations of one step on so many vectors, about."""
