@@ -35,6 +35,10 @@ from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 
+# Vectors from which the gains of a step are assembled on a GPU, times the maps saved for each
+# variable, and the most bytes of their matrices.
+_WIDE, _MATRIX_BYTES = 64, 2**31
+
 
 class GatedEngine(Engine):
     """Affine maps between the diagonals of elementwise gates, in torch.
@@ -152,27 +156,51 @@ class GatedEngine(Engine):
     def _propagate_layer(self, layer: Layer, q: Block, v: Block) -> None:
         """Write P_l q_l into the layer's units of v."""
         q, v = q[..., layer.units], v[..., layer.units]
-        state = torch.zeros_like(q[:, :, 0])
+        assembled = self._assembles(layer, *q.shape[:2])
+        v[:, :, 0] = q[:, :, 0]
         for segment in layer.segments():
             diagonals = layer.diagonals(segment)
             with enough_for(layer.flops(len(q))):
-                for t in range(segment.start, segment.stop):
-                    new = v[:, :, t].copy_(q[:, :, t])
-                    if t > 0:
-                        d = diagonals[:, :, t - segment.start].to(q.dtype)
-                        layer.jvp(d, state, into=new)
-                    state = new
+                for t in range(max(1, segment.start), segment.stop):
+                    d = diagonals[:, :, t - segment.start].to(q.dtype)
+                    layer.jvp(d, v[:, :, t - 1], v[:, :, t], q[:, :, t], assembled=assembled)
 
     def _backpropagate_layer(self, layer: Layer, a: Block, v: Block) -> None:
         """Write P_l^* a_l into the layer's units of v."""
-        v = v[..., layer.units]
-        v.copy_(a[..., layer.units])
+        a, v = a[..., layer.units], v[..., layer.units]
+        assembled = self._assembles(layer, *a.shape[:2])
+        v[:, :, -1] = a[:, :, -1]
         for segment in reversed(layer.segments()):
             diagonals = layer.diagonals(segment)
             with enough_for(layer.flops(len(v))):
                 for t in reversed(range(max(1, segment.start), segment.stop)):
                     d = diagonals[:, :, t - segment.start].to(v.dtype)
-                    layer.vjp(d, v[:, :, t], into=v[:, :, t - 1])
+                    layer.vjp(d, v[:, :, t], v[:, :, t - 1], a[:, :, t - 1], assembled=assembled)
+
+    def assembled_from(self, layer: Layer) -> int | None:
+        """Size of blocks from which the gains of a step are assembled; None for never.
+
+        Then a vector takes a product with all units of a layer instead of all its maps, and each
+        trial a matrix that is written and read. On a GPU of f flops and m numbers of memory a
+        second this pays from ``f / m`` vectors for each map that it saves for a variable; about 50
+        in float32, where the fastest GPUs of today compute without TF32.
+        """
+        saved = layer.pattern.n_recurrent - layer.variables
+        if self.trajectory.states.device.type == "cpu" or saved <= 0:
+            return None
+        return _WIDE * layer.variables // saved
+
+    def _assembles(self, layer: Layer, n_block: int, n_trials: int) -> bool:
+        wide = self.assembled_from(layer)
+        matrix = n_trials * layer.variables * layer.hidden**2 * layer.previous.element_size()
+        return wide is not None and n_block >= wide and matrix <= _MATRIX_BYTES
+
+    @property
+    def remark(self) -> str:
+        """How blocks are taken."""
+        wide = self.assembled_from(self.layers[0])
+        how = "" if wide is None else f"in blocks from {wide} vectors by assembled Jacobians"
+        return "; ".join(part for part in (how, super().remark) if part)
 
     # Single steps.
 
