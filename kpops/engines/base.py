@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from kpops.engines import cuda_graph
 from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.engines.rowwise import Rowwise
 from kpops.engines.trajectory import Block, Trajectory
@@ -51,11 +52,14 @@ class Engine(ABC):
     """Whether the engine keeps the maps J and J*."""
     recomputed: ClassVar[tuple[str, ...]] = ()
     """Attributes that are cheaper to recompute than to pickle."""
+    can_be_recorded = True
+    """Whether the loops over time may be recorded on a GPU."""
 
     @property
     def remark(self) -> str:
         """What else the repr says about how matvecs are computed."""
-        return ""
+        failure = self._recorder.failure
+        return "" if failure is None else f"loops over time are not recorded: {failure}"
 
     def __init__(
         self, recurrence: Recurrence, parameters: dict[str, Tensor], trajectory: Trajectory
@@ -63,6 +67,7 @@ class Engine(ABC):
         self.recurrence = recurrence
         self.parameters = parameters
         self.trajectory = trajectory
+        self._recorder = cuda_graph.Recorder()
 
     @classmethod
     def refuses(cls, recurrence: Recurrence, device: torch.device) -> str | None:
@@ -85,9 +90,10 @@ class Engine(ABC):
         """
 
     @staticmethod
-    def bytes_of_weights(recurrence: Recurrence) -> int:
-        """Bytes of weights that the engine keeps in an order of its own."""
-        return 0
+    def bytes_of_copies(recurrence: Recurrence, trajectory: Trajectory) -> int:
+        """Bytes of recordings, or of weights in an order of the engine's own, at most."""
+        states = trajectory.states
+        return cuda_graph.recorded_bytes(states) if states.device.type in cuda_graph.RECORD else 0
 
     @abstractmethod
     def _recur(self, q: Block, *, backwards: bool) -> Block:
@@ -114,11 +120,11 @@ class Engine(ABC):
 
     def propagate(self, q: Block) -> Block:
         """P q."""
-        return self._restricted(partial(self._recur, backwards=False), q)
+        return self._through_time(q, backwards=False)
 
     def backpropagate(self, a: Block) -> Block:
         """P* a."""
-        return self._restricted(partial(self._recur, backwards=True), a)
+        return self._through_time(a, backwards=True)
 
     def difference(self, v: Block) -> Block:
         """P^-1 v: what is left of v when each step's past is propagated away."""
@@ -189,6 +195,16 @@ class Engine(ABC):
                     f"{type(self.recurrence.module).__name__} {wrong} (derivatives differ by "
                     f"{float(gap / size):.2g}): {remedy}"
                 )
+
+    def _through_time(self, q: Block, *, backwards: bool, **options: Any) -> Block:
+        """The recursion of P or P*, restricted to the valid steps, and recorded on a GPU."""
+        name = " ".join(["P*" if backwards else "P", *options])
+        act = partial(self._recur, backwards=backwards, **options)
+        return self._restricted(partial(self._record, name, act), q)
+
+    def _record(self, name: str, action: cuda_graph.Action, q: Block) -> Block:
+        records = self.can_be_recorded and q.device.type in cuda_graph.RECORD
+        return self._recorder(name, action, q) if records else action(q)
 
     def _restricted(self, action: Callable[[Tensor], Tensor], q: Block) -> Block:
         restrict = self.trajectory.restrict

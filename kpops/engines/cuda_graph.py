@@ -8,12 +8,25 @@ argument and result are copied in and out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Action = Callable[[Tensor], Tensor]
+Key = tuple[str, str, str]
+"""Name of an action, shape of its argument, and precision of its matrix products."""
+
+# What all recordings of an engine may keep: bytes of arguments, and vectors. Large blocks keep the
+# device busy for longer than a launch takes.
+_BYTES, _VECTORS = 2**28, 256
+# Operations that wait for the device inside their kernels, by the beginnings of their names, and
+# the tags of those that return a number, or a size that depends on numbers.
+_WAITING = ("linalg_", "_linalg_", "cholesky", "geqrf", "ormqr", "lu_", "_assert_async")
+_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class Recording(NamedTuple):
@@ -25,35 +38,117 @@ class Recording(NamedTuple):
 
 
 def record(action: Action, argument: Tensor) -> Recording:
-    """Record `action` on a CUDA tensor that stays in place."""
+    """Record `action` on a CUDA tensor that stays in place.
+
+    The current stream is the same afterwards, also where this fails.
+
+    Raises
+    ------
+    RuntimeError
+        If the action waits for the device, or cannot be recorded for another reason.
+    """
     with torch.cuda.device(argument.device):
-        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side, graph = _side_stream(argument.device), torch.cuda.CUDAGraph()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries set themselves up outside of the graph
-            action(argument)
+        with torch.cuda.stream(side):
+            # What CUDA refuses in the midst of a recording leaves its allocator and its generator
+            # of random numbers in a state of their own, so that is found out before. Libraries set
+            # themselves up for the stream meanwhile.
+            with _RefuseWaits():
+                action(argument)
+            # Other threads, such as those of a data loader, may allocate at the same time.
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                result = action(argument)
+            finally:
+                graph.capture_end()
         torch.cuda.current_stream().wait_stream(side)
-        # Other threads, such as those of a data loader, may allocate meanwhile.
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            result = action(argument)
     return Recording(argument, result, graph.replay)
 
 
-class Recorder:
-    """Actions by name, each recorded for the shape that it was last called with."""
+RECORD: dict[str, Callable[[Action, Tensor], Recording]] = {"cuda": record}
+"""How loops are recorded, by type of device."""
 
-    def __init__(self, record: Callable[[Action, Tensor], Recording] = record) -> None:
-        self._record = record
-        self._recordings: dict[str, Recording] = {}
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which loops are recorded: CUDA refuses the default one."""
+    return torch.cuda.Stream(device)
+
+
+class _RefuseWaits(TorchDispatchMode):
+    """Refuses operations for which the host waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, result)) if isinstance(x, Tensor)]
+        name = func.overloadpacket.__name__
+        if name in ("_to_copy", "copy_"):
+            waits = len({x.device.type for x in tensors}) > 1
+        elif "index" in name:  # a mask is counted first
+            waits = any(x.dtype in (torch.bool, torch.uint8) for x in tensors[1:])
+        else:
+            waits = bool(_TAGS & set(func.tags)) or name.startswith(_WAITING)
+        if waits:
+            raise RuntimeError(f"{name} waits for the device")
+        return result
+
+
+def is_recording() -> bool:
+    """Whether the user records what is launched now, so that nothing else may be."""
+    return torch.backends.cuda.is_built() and torch.cuda.is_current_stream_capturing()
+
+
+class Recorder:
+    """Actions by name, recorded for the shapes in which their arguments come again.
+
+    A recording costs a few runs of the loop, so one that comes once is not recorded. Of the
+    recordings, those used last are kept. An action that cannot be recorded is run as it is, from
+    then on; `failure` says why.
+    """
+
+    def __init__(self, record: Callable[[Action, Tensor], Recording] | None = None) -> None:
+        self._record = record  # as RECORD says by default
+        self._recordings: dict[Key, Recording] = {}  # those used last at the end
+        self._met: set[Key] = set()
+        self.failure: str | None = None
 
     def __call__(self, name: str, action: Action, argument: Tensor) -> Tensor:
-        """Return ``action(argument)``, by the recording under `name` where there is one."""
-        recording = self._recordings.get(name)
-        if recording is None or recording.argument.shape != argument.shape:
-            self._recordings.pop(name, None)  # frees its memory before the next one takes some
-            recording = self._recordings[name] = self._record(action, argument.clone())
+        """Return ``action(argument)``, by a recording where there is one."""
+        if argument.nbytes > recorded_bytes(argument[0]) // 2 or is_recording():
+            return action(argument)
+        key = name, str(tuple(argument.shape)), torch.backends.cuda.matmul.fp32_precision
+        recording = self._recordings.pop(key, None)
+        if recording is None and key in self._met and self.failure is None:
+            recording = self._try(action, argument)
+        self._met.add(key)
+        if recording is None:
+            return action(argument)
+        self._recordings[key] = recording
         recording.argument.copy_(argument)
         recording.replay()
         return recording.result.clone()
 
+    def _try(self, action: Action, argument: Tensor) -> Recording | None:
+        kept = argument.nbytes + sum(r.argument.nbytes for r in self._recordings.values())
+        while self._recordings and kept > recorded_bytes(argument[0]) // 2:
+            kept -= self._recordings.pop(next(iter(self._recordings))).argument.nbytes
+        try:
+            record = self._record or RECORD[argument.device.type]
+            return record(action, argument.clone())
+        except RuntimeError as error:
+            self.failure = str(error).partition("\n")[0]
+            return None
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_recordings": {}}
+
+
+def recorded_bytes(vector: Tensor) -> int:
+    """Bytes that arguments and results of all recordings of an engine take at most."""
+    return 2 * min(_BYTES, _VECTORS * vector.nbytes)

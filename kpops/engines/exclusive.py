@@ -6,8 +6,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
+
+from kpops.engines.cuda_graph import is_recording
 
 # functional_call swaps the weights of a module while it runs, and the levels of torch.func belong
 # to the process, so two matvecs at a time would spoil each other.
@@ -24,5 +27,26 @@ if hasattr(os, "register_at_fork"):  # a child forked in the midst of a matvec w
 def exclusive_compute(device: torch.device) -> Iterator[None]:
     """One computation at a time, without autograd, and without autocast's lower precision."""
     autocast = torch.autocast(device.type, enabled=False)
-    with TORCH_FUNC_LOCK, torch.inference_mode(False), torch.no_grad(), autocast:
+    with TORCH_FUNC_LOCK, torch.inference_mode(False), torch.no_grad(), autocast, _in_turn(device):
         yield
+
+
+@contextmanager
+def _in_turn(device: torch.device) -> Iterator[None]:
+    """Computations on several streams of a GPU follow each other, as they share what is kept."""
+    if device.type == "cpu" or is_recording():
+        yield
+        return
+    stream = torch.accelerator.current_stream(device)
+    finished = _finished(device)
+    stream.wait_event(finished)
+    try:
+        yield
+    finally:
+        finished.record(stream)
+
+
+@cache
+def _finished(device: torch.device) -> torch.Event:
+    """When the device finishes the last computation."""
+    return torch.Event(device)

@@ -34,7 +34,7 @@ def memory_estimate(
             measure = engine.bytes_needed
             if measure not in measured:
                 measured[measure] = measure(recurrence, names, trajectory, exact=True, **own)
-            found[engine.name] = measured[measure] + engine.bytes_of_weights(recurrence)
+            found[engine.name] = measured[measure] + engine.bytes_of_copies(recurrence, trajectory)
     return found
 
 
@@ -77,7 +77,7 @@ def choose_engine(
     for name, option in options:
         label = ", ".join([name, *(f"{key} {value}" for key, value in option.items())])
         needs[label] = ENGINES[name].bytes_needed(recurrence, names, trajectory, **option)
-        needs[label] += ENGINES[name].bytes_of_weights(recurrence)
+        needs[label] += ENGINES[name].bytes_of_copies(recurrence, trajectory)
         # Where there is a choice, half of the free memory is left to vectors and to the user.
         asked = engine != "auto" or gates != "auto"
         last_resort = asked and (name, option) == options[-1]

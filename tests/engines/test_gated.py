@@ -18,7 +18,6 @@ from torch import nn
 import kpops
 from kpops.engines import threads
 from kpops.engines.cpu import gated as gated_numba
-from kpops.engines.cuda_graph import Recorder, Recording
 from kpops.engines.gated import layer as gated_layer
 from kpops.engines.gated.features import numerical_rank, thin_factor
 
@@ -533,56 +532,6 @@ def test_tasks_share_work_evenly():
         assert max(parts) <= 192
         assert max(parts) - min(parts) <= 1
         assert len(parts) % n_threads == 0 or len(parts) == size
-
-
-# Recording, which on a GPU is a CUDA graph.
-
-
-def record_on_cpu(action, argument):
-    """A stand-in for a CUDA graph: it, too, reads and writes fixed memory."""
-    result = action(argument).clone()
-    return Recording(argument, result, lambda: result.copy_(action(argument)))
-
-
-def test_recorded_recursions_equal_plain_ones(monkeypatch):
-    lin = linearize(BY_NAME["gru_two_layers"], "gated")
-    plain = linearize(BY_NAME["gru_two_layers"], "gated")
-    recorder = Recorder(record_on_cpu)
-    monkeypatch.setattr(lin.engine, "_record", recorder)
-    rng = torch.Generator().manual_seed(0)
-    for block in (1, 3, 3, 2):  # another size is another recording
-        q = torch.randn(block, *lin.space.shape, generator=rng, dtype=torch.float64)
-        kept = q.clone()
-        assert relative(lin.flow.apply(q), plain.flow.apply(q)) < 1e-14
-        assert torch.equal(q, kept)
-        first, second = lin.P.apply(q), lin.P.apply(2 * q)  # results share no memory
-        assert relative(first, plain.P.apply(q)) < 1e-14
-        assert relative(second, 2 * first) < 1e-14
-    assert set(recorder._recordings) == {"P", "P L", "(P L)*"}  # flow passes up once
-
-
-def test_recordings_survive_inference_mode(monkeypatch):
-    lin = linearize(BY_NAME["gru"], "gated")
-    monkeypatch.setattr(lin.engine, "_record", Recorder(record_on_cpu))
-    q = torch.randn(2, *lin.space.shape, dtype=torch.float64)
-    with torch.inference_mode():
-        inside = lin.P.apply(q.clone())
-    assert relative(inside, lin.P.apply(q)) < 1e-15
-
-
-def test_loops_are_recorded_on_cuda_where_gates_are_stored(monkeypatch):
-    class OnCuda(torch.Tensor):
-        device = torch.device("cuda")
-        nbytes = 2**20
-
-    for gates, recorded in (("stored", True), ("float32", True), ("recomputed", False)):
-        engine = linearize(BY_NAME["gru"], "gated", gates=gates).engine
-        q = torch.ones(1, 1, 1, 1).as_subclass(OnCuda)
-        monkeypatch.setattr(engine, "_recorder", lambda name, action, q: 2 * q)
-        assert engine._record("P", lambda q: q, q) == (2 if recorded else 1)
-        monkeypatch.setattr(OnCuda, "nbytes", 2**29)  # launches are no matter there
-        assert engine._record("P", lambda q: q, q) == 1
-        monkeypatch.setattr(OnCuda, "nbytes", 2**20)
 
 
 def test_a_layer_in_which_nothing_learns_keeps_no_diagonals():

@@ -25,7 +25,7 @@ from kpops.engines.gated.gates import Pairs
 from kpops.engines.gated.gram import Gram
 from kpops.engines.gated.layer import Layer
 from kpops.engines.memory import uninitialised_like
-from kpops.engines.trajectory import Block
+from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 
@@ -63,7 +63,7 @@ class GatedNumbaEngine(GatedEngine):
         return super().refuses(recurrence, device)
 
     @staticmethod
-    def bytes_of_weights(recurrence: Recurrence) -> int:
+    def bytes_of_copies(recurrence: Recurrence, trajectory: Trajectory) -> int:
         """W^T of each layer, and U^T of those above the first."""
         assert isinstance(recurrence, GatedRecurrence)
         names = [maps.recurrent for maps in recurrence.layers]
@@ -209,7 +209,7 @@ class GatedNumbaEngine(GatedEngine):
         self._over_time(_segments(layer, not up), bounds, run)
 
     def assembled_from(self, layer: Layer) -> int | None:
-        """Size of blocks from which the Jacobians of a layer are assembled; None for never."""
+        """Size of blocks from which the gains of a step are assembled; None for never."""
         if len(self.layers) > 1:
             return None  # layers would have to wait for each other's whole trajectories
         if layer.pattern.n_recurrent <= layer.variables or len(layer.pattern.slopes) != 1:
@@ -219,12 +219,6 @@ class GatedNumbaEngine(GatedEngine):
     def _assembles(self, layer: Layer, n_block: int, n_trials: int) -> bool:
         wide = self.assembled_from(layer)
         return wide is not None and n_block >= wide and n_trials >= torch.get_num_threads()
-
-    @property
-    def remark(self) -> str:
-        """How blocks are taken."""
-        wide = self.assembled_from(self.layers[0])
-        return "" if wide is None else f"in blocks from {wide} vectors by assembled Jacobians"
 
     def _buffers(self, like: Tensor, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
         """Workspaces of these shapes, kept for the next matvec; the first is set to zero."""

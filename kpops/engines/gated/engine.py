@@ -17,7 +17,6 @@ in which a layer passes on its full state, and ``P K P* = P L diag(K_l) (P L)*``
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -26,7 +25,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.base import Engine
-from kpops.engines.cuda_graph import Action, Recorder
 from kpops.engines.gated.gram import Gram, bytes_of_factors, learning
 from kpops.engines.gated.layer import Layer
 from kpops.engines.gated.roles import by_role, parameter_roles
@@ -37,8 +35,9 @@ from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 
-# Largest block whose loop over time is recorded: argument and result are kept twice.
-_RECORDED_BYTES = 2**28
+# Vectors from which the gains of a step are assembled on a GPU, times the maps saved for each
+# variable, and the most bytes of their matrices.
+_WIDE, _MATRIX_BYTES = 64, 2**31
 
 
 class GatedEngine(Engine):
@@ -73,10 +72,10 @@ class GatedEngine(Engine):
     ) -> None:
         super().__init__(recurrence, parameters, trajectory)
         self.gates = gates
+        self.can_be_recorded = gates != "recomputed"  # by autograd, inside the loop
         n_layers = len(self.recurrence.layers)
         self.layers = [Layer(self.recurrence, i, trajectory, gates) for i in range(n_layers)]
         self._roles = parameter_roles(self.recurrence)
-        self._recorder = Recorder()
         self._grams: dict[tuple[str, ...], list[Gram]] = {}
         if check:
             probe = GatedEngine(recurrence, parameters, trajectory.beginning, check=False)
@@ -116,27 +115,18 @@ class GatedEngine(Engine):
 
     def _recur(self, q: Block, *, backwards: bool, full_state: bool = False) -> Block:
         """P q, or P* q if `backwards`; if layers pass on their full states, P L q or (P L)* q."""
-        name = "P L" if full_state else "P"
         act = self._backpropagate_layers if backwards else self._propagate_layers
-        act = partial(act, full_state=full_state)
-        return self._record(f"({name})*" if backwards else name, act, q)
+        return act(q, full_state=full_state)
 
     def flow(self, q: Block, names: Sequence[str]) -> Block:
         """P J J* P* q, for the parameters `names`; in a stack as (P L) diag(K_l) (P L)*."""
         if len(self.layers) == 1 or not self._direct(names):
             return super().flow(q, names)
-        cotangent = self._restricted(partial(self._recur, backwards=True, full_state=True), q)
+        cotangent = self._through_time(q, backwards=True, full_state=True)
         forced = self._apply_grams(cotangent, names)
-        return self._restricted(partial(self._recur, backwards=False, full_state=True), forced)
+        return self._through_time(forced, backwards=False, full_state=True)
 
-    def _record(self, name: str, action: Action, q: Block) -> Block:
-        # Where gates are recomputed, autograd runs inside the loop, which a recording cannot hold;
-        # and large blocks keep the device busy for longer than a launch takes.
-        if q.device.type != "cuda" or self.gates == "recomputed" or q.nbytes > _RECORDED_BYTES:
-            return action(q)
-        return self._recorder(name, action, q)
-
-    def _propagate_layers(self, q: Block, *, full_state: bool) -> Block:
+    def _propagate_layers(self, q: Block, *, full_state: bool = False) -> Block:
         """P q; if layers pass on their full state and not their increment, P L q."""
         v = uninitialised_like(q)
         forcing = q if len(self.layers) == 1 else q.clone()
@@ -149,7 +139,7 @@ class GatedEngine(Engine):
             self._propagate_layer(layer, forcing, v)
         return v
 
-    def _backpropagate_layers(self, a: Block, *, full_state: bool) -> Block:
+    def _backpropagate_layers(self, a: Block, *, full_state: bool = False) -> Block:
         """P* a; if the cotangents passed down are of full states, (P L)* a."""
         v = uninitialised_like(a)
         cotangent = a if len(self.layers) == 1 else a.clone()
@@ -166,27 +156,51 @@ class GatedEngine(Engine):
     def _propagate_layer(self, layer: Layer, q: Block, v: Block) -> None:
         """Write P_l q_l into the layer's units of v."""
         q, v = q[..., layer.units], v[..., layer.units]
-        state = torch.zeros_like(q[:, :, 0])
+        assembled = self._assembles(layer, *q.shape[:2])
+        v[:, :, 0] = q[:, :, 0]
         for segment in layer.segments():
             diagonals = layer.diagonals(segment)
             with enough_for(layer.flops(len(q))):
-                for t in range(segment.start, segment.stop):
-                    new = v[:, :, t].copy_(q[:, :, t])
-                    if t > 0:
-                        d = diagonals[:, :, t - segment.start].to(q.dtype)
-                        layer.jvp(d, state, into=new)
-                    state = new
+                for t in range(max(1, segment.start), segment.stop):
+                    d = diagonals[:, :, t - segment.start].to(q.dtype)
+                    layer.jvp(d, v[:, :, t - 1], v[:, :, t], q[:, :, t], assembled=assembled)
 
     def _backpropagate_layer(self, layer: Layer, a: Block, v: Block) -> None:
         """Write P_l^* a_l into the layer's units of v."""
-        v = v[..., layer.units]
-        v.copy_(a[..., layer.units])
+        a, v = a[..., layer.units], v[..., layer.units]
+        assembled = self._assembles(layer, *a.shape[:2])
+        v[:, :, -1] = a[:, :, -1]
         for segment in reversed(layer.segments()):
             diagonals = layer.diagonals(segment)
             with enough_for(layer.flops(len(v))):
                 for t in reversed(range(max(1, segment.start), segment.stop)):
                     d = diagonals[:, :, t - segment.start].to(v.dtype)
-                    layer.vjp(d, v[:, :, t], into=v[:, :, t - 1])
+                    layer.vjp(d, v[:, :, t], v[:, :, t - 1], a[:, :, t - 1], assembled=assembled)
+
+    def assembled_from(self, layer: Layer) -> int | None:
+        """Size of blocks from which the gains of a step are assembled; None for never.
+
+        Then a vector takes a product with all units of a layer instead of all its maps, and each
+        trial a matrix that is written and read. On a GPU of f flops and m numbers of memory a
+        second this pays from ``f / m`` vectors for each map that it saves for a variable; about 50
+        in float32, where the fastest GPUs of today compute without TF32.
+        """
+        saved = layer.pattern.n_recurrent - layer.variables
+        if self.trajectory.states.device.type == "cpu" or saved <= 0:
+            return None
+        return _WIDE * layer.variables // saved
+
+    def _assembles(self, layer: Layer, n_block: int, n_trials: int) -> bool:
+        wide = self.assembled_from(layer)
+        matrix = n_trials * layer.variables * layer.hidden**2 * layer.previous.element_size()
+        return wide is not None and n_block >= wide and matrix <= _MATRIX_BYTES
+
+    @property
+    def remark(self) -> str:
+        """How blocks are taken."""
+        wide = self.assembled_from(self.layers[0])
+        how = "" if wide is None else f"in blocks from {wide} vectors by assembled Jacobians"
+        return "; ".join(part for part in (how, super().remark) if part)
 
     # Single steps.
 

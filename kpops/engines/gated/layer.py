@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kpops.engines.gated.combine import Diagonals, Terms, Units, combine
 from kpops.engines.gated.gates import Pairs, Pattern, differentiate
 from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
 
-Diagonals = Float[Tensor, "diagonal *steps hidden"]
-Units = Float[Tensor, "block *steps unit"]
 Maps = Float[Tensor, "block *steps map"]
 Features = Float[Tensor, "block *steps feature"]
 
@@ -55,18 +55,20 @@ class Layer:
         self.sources = ("recurrent",) if maps.input is None else ("recurrent", "input")
         self.pattern = self._differentiate(slice(0, 1), slice(0, 1))[0]
 
-    # Views of model and trajectory, made when needed: a pickle would copy what they look at.
+    # The weights, computed once: a parametrisation may take longer than a matvec.
 
-    @property
+    @cached_property
     def recurrent_weight(self) -> Float[Tensor, "map hidden"]:
         """W."""
         return self.recurrence.weight(self.recurrence.layers[self.index].recurrent).detach()
 
-    @property
+    @cached_property
     def input_weight(self) -> Float[Tensor, "map feature"] | None:
         """U."""
         name = self.recurrence.layers[self.index].input
         return None if name is None else self.recurrence.weight(name).detach()
+
+    # Views of the trajectory, made when needed: a pickle would copy what they look at.
 
     @property
     def inputs(self) -> Float[Tensor, "trial time feature"]:
@@ -144,43 +146,86 @@ class Layer:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__}  # at once, for the sake of other threads
-        return {k: v for k, v in state.items() if k != "_stored"}  # cheap to recompute
+        recomputed = ("_stored", "recurrent_weight", "input_weight")  # which is cheap
+        return {k: v for k, v in state.items() if k not in recomputed}
 
     def flops(self, n_vectors: int) -> int:
         """Operations of one step on so many vectors, about."""
         return 2 * n_vectors * len(self.previous) * self.recurrent_weight.numel()
 
-    # The actions on states.
+    # The actions on states, which add to `base`, or else to `into` itself.
 
-    def jvp(self, d: Diagonals, ds: Units, into: Units) -> None:
-        """Add A ds to `into`."""
-        old, new = self._split(ds), self._split(into)
-        u = sum((old[w] if p is None else d[p] * old[w]) for w, p in self.pattern.slopes)
-        if isinstance(u, Tensor):
-            self.jvp_maps(d, "recurrent", u @ self.recurrent_weight.mT, into)
-        for v, w, p in self.pattern.carry:
-            new[v].addcmul_(d[p], old[w])
+    def jvp(
+        self,
+        d: Diagonals,
+        ds: Units,
+        into: Units,
+        base: Units | None = None,
+        *,
+        assembled: bool = False,
+    ) -> None:
+        """A ds; at one step, it may be by its `assembled` gains."""
+        terms, maps = _terms(self.pattern.carry, 1), ds
+        if self.pattern.recurrent:
+            u = self._features(d, ds)
+            if assembled:
+                maps = (u.transpose(0, 1) @ self.assembled(d).mT).transpose(0, 1)
+                terms = tuple((v, 0, v, -1) for v in range(self.variables)) + terms
+            else:
+                maps = u @ self.recurrent_weight.mT
+                terms = _terms(self.pattern.recurrent) + terms
+        combine(terms, d, (maps, ds), into, into if base is None else base)
 
-    def vjp(self, d: Diagonals, a: Units, into: Units) -> None:
-        """Add A^T a to `into`."""
-        new, old = self._split(a), self._split(into)
-        if self.pattern.slopes:
-            u = self.vjp_maps(d, "recurrent", a) @ self.recurrent_weight
-            for w, p in self.pattern.slopes:
-                old[w].add_(u) if p is None else old[w].addcmul_(d[p], u)
-        for v, w, p in self.pattern.carry:
-            old[w].addcmul_(d[p], new[v])
+    def vjp(
+        self,
+        d: Diagonals,
+        a: Units,
+        into: Units,
+        base: Units | None = None,
+        *,
+        assembled: bool = False,
+    ) -> None:
+        """A^T a; at one step, it may be by its `assembled` gains."""
+        terms, u = _terms(_swapped(self.pattern.carry), 1), a
+        if self.pattern.recurrent:
+            if assembled:
+                u = (a.transpose(0, 1) @ self.assembled(d)).transpose(0, 1)
+            else:
+                u = self.vjp_maps(d, "recurrent", a) @ self.recurrent_weight
+            terms = tuple((w, 0, 0, _place(p)) for w, p in self.pattern.slopes) + terms
+        combine(terms, d, (u, a), into, into if base is None else base)
+
+    def _features(self, d: Diagonals, ds: Units) -> Features:
+        """F ds."""
+        (w, p), *others = self.pattern.slopes
+        if p is None and not others:
+            return self._split(ds)[w]
+        into = ds.new_empty(*ds.shape[:-1], self.hidden)
+        combine(tuple((0, 0, w, _place(p)) for w, p in self.pattern.slopes), d, (ds,), into, None)
+        return into
+
+    def assembled(
+        self, d: Float[Tensor, "diagonal trial hidden"]
+    ) -> Float[Tensor, "trial unit hidden"]:
+        """The gains sum_g D_vg W_g of one step from the features to the units, as a matrix."""
+        places = {(v, g): p for v, g, p in self.pattern.recurrent}
+        none = d.new_zeros(d.shape[1:])
+        pairs = product(range(self.variables), range(self.pattern.n_recurrent))
+        gains = torch.stack([d[places[pair]] if pair in places else none for pair in pairs])
+        # Of every unit one product, of the gains of all trials with its rows of W.
+        gains = gains.unflatten(0, (self.variables, -1)).permute(0, 3, 2, 1)
+        rows = self.recurrent_weight.unflatten(0, (-1, self.hidden)).transpose(0, 1)
+        return (gains @ rows).permute(2, 0, 1, 3).flatten(1, 2)
 
     def jacobians(self, t: int) -> Float[Tensor, "trial unit unit"]:
         """A at position t, entry by entry."""
         d = self.diagonals(slice(t, t + 1))[:, :, 0].to(self.previous.dtype)
         n_trials, n = d.shape[1], self.hidden
         blocks = d.new_zeros(n_trials, self.variables, n, self.variables, n)
-        weights = self.recurrent_weight.unflatten(0, (-1, n))
-        for v, g, p in self.pattern.recurrent:
+        if self.pattern.recurrent:
+            gains = self.assembled(d).unflatten(1, (-1, n))
             for w, slope in self.pattern.slopes:
-                gain = weights[g] if slope is None else weights[g] * d[slope][:, None, :]
-                blocks[:, v, :, w].addcmul_(d[p][:, :, None], gain)
+                blocks[:, :, :, w] = gains if slope is None else gains * d[slope][:, None, None]
         for v, w, p in self.pattern.carry:
             blocks[:, v, :, w].diagonal(dim1=1, dim2=2).add_(d[p])
         return blocks.flatten(3).flatten(1, 2)
@@ -199,17 +244,13 @@ class Layer:
 
     def jvp_maps(self, d: Diagonals, source: str, maps: Maps, into: Units) -> None:
         """Add the effect of changed maps of that source to `into`: into_v += D_vg maps_g."""
-        new, each = self._split(into), self._split(maps)
-        for v, g, p in self.pairs(source):
-            new[v].addcmul_(d[p], each[g])
+        combine(_terms(self.pairs(source)), d, (maps,), into, into)
 
     def vjp_maps(self, d: Diagonals, source: str, a: Units) -> Maps:
         """The cotangent of the maps of that source, sum_v D_vg a_v."""
         n_maps = self.pattern.n_recurrent if source == "recurrent" else self.pattern.n_inputs
-        maps = a.new_zeros(*a.shape[:-1], n_maps * self.hidden)
-        old, each = self._split(a), self._split(maps)
-        for v, g, p in self.pairs(source):
-            each[g].addcmul_(d[p], old[v])
+        maps = a.new_empty(*a.shape[:-1], n_maps * self.hidden)
+        combine(_terms(_swapped(self.pairs(source))), d, (a,), maps, None)
         return maps
 
     def pairs(self, source: str) -> Pairs:
@@ -251,3 +292,16 @@ class Layer:
 
     def _split(self, units: Tensor) -> tuple[Tensor, ...]:
         return units.split(self.hidden, dim=-1)
+
+
+def _terms(pairs: Pairs, source: int = 0) -> Terms:
+    """The terms of such diagonals, of which the second number is a part of that source."""
+    return tuple((v, source, i, p) for v, i, p in pairs)
+
+
+def _swapped(pairs: Pairs) -> Pairs:
+    return tuple((i, v, p) for v, i, p in pairs)
+
+
+def _place(place: int | None) -> int:
+    return -1 if place is None else place
