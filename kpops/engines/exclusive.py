@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+from kpops.precision import Computing
+
 # functional_call swaps the weights of a module while it runs, and the levels of torch.func belong
 # to the process, so two matvecs at a time would spoil each other.
 TORCH_FUNC_LOCK = threading.RLock()
@@ -21,8 +23,9 @@ if hasattr(os, "register_at_fork"):  # a child forked in the midst of a matvec w
 
 
 @contextmanager
-def exclusive_compute(device: torch.device) -> Iterator[None]:
-    """One computation at a time, without autograd, and without autocast's lower precision."""
+def exclusive_compute(device: torch.device, precision: str = "highest") -> Iterator[None]:
+    """One computation at a time, without autograd, autocast and cuDNN, at a precision."""
     autocast = torch.autocast(device.type, enabled=False)
-    with TORCH_FUNC_LOCK, torch.inference_mode(False), torch.no_grad(), autocast:
+    no_graph = torch.no_grad()
+    with TORCH_FUNC_LOCK, torch.inference_mode(False), no_graph, autocast, Computing(precision):
         yield
