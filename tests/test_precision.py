@@ -1,73 +1,24 @@
 """kpops computes at the highest precision and without cuDNN, and gives the user's settings back."""
 
-import copy
 import itertools
 import linecache
-import pickle
 import sys
 import threading
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch_settings import NONE, apply, get, initial_settings, reduced, shown, underneath
 
 import kpops
 from kpops import precision
 from kpops.precision import Computing
 
-get, put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
-BY_BACKEND = [("generic", "all"), ("cuda", "all"), ("mkldnn", "all"), ("cuda", "matmul")]
-BY_BACKEND += [("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn")]
-OF_CUDNN = [("cuda", "conv"), ("cuda", "rnn")]
-HIGH = {"highest", "none", "ieee"}
-NONE = ("none",) * 7
-
-
-def shown():
-    """What both interfaces of torch show."""
-    older = {
-        "matmul": torch.get_float32_matmul_precision,
-        "cublas": lambda: torch.backends.cuda.matmul.allow_tf32,
-        "cudnn": lambda: torch.backends.cudnn.allow_tf32,
-        "enabled": lambda: torch.backends.cudnn.enabled,
-    }
-    result = {key: get(*key) for key in BY_BACKEND + OF_CUDNN}
-    for name, read in older.items():
-        try:
-            result[name] = read()
-        except RuntimeError as error:  # the two interfaces disagree
-            result[name] = str(error)
-    return result
-
-
-def reduced(settings):
-    return {key for key in BY_BACKEND if settings[key] not in HIGH}
-
-
-def apply(older, *values):
-    torch.set_float32_matmul_precision(older)
-    for key, value in zip(BY_BACKEND, values, strict=True):
-        put(*key, value)
-
-
-def underneath():
-    """What is set, which no longer shows what it inherits as outer settings are taken away."""
-    values = []
-    for key in BY_BACKEND:
-        values.append(get(*key))
-        put(*key, "none")
-    return torch.get_float32_matmul_precision(), *values
-
 
 @pytest.fixture(autouse=True)
-def _as_before():
-    initial = [value if value != "ieee" else "none" for value in map(get, *zip(*BY_BACKEND))]
-    apply("highest", *NONE)
-    yield
-    torch.backends.cudnn.enabled = True
-    apply("highest", *initial)
+def _settings():
+    with initial_settings():
+        yield
 
 
 STATES = list(
@@ -306,11 +257,41 @@ ENTRIES = {
 @pytest.mark.filterwarnings("ignore::kpops.ConvergenceWarning")
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_a_cell_sees_the_highest_precision_and_no_cudnn(entry):
-    for user in (("medium", *NONE[:3], "tf32", "bf16", "none", "none"), ("highest", "tf32", *NONE[1:])):
+    for user in (
+        ("medium", *NONE[:3], "tf32", "bf16", "none", "none"),
+        ("highest", "tf32", *NONE[1:]),
+    ):
         apply(*user)
         before = shown()
         SEEN.clear()
         ENTRIES[entry]()
-        assert SEEN == {("highest", False, False)}
+        assert [*SEEN] == [("highest", False, False)]
         assert before == shown()
         assert user == underneath()
+
+
+def test_an_exception_in_the_cell_gives_back_what_was_set():
+    class Failing(Recording):
+        def forward(self, x, h):
+            raise stop
+
+    for stop in (RuntimeError("mine"), KeyboardInterrupt()):  # noqa: B007
+        torch.set_float32_matmul_precision("medium")
+        before = shown()
+        with pytest.raises((ValueError, KeyboardInterrupt)):
+            kpops.linearize(Failing(), inputs())
+        assert before == shown()
+
+
+def test_training_is_the_users(tmp_path):
+    class Noting(nn.Linear):
+        def forward(self, h):
+            seen.append(shown())
+            return super().forward(h)
+
+    task, seen = kpops.tasks.memory_pro(8, rng=0, steps=(2, 2, 2)), []
+    sizes = task.inputs.shape[-1], task.targets.shape[-1]
+    network = kpops.Network(nn.GRU(sizes[0], 4, batch_first=True), Noting(4, sizes[1]))
+    torch.set_float32_matmul_precision("high")
+    kpops.training.train(network, task, folder=tmp_path, max_steps=2, batch_size=8, rng=0)
+    assert seen and all(settings == shown() for settings in seen)
