@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,23 @@ def is_cupy(array: Any) -> bool:
     return type(array).__module__.partition(".")[0] == "cupy"
 
 
+@contextmanager
+def current_gpu(index: int | None) -> Iterator[None]:
+    """Make a GPU the current one of CuPy and of torch, which exchange arrays on no other."""
+    import cupy
+
+    with cupy.cuda.Device(index), torch.cuda.device(index):
+        yield
+
+
+def as_cupy(tensor: Tensor) -> Any:
+    """CuPy array of a tensor on a GPU, which shares its memory."""
+    import cupy
+
+    with current_gpu(tensor.device.index):
+        return cupy.from_dlpack(tensor.contiguous())
+
+
 def as_tensor(array: Any, name: str) -> Tensor:
     """Detached tensor of real numbers, which shares the memory of the array where possible.
 
@@ -46,7 +64,9 @@ def as_tensor(array: Any, name: str) -> Tensor:
     if isinstance(array, Tensor):
         return _checked(array, name)
     if is_cupy(array):
-        return _checked(torch.utils.dlpack.from_dlpack(array), name)
+        with current_gpu(array.device.id):
+            tensor = torch.utils.dlpack.from_dlpack(array)
+        return _checked(tensor, name)
     if isinstance(array, xr.Dataset):
         one = name if name in array else next(iter(array), name)
         raise TypeError(f"{name} is {described(array)}: pass one variable, such as task.{one}")

@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from kpops.arrays import as_tensor, is_cupy, to_numpy
+from kpops.arrays import as_cupy, as_tensor, is_cupy, to_numpy
 from kpops.kinds import Shown
 
 
@@ -150,6 +150,17 @@ def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tup
     SciPy's solvers may pass float64. ``restore(result, codomain)``, which is returned too, gives a
     result the kind and layout of `q`.
     """
+    values = q.data if isinstance(q, xr.DataArray) else q
+    if is_cupy(values) and device.type != "cuda":
+        raise ValueError(
+            f"q is a CuPy array, the operator on {device}: linearise with device='cuda', or pass "
+            "cupy.asnumpy(q)"
+        )
+    if is_cupy(values) and values.device.id != device.index:
+        raise ValueError(
+            f"q is on cuda:{values.device.id}, the operator on {device}: copy q there, by "
+            f"cupy.asarray(q) within cupy.cuda.Device({device.index})"
+        )
     if isinstance(q, xr.DataArray):
         return _enter_dataarray(q, space, dtype, device)
     if isinstance(q, Tensor):
@@ -157,11 +168,6 @@ def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tup
             raise TypeError(f"q is {q.dtype}, the operator computes in {dtype}: use q.to({dtype})")
         if q.device != device:
             raise ValueError(f"q is on {q.device}, the operator on {device}: use q.to('{device}')")
-    if is_cupy(q) and device.type != "cuda":
-        raise ValueError(
-            f"q is a CuPy array, the operator on {device}: linearise with device='cuda', or pass "
-            "cupy.asnumpy(q)"
-        )
     tensor = as_tensor(q, "q")
     back = _kind_of(q)
     block, layout = _to_block(tensor.to(device=device, dtype=dtype), space)
@@ -171,11 +177,7 @@ def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tup
 def _kind_of(q: Any) -> Callable[[Tensor], Any]:
     if isinstance(q, Tensor):
         return lambda tensor: tensor
-    if is_cupy(q):
-        import cupy
-
-        return lambda tensor: cupy.from_dlpack(tensor.contiguous())
-    return to_numpy
+    return as_cupy if is_cupy(q) else to_numpy
 
 
 def _to_block(q: Tensor, space: Space) -> tuple[Tensor, Callable[[Tensor, Space], Tensor]]:

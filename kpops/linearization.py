@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,9 +33,11 @@ from kpops.operators import (
     ReadoutParameterJacobian,
     TrajectoryOperator,
 )
+from kpops.precision import check_precision, in_full_precision
 from kpops.read_inputs import Reading, read_inputs, read_state, trajectory_space
 
 
+@in_full_precision
 @torch.inference_mode(False)
 def linearize(
     model: Any,
@@ -50,6 +52,7 @@ def linearize(
     gates: str = "auto",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    precision: str = "highest",
 ) -> Linearization:
     """Linearise a recurrent model about its trajectories for `inputs`.
 
@@ -94,6 +97,10 @@ def linearize(
         inputs of another floating dtype are refused.
     device : torch.device or str, optional
         Where to compute. Default: where the model is.
+    precision : {"highest", "tf32"}
+        ``"highest"`` computes in the precision of the dtype, whatever torch is set to. ``"tf32"``
+        lets a GPU compute the matrix products in P, K and their like by TF32, faster and to about
+        three digits; see :doc:`gpu`. It is for float32, and without effect on a CPU.
 
     Returns
     -------
@@ -137,6 +144,7 @@ def linearize(
     recurrence = snapshot.of_model(parts, dtype, device)
     learning = snapshot.learning_parameters(recurrence, parts.own_names(parameters))
     like = next(iter(learning.values()))
+    check_precision(precision, like.dtype)
     convert = dtype is not None
     x, valid, coords, reading = read_inputs(inputs, mask, recurrence, like, convert=convert)
     h0 = read_state(h0, dtype, coords)
@@ -144,6 +152,7 @@ def linearize(
     with exclusive_compute(like.device):
         h = recurrence.initial_state(h0, len(x), x[:, 0])
         trajectory = snapshot.run_from(recurrence, x, h, valid, learning)
+        trajectory = replace(trajectory, precision=precision)
         own: dict[str, Tensor] = {}
         if readout is not None:
             readout, own = snapshot.of_readout(parts, recurrence, trajectory.states, convert)
@@ -214,6 +223,11 @@ class Linearization(Shown):
         """Where everything is computed."""
         return self.trajectory.states.device
 
+    @property
+    def precision(self) -> str:
+        """That of the products with its operators: ``"highest"`` or ``"tf32"``."""
+        return self.trajectory.precision
+
     @cached_property
     def states(self) -> xr.DataArray:
         """The states h, dims (trial, time, unit); zero where the mask is False."""
@@ -223,7 +237,7 @@ class Linearization(Shown):
     @cached_property
     def outputs(self) -> xr.DataArray:
         """The outputs y = C(h), dims (trial, time, output); zero where the mask is False."""
-        with torch.no_grad():
+        with exclusive_compute(self.device):
             rows = self._readout_map()({}, *self._readout_rows())
         outputs = rows.unflatten(0, self.space.shape[:2])
         outputs = self.trajectory.restrict(outputs[None])[0]
@@ -232,12 +246,16 @@ class Linearization(Shown):
     @property
     def attrs(self) -> dict[str, str]:
         """Provenance, which every result carries."""
-        return {
-            "model": type(self.recurrence.module).__name__,
-            "measure": self.measure,
-            "engine": self.engine.name,
-            "dtype": str(self.dtype).removeprefix("torch."),
-        } | ({} if self.forcing_step == 1 else {"forcing": f"rate, dt {self.forcing_step:.6g}"})
+        return (
+            {
+                "model": type(self.recurrence.module).__name__,
+                "measure": self.measure,
+                "engine": self.engine.name,
+                "dtype": str(self.dtype).removeprefix("torch."),
+            }
+            | ({} if self.precision == "highest" else {"precision": self.precision})
+            | ({} if self.forcing_step == 1 else {"forcing": f"rate, dt {self.forcing_step:.6g}"})
+        )
 
     @cached_property
     def parameter_space(self) -> Space:
@@ -248,7 +266,8 @@ class Linearization(Shown):
     def output_space(self) -> Space:
         """The output trajectory space (trial, time, output)."""
         x, h = self._readout_rows()
-        n_outputs = self._readout_map()({}, x[:1], h[:1]).shape[1]
+        with exclusive_compute(self.device):
+            n_outputs = self._readout_map()({}, x[:1], h[:1]).shape[1]
         coords = {k: c for k, c in self.space.coords.items() if "unit" not in c[0]}
         return Space(("trial", "time", "output"), (*self.space.shape[:2], n_outputs), coords)
 
@@ -364,7 +383,7 @@ class Linearization(Shown):
         declared = is_declared(self.recurrence) or is_declared(self.readout)
         known += "\n derivatives: those of a declared surrogate gradient" if declared else ""
         forcing = f", forcing {self.attrs['forcing']}" if "forcing" in self.attrs else ""
-        dtype = self.attrs["dtype"]
+        dtype = self.attrs["dtype"] + (" by TF32" if self.precision == "tf32" else "")
         return (
             f"<Linearization of {type(self.recurrence.module).__name__} {self.space}, "
             f"{n_parameters} learning parameters{readout}{parts}\n"

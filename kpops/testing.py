@@ -15,12 +15,14 @@ from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
+from kpops.precision import in_full_precision
 from kpops.scalars import generator as random_generator
 
 _DENSE_SIZE = 600
 _BLOCK = 3
 
 
+@in_full_precision
 def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -> dict[str, float]:
     """Check the contract of an operator.
 
@@ -104,6 +106,7 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
     return figures
 
 
+@in_full_precision
 def check_linearization(
     lin: Linearization, rng: int | np.random.Generator = 0
 ) -> dict[str, dict[str, float]]:

@@ -266,5 +266,5 @@ def _stay(
         **{k: c for k, c in lin.space.coords.items() if c.dims in ((), ("unit",))},
     }
     space = Space(("trial", "time", "unit"), (n_points, int(n_steps), n_units), coords)
-    trajectory = Trajectory(inputs, before, after, None)
+    trajectory = Trajectory(inputs, before, after, None, lin.precision)
     return replace(lin, trajectory=trajectory, space=space, reading=Reading())

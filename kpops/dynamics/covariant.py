@@ -17,9 +17,11 @@ from kpops.dynamics.lyapunov_tangent import evolve_frames
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.memory import check_allocation
 from kpops.labels import Coordinate, Space
+from kpops.precision import in_full_precision
 from kpops.scalars import check_count
 
 
+@in_full_precision
 @work.shown
 def covariant_lyapunov_vectors(
     lin_or_model: Any,

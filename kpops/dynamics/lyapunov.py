@@ -19,11 +19,13 @@ from kpops.dynamics.lyapunov_source import Source, read_source
 from kpops.dynamics.lyapunov_tangent import evolve_frames
 from kpops.engines.exclusive import exclusive_compute
 from kpops.labels import Space
+from kpops.precision import in_full_precision
 from kpops.scalars import check_count
 
 _WINDOWS = 100  # approximate number of windows of a trial, by default
 
 
+@in_full_precision
 @work.shown
 def lyapunov_spectrum(
     lin_or_model: Any,

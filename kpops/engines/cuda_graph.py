@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kpops import precision
+
 Action = Callable[[Tensor], Tensor]
 Key = tuple[str, str, str]
 """Name of an action, shape of its argument, and precision of its matrix products."""
@@ -122,7 +124,7 @@ class Recorder:
         """Return ``action(argument)``, by a recording where there is one."""
         if argument.nbytes > recorded_bytes(argument[0]) // 2 or is_recording():
             return action(argument)
-        key = name, str(tuple(argument.shape)), torch.backends.cuda.matmul.fp32_precision
+        key = name, str(tuple(argument.shape)), precision.current()
         recording = self._recordings.pop(key, None)
         if recording is None and key in self._met and self.failure is None:
             recording = self._try(action, argument)

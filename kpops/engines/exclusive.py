@@ -11,6 +11,7 @@ from functools import cache
 import torch
 
 from kpops.engines.cuda_graph import is_recording
+from kpops.precision import Computing
 
 # functional_call swaps the weights of a module while it runs, and the levels of torch.func belong
 # to the process, so two matvecs at a time would spoil each other.
@@ -24,10 +25,16 @@ if hasattr(os, "register_at_fork"):  # a child forked in the midst of a matvec w
 
 
 @contextmanager
-def exclusive_compute(device: torch.device) -> Iterator[None]:
-    """One computation at a time, without autograd, and without autocast's lower precision."""
-    autocast = torch.autocast(device.type, enabled=False)
-    with TORCH_FUNC_LOCK, torch.inference_mode(False), torch.no_grad(), autocast, _in_turn(device):
+def exclusive_compute(device: torch.device, precision: str = "highest") -> Iterator[None]:
+    """One computation at a time, without autograd, autocast and cuDNN, at a precision."""
+    with (
+        TORCH_FUNC_LOCK,
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        Computing(precision),
+        _in_turn(device),
+    ):
         yield
 
 

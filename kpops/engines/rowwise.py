@@ -19,6 +19,7 @@ from torch.func import vmap
 
 from kpops.engines.differential import Differential
 from kpops.engines.threads import enough_for
+from kpops.precision import in_full_precision
 
 RowFunction = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
 Inputs = Float[Tensor, "row feature"]
@@ -113,6 +114,7 @@ class Rowwise:
             total += maps.rows._each(partial(flat, maps), q[:, maps.where])
         return total
 
+    @in_full_precision  # they are kept, and serve more than products
     def state_jacobians(self) -> Float[Tensor, "row output unit"]:
         """All A[r] at once."""
         n_outputs = self.function({}, self.x[:1], self.h[:1]).shape[1]

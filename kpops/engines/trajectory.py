@@ -17,13 +17,15 @@ class Trajectory:
 
     `inputs` are x[t], t = 1..T, `previous` h[t-1], the states that the steps start from, `states`
     h[t], and `mask` marks the valid steps. The rows of the others repeat the trial's last valid
-    step, so that every derivative is taken where the model has really been.
+    step, so that every derivative is taken where the model has really been. Products with what is
+    linearised here are computed at `precision`.
     """
 
     inputs: Float[Tensor, "trial time feature"]
     previous: Float[Tensor, "trial time unit"]
     states: Float[Tensor, "trial time unit"]
     mask: Bool[Tensor, "trial time"] | None
+    precision: str = "highest"
 
     @property
     def n_valid(self) -> int:

@@ -19,6 +19,7 @@ from kpops.spectral._result import mode_variables
 from kpops.spectral.truncation import truncate
 
 
+@in_full_precision
 def gradient_flow(
     lin: Linearization, targets: Any, loss: Loss = "mse", *, loss_mask: Any = None
 ) -> xr.Dataset:

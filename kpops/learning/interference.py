@@ -239,6 +239,7 @@ def interference(
 
 
 @experimental
+@in_full_precision
 def interference_operator(
     lin: Linearization, task: Any, task_in: Any, by: Any = "task"
 ) -> TrajectoryOperator:

@@ -47,12 +47,14 @@ class Action(LinearOperator, Shown):
         self_adjoint: bool = False,
         positive: bool = False,
         attrs: Mapping[str, str] | None = None,
+        precision: str | None = None,
     ) -> None:
         super().__init__(numpy_dtype(dtype), (codomain.size, domain.size))
         self.domain = domain
         self.codomain = codomain
         self.torch_dtype = dtype
         self.device = torch.device(device)
+        self.precision = precision
         self.symbol = symbol
         self.self_adjoint = self_adjoint
         self.positive = positive
@@ -61,11 +63,22 @@ class Action(LinearOperator, Shown):
         self._count = 0
 
     def alike(self, *others: Action) -> dict[str, Any]:
-        """Arguments of an operator made of this one and others: the provenance they agree on."""
+        """Arguments of an operator made of this one and others: the provenance they agree on.
+
+        Operators of different precisions are refused.
+        """
         pairs = dict.fromkeys(pair for op in (self, *others) for pair in op.attrs.items())
         names = [name for name, _ in pairs]
         common = {name: value for name, value in pairs if names.count(name) == 1}
-        return {"dtype": self.torch_dtype, "device": self.device, "attrs": common}
+        by_precision = {op.precision: op for op in (self, *others) if op.precision is not None}
+        if len(by_precision) > 1:
+            (p, a), (q, b) = by_precision.items()
+            raise ValueError(
+                f"{a!r} computes at precision={p!r}, {b!r} at {q!r}: linearise both with the same "
+                "precision="
+            )
+        known = {"dtype": self.torch_dtype, "device": self.device, "attrs": common}
+        return {**known, "precision": next(iter(by_precision), None)}
 
     @property
     def uncoupled(self) -> tuple[str, ...]:
@@ -108,7 +121,7 @@ class Action(LinearOperator, Shown):
         needed = self._numbers_per_vector() * self.dtype.itemsize
         results = (self.domain.size + self.codomain.size) * self.dtype.itemsize
         what = named_allocations(lambda: f"applying {self!r} to {len(block)} vectors")
-        with exclusive_compute(self.device), what:
+        with exclusive_compute(self.device, self.precision or "highest"), what:
             self.count(len(block))
             if block.is_inference():  # torch.func could not save it for a backward pass
                 block = block.clone()
@@ -175,6 +188,7 @@ class Action(LinearOperator, Shown):
             spaces += f" -> {self.codomain!r}"
         kind = ", PSD" if self.positive else ", self-adjoint" if self.self_adjoint else ""
         dtype = str(self.torch_dtype).removeprefix("torch.")
+        dtype += " by TF32" if self.precision == "tf32" else ""
         return f"<{self.symbol} {spaces}, {dtype} on {self.device}{kind}>"
 
 

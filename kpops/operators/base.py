@@ -62,6 +62,9 @@ class TrajectoryOperator(Action):
         Whether it is known to be self-adjoint, and to be positive semi-definite.
     attrs : mapping, optional
         Provenance (model, measure, engine), which all results carry.
+    precision : {"highest", "tf32"}, optional
+        That of its matrix products; see :func:`kpops.linearize`. Default: the highest, also next to
+        operators of another precision.
 
     Attributes
     ----------
@@ -212,7 +215,7 @@ class Product(TrajectoryOperator):
     Raises
     ------
     ValueError
-        If the spaces, dtypes or devices of neighbours differ.
+        If the spaces, dtypes, devices or precisions of neighbours differ.
     """
 
     def __init__(self, *factors: TrajectoryOperator) -> None:

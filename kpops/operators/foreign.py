@@ -12,7 +12,7 @@ from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch import Tensor
 
-from kpops.arrays import to_numpy
+from kpops.arrays import current_gpu, to_numpy
 from kpops.kinds import is_array, is_operator, no_operator
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator, as_method
@@ -224,12 +224,19 @@ def to_cupy(op: TrajectoryOperator) -> Any:
             "to_cupy needs CuPy: install the extra cuda12 or cuda13 of kpops-flow"
         ) from error
 
+    def there(act: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def on_its_gpu(x: Any) -> Any:
+            with current_gpu(op.device.index):
+                return act(x)
+
+        return on_its_gpu
+
     adjoint = op.H
     return CupyOperator(
         op.shape,
-        matvec=lambda x: op @ x.reshape(-1),
-        rmatvec=lambda x: adjoint @ x.reshape(-1),
-        matmat=lambda x: op @ x,
-        rmatmat=lambda x: adjoint @ x,
+        matvec=there(lambda x: op @ x.reshape(-1)),
+        rmatvec=there(lambda x: adjoint @ x.reshape(-1)),
+        matmat=there(lambda x: op @ x),
+        rmatmat=there(lambda x: adjoint @ x),
         dtype=op.dtype,
     )

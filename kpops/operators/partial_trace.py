@@ -22,6 +22,7 @@ from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator, as_method, bracketed
 from kpops.operators.dense import DenseOperator
 from kpops.operators.shapes import InDomain
+from kpops.precision import in_full_precision
 from kpops.scalars import generator as random_generator
 
 Action = Callable[[Tensor], Tensor]
@@ -33,6 +34,7 @@ _BLOCK = 64
 
 
 @as_method
+@in_full_precision
 def partial_trace(
     op: TrajectoryOperator, keep: Any, *, num_probes: Any = None, rng: Any = None
 ) -> TrajectoryOperator:

@@ -17,6 +17,7 @@ class EngineOperator(TrajectoryOperator):
         self, engine: Engine, domain: Space, codomain: Space, symbol: str, **known: Any
     ) -> None:
         h = engine.trajectory.states
+        known |= {"precision": engine.trajectory.precision}
         super().__init__(domain, codomain, dtype=h.dtype, device=h.device, symbol=symbol, **known)
         self.engine = engine
 

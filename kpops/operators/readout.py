@@ -16,8 +16,10 @@ class _ReadoutOperator(TrajectoryOperator):
     def __init__(
         self, rows: Rowwise, trajectory: Trajectory, domain: Space, outputs: Space, symbol: str
     ) -> None:
-        h = trajectory.states
-        super().__init__(domain, outputs, dtype=h.dtype, device=h.device, symbol=symbol)
+        h, precision = trajectory.states, trajectory.precision
+        super().__init__(
+            domain, outputs, dtype=h.dtype, device=h.device, symbol=symbol, precision=precision
+        )
         self.rows = rows
         self.trajectory = trajectory
 

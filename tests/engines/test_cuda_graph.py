@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import kpops
+from kpops import precision
 from kpops.engines import cuda_graph, exclusive
 from kpops.engines.cuda_graph import Recording, _RefuseWaits, recorded_bytes
 
@@ -113,15 +114,11 @@ def test_memory_estimates_count_recordings(tape):
 def test_another_precision_is_another_recording(tape):
     lin = linearize("gru", "gated")
     q = random_block(lin.P, 2)
-    before = torch.backends.cuda.matmul.fp32_precision
     recorder = lin.engine._recorder
-    try:
-        for precision in ("ieee", "tf32"):
-            torch.backends.cuda.matmul.fp32_precision = precision
+    for value in ("highest", "tf32"):
+        with precision.Computing(value):
             for _ in range(3):
                 recorder("P", lambda q: lin.engine._recur(q, backwards=False), q)
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
     assert len(tape.made) == len(recorder._recordings) == 2
 
 

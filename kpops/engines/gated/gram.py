@@ -19,6 +19,7 @@ from kpops.engines.gated.features import numerical_rank, thin_factor
 from kpops.engines.gated.layer import Layer
 from kpops.engines.gated.roles import Role
 from kpops.engines.trajectory import Block
+from kpops.precision import in_full_precision
 
 SOURCES = ("recurrent", "input")
 Cotangent = list[list[Float[Tensor, "block _ hidden"]]]
@@ -43,6 +44,7 @@ class Gram:
     stack; of these the layer's units are read and written.
     """
 
+    @in_full_precision  # the factors are cut at the rounding of the dtype
     def __init__(self, layer: Layer, weights: dict[str, tuple[bool, bool]]) -> None:
         self.layer = layer
         self.factors: list[Float[Tensor, "trial time _"]] = []

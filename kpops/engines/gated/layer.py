@@ -16,6 +16,7 @@ from kpops.engines.gated.combine import Diagonals, Terms, Units, combine
 from kpops.engines.gated.gates import Pairs, Pattern, differentiate
 from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
+from kpops.precision import in_full_precision
 
 Maps = Float[Tensor, "block *steps map"]
 Features = Float[Tensor, "block *steps feature"]
@@ -119,6 +120,7 @@ class Layer:
     def _stored(self) -> Tensor:
         return self._compute(slice(0, self.previous.shape[1]))
 
+    @in_full_precision  # they are kept, and read again and again
     def _compute(self, time: slice) -> Float[Tensor, "diagonal trial time hidden"]:
         n_trials, n_steps = self.previous[:, time].shape[:2]
         # In memory, the diagonals of a step lie side by side, which is how they are read.
