@@ -76,7 +76,7 @@ class Basis:
             lengths = lengths_of(near).amax(1, keepdim=True)
             scale = self.room.shape[2] ** 0.5 / torch.where(lengths > 0, lengths, 1)
             block[:, : near.shape[1]] = near * scale[..., None].to(near.dtype)
-        return self.orthonormal(block, *on_host(gram_of(block)), 0.0)
+        return self.orthonormal(block, on_host(gram_of(block))[0], 0.0)
 
     def orthonormal(
         self, block: Block, gram: Gram, scale: float

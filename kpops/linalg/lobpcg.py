@@ -48,7 +48,7 @@ def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
         basis.append(turn @ current)
         basis.remove(residual)
         basis.remove(residual)
-        r = basis.orthonormal(residual, *on_host(gram_of(residual)), float(longest))
+        r = basis.orthonormal(residual, on_host(gram_of(residual))[0], float(longest))
         basis.append(r)
         images = torch.cat([images, act(r)], dim=1)
         search.spend(block)
