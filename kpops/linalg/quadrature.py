@@ -143,7 +143,7 @@ class Rule:
         # Nodes without weight are where a recursion has ended; a logarithm may be infinite there.
         values = torch.where(self.weights > 0, self.weights * function(self.nodes), 0).sum(1)
         if self.n_zeros:
-            values = values + self.n_zeros * float(function(self.nodes.new_zeros(1)))
+            values = values + self.n_zeros * function(self.nodes.new_zeros(1))
         return values
 
 

@@ -66,7 +66,7 @@ class Gram:
 
     def apply(self, q: Block, into: Block) -> None:
         """Write K q into `into`."""
-        into[..., self.layer.units] = 0
+        into[..., self.layer.units].zero_()
         if self.parts:  # else nothing learns in this layer, whose diagonals are not needed
             self.jvp(self.vjp(q), into)
 
