@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kpops.arrays import as_cupy, as_tensor, is_cupy, to_numpy
 from kpops.kinds import Shown
+from kpops.transfers import on_device
 
 
 class Coordinate(NamedTuple):
@@ -170,7 +171,7 @@ def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tup
             raise ValueError(f"q is on {q.device}, the operator on {device}: use q.to('{device}')")
     tensor = as_tensor(q, "q")
     back = _kind_of(q)
-    block, layout = _to_block(tensor.to(device=device, dtype=dtype), space)
+    block, layout = _to_block(on_device(tensor, device, dtype), space)
     return block, lambda result, codomain: back(layout(result, codomain))
 
 
@@ -258,7 +259,7 @@ def _enter_dataarray(
     kind = _kind_of(q.data)
     block_shape = q.shape[: len(block_dims)]
     block_coords = {k: c for k, c in q.coords.items() if set(c.dims) <= set(block_dims)}
-    tensor = as_tensor(q.data, "q").to(device=device, dtype=dtype)
+    tensor = on_device(as_tensor(q.data, "q"), device, dtype)
 
     def restore(result: Tensor, codomain: Space) -> xr.DataArray:
         values = kind(result.reshape(*block_shape, *codomain.shape))

@@ -13,7 +13,7 @@ FILES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 ROOMS = [
-    {"labels", "arrays", "scalars", "kinds", "work", "maturity", "precision"},
+    {"labels", "arrays", "transfers", "scalars", "kinds", "work", "maturity", "precision"},
     {"models"},
     {"engines"},
     {"operators"},

@@ -12,6 +12,7 @@ from kpops.arrays import to_numpy
 from kpops.linalg.probes import Act
 from kpops.linalg.problem import BatchedSpace, Modes
 from kpops.linalg.search import Search
+from kpops.transfers import on_device
 
 # SciPy 1.17 and later draw restarts from a generator of their own unless they are given one.
 _DRAWS = "rng" in inspect.signature(scipy.sparse.linalg.eigsh).parameters
@@ -37,7 +38,7 @@ def arpack(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
         if search.stopped:  # by Ctrl-C: the only way out of ARPACK
             nothing = np.zeros(0, dtype), np.zeros((n, 0), dtype)
             raise scipy.sparse.linalg.ArpackNoConvergence("interrupted", *nothing)
-        block = torch.from_numpy(np.ascontiguousarray(x, dtype=dtype)).to(space.device)
+        block = on_device(torch.from_numpy(x), space.device, space.dtype)
         search.spend(1)
         return to_numpy(act(block.reshape(1, 1, n)).reshape(-1))
 
@@ -87,6 +88,7 @@ def arpack(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
             break
         values, vectors = np.append(values, more), np.hstack([vectors, another])
     order = np.argsort(-np.abs(values))[:k]
-    found = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T)).to(space.device)
-    numbers = torch.from_numpy(values[order].astype(float)).to(space.device)
+    found = torch.from_numpy(np.ascontiguousarray(vectors[:, order].T))
+    found = on_device(found, space.device, space.dtype)
+    numbers = torch.from_numpy(values[order].astype(float))
     return Modes(numbers, torch.zeros(len(order), dtype=torch.long), (found,), k if done else 0)

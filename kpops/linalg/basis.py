@@ -10,6 +10,9 @@ from torch import Tensor
 from kpops.engines import memory
 from kpops.engines.threads import enough_for
 from kpops.linalg.probes import Block, inner, lengths_of
+from kpops.transfers import beside, on_device, on_host
+
+Gram = Float[Tensor, "problem vector vector"]
 
 # Most rounds in which a block is made orthonormal, and the relative length that is too short.
 _ROUNDS, _WEAK = 10, 1e-3
@@ -73,70 +76,78 @@ class Basis:
             lengths = lengths_of(near).amax(1, keepdim=True)
             scale = self.room.shape[2] ** 0.5 / torch.where(lengths > 0, lengths, 1)
             block[:, : near.shape[1]] = near * scale[..., None].to(near.dtype)
-        return self.orthonormal(block, 0.0)
+        return self.orthonormal(block, on_host(gram_of(block))[0], 0.0)
 
-    def orthonormal(self, block: Block, scale: float) -> Float[Tensor, "problem new entry"]:
+    def orthonormal(
+        self, block: Block, gram: Gram, scale: float
+    ) -> Float[Tensor, "problem new entry"]:
         """Orthonormal vectors that span the block, which is orthogonal to the basis already.
 
-        Overwrites the block; returns min(block size, size - n) vectors. `scale` is the size of the
-        vectors from which the block was left over, and decides how much of it is rounding. A vector
-        that is all rounding is replaced by a random one: a block that has no direction left has
-        found an invariant subspace, beside which there may be others.
+        Returns min(block size, size - n) vectors. `gram` is the Gram matrix of the block, on the
+        host, where all is decided; `scale` is the size of the vectors from which the block was left
+        over, and decides how much of it is rounding. A vector that is all rounding is replaced by a
+        random one: a block that has no direction left has found an invariant subspace, beside which
+        there may be others.
 
         Stathopoulos and Wu (2002), A block orthogonalization procedure with constant
         synchronization requirements: the eigenvectors of the Gram matrix of the block make its
-        rows orthogonal, up to the square root of their condition, so this is repeated until they
-        are.
+        rows orthogonal, up to the square of their condition, so this is repeated until they are.
+        Rows that are nearly orthonormal are so after one more round, to rounding.
         """
         with enough_for(2 * block.numel() * block.shape[1]):
-            return self._orthonormal(block, scale)
+            return self._orthonormal(block, gram, scale)
 
-    def _orthonormal(self, block: Block, scale: float) -> Float[Tensor, "problem new entry"]:
-        eps = torch.finfo(block.dtype).eps
+    def _orthonormal(
+        self, block: Block, gram: Gram, scale: float
+    ) -> Float[Tensor, "problem new entry"]:
+        info = torch.finfo(block.dtype)
         left = self.room.shape[2] - self.n
-        block, lengths = (part[:, -left:] for part in self._rotated(block))  # the longest
-        largest = lengths.amax(dim=1, keepdim=True)
-        dead = lengths <= torch.maximum(10 * eps * largest, largest.new_tensor(eps * scale))
-        if dead.any():
-            block = torch.where(dead[..., None], self._draw(block.shape[1]), block)
-            lengths = torch.where(dead, lengths_of(block), lengths)
-        block /= lengths[..., None].to(block.dtype)
-        if dead.any() or float(lengths.min()) < 0.1 * scale or scale == 0:
-            self.remove(block)
-        for _ in range(_ROUNDS):
-            gram = inner(block, block)
-            gap = float((gram - torch.eye(block.shape[1], device=gram.device)).abs().max())
-            if gap <= 4 * eps:
-                break
-            block, lengths = self._rotated(block)
-            # A direction this short among vectors of unit length is rounding: draw a random one.
-            weak = lengths <= _WEAK * lengths.amax(dim=1, keepdim=True)
-            if weak.any():
-                block = torch.where(weak[..., None], self._draw(block.shape[1]), block)
-                lengths = torch.where(weak, lengths_of(block), lengths)
-            block /= lengths[..., None].to(block.dtype)
-            if gap > 0.5 or weak.any():
+        squares, axes = (part[..., -left:] for part in torch.linalg.eigh(gram))  # the longest
+        again = scale == 0 or float(squares.min()) < (0.1 * scale) ** 2
+        weak = 10 * info.eps
+        for _ in range(_ROUNDS + 1):
+            block = beside(axes.mT, block) @ block
+            lengths = lengths_of(block)
+            block /= lengths[..., None].clamp_min(info.tiny).to(block.dtype)
+            if again:
                 self.remove(block)
+            gram, lengths = on_host(inner(block, block), lengths)
+            short = lengths <= (weak * lengths.amax(1, keepdim=True)).clamp_min(info.eps * scale)
+            if short.any():
+                drawn = self._draw(block.shape[1])
+                drawn /= lengths_of(drawn)[..., None].to(drawn.dtype)
+                there = on_device(short, block.device, torch.bool)
+                block = torch.where(there[..., None], drawn, block)
+                self.remove(block)
+                (gram,) = on_host(inner(block, block))
+            gap = float((gram - torch.eye(block.shape[1])).abs().max())
+            if gap <= 4 * info.eps:
+                break
+            squares, axes = torch.linalg.eigh(gram)
+            if squares.min() > 0.5 * squares.max():
+                gap, block = 0.0, beside((axes / squares[:, None].sqrt()).mT, block) @ block
+                break
+            # A direction this short among vectors of unit length is rounding: draw a random one.
+            again, weak, scale = gap > 0.5, _WEAK, 0.0
         self.sound &= gap <= _WEAK
         return block
 
     def rotate(self, coefficients: Float[Tensor, "problem vector new"]) -> None:
         """Replace the vectors by orthonormal combinations of them."""
-        coefficients = coefficients.to(self.room.dtype).mT
+        coefficients = beside(coefficients, self.room).mT
         n_new = coefficients.shape[1]
         for start in range(0, self.room.shape[2], _COLUMNS):
             columns = slice(start, start + _COLUMNS)
             self.room[:, :n_new, columns] = coefficients @ self.rows[:, :, columns]
         self.n = n_new
 
-    @staticmethod
-    def _rotated(block: Block) -> tuple[Block, Float[Tensor, "problem vector"]]:
-        """The block in the axes of its Gram matrix, and the lengths of its vectors there."""
-        axes = torch.linalg.eigh(inner(block, block))[1].to(block.dtype)
-        block = axes.mT @ block
-        return block, lengths_of(block)
-
     def _draw(self, n: int) -> Float[Tensor, "problem {n} entry"]:
         count, _, size = self.room.shape
         values = torch.from_numpy(self.rng.standard_normal((count, n, size)))
         return values.to(dtype=self.room.dtype, device=self.room.device)
+
+
+def gram_of(block: Block) -> Gram:
+    """Inner products of the vectors of each problem, in float64."""
+    with enough_for(2 * block.numel() * block.shape[1]):
+        return inner(block, block)

@@ -19,11 +19,13 @@ from kpops import work
 from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.linalg.budget import empty
 from kpops.linalg.gramians import propagator_norm
+from kpops.linalg.orthonormal import orthonormal
 from kpops.linalg.problem import SpectralProblem, by_problem
 from kpops.linalg.scaling import normalized_blocks, raised
 from kpops.operators.base import Adjoint, Scaled, TrajectoryOperator
 from kpops.operators.dense import batches, dense_blocks
 from kpops.operators.propagator import InversePropagator, Propagator
+from kpops.transfers import beside, on_device, on_host
 
 # Up to this size of a block the dense matrix is cheaper and safer than any iteration.
 DENSE_SIZE = 1024
@@ -197,15 +199,16 @@ def _of_units(
     """Leading modes of K, each of which lives on one unit."""
     every = blocks.eigenvalues()
     chosen = every.flatten().argsort(descending=True)[:k]
-    units, ranks = chosen // every.shape[1], chosen % every.shape[1]
+    (places,) = on_host(chosen)
+    units, ranks = places // every.shape[1], places % every.shape[1]
     whole = every.new_zeros(k, *op.domain.shape)
     for unit in units.unique().tolist():
         here = torch.nonzero(units == unit).flatten()
-        m = blocks.factors(slice(unit, unit + 1))[0]
-        rows = torch.linalg.svd(m, full_matrices=False)[0].flip(1)[:, ranks[here]].mT
+        basis, coords = orthonormal(blocks.factors(slice(unit, unit + 1))[0].mT)
+        axes = torch.linalg.svd(coords.mT, full_matrices=False)[0].flip(1)[:, ranks[here]]
         fields = every.new_zeros(len(here), *op.domain.shape)
-        blocks.place(rows, unit, fields)
-        whole[here] = fields
+        blocks.place(beside(axes.mT, basis) @ basis, unit, fields)
+        whole[on_device(here, whole.device, here.dtype)] = fields
     return every.flatten()[chosen], whole
 
 

@@ -11,7 +11,8 @@ When the basis is full, its best combinations are kept, and the recurrence goes 
 Convergence from random blocks whatever the gaps: Musco and Musco (2015), Randomized block Krylov
 methods for stronger and faster approximate singular value decomposition.
 
-Several problems of one size are solved side by side: the trials of P.
+Several problems of one size are solved side by side: the trials of P. Small matrices are kept on
+the host, where all is decided.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kpops.engines.memory import free_bytes
-from kpops.linalg.basis import Basis
+from kpops.linalg.basis import Basis, Gram, gram_of
 from kpops.linalg.probes import Act, Block, inner
 from kpops.linalg.problem import BatchedSpace, Modes
 from kpops.linalg.search import Search
+from kpops.transfers import beside, on_host
 
 # Blocks of a full basis; its vectors, at least, where memory allows.
 _BLOCKS, _VECTORS = 40, 400
@@ -69,8 +71,9 @@ class Process:
     cost: int  # matvecs for each vector of the basis
     rough = False  # whether only a glance was taken, after which `solve` is due
     first: int  # vector of the basis with which its last block begins
-    length: float
-    remainder: Block
+    remainder: Block  # what the last image adds to the basis
+    gram: Gram  # of the remainder
+    length: Float[Tensor, ""]  # of the longest vector that it is left over from
 
     def __init__(self, spaces: list[BatchedSpace], search: Search, block: int) -> None:
         inside = spaces[0]
@@ -81,7 +84,7 @@ class Process:
         ]
         self.basis = self.bases[0]
         shape = (inside.n_problems, self.room, self.room)
-        self.small = torch.zeros(shape, dtype=torch.float64, device=inside.device)
+        self.small = torch.zeros(shape, dtype=torch.float64)  # on the host
         self.related = 0  # first vector of the basis that A relates to the next block
         self.axes: list[Axes] = []  # of the modes in each basis
 
@@ -136,8 +139,7 @@ class Lanczos(Process):
         first = self.first = self.basis.n
         self.basis.append(block)
         image = self.act(block)
-        self.length = float(image.norm(dim=2).max())
-        above = _remove(self.basis, image, self.related)
+        above, self.gram, self.length = on_host(*_removed(self.basis, image, self.related))
         self.small[:, : self.basis.n, first : self.basis.n] = above
         self.small[:, first : self.basis.n, : self.basis.n] = above.mT
         self.related = first
@@ -148,7 +150,7 @@ class Lanczos(Process):
         h = self.projected
         self.values, axes = torch.linalg.eigh((h + h.mT) / 2)
         self.axes = [axes]
-        self.residuals = _residuals(axes[:, self.first :], self.remainder)
+        self.residuals = _residuals(axes[:, self.first :], self.gram)
         return self.values, self.residuals
 
     def deflation(self, level: float) -> Deflation:
@@ -168,7 +170,7 @@ class Lanczos(Process):
         most = int((scores >= 0).sum(1).max())
         taken, best = scores[:, :most] >= 0, best[:, :most]
         axes = _picked(self.axes[0], best) * taken[:, None]
-        vectors = axes.mT.to(self.basis.rows.dtype) @ self.basis.rows
+        vectors = beside(axes.mT, self.basis.rows) @ self.basis.rows
         lost = float((lowered.gather(1, best) * taken).sum(1).max())
         return Deflation(vectors, level - lost)
 
@@ -202,17 +204,16 @@ class Bidiagonal(Process):
         first = self.first = self.basis.n
         self.basis.append(block)
         image = self.forth(block)
-        length = float(image.norm(dim=2).max())
-        if first:
-            above = _remove(self.other, image, self.related)
-            self.small[:, :first, first : self.basis.n] = above
-        made = self.other.orthonormal(image, length)
-        self.small[:, first : self.basis.n, first : self.basis.n] = inner(made, image)
+        above, gram, length = on_host(*_removed(self.other, image, self.related))
+        self.small[:, :first, first : self.basis.n] = above
+        made = self.other.orthonormal(image, gram, float(length))
         self.other.append(made)
         self.related = first
         self.remainder = self.back(made)
-        self.length = float(self.remainder.norm(dim=2).max())
-        _remove(self.basis, self.remainder, first)
+        corner = inner(made, image)
+        _, *rest = _removed(self.basis, self.remainder, first)
+        corner, self.gram, self.length = on_host(corner, *rest)
+        self.small[:, first : self.basis.n, first : self.basis.n] = corner
 
     def glance(self, k: int) -> tuple[Values, Values]:
         """As :meth:`solve`, at a fraction of the cost, if the k leading ones are not too small."""
@@ -223,14 +224,14 @@ class Bidiagonal(Process):
         if leading[-1] <= _LOST * leading[0]:
             return self.solve()
         self.rough = True
-        return values, _residuals(left[:, self.first :], self.remainder)
+        return values, _residuals(left[:, self.first :], self.gram)
 
     def solve(self) -> tuple[Values, Values]:
         """Values and residuals of the modes in the bases."""
         left, values, right = torch.linalg.svd(self.projected)
         self.axes = [right.mT, left]
         self.rough = False
-        return values, _residuals(left[:, self.first :], self.remainder)
+        return values, _residuals(left[:, self.first :], self.gram)
 
 
 def run(process: Process, search: Search, block: int) -> Modes:
@@ -267,7 +268,7 @@ def run(process: Process, search: Search, block: int) -> Modes:
                 kept = min(2 * search.k + block, process.room - 2 * block)  # at least k + block
                 process.keep(values, values.abs().argsort(dim=1, descending=True)[:, :kept])
                 next_look = kept + 2 * block
-        new = basis.orthonormal(process.remainder, process.length)
+        new = basis.orthonormal(process.remainder, process.gram, float(process.length))
 
 
 class _Pace:
@@ -296,21 +297,24 @@ def _room(k: int, block: int, spaces: list[BatchedSpace]) -> int:
     return min(first.size, max(min(wanted, fits), k + 3 * block))
 
 
-def _remove(basis: Basis, image: Block, related: int) -> Float[Tensor, "problem basis vector"]:
-    """Subtract from the image its components along the basis; return the coefficients.
+def _removed(
+    basis: Basis, image: Block, related: int
+) -> tuple[Float[Tensor, "problem basis vector"], Gram, Float[Tensor, ""]]:
+    """Subtract from the image its components along the basis.
 
     Vectors that A relates to the block come first: the rest is small along all others, so that
-    whatever orthogonality the basis lacks does little harm.
+    whatever orthogonality the basis lacks does little harm. Returns the coefficients, the Gram
+    matrix of what is left, and the length of the longest vector before.
     """
+    length = image.norm(dim=2).max()
     local = basis.remove(image, related)
     coefficients = basis.remove(image)
     coefficients[:, related:] += local
-    return coefficients
+    return coefficients, gram_of(image), length
 
 
-def _residuals(ends: Float[Tensor, "problem vector mode"], remainder: Block) -> Values:
+def _residuals(ends: Float[Tensor, "problem vector mode"], gram: Gram) -> Values:
     """Residual of every mode, from its entries in the last block."""
-    gram = inner(remainder, remainder)
     return (ends * (gram @ ends)).sum(1).clamp_min(0).sqrt()
 
 
@@ -321,7 +325,7 @@ def _picked(axes: Axes, best: Int[Tensor, "problem kept"]) -> Float[Tensor, "pro
 def _combined(
     basis: Basis, axes: Axes, problem: Int[Tensor, " chosen"], mode: Int[Tensor, " chosen"]
 ) -> Float[Tensor, "chosen entry"]:
-    columns = axes[problem, :, mode].to(basis.rows.dtype)
+    columns = beside(axes[problem, :, mode], basis.rows)
     if len(basis.rows) == 1:
         return columns @ basis.rows[0]
     return torch.stack([c @ basis.rows[p] for c, p in zip(columns, problem.tolist(), strict=True)])

@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kpops.linalg.orthonormal import orthonormal
 from kpops.linalg.probes import TINY, Rows, RunningMoments, Samples, Square, dots, inner, widened
-from kpops.linalg.sketch import Sketch, orthonormal
+from kpops.linalg.sketch import Sketch
+from kpops.transfers import beside, on_device, on_host
 
 
 class Pairs(NamedTuple):
@@ -63,13 +65,13 @@ def _variance(values: Float[Tensor, "k k entry"]) -> float:
     """
     k = len(values)
     t = values.diagonal().mT
-    unpaired = float(t.var(0).sum()) / k
     gaps = t[:, None] - values
     of_each = (gaps * gaps.transpose(0, 1)).sum((1, 2)) / (k - 1)
-    variance = unpaired + float(of_each.mean())
-    noise = 2 * float(of_each.std()) / math.sqrt(k)
     without = (values.sum(0) - t) / (k - 1)
-    jackknife = (k - 1) * float(without.var(0, correction=0).sum())
+    numbers = t.var(0).sum(), of_each.mean(), of_each.std(), without.var(0, correction=0).sum()
+    scatter, covariance, noise, spread = map(float, on_host(*numbers))
+    unpaired, jackknife = scatter / k, (k - 1) * spread
+    variance, noise = unpaired + covariance, 2 * noise / math.sqrt(k)
     between = max(unpaired, math.sqrt(unpaired * jackknife))
     credible = variance >= unpaired and noise <= 2 * variance
     return min(variance, between) if credible else between
@@ -112,9 +114,11 @@ def xtrace(sketch: Sketch, core: Float[Tensor, "q q"], ahead: Float[Tensor, "k q
     section 2.3.
     """
     span, points, axes = sketch.left_out()
-    n = sketch.probes.shape[1]
-    h, t = span @ core @ span.mT, ahead @ span.mT
-    w = inner(sketch.probes, sketch.basis) @ span.mT
+    probes, n = sketch.probes, sketch.probes.shape[1]
+    core, ahead, w, squares = on_host(
+        core, ahead, inner(probes, sketch.basis), dots(probes, probes)
+    )
+    h, t, w = span @ core @ span.mT, ahead @ span.mT, w @ span.mT
     removed = _Removed.of(axes @ axes.mT)
     # (I - Q_i Q_i*) w is the part of w outside Q, and inside it u = a s_i + b s_j.
     along = w @ axes.mT
@@ -132,13 +136,13 @@ def xtrace(sketch: Sketch, core: Float[Tensor, "q q"], ahead: Float[Tensor, "k q
         + a * b * (hs + hs.mT)
         + b.square() * diagonal
     )
-    outside = (dots(sketch.probes, sketch.probes) - w.square().sum(1)).clamp_min(0)
+    outside = (squares - w.square().sum(1)).clamp_min(0)
     lengths = outside[:, None] + a * own + b * other
     missing = axes.any(1).double()
     rest = n - len(span) + missing[:, None] + missing * removed.other
     scaled = torch.where(rest > 0, rest / lengths.clamp_min(TINY) * forms, 0)
     values = h.trace() - removed.trace(hs) + scaled
-    return Pairs(values, _floor(sketch.probes, h.trace(), scaled.diagonal()))
+    return Pairs(values, _floor(probes, h.trace(), scaled.diagonal()))
 
 
 def xnystrace(sketch: Sketch, core: Square) -> Pairs:
@@ -149,10 +153,12 @@ def xnystrace(sketch: Sketch, core: Square) -> Pairs:
     Without w_i, its residual in w_i is ``||(I - Q_i Q_i*) R w_i||^2``.
     """
     span, points, axes = sketch.left_out()
+    core, squares = on_host(core, inner(sketch.probes, sketch.probes))
     gram = span @ core @ span.mT
     rest = (points * axes).sum(1).square()
     forms = axes @ gram @ axes.mT
-    return _nystrom(sketch.probes, float(gram.trace()), axes @ axes.mT, forms, rest)
+    total = float(gram.trace())
+    return _nystrom(sketch.probes, squares, total, axes @ axes.mT, forms, rest)
 
 
 def shifted_xnystrace(probes: Rows, images: Rows) -> Pairs:
@@ -167,11 +173,13 @@ def shifted_xnystrace(probes: Rows, images: Rows) -> Pairs:
     """
     n, k = probes.shape[1], len(probes)
     eps = torch.finfo(images.dtype).eps
-    size = float(images.double().norm()) / math.sqrt(n)
+    core, squares, norm = on_host(
+        inner(probes, images), inner(probes, probes), images.double().norm()
+    )
+    size = float(norm) / math.sqrt(n)
     if size == 0:
-        return Pairs(images.new_zeros(k, k, dtype=torch.float64), 0.0)
+        return Pairs(torch.zeros(k, k, dtype=torch.float64), 0.0)
     shift = eps * size
-    core, squares = inner(probes, images), inner(probes, probes)
     core = (core + core.mT) / 2
     lower, failed = torch.linalg.cholesky_ex(core + shift * squares)
     while failed:
@@ -189,24 +197,25 @@ def shifted_xnystrace(probes: Rows, images: Rows) -> Pairs:
     lengths = inverse.diagonal().sqrt()
     scale = lengths[:, None] * lengths
     total = float(whole.square().sum()) - shift * n
-    return _nystrom(probes, total, inverse / scale, b @ b.mT / scale, lengths**-2)
+    return _nystrom(probes, squares, total, inverse / scale, b @ b.mT / scale, lengths**-2)
 
 
 def _nystrom(
     probes: Float[Tensor, "k entry"],
+    squares: Square,
     total: float,
     cosine: Square,
     forms: Square,
     rest: Float[Tensor, " k"],
 ) -> Pairs:
-    """What both ways to XNysTrace share.
+    """What both ways to XNysTrace share; `squares` is the Gram matrix of the vectors.
 
     The approximation is exact on the other w_j, so only the component of w_i orthogonal to them
     counts; it is scaled to its mean length (section 2.3 of the paper).
     """
     k, n = probes.shape
     removed = _Removed.of(cosine)
-    inverse = torch.linalg.inv(inner(probes, probes))
+    inverse = torch.linalg.inv(squares)
     own = inverse.diagonal()
     stretch = own[:, None] - removed.other * inverse.square() / own
     left = (n - k + 1 + removed.other) * stretch * rest[:, None] / removed.sine2
@@ -232,10 +241,12 @@ def hutchpp(
     """
     span = sketch.left_out().range
     n = probes.shape[1]
-    h = span @ core @ span.mT
-    z = inner(probes, sketch.basis) @ span.mT
+    core, forms, ahead, behind, z, squares = on_host(
+        core, forms, ahead, behind, inner(probes, sketch.basis), dots(probes, probes)
+    )
+    h, z = span @ core @ span.mT, z @ span.mT
     rest = forms - (((ahead + behind) @ span.mT - z @ h) * z).sum(1)
-    lengths = dots(probes, probes) - z.square().sum(1)
+    lengths = squares - z.square().sum(1)
     return h.trace() + (n - len(span)) / lengths.clamp_min(TINY) * rest
 
 
@@ -250,11 +261,11 @@ def xdiag(sketch: Sketch) -> RunningMoments:
     span, points, axes = sketch.left_out()
     lengths = (axes * points).sum(1)
     directions, columns = (
-        (axes @ span).to(part) @ part for part in (sketch.basis, sketch.products)
+        beside(axes @ span, part) @ part for part in (sketch.basis, sketch.products)
     )
     whole = torch.zeros_like(sketch.basis[0], dtype=torch.float64)
-    kept = (span.mT @ span).to(sketch.basis)
-    for row, column in zip(kept @ sketch.basis, sketch.products, strict=True):
+    kept = beside(span.mT @ span, sketch.basis) @ sketch.basis
+    for row, column in zip(kept, sketch.products, strict=True):
         whole += row.double() * column.double()
     scatter = RunningMoments()
     for direction, column, length, probe in zip(
@@ -264,8 +275,10 @@ def xdiag(sketch: Sketch) -> RunningMoments:
     k, n = sketch.probes.shape
     if k > 1:
         some = torch.linspace(0, n - 1, max(1, min(n, 4096, 2**24 // k**2))).long().unique()
+        some = on_device(some, whole.device, some.dtype)
+        small = beside(axes @ axes.mT, whole), beside(lengths, whole)
         parts = (directions, columns, sketch.probes)
-        values = whole[some] + _changes(axes @ axes.mT, lengths, *(p[:, some] for p in parts))
+        values = whole[some] + _changes(*small, *(p[:, some] for p in parts))
         unpaired = float(values.diagonal().var(1).sum()) / k
         scatter.squares = scatter.squares * (_variance(values) / unpaired if unpaired > 0 else 1.0)
     return scatter

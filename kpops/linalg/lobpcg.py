@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpops.linalg.basis import Basis
+from kpops.linalg.basis import Basis, gram_of
 from kpops.linalg.lanczos import AT_LEAST
 from kpops.linalg.probes import Act, Block, inner, lengths_of
 from kpops.linalg.problem import BatchedSpace, Modes
 from kpops.linalg.search import Search
+from kpops.transfers import beside, on_device, on_host
 
 
 def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
@@ -29,19 +30,25 @@ def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
     ax = act(x)
     search.spend(block)
     values, axes = _ritz(x, ax)
-    x, ax = axes.mT @ x, axes.mT @ ax
+    x, ax = beside(axes, x).mT @ x, beside(axes, x).mT @ ax
     p, ap = x[:, :0], ax[:, :0]
     while True:
-        found = _look(search, values, x, ax)
+        residual = ax - beside(values, x)[..., None] * x
+        current = torch.cat([x, p], 1)
+        gaps, gram, longest = on_host(
+            lengths_of(residual), inner(current, current), ax.norm(dim=2).max()
+        )
+        found = _look(search, values, gaps, x)
         if found is not None:
             return found
-        residual = ax - values.to(x.dtype)[..., None] * x
-        current, images = _straightened(torch.cat([x, p], 1), torch.cat([ax, ap], 1))
+        # Nearly orthonormal vectors are made so, and their images transformed alike.
+        turn = beside(torch.linalg.inv(torch.linalg.cholesky(gram)), x)
+        images = turn @ torch.cat([ax, ap], 1)
         basis.n = 0
-        basis.append(current)
+        basis.append(turn @ current)
         basis.remove(residual)
         basis.remove(residual)
-        r = basis.orthonormal(residual, float(ax.norm(dim=2).max()))
+        r = basis.orthonormal(residual, on_host(gram_of(residual))[0], float(longest))
         basis.append(r)
         images = torch.cat([images, act(r)], dim=1)
         search.spend(block)
@@ -53,33 +60,32 @@ def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
         step[:, :block] = 0
         step = torch.linalg.qr(torch.cat([best, step], dim=2))[0][..., block:]
         values = values[:, :block]
+        best, step = beside(best, x), beside(step, x)
         x, ax = best.mT @ basis.rows, best.mT @ images
         p, ap = step.mT @ basis.rows, step.mT @ images
-
-
-def _straightened(q: Block, image: Block) -> tuple[Block, Block]:
-    """Make nearly orthonormal vectors orthonormal, and transform their images alike."""
-    factor = torch.linalg.cholesky(inner(q, q))
-    turn = torch.linalg.inv(factor).to(q.dtype)
-    return turn @ q, turn @ image
 
 
 def _ritz(
     q: Block, image: Block
 ) -> tuple[Float[Tensor, "problem mode"], Float[Tensor, "problem vector mode"]]:
-    """Eigenvalues of the operator in the span of q, of falling magnitude, and coefficients."""
-    h = inner(q, image)
+    """Eigenvalues of the operator in the span of q, of falling magnitude, and coefficients.
+
+    Both are float64, on the host.
+    """
+    (h,) = on_host(inner(q, image))
     values, axes = torch.linalg.eigh((h + h.mT) / 2)
     order = values.abs().argsort(dim=1, descending=True)
     axes = axes.gather(2, order[:, None].expand_as(axes))
-    return values.gather(1, order), axes.to(q.dtype)
+    return values.gather(1, order), axes
 
 
 def _look(
-    search: Search, values: Float[Tensor, "problem vector"], x: Block, ax: Block
+    search: Search,
+    values: Float[Tensor, "problem vector"],
+    gaps: Float[Tensor, "problem vector"],
+    x: Block,
 ) -> Modes | None:
     """The modes, if they are found or the search must end."""
-    gaps = lengths_of(ax - values.to(x.dtype)[..., None] * x)
     complete = x.shape[1] == x.shape[2]
     chosen, n_certified = search.look(values, gaps * (not complete))
     if search.spent < AT_LEAST * x.shape[1] and not complete:
@@ -89,4 +95,5 @@ def _look(
     ):
         return None
     problem, mode = chosen // x.shape[1], chosen % x.shape[1]
-    return Modes(values[problem, mode], problem, (x[problem, mode],), n_certified)
+    vectors = x.flatten(0, 1)[on_device(chosen, x.device, chosen.dtype)]
+    return Modes(values[problem, mode], problem, (vectors,), n_certified)

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from kpops import work
 from kpops.linalg.budget import empty
+from kpops.linalg.orthonormal import orthonormal
 from kpops.linalg.probes import BLOCK, TINY, Rows, Samples, dots, sphere
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.symmetry import refuse_indefinite
 from kpops.operators.base import TrajectoryOperator
 from kpops.scalars import generator as seeded
+from kpops.transfers import on_host
 
 NEEDS_POSITIVE = "an effective rank of a self-adjoint operator needs that: use op @ op.H"
 _LEAST = 8
@@ -100,8 +102,8 @@ def _quotients(z: Rows, y: Rows) -> Float[Tensor, "3 vector"]:
 
 
 def _participation(z: Rows, y: Rows) -> float:
-    first, second, _ = _quotients(z, y).mean(1)
-    return float(first**2 / second) if second > 0 else 0.0
+    first, second, _ = on_host(_quotients(z, y).mean(1))[0].tolist()
+    return first**2 / second if second > 0 else 0.0
 
 
 def _basis(problem: SpectralProblem, y: Rows) -> tuple[Basis, Basis] | None:
@@ -109,5 +111,5 @@ def _basis(problem: SpectralProblem, y: Rows) -> tuple[Basis, Basis] | None:
     largest = y.abs().max()
     if not largest > 0:
         return None
-    basis = torch.linalg.qr((y / largest).T)[0].T.contiguous()
+    basis = orthonormal(y / largest)[0]
     return basis, problem.G.apply(basis.reshape(-1, *problem.G.domain.shape)).reshape(basis.shape)

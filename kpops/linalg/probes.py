@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kpops.operators.base import TrajectoryOperator
 from kpops.scalars import generator as seeded
+from kpops.transfers import on_host
 
 Act = Callable[[Tensor], Tensor]
 Rows = Float[Tensor, "vector entry"]
@@ -75,7 +76,7 @@ def mean_and_error(samples: Samples) -> tuple[float, float]:
     2.6) its quantile z moves by ``g (2 z^2 + 1) / (6 sqrt(m))``, g being the skewness; at z = 2
     that is the fraction ``3 g / (4 sqrt(m))`` of it.
     """
-    m = len(samples)
+    (samples,), m = on_host(samples), len(samples)
     mean, scatter = samples.mean(), samples.std()
     if m < 2:
         return float(mean), math.nan
@@ -114,7 +115,7 @@ def jackknife(statistic: Callable[..., Tensor], *samples: Samples) -> tuple[floa
     `statistic` takes as many means as there are samples, and must broadcast; all samples come from
     the same random vectors. Efron and Stein (1981): each random vector is left out in turn.
     """
-    m = len(samples[0])
+    samples, m = on_host(*samples), len(samples[0])
     whole = statistic(*(s.mean() for s in samples))
     without = statistic(*((s.sum() - s) / (m - 1) for s in samples))
     return left_out(whole, without)

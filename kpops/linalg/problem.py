@@ -25,9 +25,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from kpops.linalg.orthonormal import orthonormal
 from kpops.linalg.rounding import flatten_vectors
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches, block_diagonal_dims
+from kpops.transfers import beside, on_device
 
 
 class BatchedSpace(NamedTuple):
@@ -45,9 +47,9 @@ class Modes(NamedTuple):
     Attributes
     ----------
     values
-        Of falling magnitude, in float64.
+        Of falling magnitude, in float64, on the host.
     problem
-        To which each belongs.
+        To which each belongs, on the host.
     vectors
         Eigenvectors, or right and left singular vectors, in that problem.
     n_certified
@@ -157,7 +159,8 @@ class SpectralProblem:
 
     def lift(self, modes: Modes) -> tuple[Float[Tensor, " mode"], Float[Tensor, " mode *dims"]]:
         """Eigenvalues and eigenfunctions of A; those of G if A is not symmetric."""
-        values = (self.sign * (modes.values - self.shift)).to(self.op.torch_dtype)
+        values = self.sign * (modes.values - self.shift)
+        values = on_device(values, self.op.device, self.op.torch_dtype)
         block = self.sides.join(by_problem(self.sides.count, modes.problem, modes.vectors[0]))
         if self.symmetric and self.factor is not None:
             images = flatten_vectors(self.factor.apply(block))
@@ -170,7 +173,8 @@ def by_problem(
 ) -> Shaped[Tensor, "problem mode entry"]:
     """Place the vector of each mode in its problem, with zeros in the others."""
     whole = vectors.new_zeros(n_problems, *vectors.shape)
-    whole[problem, torch.arange(len(vectors), device=problem.device)] = vectors
+    problem = on_device(problem, vectors.device, problem.dtype)
+    whole[problem, torch.arange(len(vectors), device=vectors.device)] = vectors
     return whole
 
 
@@ -196,5 +200,6 @@ def _in_order(rows: Float[Tensor, "mode entry"]) -> Float[Tensor, "mode entry"]:
     """
     unit = rows.double()  # of long rows, single precision would lose a digit
     unit /= unit.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-    q, r = torch.linalg.qr(unit.mT)
-    return (q * torch.where(r.diagonal() < 0, -1, 1)).mT.to(rows.dtype).contiguous()
+    q, coords = orthonormal(unit)
+    signs = beside(torch.where(coords.diagonal() < 0, -1, 1), q)
+    return (q * signs[:, None]).to(rows.dtype)

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.memory import free_bytes
-from kpops.linalg.probes import Act, Rows, Samples, random_block
+from kpops.linalg.orthonormal import orthonormal
+from kpops.linalg.probes import Act, Samples, random_block
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.rounding import noise_floor
 from kpops.linalg.scaling import normalized
@@ -33,6 +34,8 @@ from kpops.scalars import generator as seeded
 
 _SEEKING = 32
 """Steps of Lanczos that look for a negative eigenvalue."""
+_LOOK = 8
+"""Steps after which Lanczos looks whether all recursions have ended."""
 Nodes = Float[Tensor, "probe node"]
 
 
@@ -98,7 +101,8 @@ def tridiagonalized(
         if work.interrupted():
             diagonal, beside = diagonal[:, : step + 1], beside[:, : step + 1]
             break
-        if step + 1 == steps or not going.any():
+        # To look at every step would keep a device waiting.
+        if step + 1 == steps or (step % _LOOK == _LOOK - 1 and not going.any()):
             break
         basis[:, step + 1] = torch.where(going, 1 / length, 0)[:, None] * image
     return Tridiagonal(diagonal, beside)
@@ -139,7 +143,7 @@ class Rule:
         # Nodes without weight are where a recursion has ended; a logarithm may be infinite there.
         values = torch.where(self.weights > 0, self.weights * function(self.nodes), 0).sum(1)
         if self.n_zeros:
-            values = values + self.n_zeros * float(function(self.nodes.new_zeros(1)))
+            values = values + self.n_zeros * function(self.nodes.new_zeros(1))
         return values
 
 
@@ -161,7 +165,9 @@ def gauss_rule(
     # Modes mix the blocks, and so does deflating them.
     problem = SpectralProblem(op, symmetric, together=off is not None)
     batches = problem.sides
-    modes = None if off is None else _orthonormal(problem.bring(off)[0])
+    modes = None if off is None else problem.bring(off)[0]
+    if modes is not None:
+        modes, _ = orthonormal(modes / modes.norm(dim=1, keepdim=True))
 
     def act(rows: Float[Tensor, "recursion entry"]) -> Float[Tensor, "recursion entry"]:
         return problem.act(rows.unflatten(0, (batches.count, -1))).flatten(0, 1)
@@ -197,11 +203,6 @@ def gauss_rule(
 
     steps = min(steps, recursions[-1].diagonal.shape[1])
     return rule(steps, rule(max(1, 3 * steps // 4)))
-
-
-def _orthonormal(modes: Rows) -> Rows:
-    """An orthonormal basis of modes that are not of unit length."""
-    return torch.linalg.qr((modes / modes.norm(dim=1, keepdim=True)).T)[0].T.contiguous()
 
 
 def seek_negative(op: TrajectoryOperator, rng: Any, remedy: str) -> int:

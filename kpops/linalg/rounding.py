@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kpops.transfers import on_host
+
 _TINY = torch.finfo(torch.double).tiny
 
 
@@ -36,13 +38,10 @@ def relative(
     """
     if not len(values):
         return values
-    known = values.new_tensor(largest).double()
     sizes = values.double().abs()
-    unit = torch.maximum(sizes.max(), known).clamp_min(_TINY)
+    unit = sizes.max().clamp_min(max(largest, _TINY))
     lengths = torch.stack([(gap.double() / unit).norm(dim=1) for gap in gaps]).amax(0)
-    warranted = torch.maximum((sizes / unit - lengths).max(), known / unit)
-    if not lengths.any():
-        return lengths.to(values.dtype)
+    warranted = torch.maximum((sizes / unit - lengths).max(), largest / unit)
     return (lengths / warranted.clamp_min(_TINY)).to(values.dtype)
 
 
@@ -54,14 +53,16 @@ def clusters(
     Within a group, the directions of the modes are not determined: they turn by about the residual
     over the gap. `largest` is a magnitude that no value exceeds, if it is known.
     """
-    order = values.double().nan_to_num(-torch.inf).argsort(descending=True)
-    ordered, doubt = values.double()[order], residual.double()[order]
-    unsure = 10 * torch.maximum(doubt[1:], doubt[:-1]).clamp_min(0.1 * noise_floor(values.dtype))
+    device, floor = values.device, noise_floor(values.dtype)
+    values, residual = on_host(values.double(), residual.double())
+    order = values.nan_to_num(-torch.inf).argsort(descending=True)
+    ordered, doubt = values[order], residual[order]
+    unsure = 10 * torch.maximum(doubt[1:], doubt[:-1]).clamp_min(0.1 * floor)
     gaps = ordered[:-1] - ordered[1:]
-    scale = values.double().abs().nan_to_num(0).max()
-    apart = ~(gaps <= unsure * torch.maximum(scale, values.new_tensor(largest).double()))
+    scale = max(float(values.abs().nan_to_num(0).max()), largest)
+    apart = ~(gaps <= unsure * scale)
     group = torch.empty_like(order)
     group[order] = torch.cat([apart.new_zeros(1), apart]).cumsum(0)
     names: dict[int, int] = {}
     numbers = [names.setdefault(g, len(names) + 1) for g in group.tolist()]
-    return torch.tensor(numbers, device=values.device)
+    return torch.tensor(numbers, device=device)

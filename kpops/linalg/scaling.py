@@ -30,11 +30,14 @@ _NEAR = 2.0**20
 
 def power_of_two(values: Float[Tensor, "*any"], what: str = "the operator") -> float:
     """The power of two at or below the largest magnitude, which must be finite; 1 if all are 0."""
-    largest = float(values.abs().max()) if values.numel() else 0.0
+    return _power_of_two(_largest(values), values.dtype, what)
+
+
+def _power_of_two(largest: float, dtype: torch.dtype, what: str) -> float:
     if not math.isfinite(largest):
-        dtype = str(values.dtype).removeprefix("torch.")
+        name = str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"a product with {what} is not finite in {dtype}: check the weights and the scale; "
+            f"a product with {what} is not finite in {name}: check the weights and the scale; "
             "if they are meant, take op * 1e-20, say, or dtype=torch.float64"
         )
     return 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 1.0
@@ -47,11 +50,13 @@ def normalized(op: TrajectoryOperator, rng: Any = 0) -> tuple[TrajectoryOperator
     """
     values = seeded(rng).standard_normal((1, *op.domain.shape))
     image = op.apply(torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device))
-    if is_lost(image) and op.root is not None:
+    largest = _largest(image)
+    lost = _is_lost(largest, image.dtype)
+    if lost and op.root is not None:
         root, unit = normalized(op.root)
         return _named(root @ root.H, op), unit * unit
-    unit = power_of_two(image, repr(op))
-    if is_lost(image) and image.any():
+    unit = _power_of_two(largest, image.dtype, repr(op))
+    if lost and largest:
         raise ValueError(
             f"{op!r} is smaller than {np.finfo(op.dtype).tiny:.2g}, where {op.dtype} loses digits: "
             "take a larger scale, or dtype=torch.float64"
@@ -72,19 +77,24 @@ def normalized_blocks(
 ) -> tuple[Float[Tensor, "problem row column"], float]:
     """Dense blocks D and u with ``op = u D``, D of about one; see :func:`dense_blocks`."""
     dense, unit = dense_blocks(op), 1.0
-    if is_lost(dense) and op.root is not None:
+    largest = _largest(dense)
+    if _is_lost(largest, dense.dtype) and op.root is not None:
         root, unit = normalized(op.root)
         dense, unit = dense_blocks(root @ root.H), unit * unit
-    size = power_of_two(dense, repr(op))
+        largest = _largest(dense)
+    size = _power_of_two(largest, dense.dtype, repr(op))
     return dense / size, unit * size
 
 
-def is_lost(values: Float[Tensor, "*any"]) -> bool:
+def _largest(values: Float[Tensor, "*any"]) -> float:
+    """The largest magnitude; 0 if there is no value."""
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+def _is_lost(largest: float, dtype: torch.dtype) -> bool:
     """Whether the largest of some values is zero, not finite, or has lost digits."""
-    if not values.numel():
-        return False
-    info = torch.finfo(values.dtype)
-    return not info.tiny <= float(values.abs().max()) <= info.max
+    info = torch.finfo(dtype)
+    return not info.tiny <= largest <= info.max
 
 
 def raised(unit: float, power: float) -> float:

@@ -1,7 +1,7 @@
 """Random vectors, their images in an orthonormal basis, and what each image adds to the others.
 
-Tall blocks keep their dtype; the small matrices between them, and all sums, are float64. Nothing
-here squares a tall block, so no scale of the operator leaves the dtype.
+Tall blocks keep their dtype and device; the small matrices between them are float64, on the host.
+All sums are float64.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpops.linalg.probes import TINY, Act, Rows, Samples, dots, inner
+from kpops.linalg.orthonormal import orthonormal
+from kpops.linalg.probes import TINY, Act, Samples, dots, inner
+from kpops.transfers import on_host
 
 
 class Sketch:
@@ -25,7 +27,7 @@ class Sketch:
     basis : Tensor, shape (probe, row)
         Orthonormal rows that span the images.
     coords : Tensor, shape (probe, probe)
-        The images in this basis, ``images = coords @ basis``, in float64.
+        The images in this basis, ``images = coords @ basis``, in float64 on the host.
     products : Tensor, shape (at most probe, column)
         Images of the first rows of the basis; see :meth:`complete`.
     """
@@ -42,6 +44,7 @@ class Sketch:
             rest = rest - part @ self.basis
             along = along + part.double()
         basis, coords = orthonormal(rest)
+        (along,) = on_host(along)
         self.coords = torch.nn.functional.pad(self.coords, (0, len(coords)))
         self.coords = torch.cat([self.coords, torch.cat([along, coords], dim=1)])
         self.basis = torch.cat([self.basis, basis])
@@ -99,10 +102,12 @@ class Sketch:
         of XTrace, which are not known before A is applied to the basis.
         """
         span, points, axes = self.left_out()
-        inside = inner(self.probes, self.basis) @ span.mT
+        probes = self.probes
+        inside, squares = on_host(inner(probes, self.basis), dots(probes, probes))
+        inside = inside @ span.mT
         along = (inside * axes).sum(1)
-        lengths = dots(self.probes, self.probes) - inside.square().sum(1) + along.square()
-        rest = self.probes.shape[1] - len(span) + axes.any(1)
+        lengths = squares - inside.square().sum(1) + along.square()
+        rest = probes.shape[1] - len(span) + axes.any(1)
         return rest * (points * axes).sum(1) * along / lengths.clamp_min(TINY)
 
 
@@ -123,9 +128,3 @@ class LeftOut(NamedTuple):
     range: Float[Tensor, "r k"]
     points: Float[Tensor, "k r"]
     axes: Float[Tensor, "k r"]
-
-
-def orthonormal(rows: Rows) -> tuple[Float[Tensor, "q entry"], Float[Tensor, "vector q"]]:
-    """Orthonormal rows and the coordinates of `rows` in them."""
-    q, r = torch.linalg.qr(rows.mT)
-    return q.mT.contiguous(), r.mT.double()

@@ -9,6 +9,7 @@ from kpops.linalg.probes import random_block
 from kpops.linalg.rounding import noise_floor
 from kpops.linalg.scaling import power_of_two
 from kpops.operators.base import TrajectoryOperator
+from kpops.transfers import on_host
 
 
 def is_self_adjoint(op: TrajectoryOperator) -> bool:
@@ -21,9 +22,9 @@ def is_self_adjoint(op: TrajectoryOperator) -> bool:
     images = op.apply(probes)
     u, v = probes.double()
     image_u, image_v = images.double() / power_of_two(images, repr(op))
-    gap = abs(float((u * image_v).sum() - (image_u * v).sum()))
-    scale = float(u.norm() * image_v.norm() + image_u.norm() * v.norm())
-    return gap <= noise_floor(op.torch_dtype) * scale
+    gap = (u * image_v).sum() - (image_u * v).sum()
+    scale = u.norm() * image_v.norm() + image_u.norm() * v.norm()
+    return bool(gap.abs() <= noise_floor(op.torch_dtype) * scale)
 
 
 def require_self_adjoint(op: TrajectoryOperator) -> None:
@@ -42,7 +43,7 @@ def refuse_indefinite(
     """
     if not len(quotients):
         return
-    least, largest = float(quotients.min()), float(quotients.abs().max())
+    least, largest = map(float, on_host(quotients.min(), quotients.abs().max()))
     if least < -noise_floor(op.torch_dtype) * len(quotients) ** 0.5 * largest:
         raise ValueError(
             f"{op!r} is not positive semi-definite: an eigenvalue is at most {least / largest:.3g} "

@@ -15,6 +15,7 @@ from kpops.linalg.certify import certify_leading
 from kpops.linalg.eigenpairs import DEFAULTS, Options, solve
 from kpops.linalg.exact import check_cost, is_cheap, is_small
 from kpops.linalg.lanczos import AT_LEAST, Bidiagonal, run
+from kpops.linalg.orthonormal import orthonormal
 from kpops.linalg.probes import Act
 from kpops.linalg.problem import BatchedSpace, Modes, SpectralProblem, by_problem
 from kpops.linalg.rounding import clusters, fix_signs, flatten_vectors, relative
@@ -22,6 +23,7 @@ from kpops.linalg.scaling import normalized_blocks
 from kpops.linalg.search import LeadingModes, Progress, Search, padded, verdict
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches, batches
+from kpops.transfers import beside, on_device
 
 Triplets = tuple[Float[Tensor, "mode rows"], Float[Tensor, " mode"], Float[Tensor, "mode columns"]]
 """Left singular vectors, singular values and right singular vectors that were found."""
@@ -107,11 +109,11 @@ def _by_krylov(
     first = replace(search, budget=search.budget // 2, callback=watch)
     triplets, n_certified = _by_gram(op, method, first, options)
     search.spent = 2 * first.spent
-    values = triplets[1]
+    values = triplets[1].tolist()
     enough = search.budget - search.spent > 2 * AT_LEAST * (search.k + 2)
     if search.stopped or not enough or len(values) < search.k:
         return triplets, n_certified
-    if not lost(float(values[0]), float(values[-1])):
+    if not lost(values[0], values[-1]):
         return triplets, n_certified
     return _by_bidiagonal(op, search, options.block_size)
 
@@ -136,7 +138,7 @@ def _by_bidiagonal(
     right, left = modes.vectors[::-1] if wide else modes.vectors
     triplets = (
         _placed(sides[1], left, modes.problem),
-        modes.values.to(op.torch_dtype),
+        on_device(modes.values, op.device, op.torch_dtype),
         _placed(sides[0], right, modes.problem),
     )
     n_certified = modes.n_certified
@@ -150,7 +152,7 @@ def _certifies(op: TrajectoryOperator, triplets: Triplets, search: Search) -> bo
     left, values, right = triplets
     problem = SpectralProblem(op, symmetric=False, together=True)
     vectors = left if problem.moves else right
-    squares = values.double() ** 2
+    squares = values.cpu().double() ** 2
     modes = Modes(squares, torch.zeros(len(squares), dtype=torch.long), (vectors,), len(squares))
     return certify_leading(problem, modes, search)
 
@@ -164,15 +166,15 @@ def _by_gram(
     act = op.apply_adjoint if problem.moves else op.apply
     # The decomposition of the images separates what the Gram matrix has mixed; of long columns it
     # would lose a digit in single precision.
-    images = flatten_vectors(act(block)).double()
-    parts = torch.linalg.svd(images.mT, full_matrices=False)
-    other, values, turn = (part.to(op.torch_dtype) for part in parts)
-    one = turn @ flatten_vectors(block)
-    left, right = (one, other.mT) if problem.moves else (other.mT, one)
+    basis, coords = orthonormal(flatten_vectors(act(block)).double())
+    turn, values, axes = torch.linalg.svd(coords)
     # Values that are lost in the rounding of the squares may hide others.
     kept = values * search.tol >= search.rounding * values[:1]
     n_certified = min(n_certified, int(kept.long().cumprod(0).sum()))
-    return (left, values, right), n_certified
+    other = (beside(axes, basis) @ basis).to(op.torch_dtype)
+    one = beside(turn.mT, block) @ flatten_vectors(block)
+    left, right = (one, other) if problem.moves else (other, one)
+    return (left, beside(values, block), right), n_certified
 
 
 def _residual(

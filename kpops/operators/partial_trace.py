@@ -135,7 +135,7 @@ class PartialTrace(TrajectoryOperator):
         """Vectors z of the traced dimensions such that R is sum z* A z."""
         shape = len(chosen), self.num_vectors
         basis = torch.zeros(shape, dtype=self.torch_dtype, device=self.device)
-        basis[range(len(chosen)), chosen] = 1
+        basis.diagonal(chosen.start).fill_(1)
         return basis.reshape(len(chosen), *self._loop_shape)
 
     def _quotients(self, act: Action, block: InDomain) -> Iterator[Tensor]:
@@ -296,9 +296,7 @@ def _check_dense(op: TrajectoryOperator, num_probes: int) -> None:
 def _others(probes: Tensor, left_out: int) -> Tensor:
     if len(probes) < 2:
         raise ValueError("the only probe cannot be left out: draw with num_probes=2 or more")
-    chosen = torch.ones(len(probes), dtype=torch.bool)
-    chosen[left_out] = False
-    return probes[chosen.to(probes.device)]
+    return torch.cat([probes[:left_out], probes[left_out + 1 :]])
 
 
 def _of_unit_blocks(op: TrajectoryOperator, blocks: UnitBlocks, kept: Space) -> DenseOperator:

@@ -57,7 +57,8 @@ def _leading_vectors(
         for _, u in _in_float64(features):
             gram.addmm_(_unit(u).mT, _unit(u))
     values, vectors = torch.linalg.eigh(gram)
-    return values[values > cut], vectors[:, values > cut]
+    dropped = int((values <= cut).sum())  # they ascend
+    return values[dropped:], vectors[:, dropped:]
 
 
 def _width(features: Features) -> int:

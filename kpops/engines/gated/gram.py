@@ -68,7 +68,7 @@ class Gram:
 
     def apply(self, q: Block, into: Block) -> None:
         """Write K q into `into`."""
-        into[..., self.layer.units] = 0
+        into[..., self.layer.units].zero_()
         if self.parts:  # else nothing learns in this layer, whose diagonals are not needed
             self.jvp(self.vjp(q), into)
 
@@ -81,9 +81,9 @@ class Gram:
         for time, d in self.layer.slices(len(q)):
             old = q[:, :, time, self.layer.units].split(self.layer.hidden, dim=-1)
             for part, sums in zip(self.parts, cotangent, strict=True):
-                y = sum(d[p] * old[v] for v, p in part.gains).flatten(1, 2)
+                y = reduce(torch.add, (d[p] * old[v] for v, p in part.gains)).flatten(1, 2)
                 for z, total in zip(self.of(part), sums, strict=True):
-                    total += z[:, time].flatten(0, 1).mT @ y
+                    total.baddbmm_(z[:, time].flatten(0, 1).mT.expand(len(q), -1, -1), y)
         return cotangent
 
     def jvp(self, cotangent: Cotangent, into: Block) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kpops.linalg.budget import Estimate
 from kpops.operators.base import TrajectoryOperator
+from kpops.transfers import on_host
 
 Values = Float[Tensor, " value"]
 
@@ -73,6 +74,7 @@ class RankRun(NamedTuple):
 
 def of_spectrum(values: Values, spec: RankSpec, symmetric: bool, floor: float) -> float:
     """The rank of a spectrum that is known; values fall in magnitude."""
+    (values,) = on_host(values)
     if not values.isfinite().all():
         raise ValueError("the operator is not finite: check the weights and the scale")
     if not values.any():

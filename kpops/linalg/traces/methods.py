@@ -10,6 +10,7 @@ from kpops.linalg.leave_one_out import Pairs, hutchpp, shifted_xnystrace, xnystr
 from kpops.linalg.probes import inner, mean_and_error
 from kpops.linalg.sketch import Sketch
 from kpops.linalg.traces.runs import GramTrace, PlainTrace
+from kpops.transfers import beside, on_host
 
 Found = tuple[float, float] | None
 """An estimate and its standard error, or None where a run has not made what it takes."""
@@ -97,7 +98,7 @@ class XNysTrace(TraceMethod):
 
 def nystrom_of_plain(run: PlainTrace, sketch: Sketch) -> Pairs:
     """XNysTrace of a positive operator, from a sketch of it."""
-    return shifted_xnystrace(sketch.probes, sketch.coords.to(run.like) @ sketch.basis)
+    return shifted_xnystrace(sketch.probes, beside(sketch.coords, run.like) @ sketch.basis)
 
 
 def nystrom_of_gram(sketch: Sketch) -> Pairs:
@@ -143,8 +144,10 @@ class XTrace(TraceMethod):
         if sketch is None or second is None or second.missing:
             return None
         j, k = len(second.probes), len(sketch.probes)
-        images = sketch.coords.to(run.like) @ sketch.basis
-        core, ahead = inner(second.products, second.products), inner(images, second.products)
+        images = beside(sketch.coords, run.like) @ sketch.basis
+        core, ahead = on_host(
+            inner(second.products, second.products), inner(images, second.products)
+        )
         pairs = xtrace(second, core, ahead[:j])
         if k == j:
             return pairs.mean, pairs.stderr

@@ -16,6 +16,7 @@ from torch import Tensor
 from kpops.linalg.probes import BLOCK, Act, Rows, Samples, dots, inner, sphere
 from kpops.linalg.scaling import power_of_two, raised
 from kpops.linalg.sketch import Sketch
+from kpops.transfers import beside, on_host
 
 
 class Forms:
@@ -28,13 +29,14 @@ class Forms:
 
     def add(self, samples: Samples, squares: Float[Tensor, "*any"]) -> None:
         """Add forms, and independent estimates of the trace of the square."""
+        samples, total = on_host(samples, squares.sum())
         self.samples.append(samples)
-        self.squares += float(squares.sum())
+        self.squares += float(total)
         self.n_squares += squares.numel()
 
     @property
     def all(self) -> Samples:
-        """All forms."""
+        """All forms, on the host."""
         return torch.cat(self.samples)
 
     def participation(self) -> float:
@@ -173,15 +175,16 @@ class GramTrace(TraceRun):
 
     def _observe(self, probes: Rows, images: Float[Tensor, "vector image"]) -> None:
         gram = inner(images, images)
-        beside = ~torch.eye(len(gram), dtype=torch.bool, device=gram.device)
-        self.forms.add(dots(images, images), gram[beside].square())
+        k = len(gram)
+        off_diagonal = gram.flatten()[1:].view(k - 1, k + 1)[:, :-1]
+        self.forms.add(dots(images, images), off_diagonal.square())
 
     def second_images(self) -> Sketch:
         """The sketch of ``R* R``, whose images are combinations of those of the basis under R*."""
         sketch = self.sketch
         assert sketch is not None
         new = slice(len(self.second.probes) if self.second else 0, len(sketch.products))
-        images = sketch.coords[new, : new.stop].to(self.like) @ sketch.products
+        images = beside(sketch.coords[new, : new.stop], self.like) @ sketch.products
         if self.second is None:
             self.second = Sketch(sketch.probes[new], images)
         elif len(images):
