@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kpops.engines import random_vectors
 from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.engines.memory import check_allocation
 from kpops.labels import Space
@@ -277,8 +278,9 @@ def signs(
     shape: tuple[int, ...], op: TrajectoryOperator, rng: np.random.Generator
 ) -> Float[Tensor, "*shape"]:
     """Random +1 and -1, in the dtype and on the device of `op`."""
-    values = 2 * rng.integers(0, 2, size=shape, dtype=np.int8) - 1
-    return torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device)
+    like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
+    n, *rest = shape
+    return random_vectors.signs(rng, range(n), range(math.prod(rest)), like).reshape(shape)
 
 
 def _symbol(op: TrajectoryOperator, kept: Space) -> str:
