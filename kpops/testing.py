@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kpops.arrays import to_numpy
 from kpops.engines.autodiff import AutodiffEngine
-from kpops.engines.random_vectors import normal
+from kpops.engines.random_vectors import RandomVectors
 from kpops.labels import Space
 from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
@@ -171,7 +171,8 @@ def check_linearization(
 
 def _random(op: TrajectoryOperator, space: Space, rng: np.random.Generator) -> Tensor:
     like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
-    return normal(rng, range(_BLOCK), range(space.size), like).reshape(_BLOCK, *space.shape)
+    drawn = RandomVectors(rng).normal(_BLOCK, range(space.size), like)
+    return drawn.reshape(_BLOCK, *space.shape)
 
 
 def _check_kept(op: TrajectoryOperator, result: Tensor, space: Space) -> None:

@@ -1,8 +1,7 @@
 """Random vectors, drawn on the device that uses them and the same on every device.
 
-Entry i of vector j is a function of a key, i and j alone, so that a part of a block is drawn
-without the rest: some of its vectors, or some entries of all of them. The key is one number from
-the user's generator; the next call has another.
+Entry i of vector j is a function of a key, i and j alone, so it does not matter how many vectors
+are drawn at a time, and a device that holds some of the entries draws no others.
 
 The random words are those of :mod:`kpops.engines.philox`, the same to the bit everywhere. A counter
 is ``(i // n, j)`` where its words make n entries.
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from kpops.engines import threads
 from kpops.engines.memory import room
 from kpops.engines.philox import WORD, encrypt
+from kpops.scalars import generator
 
 Words = Sequence[Int[Tensor, "vector counter"]]
 Rows = Float[Tensor, "vector entry"]
@@ -31,25 +32,35 @@ _ON_CPU, _ON_DEVICE = 2**16, 2**24
 _COMPILED = 2**20
 
 
-def normal(rng: np.random.Generator, vectors: range, entries: range, like: Tensor) -> Rows:
-    """Independent standard normal numbers, in the dtype and on the device of `like`.
+class RandomVectors:
+    """A sequence of random vectors, of which each call draws the next.
 
-    Box and Muller (1958), from uniform numbers of 32 bits, which reach 6.7 standard deviations. In
-    float64, then rounded to the dtype; the last bits are those of the device's log, cos and sin.
+    Its key is one number drawn from `rng`, a seed or a generator. Vectors have the dtype and the
+    device of the tensor `like`; `entries` says which of their entries are drawn.
     """
-    key = _key(rng)
-    if like.device.type == "cpu" and len(vectors) * len(entries) >= _COMPILED:
-        return _compiled(key, vectors, entries, like)
-    return _drawn(_box_muller, 4, key, vectors, entries, like)
 
+    def __init__(self, rng: Any) -> None:
+        self.key = divmod(int(generator(rng).integers(2**64, dtype=np.uint64)), 2**32)
+        self.drawn = 0
 
-def signs(rng: np.random.Generator, vectors: range, entries: range, like: Tensor) -> Rows:
-    """Independent entries 1 and -1, in the dtype and on the device of `like`."""
-    return _drawn(_bits, 128, _key(rng), vectors, entries, like)
+    def normal(self, k: int, entries: range, like: Tensor) -> Float[Tensor, "{k} entry"]:
+        """Vectors of independent standard normal entries.
 
+        Box and Muller (1958), from uniform numbers of 32 bits, which reach 6.7 standard deviations.
+        In float64, then rounded to the dtype; the last bits are those of the device's log, cos and
+        sin.
+        """
+        if like.device.type == "cpu" and k * len(entries) >= _COMPILED:
+            return _compiled(self.key, self._next(k), entries, like)
+        return _drawn(_box_muller, 4, self.key, self._next(k), entries, like)
 
-def _key(rng: np.random.Generator) -> tuple[int, int]:
-    return divmod(int(rng.integers(2**64, dtype=np.uint64)), 2**32)
+    def signs(self, k: int, entries: range, like: Tensor) -> Float[Tensor, "{k} entry"]:
+        """Vectors of independent entries 1 and -1."""
+        return _drawn(_bits, 128, self.key, self._next(k), entries, like)
+
+    def _next(self, k: int) -> range:
+        self.drawn += k
+        return range(self.drawn - k, self.drawn)
 
 
 def _box_muller(words: Words) -> Rows:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines import memory
-from kpops.engines.random_vectors import normal
+from kpops.engines.random_vectors import RandomVectors
 from kpops.engines.threads import enough_for
 from kpops.linalg.probes import Block, inner, lengths_of
 
@@ -69,7 +69,7 @@ class Basis:
         block = self._draw(n)
         if near is not None:
             if near.shape[1] > n:
-                near = normal(self.rng, range(n), range(near.shape[1]), near) @ near
+                near = RandomVectors(self.rng).normal(n, range(near.shape[1]), near) @ near
             lengths = lengths_of(near).amax(1, keepdim=True)
             scale = self.room.shape[2] ** 0.5 / torch.where(lengths > 0, lengths, 1)
             block[:, : near.shape[1]] = near * scale[..., None].to(near.dtype)
@@ -138,4 +138,5 @@ class Basis:
 
     def _draw(self, n: int) -> Float[Tensor, "problem {n} entry"]:
         count, _, size = self.room.shape
-        return normal(self.rng, range(count * n), range(size), self.room).reshape(count, n, size)
+        drawn = RandomVectors(self.rng).normal(count * n, range(size), self.room)
+        return drawn.reshape(count, n, size)

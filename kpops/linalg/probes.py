@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpops.engines.random_vectors import normal
+from kpops.engines.random_vectors import RandomVectors
 from kpops.operators.base import TrajectoryOperator
-from kpops.scalars import generator as seeded
 
 Act = Callable[[Tensor], Tensor]
 Rows = Float[Tensor, "vector entry"]
@@ -28,13 +25,13 @@ TINY = 1e-300
 _SUMMED = 2**14
 
 
-def sphere(rng: np.random.Generator, k: int, n: int, like: Tensor) -> Float[Tensor, "{k} {n}"]:
+def sphere(source: RandomVectors, k: int, n: int, like: Tensor) -> Float[Tensor, "{k} {n}"]:
     """Random vectors, uniform on the sphere of squared radius n.
 
     Their quadratic forms scatter less than those of Gaussian vectors, whose length adds to the
     noise: relative variance ``2 (1/PR - 1/n)`` instead of ``2 / PR`` for a positive operator.
     """
-    block = normal(rng, range(k), range(n), like)
+    block = source.normal(k, range(n), like)
     for row in block:
         wide = row.double()
         row.copy_(wide * (n / wide.dot(wide)).sqrt())
@@ -99,11 +96,12 @@ def lengths_of(block: Block) -> Float[Tensor, "problem vector"]:
     return torch.stack([part.norm(dim=2).double() for part in parts]).norm(dim=0)
 
 
-def random_block(op: TrajectoryOperator, k: int, rng: Any) -> Float[Tensor, " {k} *dims"]:
+def random_block(
+    op: TrajectoryOperator, k: int, source: RandomVectors
+) -> Float[Tensor, " {k} *dims"]:
     """Standard normal vectors of the domain, in the dtype and on the device of `op`."""
     like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
-    block = normal(seeded(rng), range(k), range(op.domain.size), like)
-    return block.reshape(k, *op.domain.shape)
+    return source.normal(k, range(op.domain.size), like).reshape(k, *op.domain.shape)
 
 
 def jackknife(statistic: Callable[..., Tensor], *samples: Samples) -> tuple[float, float]:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kpops.engines.random_vectors import RandomVectors
 from kpops.linalg.probes import random_block
 from kpops.operators.base import Scaled, TrajectoryOperator
 from kpops.operators.dense import dense_blocks
@@ -45,7 +46,7 @@ def normalized(op: TrajectoryOperator, rng: Any = 0) -> tuple[TrajectoryOperator
 
     Raises a ValueError if images are not finite, or so small that the dtype has lost their digits.
     """
-    image = op.apply(random_block(op, 1, rng))
+    image = op.apply(random_block(op, 1, RandomVectors(rng)))
     if is_lost(image) and op.root is not None:
         root, unit = normalized(op.root)
         return _named(root @ root.H, op), unit * unit
