@@ -153,7 +153,8 @@ def test_a_rank_below_the_number_of_vectors_is_exact_to_rounding(rank, scale, dt
     root = matrix(np.sqrt(np.r_[np.linspace(1, 2, rank), np.zeros(N - rank)])).to(dtype)
     root = root * math.sqrt(scale)
     exact = scale * np.linspace(1, 2, rank).sum()
-    w = probes(like=torch.zeros((), dtype=dtype))
+    # Any 11 of these are well conditioned on a range of 11 dims: the shift costs its square.
+    w = probes(seed=36, like=torch.zeros((), dtype=dtype))
     eps = torch.finfo(dtype).eps
     for pairs in (xtrace(sketch_of(a, w)), xnystrace(root, w)):
         assert abs(pairs.mean - exact) <= 300 * eps * exact
