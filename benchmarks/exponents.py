@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import kpops
 from benchmarks.cases import Case, Grid
 from benchmarks.timing import median, take_turns
+from kpops.engines.random_vectors import RandomVectors
 
 KPOPS, BY_HAND = "kpops", "by hand"
 _TOLERANCE = 1e-9
@@ -48,8 +49,8 @@ def by_hand(module: nn.RNN, drive: Tensor, k: int, rng: int) -> Tensor:
     W, U = module.weight_hh_l0.detach(), module.weight_ih_l0.detach()
     bias = (module.bias_hh_l0 + module.bias_ih_l0).detach()
     h = W.new_zeros(len(drive), len(W))
-    start = np.random.default_rng(rng).standard_normal((k, *h.shape))
-    frames = torch.linalg.qr(torch.from_numpy(start).to(W).permute(1, 2, 0)).Q
+    start = RandomVectors(rng).normal(k, range(h.numel()), W)
+    frames = torch.linalg.qr(start.reshape(k, *h.shape).permute(1, 2, 0)).Q
     growth = W.new_zeros(len(drive), k)
     for x in drive.unbind(1):
         h = torch.tanh(h @ W.T + x @ U.T + bias)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kpops.arrays import to_numpy
 from kpops.engines.autodiff import AutodiffEngine
+from kpops.engines.random_vectors import RandomVectors
 from kpops.labels import Space
 from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
@@ -172,8 +173,9 @@ def check_linearization(
 
 
 def _random(op: TrajectoryOperator, space: Space, rng: np.random.Generator) -> Tensor:
-    values = torch.from_numpy(rng.standard_normal((_BLOCK, *space.shape)))
-    return values.to(dtype=op.torch_dtype, device=op.device)
+    like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
+    drawn = RandomVectors(rng).normal(_BLOCK, range(space.size), like)
+    return drawn.reshape(_BLOCK, *space.shape)
 
 
 def _check_kept(op: TrajectoryOperator, result: Tensor, space: Space) -> None:

@@ -28,11 +28,11 @@ from kpops import work
 from kpops.dynamics.lyapunov_source import Source
 from kpops.engines.cpu.gated import GatedNumbaEngine
 from kpops.engines.gated.engine import GatedEngine
+from kpops.engines.random_vectors import RandomVectors
 from kpops.engines.rowwise import TEMPORARIES, Rowwise
 from kpops.engines.trajectory import Trajectory
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
-from kpops.scalars import generator as random_generator
 
 _CHUNK_BYTES = 2**26  # of derivatives in memory at a time
 
@@ -95,8 +95,8 @@ class _Frames:
     """
 
     def __init__(self, like: Tensor, k: int, interval: int | None, rng: Any) -> None:
-        drawn = random_generator(rng).standard_normal((k, *like.shape))
-        self.matrices = torch.linalg.qr(torch.from_numpy(drawn).to(like).permute(1, 2, 0)).Q
+        drawn = RandomVectors(rng).normal(k, range(like.numel()), like)
+        self.matrices = torch.linalg.qr(drawn.reshape(k, *like.shape).permute(1, 2, 0)).Q
         self.dead = torch.zeros(len(like), k, dtype=torch.bool, device=like.device)
         self.most = math.inf if interval is None else interval
         self.next = 1

@@ -20,6 +20,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops.engines.memory import check_allocation
+from kpops.engines.random_vectors import RandomVectors
 from kpops.labels import by_name
 from kpops.learning.required import require_linearization
 from kpops.linalg.exact import is_cheap
@@ -281,7 +282,8 @@ def _averaged(
         blocks = iter(torch.eye(size, dtype=lin.dtype, device=lin.device).split(_BLOCK))
     else:
         counts = [min(_BLOCK, num_matvecs - start) for start in range(0, num_matvecs, _BLOCK)]
-        blocks = (sphere(rng, n, size, like) for n in counts)
+        source = RandomVectors(rng)
+        blocks = (sphere(source, n, size, like) for n in counts)
     whole = [torch.cat(pieces) for pieces in zip(*map(act, blocks), strict=True)]
     return [x.sum(0, keepdim=True) for x in whole] if exact else whole
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines import memory
+from kpops.engines.random_vectors import RandomVectors
 from kpops.engines.threads import enough_for
 from kpops.linalg.probes import Block, inner, lengths_of
 from kpops.transfers import beside, on_device, on_host
@@ -71,8 +72,7 @@ class Basis:
         block = self._draw(n)
         if near is not None:
             if near.shape[1] > n:
-                mixture = torch.from_numpy(self.rng.standard_normal((n, near.shape[1])))
-                near = mixture.to(near) @ near
+                near = RandomVectors(self.rng).normal(n, range(near.shape[1]), near) @ near
             lengths = lengths_of(near).amax(1, keepdim=True)
             scale = self.room.shape[2] ** 0.5 / torch.where(lengths > 0, lengths, 1)
             block[:, : near.shape[1]] = near * scale[..., None].to(near.dtype)
@@ -143,8 +143,8 @@ class Basis:
 
     def _draw(self, n: int) -> Float[Tensor, "problem {n} entry"]:
         count, _, size = self.room.shape
-        values = torch.from_numpy(self.rng.standard_normal((count, n, size)))
-        return values.to(dtype=self.room.dtype, device=self.room.device)
+        drawn = RandomVectors(self.rng).normal(count * n, range(size), self.room)
+        return drawn.reshape(count, n, size)
 
 
 def gram_of(block: Block) -> Gram:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.linalg.leave_one_out import xdiag
-from kpops.linalg.probes import BLOCK, Act, Rows, RunningMoments, signs
+from kpops.linalg.probes import BLOCK, Act, Rows, RunningMoments
 from kpops.linalg.scaling import raised
 from kpops.linalg.traces.runs import SketchRun
 
@@ -142,7 +142,7 @@ class Diagonal(SketchRun):
     ) -> Iterator[tuple[Rows, Float[Tensor, "vector image"]]]:
         """`k` random vectors and their images under a factor of that degree, in chunks."""
         for start in range(0, k, BLOCK):
-            probes = signs(self.rng, min(BLOCK, k - start), dim, self.like)
+            probes = self.source.signs(min(BLOCK, k - start), range(dim), self.like)
             images = self._scaled(act, probes, degree)
             self.num_matvecs += len(probes) / degree
             yield probes, images
@@ -155,7 +155,7 @@ class Diagonal(SketchRun):
         k = self._room(k, self.actions.dim)
         if k == 0:
             return
-        probes = signs(self.rng, k, self.actions.dim, self.like)
+        probes = self.source.signs(k, range(self.actions.dim), self.like)
         images = self._scaled(self.actions.forward, probes)
         self.num_matvecs += k
         self._add_products(probes, images)

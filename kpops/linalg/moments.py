@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kpops import work
+from kpops.engines.random_vectors import RandomVectors
 from kpops.linalg.budget import empty
 from kpops.linalg.orthonormal import orthonormal
 from kpops.linalg.probes import BLOCK, TINY, Rows, Samples, dots, sphere
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.symmetry import refuse_indefinite
 from kpops.operators.base import TrajectoryOperator
-from kpops.scalars import generator as seeded
 from kpops.transfers import on_host
 
 NEEDS_POSITIVE = "an effective rank of a self-adjoint operator needs that: use op @ op.H"
@@ -54,12 +53,12 @@ def moments(
 
     For ``G = R R*`` both traces are those of ``R* R``, which is applied if it is smaller.
     """
-    rng = seeded(rng)
+    source = RandomVectors(rng)
     problem = SpectralProblem(op, symmetric)
     m = max(2, num_matvecs // problem.cost)
     work.expect(m * (1 if problem.factor is None else 2))
     n_pilot = m // 4
-    z, y = _images(op, problem, n_pilot, rng)
+    z, y = _images(op, problem, n_pilot, source)
     decays = n_pilot >= 4 and _participation(z, y) < n_pilot / 2
     basis = _basis(problem, y) if decays else None
     spent = n_pilot if basis is None else n_pilot + len(basis[0])
@@ -68,7 +67,7 @@ def moments(
         if work.interrupted() and plain.shape[1] >= _LEAST:
             m = first
             break
-        z, y = _images(op, problem, min(BLOCK, m - first), rng)
+        z, y = _images(op, problem, min(BLOCK, m - first), source)
         plain = torch.cat([plain, _quotients(z, y)], 1)
         if basis is not None:
             inside = z @ basis[0].T
@@ -87,9 +86,9 @@ def moments(
 
 
 def _images(
-    op: TrajectoryOperator, problem: SpectralProblem, count: int, rng: np.random.Generator
+    op: TrajectoryOperator, problem: SpectralProblem, count: int, source: RandomVectors
 ) -> tuple[Rows, Rows]:
-    z = sphere(rng, count, problem.G.shape[0], empty(op))
+    z = sphere(source, count, problem.G.shape[0], empty(op))
     if count == 0:  # small budgets have no pilot, and operators need not take empty blocks
         return z, z
     return z, problem.G.apply(z.reshape(count, *problem.G.domain.shape)).flatten(1)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kpops.engines.random_vectors import RandomVectors
 from kpops.operators.base import TrajectoryOperator
-from kpops.scalars import generator as seeded
 from kpops.transfers import on_host
 
 Act = Callable[[Tensor], Tensor]
@@ -28,21 +26,17 @@ TINY = 1e-300
 _SUMMED = 2**14
 
 
-def sphere(rng: np.random.Generator, k: int, n: int, like: Tensor) -> Float[Tensor, "{k} {n}"]:
+def sphere(source: RandomVectors, k: int, n: int, like: Tensor) -> Float[Tensor, "{k} {n}"]:
     """Random vectors, uniform on the sphere of squared radius n.
 
     Their quadratic forms scatter less than those of Gaussian vectors, whose length adds to the
     noise: relative variance ``2 (1/PR - 1/n)`` instead of ``2 / PR`` for a positive operator.
     """
-    values = torch.from_numpy(rng.standard_normal((k, n)))
-    values *= math.sqrt(n) / values.norm(dim=1, keepdim=True)
-    return values.to(like)
-
-
-def signs(rng: np.random.Generator, k: int, n: int, like: Tensor) -> Float[Tensor, "{k} {n}"]:
-    """Random vectors of independent entries 1 and -1."""
-    values = torch.from_numpy(2 * rng.integers(0, 2, (k, n), dtype=np.int8) - 1)
-    return values.to(like)
+    block = source.normal(k, range(n), like)
+    for row in block:
+        wide = row.double()
+        row.copy_(wide * (n / wide.dot(wide)).sqrt())
+    return block
 
 
 def dots(a: Rows, b: Rows) -> Float[Tensor, " vector"]:
@@ -103,10 +97,12 @@ def lengths_of(block: Block) -> Float[Tensor, "problem vector"]:
     return torch.stack([part.norm(dim=2).double() for part in parts]).norm(dim=0)
 
 
-def random_block(op: TrajectoryOperator, k: int, rng: Any) -> Float[Tensor, " {k} *dims"]:
+def random_block(
+    op: TrajectoryOperator, k: int, source: RandomVectors
+) -> Float[Tensor, " {k} *dims"]:
     """Standard normal vectors of the domain, in the dtype and on the device of `op`."""
-    values = seeded(rng).standard_normal((k, *op.domain.shape))
-    return torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device)
+    like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
+    return source.normal(k, range(op.domain.size), like).reshape(k, *op.domain.shape)
 
 
 def jackknife(statistic: Callable[..., Tensor], *samples: Samples) -> tuple[float, float]:

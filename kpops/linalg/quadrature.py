@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.memory import free_bytes
+from kpops.engines.random_vectors import RandomVectors
 from kpops.linalg.orthonormal import orthonormal
 from kpops.linalg.probes import Act, Samples, random_block
 from kpops.linalg.problem import SpectralProblem
@@ -30,7 +31,6 @@ from kpops.linalg.scaling import normalized
 from kpops.linalg.symmetry import refuse_indefinite
 from kpops.operators.base import TrajectoryOperator
 from kpops.scalars import check_count
-from kpops.scalars import generator as seeded
 
 _SEEKING = 32
 """Steps of Lanczos that look for a negative eigenvalue."""
@@ -172,7 +172,7 @@ def gauss_rule(
     def act(rows: Float[Tensor, "recursion entry"]) -> Float[Tensor, "recursion entry"]:
         return problem.act(rows.unflatten(0, (batches.count, -1))).flatten(0, 1)
 
-    rng = seeded(rng)
+    source = RandomVectors(rng)
     work.expect(num_probes * min(steps, batches.size) * (1 if problem.factor is None else 2))
     recursions: list[Tridiagonal] = []
     room = free_bytes(op.device) // 4
@@ -182,7 +182,7 @@ def gauss_rule(
         if work.interrupted() and first > 1:
             num_probes = first
             break
-        start = random_block(problem.G, some, rng)
+        start = random_block(problem.G, some, source)
         rows = batches.split(start).flatten(0, 1)
         recursions.append(tridiagonalized(act, rows, steps, modes))
     n_rest = batches.size - (0 if modes is None else len(modes))

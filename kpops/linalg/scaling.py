@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kpops.engines.random_vectors import RandomVectors
+from kpops.linalg.probes import random_block
 from kpops.operators.base import Scaled, TrajectoryOperator
 from kpops.operators.dense import dense_blocks
-from kpops.scalars import generator as seeded
 
 # Operators within this factor of one stay as they are: so do the squares of their squares.
 _NEAR = 2.0**20
@@ -48,8 +49,7 @@ def normalized(op: TrajectoryOperator, rng: Any = 0) -> tuple[TrajectoryOperator
 
     Raises a ValueError if images are not finite, or so small that the dtype has lost their digits.
     """
-    values = seeded(rng).standard_normal((1, *op.domain.shape))
-    image = op.apply(torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device))
+    image = op.apply(random_block(op, 1, RandomVectors(rng)))
     largest = _largest(image)
     lost = _is_lost(largest, image.dtype)
     if lost and op.root is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from kpops.engines.random_vectors import RandomVectors
 from kpops.linalg.probes import random_block
 from kpops.linalg.rounding import noise_floor
 from kpops.linalg.scaling import power_of_two
@@ -18,7 +19,7 @@ def is_self_adjoint(op: TrajectoryOperator) -> bool:
         return True
     if op.domain != op.codomain:
         return False
-    probes = random_block(op, 2, 0)
+    probes = random_block(op, 2, RandomVectors(0))
     images = op.apply(probes)
     u, v = probes.double()
     image_u, image_v = images.double() / power_of_two(images, repr(op))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.engines.memory import check_allocation
+from kpops.engines.random_vectors import RandomVectors
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator, as_method, bracketed
 from kpops.operators.dense import DenseOperator
@@ -194,7 +195,7 @@ class ProbedTrace(PartialTrace):
     ) -> ProbedTrace:
         """Draw the signs."""
         shape = PartialTrace(op, kept)._loop_shape
-        return cls(op, kept, signs((num_probes, *shape), op, rng))
+        return cls(op, kept, signs((num_probes, *shape), op, RandomVectors(rng)))
 
     def _vectors(self, chosen: range) -> Float[Tensor, "vector ..."]:
         return self.probes[chosen.start : chosen.stop]
@@ -250,10 +251,10 @@ class ProbedGram(TrajectoryOperator):
         check_allocation(f"{num_probes} probes of {op!r}", n_bytes, op.device)
         axes = [1 + op.domain.dims.index(d) for d in kept.dims]
         rest = [i for i in range(1, 1 + len(op.domain.dims)) if i not in axes]
-        parts = []
+        parts, source = [], RandomVectors(rng)
         for start in range(0, num_probes, _BLOCK):
             size = min(_BLOCK, num_probes - start)
-            images = op.root.apply(signs((size, *op.root.domain.shape), op, rng))
+            images = op.root.apply(signs((size, *op.root.domain.shape), op, source))
             parts.append(images.permute(0, *axes, *rest).reshape(size, kept.size, -1))
         return cls(op, kept, torch.cat(parts))
 
@@ -276,11 +277,12 @@ class ProbedGram(TrajectoryOperator):
 
 
 def signs(
-    shape: tuple[int, ...], op: TrajectoryOperator, rng: np.random.Generator
+    shape: tuple[int, ...], op: TrajectoryOperator, source: RandomVectors
 ) -> Float[Tensor, "*shape"]:
     """Random +1 and -1, in the dtype and on the device of `op`."""
-    values = 2 * rng.integers(0, 2, size=shape, dtype=np.int8) - 1
-    return torch.from_numpy(values).to(dtype=op.torch_dtype, device=op.device)
+    like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
+    n, *rest = shape
+    return source.signs(n, range(math.prod(rest)), like).reshape(shape)
 
 
 def _symbol(op: TrajectoryOperator, kept: Space) -> str:

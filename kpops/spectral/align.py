@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
+from kpops.engines.random_vectors import RandomVectors
 from kpops.labels import Space
 from kpops.linalg.budget import empty
 from kpops.linalg.exact import is_cheap
@@ -176,8 +177,9 @@ def _basis(a: TrajectoryOperator, batches: Batches) -> Iterator[Tensor]:
 def _probes(
     a: TrajectoryOperator, space: Space, m: int, rng: np.random.Generator
 ) -> Iterator[Tensor]:
+    source = RandomVectors(rng)
     for start in range(0, m, BLOCK):
-        z = sphere(rng, min(BLOCK, m - start), space.size, empty(a))
+        z = sphere(source, min(BLOCK, m - start), space.size, empty(a))
         yield z.reshape(-1, *space.shape)
 
 

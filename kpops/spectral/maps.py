@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.gated.unit_blocks import UnitBlocks
+from kpops.engines.random_vectors import RandomVectors
 from kpops.labels import Space
 from kpops.linalg.exact import is_small
 from kpops.linalg.probes import BLOCK
@@ -159,7 +160,7 @@ def _checked_lag(op: TrajectoryOperator, dim: str, lag_cutoff: int | None) -> in
 def _probed(op: TrajectoryOperator, dim: str, num_probes: int, rng: np.random.Generator) -> Tensor:
     uncoupled = dim in block_diagonal_dims(op)
     work.expect(num_probes * (1 if uncoupled else op.domain.sizes[dim]))
-    z = signs((num_probes, *op.domain.shape), op, rng)
+    z = signs((num_probes, *op.domain.shape), op, RandomVectors(rng))
     if uncoupled:  # what starts at one position stays there: all positions share a vector
         parts = [_energies(op.apply(some), op.codomain, dim) for some in z.split(BLOCK)]
         return torch.diag_embed(torch.cat(parts))

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from kpops.engines.random_vectors import RandomVectors
+
 
 class Linear(nn.Module):
     """h' = W h, with no structure told."""
@@ -93,7 +95,9 @@ def dense_jacobians(step, states, inputs):
 def textbook(jacobians, k, seed, begin=0, lengths=None):
     """Mean log |R_ii| (trial, mode) of the steps from `begin` on, with a QR at every step."""
     n_trials, n_steps, n_units, _ = jacobians.shape
-    starts = np.random.default_rng(seed).standard_normal((k, n_trials, n_units))
+    like = torch.empty(0, dtype=torch.float64)
+    starts = RandomVectors(seed).normal(k, range(n_trials * n_units), like).numpy()
+    starts = starts.reshape(k, n_trials, n_units)
     result = np.zeros((n_trials, k))
     for b in range(n_trials):
         Q = np.linalg.qr(starts[:, b].T)[0]

@@ -238,8 +238,12 @@ def test_singular_values_of_the_blocks_of_p_tend_to_the_exponents():
         lin = kpops.linearize(model, inputs[:, : n + 1], h0=h0)
         P = lin.P.to_dense().reshape(n + 1, 5, n + 1, 5)
         logs = np.log(np.linalg.svd(P[n, :, 0], compute_uv=False))  # A[n] ... A[1]
-        growth = n * lyapunov_spectrum(lin, transient=1, frame_transient=0, rng=2).exponent.values
-        assert logs.sum() == pytest.approx(growth.sum(), abs=1e-8)
-        assert (logs.cumsum() >= growth.cumsum() - 1e-8).all()
-        gaps.append(np.abs(logs - growth).max() / n)
-    assert gaps[1] < 0.4 * gaps[0] and gaps[1] < 0.05
+        gaps.append([])
+        for seed in range(10):
+            result = lyapunov_spectrum(lin, transient=1, frame_transient=0, rng=seed)
+            growth = n * result.exponent.values
+            assert logs.sum() == pytest.approx(growth.sum(), abs=1e-8)
+            assert (logs.cumsum() >= growth.cumsum() - 1e-8).all()
+            gaps[-1].append(np.abs(logs - growth).max() / n)
+    # The frame adds a constant of its own to n times the gap, so a quarter is seen only on average.
+    assert np.mean(gaps[1]) < 0.5 * np.mean(gaps[0]) and max(gaps[1]) < 0.05

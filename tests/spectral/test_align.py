@@ -7,7 +7,8 @@ import xarray as xr
 from cases import slow_but
 
 import kpops
-from kpops.linalg.probes import widened
+from kpops.engines.random_vectors import RandomVectors
+from kpops.linalg.probes import sphere, widened
 from kpops.spectral.align import alignment
 
 
@@ -72,8 +73,7 @@ def test_error_bars_cover(pair, name):
 def test_the_estimate_equals_a_jackknife_written_out(pair):
     a, b = pair[0].flow, pair[1].flow
     m, n = 7, a.shape[0]
-    z = np.random.default_rng(3).standard_normal((m, n))
-    z *= np.sqrt(n) / np.linalg.norm(z, axis=1, keepdims=True)
+    z = sphere(RandomVectors(3), m, n, torch.empty(0, dtype=torch.float64)).numpy()
     y, w = z @ a.to_dense().T, z @ b.to_dense().T
 
     def ratio(chosen):

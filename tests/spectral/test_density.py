@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 
 import kpops
+from kpops.engines.random_vectors import RandomVectors
 from kpops.linalg import quadrature as lanczos
 from kpops.linalg.scaling import normalized
 from kpops.linalg.symmetry import is_self_adjoint
@@ -49,7 +50,7 @@ def quadrature(op, functions, **options):
 
 def sphere(n, probes, seed):
     """The random vectors that quadrature draws."""
-    z = np.random.default_rng(seed).standard_normal((probes, n))
+    z = RandomVectors(seed).normal(probes, range(n), torch.empty(0, dtype=torch.float64)).numpy()
     return z * math.sqrt(n) / np.linalg.norm(z, axis=1, keepdims=True)
 
 
@@ -133,7 +134,8 @@ def test_singular_values_are_those_of_the_dense_matrix(lin):
 def test_uncoupled_trials_have_recursions_of_their_own(lin):
     # A block of P has 30 values: 30 steps are exact for the whole of 90.
     exact = np.linalg.svd(lin.P.to_dense(), compute_uv=False)
-    z = np.random.default_rng(2).standard_normal((4, 3, 30))
+    z = RandomVectors(2).normal(4, range(90), torch.empty(0, dtype=torch.float64))
+    z = z.numpy().reshape(4, 3, 30)
     z *= math.sqrt(30) / np.linalg.norm(z, axis=2, keepdims=True)
     blocks = [lin.P.select(trial=b).to_dense() for b in range(3)]
     expected = 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kpops.engines.random_vectors import RandomVectors
 from kpops.linalg import leave_one_out
 from kpops.linalg import probes as pr
 from kpops.linalg.sketch import Sketch
@@ -29,7 +30,7 @@ def general(seed=0):
 
 
 def probes(k=K, n=N, seed=0, like=FLOAT64):
-    return pr.sphere(np.random.default_rng(seed), k, n, like)
+    return pr.sphere(RandomVectors(seed), k, n, like)
 
 
 def sketch_of(a, w):
@@ -99,7 +100,7 @@ def test_xnystrace_equals_its_textbook_version_for_every_vector_left_out(seed):
 
 def test_xdiag_equals_its_textbook_version():
     a = general()
-    w = pr.signs(np.random.default_rng(0), K, N, FLOAT64)
+    w = RandomVectors(0).signs(K, range(N), FLOAT64)
     sketch = Sketch(w, w @ a.T)
     sketch.complete(lambda rows: rows @ a, K)
     estimates = []
@@ -152,7 +153,8 @@ def test_a_rank_below_the_number_of_vectors_is_exact_to_rounding(rank, scale, dt
     root = matrix(np.sqrt(np.r_[np.linspace(1, 2, rank), np.zeros(N - rank)])).to(dtype)
     root = root * math.sqrt(scale)
     exact = scale * np.linspace(1, 2, rank).sum()
-    w = probes(like=torch.zeros((), dtype=dtype))
+    # Any 11 of these are well conditioned on a range of 11 dims: the shift costs its square.
+    w = probes(seed=36, like=torch.zeros((), dtype=dtype))
     eps = torch.finfo(dtype).eps
     for pairs in (xtrace(sketch_of(a, w)), xnystrace(root, w)):
         assert abs(pairs.mean - exact) <= 300 * eps * exact
@@ -174,7 +176,7 @@ def test_xdiag_of_low_rank_is_exact_though_signs_repeat_each_other():
     a[0, 0], a[1, 1] = 3.0, 2.0  # images of signs take four values only, two up to the sign
     n_checked = 0
     for seed in range(30):
-        w = pr.signs(np.random.default_rng(seed), 5, N, FLOAT64)
+        w = RandomVectors(seed).signs(5, range(N), FLOAT64)
         counts = torch.unique(w[:, 0] * w[:, 1], return_counts=True)[1]
         if len(counts) < 2 or counts.min() < 2:
             continue  # an image that the others do not span
@@ -232,7 +234,7 @@ def test_error_bars_of_xtrace_and_xdiag_are_unbiased():
     for seed in range(200):
         pairs = xtrace(sketch_of(a, probes(k=20, n=100, seed=seed)))
         traces.append((pairs.mean - float(a.trace()), pairs.stderr / pr.widened(20)))
-        w = pr.signs(np.random.default_rng(seed), 20, 100, FLOAT64)
+        w = RandomVectors(seed).signs(20, range(100), FLOAT64)
         found = leave_one_out.xdiag(sketch_of(a, w))
         gap = (found.mean - a.diagonal()).norm()
         diagonals.append((float(gap), float(found.stderr.norm()) / pr.widened(20)))

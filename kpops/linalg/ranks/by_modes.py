@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops import work
+from kpops.engines.random_vectors import RandomVectors
 from kpops.linalg.budget import Estimate, empty
 from kpops.linalg.eigenpairs import Options, eigenpairs
 from kpops.linalg.gramians import propagator_norm
@@ -169,8 +170,9 @@ def squares_off(
     squares = torch.zeros(m, dtype=torch.float64, device=op.device)
     if dim == 0:
         return squares
+    source = RandomVectors(rng)
     for first in range(0, m, BLOCK):
-        z = sphere(rng, min(BLOCK, m - first), op.codomain.size, like)
+        z = sphere(source, min(BLOCK, m - first), op.codomain.size, like)
         for _ in range(2):  # one pass leaves an error of the order of what it removes
             z = z - (z @ left.T) @ left
         z = z * (dim**0.5 / z.norm(dim=1, keepdim=True))

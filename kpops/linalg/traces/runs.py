@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kpops.engines.random_vectors import RandomVectors
 from kpops.linalg.probes import BLOCK, Act, Rows, Samples, dots, inner, sphere
 from kpops.linalg.scaling import power_of_two, raised
 from kpops.linalg.sketch import Sketch
@@ -53,7 +54,7 @@ class SketchRun:
     """
 
     def __init__(self, rng: np.random.Generator, like: Tensor) -> None:
-        self.rng, self.like = rng, like
+        self.source, self.like = RandomVectors(rng), like
         self.scale: float | None = None
         self.sketch: Sketch | None = None
         self.why = "asked for"
@@ -129,7 +130,7 @@ class TraceRun(SketchRun, ABC):
     def take_forms(self, k: int) -> None:
         """Add quadratic forms of `k` vectors that serve nothing else."""
         for start in range(0, k, BLOCK):
-            probes = sphere(self.rng, min(BLOCK, k - start), self.dim, self.like)
+            probes = sphere(self.source, min(BLOCK, k - start), self.dim, self.like)
             self._observe(probes, self._counted(self.forward, probes))
 
     def grow(self, k: int) -> None:
@@ -137,7 +138,7 @@ class TraceRun(SketchRun, ABC):
         k = self._room(k, self.dim)
         if k == 0:
             return
-        probes = sphere(self.rng, k, self.dim, self.like)
+        probes = sphere(self.source, k, self.dim, self.like)
         images = self._counted(self.forward, probes)
         self._take(probes, images)
         self._observe(probes, images)
