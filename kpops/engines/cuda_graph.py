@@ -15,6 +15,9 @@ from torch import Tensor
 
 Action = Callable[[Tensor], Tensor]
 
+DEVICES = {"cuda"}
+"""Types of devices whose launches can be recorded."""
+
 
 class Recording(NamedTuple):
     """A recorded action on one shape: where it reads, where it writes, how to run it."""
