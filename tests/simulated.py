@@ -12,6 +12,7 @@ of the kernels of a GPU.
 import sys
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,8 @@ WAITING = {"_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_lstsq", "linalg_
 WAITING |= {"_linalg_check_errors"}
 ON_NUMBERS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 COPIES = {"copy_", "_to_copy"}
+# What PyTorch creates empty and then resizes, which a tensor in front of another cannot follow.
+RESIZING = ("eye", "eye.m", "arange", "arange.start", "arange.start_step", "linspace", "randperm")
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 state = SimpleNamespace(waits=Counter(), allowed=True, tape=None)
@@ -114,8 +117,10 @@ def run(func, *args, **kwargs):
         state.tape.append((kernel, args, kwargs, result))
     if leaves_device:
         return result
+    if any(x.shape != x.host.shape for x in ours.values()):
+        raise NotImplementedError(f"{name} changes the shape of its argument")
     # What works in place returns its argument.
-    return tree_map(lambda x: ours.get(id(x)) if id(x) in ours else _simulated(x), result)
+    return tree_map(lambda x: ours[id(x)] if id(x) in ours else _simulated(x), result)
 
 
 def _host(x):
@@ -234,9 +239,14 @@ def install():
             get_amp_supported_dtype=lambda: [torch.float16],
         ),
     )
-    # For what is created there alone; `run` has the operations on tensors of the device.
-    install.library = torch.library.Library("_", "IMPL")
-    install.library.fallback(run, "PrivateUse1")
+    # Operations on tensors of the device come to `run` by themselves; these create some.
+    everything, creation = (torch.library.Library(name, "IMPL") for name in ("_", "aten"))
+    everything.fallback(run, "PrivateUse1")
+    for name in RESIZING:
+        packet, _, overload = name.partition(".")
+        func = getattr(getattr(torch.ops.aten, packet), overload or "default")
+        creation.impl(name, partial(run, func), "PrivateUse1")
+    install.libraries = everything, creation
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor makes a copy that is dispatched
     # A module that moves between dtypes takes new parameters: they are not what lies behind them.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
