@@ -1,9 +1,9 @@
 """An accelerator without one: tensors that say they are on a device, with numbers of the CPU.
 
 `install` gives PyTorch a device named "simulated". What a GPU refuses, it refuses too: operands on
-two devices, and a wait of the host for the device in the midst of a recorded loop. The lines of
-kpops that wait are counted; a block under `waits(allowed=False)` may contain none. A recorded loop
-is a tape of operations, replayed on the same memory.
+two devices, and a wait of the host for the device in the midst of a recorded loop. Waits and copies
+to the device are counted by line of kpops; a block under `watched(forbidden=True)` may contain
+none. A recorded loop is a tape of operations, replayed on the same memory.
 
 It tells where code mixes devices and how often it waits. It tells nothing of speed, of streams, or
 of the kernels of a GPU.
@@ -20,7 +20,6 @@ from types import SimpleNamespace
 import torch
 from torch.utils import backend_registration
 from torch.utils._mode_utils import no_dispatch
-from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "simulated"
 PACKAGE = str(Path(find_spec("kpops").origin).parent)
@@ -34,7 +33,7 @@ COPIES = {"copy_", "_to_copy"}
 RESIZING = ("eye", "eye.m", "arange", "arange.start", "arange.start_step", "linspace", "randperm")
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
-state = SimpleNamespace(waits=Counter(), allowed=True, tape=None)
+state = SimpleNamespace(waits=Counter(), copies=Counter(), forbidden=False, tape=None)
 
 
 def is_available():
@@ -91,40 +90,56 @@ def _remade(host, requires_grad, others):
 
 def run(func, *args, **kwargs):
     """An operation in which a tensor is on the device, or is created there."""
-    leaves = tree_leaves((args, kwargs))
-    ours = {id(x.host): x for x in leaves if isinstance(x, Simulated)}
-    theirs = [x for x in leaves if isinstance(x, torch.Tensor) and not isinstance(x, Simulated)]
-    name = func.overloadpacket.__name__
-    _refuse_mixed(func, name, theirs, kwargs)
+    name, target = func.overloadpacket.__name__, kwargs.get("device")
+    ours, theirs = {}, []
 
-    target = kwargs.get("device")
+    def host(x):
+        if isinstance(x, Simulated):
+            ours[id(x.host)] = x
+            return x.host
+        if isinstance(x, torch.Tensor):
+            theirs.append(x)
+        return x
+
+    on_host = _each(host, args)
+    options = _each(host, kwargs)
+    _refuse_mixed(func, name, theirs, kwargs)
     leaves_device = target is not None and torch.device(target).type != NAME
     leaves_device |= name == "copy_" and not isinstance(args[0], Simulated)
-    if leaves_device and torch.device(target or "cpu").type == "meta":
-        return func(*tree_map(_host, args), **tree_map(_host, kwargs))
-    if leaves_device or any(x.ndim for x in theirs) or _waits(func, name, args, kwargs):
-        _wait(name)
-
+    to_meta = leaves_device and torch.device(target or "cpu").type == "meta"
+    if target is not None and not to_meta:
+        options["device"] = "cpu"
+    if not to_meta and (leaves_device or _waits(func, name, args, kwargs)):
+        _count(state.waits, name, "waits for the device")
+    elif any(x.ndim or name in COPIES for x in theirs):
+        _count(state.copies, name, "copies to the device")
+    kernel = EMULATED.get(name, func)
+    result = kernel(*on_host, **options)
     if torch.Tag.inplace_view in func.tags:
         with no_dispatch():
-            func(*args, **kwargs)  # the shape of what stands in front
-    kernel = EMULATED.get(name, func)
-    args, kwargs = tree_map(_host, args), tree_map(_host, kwargs)
-    if target is not None:
-        kwargs["device"] = "cpu"
-    result = kernel(*args, **kwargs)
-    if state.tape is not None:
-        state.tape.append((kernel, args, kwargs, result))
+            func(*args, **kwargs)  # the shape of what stands in front; not of the memory
+    elif state.tape is not None:
+        state.tape.append((kernel, *(_each(_alias, x) for x in (on_host, options, result))))
     if leaves_device:
         return result
     if any(x.shape != x.host.shape for x in ours.values()):
         raise NotImplementedError(f"{name} changes the shape of its argument")
     # What works in place returns its argument.
-    return tree_map(lambda x: ours[id(x)] if id(x) in ours else _simulated(x), result)
+    return _each(lambda x: ours[id(x)] if id(x) in ours else _simulated(x), result)
 
 
-def _host(x):
-    return x.host if isinstance(x, Simulated) else x
+def _each(action, x):
+    """`action` on all that is in lists, tuples and dicts."""
+    if isinstance(x, dict):
+        return {key: _each(action, y) for key, y in x.items()}
+    if isinstance(x, list | tuple):
+        return type(x)([_each(action, y) for y in x])
+    return action(x)
+
+
+def _alias(x):
+    """The same memory, in a shape that stays when operations in place change that of `x`."""
+    return x.detach() if isinstance(x, torch.Tensor) else x
 
 
 def _simulated(x):
@@ -150,28 +165,28 @@ def _waits(func, name, args, kwargs):
     return name in WAITING or bool(ON_NUMBERS & set(func.tags))
 
 
-def _wait(name):
+def _count(counter, name, does):
     frame, line = sys._getframe(), "outside"
     while frame is not None and line == "outside":
         file = frame.f_code.co_filename
         if file.startswith(PACKAGE):
             line = f"{file[len(PACKAGE) + 1 :]}:{frame.f_lineno}"
         frame = frame.f_back
-    if state.tape is not None:
-        raise RuntimeError(f"{line}: {name} waits for the device inside a recording")
-    if not state.allowed:
-        raise RuntimeError(f"{line}: {name} waits for the device")
-    state.waits[f"{line} {name}"] += 1
+    if state.tape is not None or state.forbidden:
+        where = " inside a recording" if state.tape is not None else ""
+        raise RuntimeError(f"{line}: {name} {does}{where}")
+    counter[f"{line} {name}"] += 1
 
 
 @contextmanager
-def waits(*, allowed=True):
-    """Yield a count of waits, by line of kpops; if not `allowed`, the first one raises."""
-    before, state.waits, state.allowed = (state.waits, state.allowed), Counter(), allowed
+def watched(*, forbidden=False):
+    """Yield the waits and the copies to the device, by line; if `forbidden`, the first raises."""
+    before = dict(vars(state))
+    vars(state).update(waits=Counter(), copies=Counter(), forbidden=forbidden)
     try:
-        yield state.waits
+        yield state.waits, state.copies
     finally:
-        state.waits, state.allowed = before
+        vars(state).update(before)
 
 
 def record(action, argument):
@@ -188,8 +203,9 @@ def record(action, argument):
     def replay():
         for kernel, args, kwargs, kept in tape:
             new = kernel(*args, **kwargs)
-            for old, x in zip(tree_leaves(kept), tree_leaves(new), strict=True):
-                if isinstance(x, torch.Tensor) and old.data_ptr() != x.data_ptr():
+            one = isinstance(new, torch.Tensor)
+            for old, x in zip([kept] if one else kept, [new] if one else new, strict=True):
+                if old.data_ptr() != x.data_ptr():
                     old.copy_(x)
 
     return Recording(argument, result, replay)

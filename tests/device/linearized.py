@@ -46,7 +46,6 @@ MODELS = {
     "weight_norm": (partial(parametrized, parametrizations.weight_norm), ["gated"]),
     "orthogonal": (partial(parametrized, parametrizations.orthogonal, nn.GRU), ["gated"]),
 }
-MODELS_AND_ENGINES = [(name, engine) for name, (_, engines) in MODELS.items() for engine in engines]
 LENGTHS = torch.tensor([[STEPS], [3], [1]])
 
 
