@@ -37,6 +37,10 @@ _without_one = pytest.mark.skipif(
 )
 
 
+# A folder cannot be skipped.
+collect_ignore = [] if find_spec("hypothesis") else ["fuzz"]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _ctrl_c():
     """Ctrl-C raises, also where the tests run in the background, which ignores it."""

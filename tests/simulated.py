@@ -190,7 +190,7 @@ def watched(*, forbidden=False):
 
 
 def record(action, argument):
-    """In the place of `record` of kpops.engines.cuda_graph."""
+    """In the place of a CUDA graph: see kpops.engines.cuda_graph."""
     from kpops.engines.cuda_graph import Recording
 
     action(argument)
@@ -249,9 +249,6 @@ def install():
             device_count=lambda: 1,
             current_device=lambda: 0,
             manual_seed_all=lambda seed: None,  # random numbers are those of the CPU
-            get_rng_state=lambda device=None: torch.get_rng_state(),
-            set_rng_state=lambda new, device=None: torch.set_rng_state(new),
-            default_generators=(torch.default_generator,),
             get_amp_supported_dtype=lambda: [torch.float16],
         ),
     )
@@ -269,5 +266,4 @@ def install():
 
     from kpops.engines import cuda_graph
 
-    cuda_graph.DEVICES.add(NAME)
-    cuda_graph.Recorder.__init__.__defaults__ = (record,)
+    cuda_graph.RECORD[NAME] = record

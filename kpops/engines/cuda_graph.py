@@ -15,9 +15,6 @@ from torch import Tensor
 
 Action = Callable[[Tensor], Tensor]
 
-DEVICES = {"cuda"}
-"""Types of devices whose launches can be recorded."""
-
 
 class Recording(NamedTuple):
     """A recorded action on one shape: where it reads, where it writes, how to run it."""
@@ -41,11 +38,15 @@ def record(action: Action, argument: Tensor) -> Recording:
     return Recording(argument, result, graph.replay)
 
 
+RECORD: dict[str, Callable[[Action, Tensor], Recording]] = {"cuda": record}
+"""How loops are recorded, by type of device."""
+
+
 class Recorder:
     """Actions by name, each recorded for the shape that it was last called with."""
 
-    def __init__(self, record: Callable[[Action, Tensor], Recording] = record) -> None:
-        self._record = record
+    def __init__(self, record: Callable[[Action, Tensor], Recording] | None = None) -> None:
+        self._record = record  # as RECORD says by default
         self._recordings: dict[str, Recording] = {}
 
     def __call__(self, name: str, action: Action, argument: Tensor) -> Tensor:
@@ -53,7 +54,8 @@ class Recorder:
         recording = self._recordings.get(name)
         if recording is None or recording.argument.shape != argument.shape:
             self._recordings.pop(name, None)  # frees its memory before the next one takes some
-            recording = self._recordings[name] = self._record(action, argument.clone())
+            record = self._record or RECORD[argument.device.type]
+            recording = self._recordings[name] = record(action, argument.clone())
         recording.argument.copy_(argument)
         recording.replay()
         return recording.result.clone()

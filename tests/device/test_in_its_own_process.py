@@ -11,7 +11,10 @@ import simulated
 
 @pytest.mark.skipif(not simulated.is_available(), reason="this PyTorch takes no simulated device")
 def test_on_the_simulated_device():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__).parent]
-    environment = {**os.environ, "KPOPS_SIMULATED_DEVICE": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__).parent],
+        env={**os.environ, "KPOPS_SIMULATED_DEVICE": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -30,9 +30,7 @@ def test_matvecs_equal_those_of_the_cpu_and_do_not_wait(name, engine, with_mask,
     op = operator(linearized(name, engine, with_mask=with_mask), product)
     on_cpu = operator(linearized(name, engine, "cpu", with_mask=with_mask), product)
     rng = torch.Generator().manual_seed(1)
-    blocks = [
-        torch.randn(n, *op.domain.shape, generator=rng, dtype=op.torch_dtype) for n in (1, 5)
-    ]
+    blocks = [torch.randn(n, *op.domain.shape, generator=rng, dtype=op.torch_dtype) for n in (1, 5)]
     expected = [on_cpu.apply(block) for block in blocks]
     arguments = [block.to(op.device) for block in blocks]
     for argument in arguments:

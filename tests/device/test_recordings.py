@@ -4,11 +4,12 @@ import pytest
 import torch
 from linearized import MODELS, linearized
 
+GATED = [name for name, (_, engines) in MODELS.items() if "gated" in engines]
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's
 
 
 @pytest.mark.parametrize("with_mask", [False, True], ids=["all valid", "masked"])
-@pytest.mark.parametrize("name", [name for name, (_, engines) in MODELS.items() if "gated" in engines])
+@pytest.mark.parametrize("name", GATED)
 def test_recorded_loops_equal_plain_ones(name, with_mask, monkeypatch):
     lin = linearized(name, "gated", with_mask=with_mask)
     rng = torch.Generator().manual_seed(2)

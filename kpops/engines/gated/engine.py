@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.base import Engine
-from kpops.engines.cuda_graph import DEVICES, Action, Recorder
+from kpops.engines.cuda_graph import RECORD, Action, Recorder
 from kpops.engines.gated.gram import Gram, bytes_of_factors, learning
 from kpops.engines.gated.layer import Layer
 from kpops.engines.gated.roles import by_role, parameter_roles
@@ -132,7 +132,7 @@ class GatedEngine(Engine):
     def _record(self, name: str, action: Action, q: Block) -> Block:
         # Where gates are recomputed, autograd runs inside the loop, which a recording cannot hold;
         # and large blocks keep the device busy for longer than a launch takes.
-        records = q.device.type in DEVICES and self.gates != "recomputed"
+        records = q.device.type in RECORD and self.gates != "recomputed"
         if not records or q.nbytes > _RECORDED_BYTES:
             return action(q)
         return self._recorder(name, action, q)
