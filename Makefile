@@ -8,8 +8,8 @@ READY = $(VENV)/.ready
 # Threads are torch's and ours to choose; their number changes the rounding of results.
 export MPLBACKEND ?= agg
 
-.PHONY: checkpoints demo test shapes test-slow test-gpu test-latest test-processors fuzz lint types doctest \
-	docs benchmarks check clean coverage
+.PHONY: checkpoints demo test shapes test-slow test-gpu test-simulated test-latest test-processors fuzz \
+	lint types doctest docs benchmarks check clean coverage
 
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two minutes)
 	$(BIN)/python examples/dynamic_collapse.py --output outputs
@@ -30,6 +30,9 @@ test-slow: $(READY)  ## the slow tests
 
 test-gpu: $(READY)  ## every test that is parametrised over devices, on the GPU
 	$(BIN)/python -m pytest -m gpu
+
+test-simulated: $(READY)  ## the same tests without a GPU, on the simulated device of tests/simulated.py
+	KPOPS_SIMULATED_DEVICE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -n logical
 
 test-latest:  ## tests against the newest releases, unpinned; PyTorch's default build is several GB
 	$(PYTHON) -m venv .venv-latest

@@ -1,4 +1,4 @@
-"""Devices, and the check of shapes where the environment sets KPOPS_CHECK_SHAPES."""
+"""Devices, and what the environment sets: KPOPS_CHECK_SHAPES, KPOPS_SIMULATED_DEVICE."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import simulated
 import torch
 from jaxtyping import install_import_hook
 
@@ -27,7 +28,18 @@ if os.environ.get("KPOPS_CHECK_SHAPES"):
         "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
     )
 
-_without_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+SIMULATED = bool(os.environ.get("KPOPS_SIMULATED_DEVICE"))
+if SIMULATED:
+    simulated.install()
+
+ACCELERATOR = torch.device(simulated.NAME if SIMULATED else "cuda", 0)
+_without_one = pytest.mark.skipif(
+    not (SIMULATED or torch.cuda.is_available()), reason="no CUDA device"
+)
+
+
+# A folder cannot be skipped.
+collect_ignore = [] if find_spec("hypothesis") else ["fuzz"]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -38,6 +50,12 @@ def _ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, _without_cuda])])
+@pytest.fixture(
+    params=[
+        torch.device("cpu"),
+        pytest.param(ACCELERATOR, marks=[pytest.mark.gpu, _without_one]),
+    ],
+    ids=lambda device: device.type,
+)
 def device(request):
-    return torch.device("cuda", 0) if request.param == "cuda" else torch.device("cpu")
+    return request.param

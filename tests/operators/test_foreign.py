@@ -1,7 +1,6 @@
 """Operators of other libraries and of users: alone, and beside ours."""
 
 import numpy as np
-import pylops
 import pytest
 import scipy.sparse as sp
 import scipy.sparse.linalg as sla
@@ -12,6 +11,8 @@ from dense import relative
 import kpops
 import kpops.testing
 from kpops.operators import ForeignOperator
+
+pylops = pytest.importorskip("pylops")
 
 
 class Duck:

@@ -1,17 +1,12 @@
 """Solvers of other libraries accept the operators as they are."""
 
 import numpy as np
-import pylops.optimization.leastsquares
-import pylops.utils
 import pytest
 import scipy.linalg
 import scipy.linalg.interpolative as interpolative
 import scipy.sparse.linalg as sla
 import torch
 from dense import relative
-from sklearn.decomposition import PCA, KernelPCA, TruncatedSVD
-from sklearn.linear_model import Ridge
-from sklearn.utils.extmath import randomized_svd, safe_sparse_dot
 
 import kpops
 
@@ -62,8 +57,9 @@ def test_scipy_expm_multiply(lin):
 
 
 def test_pylops_dottest(lin):
+    dottest = pytest.importorskip("pylops.utils").dottest
     for op in (lin.P, lin.P_inv, lin.J, lin.K, lin.flow, lin.sensitivity):
-        assert pylops.utils.dottest(op, *op.shape, rtol=1e-10, complexflag=3)
+        assert dottest(op, *op.shape, rtol=1e-10, complexflag=3)
 
 
 def test_scipy_takes_it_as_it_is(lin):
@@ -113,8 +109,10 @@ def test_scipy_interpolative_svd(lin):
 
 
 def test_pylops_solvers_and_algebra(lin):
+    pylops = pytest.importorskip("pylops")
+    leastsquares = pytest.importorskip("pylops.optimization.leastsquares")
     b = rng().standard_normal(90)
-    x = pylops.optimization.leastsquares.regularized_inversion(
+    x = leastsquares.regularized_inversion(
         pylops.LinearOperator(lin.P), b, None, atol=1e-14, btol=1e-14, iter_lim=2000
     )[0]
     np.testing.assert_allclose(x, lin.P_inv @ b, atol=1e-9)
@@ -131,6 +129,11 @@ def test_pylops_solvers_and_algebra(lin):
 
 
 def test_sklearn_multiplies_it_and_otherwise_says_how_to_make_the_matrix(lin):
+    pytest.importorskip("sklearn")
+    from sklearn.decomposition import PCA, KernelPCA, TruncatedSVD
+    from sklearn.linear_model import Ridge
+    from sklearn.utils.extmath import randomized_svd, safe_sparse_dot
+
     X = rng().standard_normal((90, 3))
     np.testing.assert_array_equal(safe_sparse_dot(lin.flow, X), lin.flow @ X)
     for use in (

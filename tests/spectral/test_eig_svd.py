@@ -221,6 +221,8 @@ def test_matvecs_are_reported(lin):
 
 
 def test_results_can_be_saved(lin, tmp_path):
+    pytest.importorskip("h5netcdf")
+    pytest.importorskip("zarr")
     import xarray as xr
 
     result = kpops.eigsh(lin.flow, k=3)

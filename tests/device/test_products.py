@@ -1,0 +1,43 @@
+"""Matvecs on a device: equal to those of the CPU, never waiting, sharing no memory."""
+
+import pytest
+import simulated
+import torch
+from dense import relative
+from linearized import MODELS, linearized
+
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's
+
+OPERATORS = ["P", "P_inv", "J", "K", "flow", "sensitivity", "C", "output_ntk"]
+SELF_ADJOINT = {"K", "flow", "output_ntk"}
+PRODUCTS = OPERATORS + [f"{name}*" for name in OPERATORS if name not in SELF_ADJOINT]
+CASES = [
+    (name, engine, with_mask)
+    for name, (_, engines) in MODELS.items()
+    for engine in engines
+    for with_mask in ([False, True] if engine == engines[0] else [False])
+]
+
+
+def operator(lin, product):
+    op = getattr(lin, product.rstrip("*"))
+    return op.H if product.endswith("*") else op
+
+
+@pytest.mark.parametrize(("name", "engine", "with_mask"), CASES)
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_matvecs_equal_those_of_the_cpu_and_do_not_wait(name, engine, with_mask, product):
+    op = operator(linearized(name, engine, with_mask=with_mask), product)
+    on_cpu = operator(linearized(name, engine, "cpu", with_mask=with_mask), product)
+    rng = torch.Generator().manual_seed(1)
+    blocks = [torch.randn(n, *op.domain.shape, generator=rng, dtype=op.torch_dtype) for n in (1, 5)]
+    expected = [on_cpu.apply(block) for block in blocks]
+    arguments = [block.to(op.device) for block in blocks]
+    for argument in arguments:
+        op.apply(argument)  # what is made at first use may wait
+    with simulated.watched(forbidden=True):
+        images = [op.apply(argument) for argument in arguments * 2]
+    for image, there in zip(images, expected * 2, strict=True):  # none was overwritten meanwhile
+        assert image.device == op.device
+        assert relative(image.cpu(), there) < 1e-12
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(arguments, blocks, strict=True))

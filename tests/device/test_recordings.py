@@ -1,0 +1,30 @@
+"""Recorded loops over time: the same as plain ones, and never with a wait inside."""
+
+import pytest
+import torch
+from linearized import MODELS, linearized
+
+GATED = [name for name, (_, engines) in MODELS.items() if "gated" in engines]
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_recorded_loops_equal_plain_ones(name, monkeypatch):
+    lin = linearized(name, "gated")
+    rng = torch.Generator().manual_seed(2)
+    blocks = [torch.randn(n, *lin.space.shape, generator=rng, dtype=lin.dtype) for n in (1, 3)]
+    arguments = [block.to(lin.device) for block in blocks * 2]
+    operators = (lin.P, lin.P.H, lin.flow)
+    recorded = [op.apply(q) for q in arguments for op in operators]
+    assert lin.engine._recorder._recordings
+    monkeypatch.setattr(lin.engine, "_record", lambda name, action, q: action(q))
+    plain = [op.apply(q) for q in arguments for op in operators]
+    assert all(torch.equal(a, b) for a, b in zip(recorded, plain, strict=True))
+
+
+def test_loops_that_run_autograd_are_not_recorded():
+    lin = linearized("gru", "gated recomputed")
+    q = torch.ones(1, *lin.space.shape, dtype=lin.dtype, device=lin.device)
+    for _ in range(3):
+        lin.flow.apply(q)
+    assert not lin.engine._recorder._recordings
