@@ -1,7 +1,9 @@
 """Recorded loops over time: the same as plain ones, and never with a wait inside."""
 
 import pytest
+import simulated
 import torch
+from dense import relative
 from linearized import MODELS, linearized
 
 GATED = [name for name, (_, engines) in MODELS.items() if "gated" in engines]
@@ -28,3 +30,17 @@ def test_loops_that_run_autograd_are_not_recorded():
     for _ in range(3):
         lin.flow.apply(q)
     assert not lin.engine._recorder._recordings
+
+
+def test_a_weight_whose_parametrisation_waits_is_computed_outside_of_the_loop():
+    lin, on_cpu = (linearized("orthogonal_square", "gated", d) for d in (simulated.NAME, "cpu"))
+    q = torch.randn(
+        3, *lin.space.shape, dtype=lin.dtype, generator=torch.Generator().manual_seed(3)
+    )
+    for op, expected in ((lin.P, on_cpu.P), (lin.P.H, on_cpu.P.H), (lin.P_inv, on_cpu.P_inv)):
+        argument = q.to(lin.device)
+        op.apply(argument)
+        with simulated.watched(forbidden=True):
+            images = [op.apply(argument) for _ in range(3)]
+        assert all(relative(image.cpu(), expected.apply(q)) < 1e-12 for image in images)
+    assert lin.engine._recorder._recordings
