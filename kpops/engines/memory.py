@@ -33,6 +33,12 @@ def free_bytes(device: torch.device) -> int:
     return max(0, min([psutil.virtual_memory().available, *_of_cgroups(), *_of_limits()]))
 
 
+@cache
+def device_bytes(device: torch.device) -> int:
+    """Bytes of the memory of a CUDA device."""
+    return torch.cuda.mem_get_info(device)[1]
+
+
 def check_allocation(what: str, n_bytes: int, device: torch.device, remedy: str = REMEDY) -> None:
     """Raise MemoryError, with the remedy, before an allocation that would not fit."""
     free = free_bytes(device)

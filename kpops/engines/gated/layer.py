@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kpops.engines.gated.combine import Diagonals, Terms, Units, combine
 from kpops.engines.gated.gates import Pairs, Pattern, differentiate
+from kpops.engines.memory import device_bytes
 from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
 from kpops.precision import in_full_precision
@@ -22,8 +23,9 @@ Maps = Float[Tensor, "block *steps map"]
 Features = Float[Tensor, "block *steps feature"]
 
 # Bytes of one temporary of a pointwise action: on the CPU it stays in the cache and in the
-# allocator's hands, a GPU wants few and large launches.
+# allocator's hands, a GPU wants few and large launches, within a part of its memory.
 _SLICE_BYTES = defaultdict(lambda: 2**28, cpu=2**22)
+_SLICE_PART = 64
 # Bytes of the diagonals of a segment of time, where they are recomputed.
 _SEGMENT_BYTES = defaultdict(lambda: 2**30, cpu=2**26)
 
@@ -108,7 +110,7 @@ class Layer:
         """Pieces of time small enough for pointwise actions on so many vectors, and diagonals."""
         widest = max(self.pattern.n_recurrent, self.pattern.n_inputs, self.variables)
         per_step = block * len(self.previous) * self.hidden * widest * self.previous.element_size()
-        size = max(1, _SLICE_BYTES[self.previous.device.type] // per_step)
+        size = max(1, _slice_bytes(self.previous.device) // per_step)
         for segment in self.segments():
             d = self.diagonals(segment)
             for t in range(segment.start, segment.stop, size):
@@ -128,7 +130,7 @@ class Layer:
             n_trials, n_steps, self.pattern.size, self.hidden, dtype=self.storage
         ).movedim(2, 0)
         per_step = n_trials * self.hidden * self.previous.element_size()
-        size = max(1, _SLICE_BYTES[self.previous.device.type] // (4 * per_step))
+        size = max(1, _slice_bytes(self.previous.device) // (4 * per_step))
         for t in range(0, n_steps, size):
             part = slice(t, min(t + size, n_steps))
             here = slice(time.start + part.start, time.start + part.stop)
@@ -294,6 +296,11 @@ class Layer:
 
     def _split(self, units: Tensor) -> tuple[Tensor, ...]:
         return units.split(self.hidden, dim=-1)
+
+
+def _slice_bytes(device: torch.device) -> int:
+    least = _SLICE_BYTES[device.type]
+    return max(least, device_bytes(device) // _SLICE_PART) if device.type == "cuda" else least
 
 
 def _terms(pairs: Pairs, source: int = 0) -> Terms:
