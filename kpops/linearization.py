@@ -34,6 +34,7 @@ from kpops.operators import (
     TrajectoryOperator,
 )
 from kpops.precision import check_precision, in_full_precision
+from kpops.precision import remark as precision_remark
 from kpops.read_inputs import Reading, read_inputs, read_state, trajectory_space
 
 
@@ -97,10 +98,11 @@ def linearize(
         inputs of another floating dtype are refused.
     device : torch.device or str, optional
         Where to compute. Default: where the model is.
-    precision : {"highest", "tf32"}
+    precision : {"highest", "tf32x3", "tf32"}
         ``"highest"`` computes in the precision of the dtype, whatever torch is set to. ``"tf32"``
         lets a GPU compute the matrix products in P, K and their like by TF32, faster and to about
-        three digits; see :doc:`gpu`. It is for float32, and without effect on a CPU.
+        three digits; ``"tf32x3"`` takes three such products for one of float32, with its error,
+        in the engine ``gated``. See :doc:`gpu`. Both are for float32; a CPU has no TF32.
 
     Returns
     -------
@@ -225,7 +227,7 @@ class Linearization(Shown):
 
     @property
     def precision(self) -> str:
-        """That of the products with its operators: ``"highest"`` or ``"tf32"``."""
+        """That of the products with its operators: ``"highest"``, ``"tf32x3"`` or ``"tf32"``."""
         return self.trajectory.precision
 
     @cached_property
@@ -383,7 +385,7 @@ class Linearization(Shown):
         declared = is_declared(self.recurrence) or is_declared(self.readout)
         known += "\n derivatives: those of a declared surrogate gradient" if declared else ""
         forcing = f", forcing {self.attrs['forcing']}" if "forcing" in self.attrs else ""
-        dtype = self.attrs["dtype"] + (" by TF32" if self.precision == "tf32" else "")
+        dtype = self.attrs["dtype"] + precision_remark(self.precision)
         return (
             f"<Linearization of {type(self.recurrence.module).__name__} {self.space}, "
             f"{n_parameters} learning parameters{readout}{parts}\n"

@@ -36,11 +36,11 @@ STATES = list(
 
 
 def test_whatever_is_set_is_given_back():
-    for state, wanted in itertools.product(STATES, precision.PRECISIONS):
+    for state, wanted in itertools.product(STATES, ("highest", "tf32")):
         apply(*state)
         before = shown()
         with Computing(wanted):
-            with Computing(*{*precision.PRECISIONS} - {wanted}):
+            with Computing(*{"highest", "tf32"} - {wanted}):
                 other = shown()
             inside = shown()
         assert before == shown()

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_settings import NONE, apply, get, initial_settings, shown
 
 import kpops
+from kpops import precision
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,35 @@ def test_tf32_is_used_where_it_is_asked_for_and_nowhere_else(name):
     assert relative(plain, reference) < 3e-6
     assert 1e-5 < relative(there, reference) < 1e-2
     np.testing.assert_array_equal(getattr(by_tf32, name) @ q, plain)  # no effect on a CPU
+
+
+@pytest.mark.parametrize("name", ["P", "P_inv", "J", "K", "flow", "sensitivity"])
+@pytest.mark.parametrize("engine", ["gated", "autodiff"])
+@pytest.mark.parametrize("family", [nn.GRU, nn.LSTM])
+def test_three_products_by_tf32_have_the_error_of_float32(family, engine, name):
+    torch.manual_seed(0)
+    model, inputs = family(2, 30, batch_first=True), torch.randn(8, 40, 2)
+    options = [{"dtype": torch.float64}, {}, {"precision": "tf32x3"}]
+    exact, lin, thrice = (kpops.linearize(model, inputs, engine=engine, **o) for o in options)
+    op = getattr(exact, name)
+    q = np.random.default_rng(0).standard_normal((op.shape[1], 40))  # wide enough for all paths
+    reference, plain = op @ q, getattr(lin, name) @ q
+    with OnGpu() as gpu:
+        image = getattr(thrice, name) @ q
+    assert relative(image, reference) < 3 * relative(plain, reference) + 1e-6
+    by_tf32 = {name for name, by_tf32 in gpu.seen if by_tf32}
+    assert bool(PRODUCTS & by_tf32) == (engine == "gated")
+    assert "3 x TF32" in repr(thrice) and "3 x TF32" in repr(thrice.flow)
+
+
+def test_halves_of_float32_numbers_add_up_and_fit_tf32():
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).exp() * torch.tensor(
+        [[1], [-1]]
+    )
+    upper, lower = precision._halves(x)
+    assert torch.equal(upper + lower, x)
+    assert torch.equal(rounded(upper), upper)
+    assert (lower.abs() <= 2.0**-11 * x.abs()).all()
 
 
 SOLVERS = {
@@ -151,7 +181,11 @@ def test_operators_of_two_precisions_are_not_mixed():
 
 
 def test_precisions_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"precision='high': choose one of \['highest', 'tf32'\]"):
+    with pytest.raises(
+        ValueError, match=r"precision='high': choose one of \['highest', 'tf32x3', 'tf32'\]"
+    ):
         gru(precision="high")
-    with pytest.raises(ValueError, match=r"precision='tf32' rounds factors of float32, .*float64"):
-        gru(precision="tf32", dtype=torch.float64)
+    for choice in ("tf32x3", "tf32"):
+        message = f"precision='{choice}' rounds factors of float32, .*float64"
+        with pytest.raises(ValueError, match=message):
+            gru(precision=choice, dtype=torch.float64)

@@ -19,6 +19,7 @@ from kpops.kinds import Shown, described, is_array
 from kpops.labels import Space, enter
 from kpops.maturity import warn_renamed
 from kpops.operators.shapes import Given, Image, InCodomain, InDomain
+from kpops.precision import remark
 
 _ALWAYS_FITS = 2**28
 """Bytes that a matvec may take without a look at the free memory, which takes time."""
@@ -188,7 +189,7 @@ class Action(LinearOperator, Shown):
             spaces += f" -> {self.codomain!r}"
         kind = ", PSD" if self.positive else ", self-adjoint" if self.self_adjoint else ""
         dtype = str(self.torch_dtype).removeprefix("torch.")
-        dtype += " by TF32" if self.precision == "tf32" else ""
+        dtype += remark(self.precision)
         return f"<{self.symbol} {spaces}, {dtype} on {self.device}{kind}>"
 
 

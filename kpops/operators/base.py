@@ -62,7 +62,7 @@ class TrajectoryOperator(Action):
         Whether it is known to be self-adjoint, and to be positive semi-definite.
     attrs : mapping, optional
         Provenance (model, measure, engine), which all results carry.
-    precision : {"highest", "tf32"}, optional
+    precision : {"highest", "tf32x3", "tf32"}, optional
         That of its matrix products; see :func:`kpops.linearize`. Default: the highest, also next to
         operators of another precision.
 

@@ -34,6 +34,7 @@ from kpops.engines.threads import enough_for
 from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
+from kpops.precision import product
 
 # Vectors from which the gains of a step are assembled on a GPU, times the maps saved for each
 # variable, and the most bytes of their matrices.
@@ -261,7 +262,7 @@ class GatedEngine(Engine):
                 u = layer.multiplied(source, time)
                 maps: Tensor | float = 0.0
                 if weight is not None:
-                    maps = (u.flatten(0, 1) @ weight.mT).unflatten(1, u.shape[:2])
+                    maps = product(u.flatten(0, 1), weight.mT).unflatten(1, u.shape[:2])
                 if bias is not None:
                     maps = maps + bias[:, None, None].expand(-1, *u.shape[:2], -1)
                 assert isinstance(maps, Tensor)
@@ -278,7 +279,7 @@ class GatedEngine(Engine):
             for time, d in layer.slices(len(q)):
                 maps = layer.vjp_maps(d, source, cotangent[:, :, time, layer.units]).flatten(1, 2)
                 if weight is not None:
-                    weight += maps.mT @ layer.multiplied(source, time).flatten(0, 1)
+                    weight += product(maps.mT, layer.multiplied(source, time).flatten(0, 1))
                 if bias is not None:
                     bias += maps.sum(1)
         return result

@@ -19,7 +19,7 @@ from kpops.engines.gated.features import numerical_rank, thin_factor
 from kpops.engines.gated.layer import Layer
 from kpops.engines.gated.roles import Role
 from kpops.engines.trajectory import Block
-from kpops.precision import in_full_precision
+from kpops.precision import accumulate, in_full_precision, product
 
 SOURCES = ("recurrent", "input")
 Cotangent = list[list[Float[Tensor, "block _ hidden"]]]
@@ -83,7 +83,7 @@ class Gram:
             for part, sums in zip(self.parts, cotangent, strict=True):
                 y = reduce(torch.add, (d[p] * old[v] for v, p in part.gains)).flatten(1, 2)
                 for z, total in zip(self.of(part), sums, strict=True):
-                    total.baddbmm_(z[:, time].flatten(0, 1).mT.expand(len(q), -1, -1), y)
+                    accumulate(total, z[:, time].flatten(0, 1).mT.expand(len(q), -1, -1), y)
         return cotangent
 
     def jvp(self, cotangent: Cotangent, into: Block) -> None:
@@ -92,7 +92,7 @@ class Gram:
             new = into[:, :, time, self.layer.units].split(self.layer.hidden, dim=-1)
             for part, sums in zip(self.parts, cotangent, strict=True):
                 pairs = zip(self.of(part), sums, strict=True)
-                back = reduce(torch.add, (z[:, time].flatten(0, 1) @ total for z, total in pairs))
+                back = reduce(torch.add, (product(z[:, time].flatten(0, 1), w) for z, w in pairs))
                 for v, p in part.gains:
                     new[v].addcmul_(d[p], back.unflatten(1, new[v].shape[1:3]))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from kpops.engines.gated.gates import Pairs, Pattern, differentiate
 from kpops.engines.memory import device_bytes
 from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
-from kpops.precision import in_full_precision
+from kpops.precision import in_full_precision, product
 
 Maps = Float[Tensor, "block *steps map"]
 Features = Float[Tensor, "block *steps feature"]
@@ -173,10 +173,10 @@ class Layer:
         if self.pattern.recurrent:
             u = self._features(d, ds)
             if assembled:
-                maps = (u.transpose(0, 1) @ self.assembled(d).mT).transpose(0, 1)
+                maps = product(u.transpose(0, 1), self.assembled(d).mT).transpose(0, 1)
                 terms = tuple((v, 0, v, -1) for v in range(self.variables)) + terms
             else:
-                maps = u @ self.recurrent_weight.mT
+                maps = product(u, self.recurrent_weight.mT)
                 terms = _terms(self.pattern.recurrent) + terms
         combine(terms, d, (maps, ds), into, into if base is None else base)
 
@@ -193,9 +193,9 @@ class Layer:
         terms, u = _terms(_swapped(self.pattern.carry), 1), a
         if self.pattern.recurrent:
             if assembled:
-                u = (a.transpose(0, 1) @ self.assembled(d)).transpose(0, 1)
+                u = product(a.transpose(0, 1), self.assembled(d)).transpose(0, 1)
             else:
-                u = self.vjp_maps(d, "recurrent", a) @ self.recurrent_weight
+                u = product(self.vjp_maps(d, "recurrent", a), self.recurrent_weight)
             terms = tuple((w, 0, 0, _place(p)) for w, p in self.pattern.slopes) + terms
         combine(terms, d, (u, a), into, into if base is None else base)
 
@@ -214,7 +214,7 @@ class Layer:
         """The gains sum_g D_vg W_g of one step from the features to the units, as a matrix."""
         places = {(v, g): p for v, g, p in self.pattern.recurrent}
         none = d.new_zeros(d.shape[1:])
-        pairs = product(range(self.variables), range(self.pattern.n_recurrent))
+        pairs = itertools.product(range(self.variables), range(self.pattern.n_recurrent))
         gains = torch.stack([d[places[pair]] if pair in places else none for pair in pairs])
         # Of every unit one product, of the gains of all trials with its rows of W.
         gains = gains.unflatten(0, (self.variables, -1)).permute(0, 3, 2, 1)
@@ -237,12 +237,12 @@ class Layer:
     def jvp_input(self, d: Diagonals, dx: Features, into: Units) -> None:
         """Add B dx to `into`."""
         assert self.input_weight is not None
-        self.jvp_maps(d, "input", dx @ self.input_weight.mT, into)
+        self.jvp_maps(d, "input", product(dx, self.input_weight.mT), into)
 
     def vjp_input(self, d: Diagonals, a: Units, into: Features) -> None:
         """Add B^T a to `into`."""
         assert self.input_weight is not None
-        into += self.vjp_maps(d, "input", a) @ self.input_weight
+        into += product(self.vjp_maps(d, "input", a), self.input_weight)
 
     # The affine maps of one source.
 
