@@ -26,7 +26,7 @@ ROOMS = [
 # What a function may import: compiled kernels, which load Numba, and what draws; optional packages;
 # what only some systems have; and what changes the warnings' filters when it is imported.
 LATE = ("cupy", "cupyx", "matplotlib", "neurogym", "resource", "scipy.spatial", "scipy.special")
-COMPILED = "kpops.engines.cpu."
+COMPILED = ("kpops.engines.cpu.", "kpops.engines.cuda.")  # by Numba and Triton
 DRAWING = ("kpops.plot.locators",)
 
 
