@@ -23,6 +23,7 @@ def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tenso
     """A tensor on a device, in that dtype; one of the host does not wait for a CUDA device."""
     tensor = tensor.to(dtype)
     from_host = tensor.device.type == "cpu" and device.type == "cuda"
+    from_host &= torch.backends.cuda.is_built()  # not where a CUDA device is simulated
     # The copy reads pinned memory later; PyTorch gives it to no other tensor before that.
     return (tensor.pin_memory() if from_host else tensor).to(device, non_blocking=from_host)
 

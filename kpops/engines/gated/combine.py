@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -54,7 +55,9 @@ def combine(
 
 @cache
 def _fused() -> Callable[..., None] | None:
-    """The kernel, where Triton is installed."""
+    """The kernel, where Triton is installed; not for a CUDA device that is simulated."""
+    if not torch.backends.cuda.is_built():
+        return None
     try:
         from kpops.engines.cuda.combine_kernel import combine
     except ImportError:
