@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_PINNED = 2**22  # bytes of a tensor that is pinned, at most
+
 
 def on_host(*parts: Tensor) -> tuple[Tensor, ...]:
     """The tensors on the host, brought there in one transfer."""
@@ -23,7 +25,8 @@ def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tenso
     """A tensor on a device, in that dtype; one of the host does not wait for a CUDA device."""
     tensor = tensor.to(dtype)
     from_host = tensor.device.type == "cpu" and device.type == "cuda"
-    from_host &= torch.backends.cuda.is_built()  # not where a CUDA device is simulated
+    # PyTorch keeps pinned memory for ever; and a CUDA device may be simulated.
+    from_host &= tensor.nbytes <= _PINNED and torch.backends.cuda.is_built()
     # The copy reads pinned memory later; PyTorch gives it to no other tensor before that.
     return (tensor.pin_memory() if from_host else tensor).to(device, non_blocking=from_host)
 

@@ -7,7 +7,8 @@ argument and result are copied in and out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,18 +26,28 @@ Key = tuple[str, str, str]
 # What all recordings of an engine may keep: bytes of arguments, and vectors. Large blocks keep the
 # device busy for longer than a launch takes.
 _BYTES, _VECTORS = 2**28, 256
-# Operations that wait for the device inside their kernels, by the beginnings of their names, and
-# the tags of those that return a number, or a size that depends on numbers.
+# Operations that wait for the device inside their kernels, by the beginnings of their names, with
+# exceptions, and the tags of those that return a number, or a size that depends on numbers.
 _WAITING = ("linalg_", "_linalg_", "cholesky", "geqrf", "ormqr", "lu_", "_assert_async")
+_RUNNING = ("linalg_vector_norm", "linalg_cross", "linalg_solve_triangular")
 _TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class Recording(NamedTuple):
-    """A recorded action on one shape: where it reads, where it writes, how to run it."""
+    """A recorded action on one shape: where it reads, where it writes, how to run it.
+
+    `bytes_inside` is the memory that it holds beside its argument.
+    """
 
     argument: Tensor
     result: Tensor
     replay: Callable[[], None]
+    bytes_inside: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """All that it holds."""
+        return self.argument.nbytes + max(self.bytes_inside, self.result.nbytes)
 
 
 def record(action: Action, argument: Tensor) -> Recording:
@@ -51,25 +62,36 @@ def record(action: Action, argument: Tensor) -> Recording:
     """
     with torch.cuda.device(argument.device):
         side, graph = _side_stream(argument.device), torch.cuda.CUDAGraph()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        with _beside(torch.cuda.current_stream(), side):
             # What CUDA refuses in the midst of a recording leaves its allocator and its generator
             # of random numbers in a state of their own, so that is found out before. Libraries set
             # themselves up for the stream meanwhile.
             with _RefuseWaits():
                 action(argument)
+            before = torch.cuda.memory_reserved()
             # Other threads, such as those of a data loader, may allocate at the same time.
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 result = action(argument)
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream().wait_stream(side)
-    return Recording(argument, result, graph.replay)
+        inside = torch.cuda.memory_reserved() - before
+    return Recording(argument, result, graph.replay, inside)
 
 
 RECORD: dict[str, Callable[[Action, Tensor], Recording]] = {"cuda": record}
 """How loops are recorded, by type of device."""
+
+
+@contextmanager
+def _beside(current: torch.cuda.Stream, side: torch.cuda.Stream) -> Iterator[None]:
+    """Launch on another stream, after what was launched before and before what comes next."""
+    side.wait_stream(current)
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:
+        current.wait_stream(side)
 
 
 @cache
@@ -90,10 +112,15 @@ class _RefuseWaits(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         tensors = [x for x in tree_leaves((args, result)) if isinstance(x, Tensor)]
         name = func.overloadpacket.__name__
-        if name in ("_to_copy", "copy_"):
-            waits = len({x.device.type for x in tensors}) > 1
+        mixed = {x.device.type for x in tensors if x.ndim or name in ("_to_copy", "copy_")}
+        if len(mixed) > 1:  # a copy; also of an index
+            waits = True
+        elif name == "lift_fresh":  # torch.tensor(..., device=), which copies before
+            waits = result.device.type != "cpu"
         elif "index" in name:  # a mask is counted first
             waits = any(x.dtype in (torch.bool, torch.uint8) for x in tensors[1:])
+        elif name.startswith(_RUNNING):
+            waits = False
         else:
             waits = bool(_TAGS & set(func.tags)) or name.startswith(_WAITING)
         if waits:
@@ -119,17 +146,18 @@ class Recorder:
         self._recordings: dict[Key, Recording] = {}  # those used last at the end
         self._met: set[Key] = set()
         self.failure: str | None = None
+        self._was_short = False
 
     def __call__(self, name: str, action: Action, argument: Tensor) -> Tensor:
         """Return ``action(argument)``, by a recording where there is one."""
-        if argument.nbytes > recorded_bytes(argument[0]) // 2 or is_recording():
+        if not 0 < argument.nbytes <= recorded_bytes(argument[:1]) // 2 or is_recording():
             return action(argument)
         key = name, str(tuple(argument.shape)), precision.current()
         recording = self._recordings.pop(key, None)
         if recording is None and key in self._met and self.failure is None:
             recording = self._try(action, argument)
-        self._met.add(key)
         if recording is None:
+            self._met.add(key)
             return action(argument)
         self._recordings[key] = recording
         recording.argument.copy_(argument)
@@ -137,20 +165,28 @@ class Recorder:
         return recording.result.clone()
 
     def _try(self, action: Action, argument: Tensor) -> Recording | None:
-        kept = argument.nbytes + sum(r.argument.nbytes for r in self._recordings.values())
-        while self._recordings and kept > recorded_bytes(argument[0]) // 2:
-            kept -= self._recordings.pop(next(iter(self._recordings))).argument.nbytes
+        kept = 2 * argument.nbytes + sum(r.nbytes for r in self._recordings.values())
+        while self._recordings and kept > recorded_bytes(argument[:1]):
+            kept -= self._recordings.pop(next(iter(self._recordings))).nbytes
+        record = self._record or RECORD[argument.device.type]
         try:
-            record = self._record or RECORD[argument.device.type]
             return record(action, argument.clone())
         except RuntimeError as error:
-            self.failure = str(error).partition("\n")[0]
-            return None
+            # A recording takes no memory that PyTorch has in reserve: free it, and try once more.
+            short = isinstance(error, torch.OutOfMemoryError)
+            if short:
+                self._recordings.clear()
+                torch.cuda.empty_cache()
+            if self._was_short or not short:
+                self.failure = str(error).partition("\n")[0]
+            self._was_short = short
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_recordings": {}}
+        # A copy makes anew what its engine keeps, so its first loop is not to be recorded either.
+        return {**self.__dict__, "_recordings": {}, "_met": set()}
 
 
 def recorded_bytes(vector: Tensor) -> int:
-    """Bytes that arguments and results of all recordings of an engine take at most."""
+    """Bytes that all recordings of an engine take, but for the temporaries of the last."""
     return 2 * min(_BYTES, _VECTORS * vector.nbytes)

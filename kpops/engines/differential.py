@@ -33,7 +33,9 @@ class Differential:
     @cached_property
     def jvp(self) -> Callable[[Any], Tensor]:
         """The map from a tangent u, of the form of the point, to df u; take it outside vmap."""
-        transpose: Any = vjp(self.vjp, torch.zeros_like(self.value))[1]
+        # Without a reference to self, which would keep it until the next collection of garbage.
+        function, point, pullback = self._function, self._point, self._pullback
+        transpose: Any = vjp(lambda c: pullback(c)[0], torch.zeros_like(self.value))[1]
 
         def pushforward(tangent: Any) -> Tensor:
             try:
@@ -43,7 +45,7 @@ class Differential:
                     raise
                 # A few backward passes, such as that of hardsigmoid, have no derivative.
                 _load_forward_mode()
-                return jvp(self._function, (self._point,), (tangent,))[1]
+                return jvp(function, (point,), (tangent,))[1]
 
         return pushforward
 

@@ -101,8 +101,8 @@ def tridiagonalized(
         if work.interrupted():
             diagonal, beside = diagonal[:, : step + 1], beside[:, : step + 1]
             break
-        # To look at every step would keep a device waiting.
-        if step + 1 == steps or (step % _LOOK == _LOOK - 1 and not going.any()):
+        look = starts.device.type == "cpu" or step % _LOOK == _LOOK - 1  # a device waits for it
+        if step + 1 == steps or (look and not going.any()):
             break
         basis[:, step + 1] = torch.where(going, 1 / length, 0)[:, None] * image
     return Tridiagonal(diagonal, beside)

@@ -6,6 +6,8 @@ import torch
 from dense import relative
 from linearized import MODELS, linearized
 
+from kpops.engines.cuda_graph import _RefuseWaits
+
 GATED = [name for name, (_, engines) in MODELS.items() if "gated" in engines]
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's
 
@@ -30,6 +32,23 @@ def test_loops_that_run_autograd_are_not_recorded():
     for _ in range(3):
         lin.flow.apply(q)
     assert not lin.engine._recorder._recordings
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda x: x * torch.tensor(0.9, device=x.device),
+        lambda x: x * x.new_tensor([0.9]),
+        lambda x: x[:, [1, 0]],
+        lambda x: x.index_select(1, torch.tensor([1, 0]).to(x.device)),
+        lambda x: x.cpu(),
+        lambda x: x.sum().item(),
+    ],
+)
+def test_copies_from_and_to_the_host_are_refused_before_a_recording(act):
+    x = torch.eye(2).to(simulated.NAME)
+    with pytest.raises(RuntimeError, match="waits for the device"), _RefuseWaits():
+        act(x)
 
 
 def test_a_weight_whose_parametrisation_waits_is_computed_outside_of_the_loop():

@@ -10,6 +10,7 @@ from cases import CASES
 from dense import relative
 
 import kpops
+from kpops.engines.gated import combine as combine_module
 from kpops.engines.gated import engine as gated_engine
 from kpops.engines.gated.combine import combine
 
@@ -78,6 +79,31 @@ def test_columns_of_a_program_cover_all_units(interpreted, monkeypatch):
     expected = written_out(GRU, d, (maps, old), into, 10)
     interpreted(GRU, d, (maps, old), into, into)
     assert relative(into, expected) < 1e-6
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Failed to find C compiler"), None])
+def test_without_a_working_triton_pytorch_takes_over(monkeypatch, error):
+    pytest.importorskip("triton")
+    launched = []
+
+    def launch(*arguments):
+        launched.append(arguments)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr("kpops.engines.cuda.combine_kernel.combine", launch)
+    combine_module._fused.cache_clear()
+    try:
+        if error is None:
+            assert combine_module._fused(torch.device("cpu")) is launch
+        else:
+            with pytest.warns(UserWarning, match=r"no fused kernel on cpu: .*C compiler"):
+                assert combine_module._fused(torch.device("cpu")) is None
+            assert combine_module._fused(torch.device("cpu")) is None  # and is silent
+        assert len(launched) == 1
+    finally:
+        combine_module._fused.cache_clear()
 
 
 COMPILE = """

@@ -145,13 +145,42 @@ def test_a_loop_that_cannot_be_recorded_runs_as_it_is(monkeypatch):
     assert "at some line" not in repr(lin)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_recording_without_memory_is_tried_once_more(monkeypatch, times):
+    made = []
+
+    def record(action, argument):
+        made.append(len(made))
+        if len(made) <= times:
+            raise torch.OutOfMemoryError("no memory beside what PyTorch has in reserve")
+        result = action(argument).clone()
+        return Recording(argument, result, lambda: result.copy_(action(argument)))
+
+    lin = linearize("gru", "gated")
+    q = random_block(lin.P, 2)
+    expected = lin.P.apply(q)
+    monkeypatch.setattr(cuda_graph, "RECORD", {"cpu": record})
+    for _ in range(4):
+        assert torch.equal(lin.P.apply(q), expected)
+    assert len(made) == 2
+    assert ("not recorded: no memory" in repr(lin)) == (times == 2)
+
+
+def test_recordings_count_all_that_they_hold():
+    q, result = torch.zeros(4), torch.zeros(2)
+    assert Recording(q, result, lambda: None).nbytes == 24
+    assert Recording(q, result, lambda: None, 100).nbytes == 116
+
+
 def test_recordings_are_not_pickled(tape):
     lin = linearize("gru", "gated")
     q = random_block(lin.P, 2)
     for _ in range(2):
         image = lin.P.apply(q)
+    made = len(tape.made)
     again = pickle.loads(pickle.dumps(lin.P))
     assert torch.equal(again.apply(q), image)
+    assert len(tape.made) == made  # its first loop makes what is kept
 
 
 def test_recordings_survive_inference_mode(tape):
@@ -218,6 +247,8 @@ def test_what_does_not_wait_is_allowed():
     with _RefuseWaits():
         x[torch.tensor([2, 0])].mm(x).addcmul_(x[:2], x[1:]).masked_fill(x[:2] > 0, 1.0)
         torch.where(x > 0, x, -x).to(torch.float64)
+        torch.nn.functional.normalize(x)
+        torch.linalg.solve_triangular(x, x, upper=True)
 
 
 # Weights.
@@ -290,3 +321,21 @@ def test_a_refused_recording_leaves_the_device_as_it_was():
     recording = cuda_graph.record(lambda q: 2 * q, x)
     recording.replay()
     assert torch.equal(recording.result, 2 * x)
+
+
+def test_a_side_stream_follows_and_is_followed_also_where_it_fails(monkeypatch):
+    log = []
+
+    class Waiting:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            log.append((self.name, other.name))
+
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    current, side = Waiting("current"), Waiting("side")
+    with contextlib.suppress(RuntimeError), cuda_graph._beside(current, side):
+        log.append("launch")
+        raise RuntimeError
+    assert log == [("side", "current"), "launch", ("current", "side")]

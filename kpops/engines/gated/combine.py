@@ -9,6 +9,7 @@ On a GPU with Triton it is one kernel, else an operation of PyTorch for each ter
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -35,7 +36,7 @@ def combine(
     Diagonals are those of the same trials and steps as the vectors, (trial, time), or of one step,
     (trial,).
     """
-    fused = _fused() if into.is_cuda and into.stride(-1) == 1 else None
+    fused = _fused(into.device) if into.is_cuda and into.stride(-1) == 1 else None
     if fused is not None:
         fused(terms, d, sources, into, base)
         return
@@ -54,12 +55,22 @@ def combine(
 
 
 @cache
-def _fused() -> Callable[..., None] | None:
-    """The kernel, where Triton is installed; not for a CUDA device that is simulated."""
-    if not torch.backends.cuda.is_built():
+def _fused(device: torch.device) -> Callable[..., None] | None:
+    """The kernel, where Triton works: it may lack a compiler, and the device may be too old."""
+    if not torch.backends.cuda.is_built():  # the device is simulated
         return None
     try:
         from kpops.engines.cuda.combine_kernel import combine
+
+        one = torch.ones(1, 1, 1, device=device)
+        combine(((0, 0, 0, 0),), one, (one,), torch.empty_like(one), None)
     except ImportError:
+        return None
+    except Exception as error:
+        warnings.warn(
+            f"no fused kernel on {device}: {type(error).__name__}: {error}. Matvecs are right, and "
+            "slower: they take an operation of PyTorch for each diagonal",
+            stacklevel=2,
+        )
         return None
     return combine

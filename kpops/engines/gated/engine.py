@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kpops.engines.base import Engine
 from kpops.engines.gated.gram import Gram, bytes_of_factors, learning
-from kpops.engines.gated.layer import Layer
+from kpops.engines.gated.layer import Layer, slice_bytes
 from kpops.engines.gated.roles import by_role, parameter_roles
 from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.engines.memory import uninitialised_like
@@ -37,8 +37,8 @@ from kpops.models.recurrence import Recurrence
 from kpops.precision import product
 
 # Vectors from which the gains of a step are assembled on a GPU, times the maps saved for each
-# variable, and the most bytes of their matrices.
-_WIDE, _MATRIX_BYTES = 64, 2**31
+# variable.
+_WIDE = 64
 
 
 class GatedEngine(Engine):
@@ -194,7 +194,8 @@ class GatedEngine(Engine):
     def _assembles(self, layer: Layer, n_block: int, n_trials: int) -> bool:
         wide = self.assembled_from(layer)
         matrix = n_trials * layer.variables * layer.hidden**2 * layer.previous.element_size()
-        return wide is not None and n_block >= wide and matrix <= _MATRIX_BYTES
+        fits = matrix <= slice_bytes(layer.previous.device)
+        return wide is not None and n_block >= wide and fits
 
     @property
     def remark(self) -> str:

@@ -110,7 +110,7 @@ class Layer:
         """Pieces of time small enough for pointwise actions on so many vectors, and diagonals."""
         widest = max(self.pattern.n_recurrent, self.pattern.n_inputs, self.variables)
         per_step = block * len(self.previous) * self.hidden * widest * self.previous.element_size()
-        size = max(1, _slice_bytes(self.previous.device) // per_step)
+        size = max(1, slice_bytes(self.previous.device) // per_step)
         for segment in self.segments():
             d = self.diagonals(segment)
             for t in range(segment.start, segment.stop, size):
@@ -130,7 +130,7 @@ class Layer:
             n_trials, n_steps, self.pattern.size, self.hidden, dtype=self.storage
         ).movedim(2, 0)
         per_step = n_trials * self.hidden * self.previous.element_size()
-        size = max(1, _slice_bytes(self.previous.device) // (4 * per_step))
+        size = max(1, slice_bytes(self.previous.device) // (4 * per_step))
         for t in range(0, n_steps, size):
             part = slice(t, min(t + size, n_steps))
             here = slice(time.start + part.start, time.start + part.stop)
@@ -298,7 +298,8 @@ class Layer:
         return units.split(self.hidden, dim=-1)
 
 
-def _slice_bytes(device: torch.device) -> int:
+def slice_bytes(device: torch.device) -> int:
+    """Bytes of one temporary, at most."""
     least = _SLICE_BYTES[device.type]
     return max(least, device_bytes(device) // _SLICE_PART) if device.type == "cuda" else least
 
