@@ -191,9 +191,10 @@ def watched(*, forbidden=False):
 
 def record(action, argument):
     """In the place of a CUDA graph: see kpops.engines.cuda_graph."""
-    from kpops.engines.cuda_graph import Recording
+    from kpops.engines.cuda_graph import Recording, _RefuseWaits
 
-    action(argument)
+    with _RefuseWaits():
+        action(argument)
     tape = state.tape = []
     try:
         result = action(argument)
@@ -205,7 +206,7 @@ def record(action, argument):
             new = kernel(*args, **kwargs)
             one = isinstance(new, torch.Tensor)
             for old, x in zip([kept] if one else kept, [new] if one else new, strict=True):
-                if old.data_ptr() != x.data_ptr():
+                if x is not None and old.data_ptr() != x.data_ptr():
                     old.copy_(x)
 
     return Recording(argument, result, replay)

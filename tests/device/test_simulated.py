@@ -62,7 +62,7 @@ def test_recordings_replay_on_the_same_memory_and_refuse_waits():
         recording.replay()
         assert torch.equal(recording.result, action(argument))
     for waiting in (lambda q: q * q.sum().item(), lambda q: q + torch.ones(3).to(HERE)):
-        with pytest.raises(RuntimeError, match="device inside a recording"):
+        with pytest.raises(RuntimeError, match="waits for the device"):
             simulated.record(waiting, q)
 
 
