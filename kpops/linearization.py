@@ -102,7 +102,7 @@ def linearize(
         ``"highest"`` computes in the precision of the dtype, whatever torch is set to. ``"tf32"``
         lets a GPU compute the matrix products in P, K and their like by TF32, faster and to about
         three digits; ``"tf32x3"`` takes three such products for one of float32, with its error,
-        in the engine ``gated``. See :doc:`gpu`. Both are for float32; a CPU has no TF32.
+        in the engine ``gated``. See :doc:`/gpu`. Both are for float32; a CPU has no TF32.
 
     Returns
     -------
