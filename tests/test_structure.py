@@ -98,3 +98,14 @@ def test_nothing_looks_at_the_load_of_the_machine():
 def test_files_can_be_read_in_one_sitting():
     lengths = {name: len(path.read_text().splitlines()) for name, path in FILES.items()}
     assert not {name: n for name, n in lengths.items() if n > 400}
+
+
+def test_optional_packages_are_imported_by_tests_that_are_skipped_without_them():
+    optional = {"pylops", "sklearn", "triton", "cupy", "curvlinops", "dask", "dysts", "neurogym"}
+    asked = set()
+    for path in Path(__file__).parent.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:  # what runs at the import of the file
+            names = [alias.name for alias in getattr(node, "names", [])]
+            names.append(getattr(node, "module", None) or "")
+            asked |= {(path.name, n) for n in names if n.partition(".")[0] in optional}
+    assert not asked

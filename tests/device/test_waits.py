@@ -5,6 +5,8 @@ import simulated
 from linearized import linearized
 
 import kpops
+from kpops.linalg.basis import Basis
+from kpops.linalg.lanczos import Bidiagonal, Lanczos
 
 FEW = {"num_matvecs": 24, "rng": 0}
 # A function, its operator and its options; the most waits and copies to the device of a second
@@ -53,3 +55,26 @@ def test_solvers_wait_no_more_often_than(function, op, options, most_waits, most
         solve(op, **options)
     assert waits.total() <= most_waits, waits
     assert copies.total() <= most_copies, copies
+
+
+@pytest.mark.parametrize(("function", "op"), [("eigsh", "flow"), ("svds", "P")])
+def test_block_krylov_waits_twice_for_each_product_of_a_block(monkeypatch, function, op):
+    op = getattr(linearized("gru", "gated"), op)
+    products, waits = [], []
+    for side in ("_apply", "_apply_adjoint"):
+        act = getattr(op, side)
+        monkeypatch.setattr(op, side, lambda q, act=act: products.append(len(q)) or act(q))
+
+    def counted(method):
+        def act(*arguments):
+            with simulated.watched() as (here, _):
+                result = method(*arguments)
+            waits.append(here.total())
+            return result
+
+        return act
+
+    for kind, name in ((Lanczos, "expand"), (Bidiagonal, "expand"), (Basis, "orthonormal")):
+        monkeypatch.setattr(kind, name, counted(getattr(kind, name)))
+    getattr(kpops, function)(op, 3, method="block-krylov", rng=0)
+    assert sum(waits) <= 2 * len(products) + 2  # two of the first block

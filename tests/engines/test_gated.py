@@ -534,6 +534,12 @@ def test_tasks_share_work_evenly():
         assert len(parts) % n_threads == 0 or len(parts) == size
 
 
+def test_temporaries_take_a_part_of_a_large_gpu(monkeypatch):
+    monkeypatch.setattr(gated_layer, "device_bytes", lambda device: (2**33, 2**37)[device.index])
+    sizes = [gated_layer.slice_bytes(torch.device(d)) for d in ("cpu", "cuda:0", "cuda:1")]
+    assert sizes == [2**22, 2**28, 2**31]
+
+
 def test_a_layer_in_which_nothing_learns_keeps_no_diagonals():
     model = nn.GRU(2, 4, num_layers=2, batch_first=True).double()
     x = torch.randn(3, 5, 2, dtype=torch.float64)
