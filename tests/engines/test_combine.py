@@ -122,7 +122,7 @@ assert "st.global" in made.asm["ptx"], made.asm["ptx"]
 """
 
 
-@pytest.mark.parametrize("kind", ["fp32", "fp64"])
+@pytest.mark.parametrize("kind", ["fp32", pytest.param("fp64", marks=pytest.mark.slow)])
 def test_the_kernel_compiles_for_a_gpu(kind, tmp_path):
     pytest.importorskip("triton")
     environment = {"TRITON_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
