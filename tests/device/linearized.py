@@ -45,8 +45,7 @@ MODELS = {
     "masked_weight": (masked, ["gated"]),
     "weight_norm": (partial(parametrized, parametrizations.weight_norm), ["gated"]),
     "orthogonal": (partial(parametrized, parametrizations.orthogonal, nn.GRU), ["gated"]),
-    # Has a test of its own: J differentiates the exponential of a matrix, which waits.
-    "orthogonal_square": (partial(parametrized, parametrizations.orthogonal), []),
+    "orthogonal_square": (partial(parametrized, parametrizations.orthogonal), ["gated"]),
 }
 LENGTHS = torch.tensor([[STEPS], [3], [1]])
 

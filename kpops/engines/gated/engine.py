@@ -29,6 +29,7 @@ from kpops.engines.gated.gram import Gram, bytes_of_factors, learning
 from kpops.engines.gated.layer import Layer, slice_bytes
 from kpops.engines.gated.roles import by_role, parameter_roles
 from kpops.engines.gated.unit_blocks import UnitBlocks
+from kpops.engines.gated.weights import Weights, learning_weights
 from kpops.engines.memory import uninitialised_like
 from kpops.engines.threads import enough_for
 from kpops.engines.trajectory import Block, Trajectory
@@ -44,9 +45,9 @@ _WIDE = 64
 class GatedEngine(Engine):
     """Affine maps between the diagonals of elementwise gates, in torch.
 
-    Where a parameter is not a weight or a bias of an affine map (a parametrised weight, a time
-    constant, a weight used twice), J and K of all are as in `autodiff`. `gates` says what becomes
-    of the diagonals: "stored", "float32" or "recomputed".
+    Where a parameter is not a weight or a bias of an affine map, nor what a parametrisation makes
+    one of (a time constant, a weight used twice), J and K of all are as in `autodiff`. `gates` says
+    what becomes of the diagonals: "stored", "float32" or "recomputed".
 
     With `check`, derivatives at one trial's first steps are compared with automatic
     differentiation; a ValueError says that the cell is not what its recurrence says: its gates mix
@@ -78,6 +79,8 @@ class GatedEngine(Engine):
         self.layers = [Layer(self.recurrence, i, trajectory, gates) for i in range(n_layers)]
         self._roles = parameter_roles(self.recurrence)
         self._grams: dict[tuple[str, ...], list[Gram]] = {}
+        self._learning: dict[tuple[str, ...], Weights | None] = {}
+        self._made_are_affine = True
         if check:
             probe = GatedEngine(recurrence, parameters, trajectory.beginning, check=False)
             probe.check_derivatives(
@@ -85,6 +88,12 @@ class GatedEngine(Engine):
                 "is not the gated cell that its {} says",
                 "gates and features must act unit by unit and use no weight of the affine maps",
             )
+            learned = tuple(name for name in parameters if probe._learned((name,)))
+            if not self._direct(learned):
+                try:
+                    probe.check_derivatives(learned, "", "")
+                except ValueError:  # a weight that is made stands in the gates, too
+                    self._made_are_affine = False
 
     @staticmethod
     def bytes_needed(
@@ -255,10 +264,12 @@ class GatedEngine(Engine):
         self, dtheta: Float[Tensor, "block parameter"], names: Sequence[str]
     ) -> Block:
         """J dtheta, for the parameters `names`."""
-        if not self._direct(names):
+        weights = self._learned(names)
+        if weights is None:
             return super().parameter_jvp(dtheta, names)
+        dw = weights.jvp(dtheta)
         result = dtheta.new_zeros(len(dtheta), *self.trajectory.states.shape)
-        for layer, source, weight, bias in self._by_source(dtheta, names):
+        for layer, source, weight, bias in self._by_source(dw, weights):
             for time, d in layer.slices(len(dtheta)):
                 u = layer.multiplied(source, time)
                 maps: Tensor | float = 0.0
@@ -272,24 +283,34 @@ class GatedEngine(Engine):
 
     def parameter_vjp(self, q: Block, names: Sequence[str]) -> Float[Tensor, "block parameter"]:
         """J* q, for the parameters `names`."""
-        if not self._direct(names):
+        weights = self._learned(names)
+        if weights is None:
             return super().parameter_vjp(q, names)
         cotangent = self._pass_down(self.trajectory.restrict(q))
-        result = q.new_zeros(len(q), sum(self.parameters[n].numel() for n in names))
-        for layer, source, weight, bias in self._by_source(result, names):
+        result = q.new_zeros(len(q), weights.size)
+        for layer, source, weight, bias in self._by_source(result, weights):
             for time, d in layer.slices(len(q)):
                 maps = layer.vjp_maps(d, source, cotangent[:, :, time, layer.units]).flatten(1, 2)
                 if weight is not None:
                     weight += product(maps.mT, layer.multiplied(source, time).flatten(0, 1))
                 if bias is not None:
                     bias += maps.sum(1)
-        return result
+        return weights.vjp(result)
+
+    def _learned(self, names: Sequence[str]) -> Weights | None:
+        """What the parameters `names` learn through; None if one of them enters elsewhere."""
+        if not (self._made_are_affine or self._direct(names)):
+            return None
+        key = tuple(names)
+        if key not in self._learning:
+            self._learning[key] = learning_weights(self.recurrence, self.parameters, key)
+        return self._learning[key]
 
     def _by_source(
-        self, theta: Float[Tensor, "block parameter"], names: Sequence[str]
+        self, entries: Float[Tensor, "block entry"], weights: Weights
     ) -> Iterator[tuple[Layer, str, Tensor | None, Tensor | None]]:
-        """Views into theta of the weight and bias of each affine map of which something learns."""
-        views = by_role(theta, {self._roles[n]: self.parameters[n].shape for n in names})
+        """Views of the weight and bias of each affine map of which something learns."""
+        views = by_role(entries, weights.shapes)
         for i, layer in enumerate(self.layers):
             for source in layer.sources:
                 weight, bias = (views.get((i, source, role)) for role in ("weight", "bias"))
@@ -359,4 +380,4 @@ class GatedEngine(Engine):
         return Gram(layer, learn)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_grams": {}}
+        return {**super().__getstate__(), "_grams": {}, "_learning": {}}
