@@ -22,6 +22,7 @@ from kpops.engines.gated.roles import Role, affine_attributes, parameter_roles, 
 from kpops.engines.rowwise import Rowwise
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import refuse_cached
+from kpops.precision import in_full_precision
 
 Parameters = Float[Tensor, "block parameter"]
 Entries = Float[Tensor, "block entry"]
@@ -50,6 +51,7 @@ class Weights:
         return sum(shape.numel() for shape in self.shapes.values())
 
     @cached_property
+    @in_full_precision  # it is kept
     def _matrix(self) -> Float[Tensor, "entry parameter"] | None:
         """M, where it is small."""
         assert self._made is not None
