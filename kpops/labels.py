@@ -18,6 +18,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops.arrays import as_cupy, as_tensor, is_cupy, to_numpy
+from kpops.distributed.parts import WHOLE, Parts
 from kpops.kinds import Shown
 from kpops.transfers import on_device
 
@@ -61,6 +62,9 @@ class Space(Shown):
         Coordinate name to ``(dims, values)``, or ``(dims, values, attrs)`` if they are the user's.
         A coordinate with the name of a dimension labels its positions. Spaces are equal if their
         dimensions and sizes are, and no such labels differ.
+    parts : Parts, optional
+        How the trials, the first dimension, are spread over processes. Shape and coordinates are
+        those of the trials here.
 
     Examples
     --------
@@ -75,6 +79,7 @@ class Space(Shown):
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     coords: Mapping[str, Coordinate] = field(default_factory=dict)
+    parts: Parts = WHOLE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "coords", {k: Coordinate(*c) for k, c in self.coords.items()})
@@ -82,7 +87,8 @@ class Space(Shown):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Space):
             return NotImplemented
-        return (self.dims, self.shape) == (other.dims, other.shape) and not self.misaligned(other)
+        ours, theirs = ((s.dims, s.shape, s.parts) for s in (self, other))
+        return ours == theirs and not self.misaligned(other)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -93,8 +99,23 @@ class Space(Shown):
 
     @property
     def size(self) -> int:
-        """Number of entries of a vector."""
+        """Number of entries of a vector, or of its part on this process."""
         return math.prod(self.shape)
+
+    @property
+    def total(self) -> int:
+        """Number of entries of a vector on all processes."""
+        return sum(self.parts.counts) * self._per_trial if self.parts.many else self.size
+
+    @property
+    def entries(self) -> range:
+        """Which of the entries of a flat vector are on this process."""
+        first = self.parts.offset * self._per_trial if self.parts.many else 0
+        return range(first, first + self.size)
+
+    @property
+    def _per_trial(self) -> int:
+        return math.prod(self.shape[1:])
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -102,7 +123,10 @@ class Space(Shown):
         return dict(zip(self.dims, self.shape, strict=True))
 
     def __repr__(self) -> str:
-        return "(" + ", ".join(f"{d}: {s}" for d, s in self.sizes.items()) + ")"
+        sizes = [f"{d}: {s}" for d, s in self.sizes.items()]
+        if self.parts.many:
+            sizes[0] += f" of {sum(self.parts.counts)}"
+        return "(" + ", ".join(sizes) + ")"
 
     def keep(self, dims: tuple[str, ...]) -> Space:
         """Return the space of the dimensions in `dims`, in this space's order."""
@@ -111,7 +135,8 @@ class Space(Shown):
             raise ValueError(f"keep={tuple(dims)!r}: choose one or more of the dims {self.dims}")
         kept = tuple(d for d in self.dims if d in dims)
         coords = {k: c for k, c in self.coords.items() if set(c[0]) <= set(kept)}
-        return Space(kept, tuple(self.sizes[d] for d in kept), coords)
+        parts = self.parts if self.dims[0] in kept else WHOLE
+        return Space(kept, tuple(self.sizes[d] for d in kept), coords, parts)
 
     def take(self, positions: Mapping[str, np.ndarray]) -> Space:
         """Return the space restricted to integer `positions` along some dimensions."""
@@ -122,7 +147,12 @@ class Space(Shown):
                 if dim in positions:
                     values = np.take(values, positions[dim], axis=axis)
             coords[name] = Coordinate(dims, values, attrs)
-        return Space(self.dims, shape, coords)
+        if self.parts.many and self.dims[0] in positions:
+            raise ValueError(
+                f"{self.dims[0]} is spread over {len(self.parts.counts)} processes, so no part of "
+                "it can be selected: select trials of the inputs, before kpops.linearize"
+            )
+        return Space(self.dims, shape, coords, self.parts)
 
     def label(
         self,

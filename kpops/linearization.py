@@ -10,10 +10,12 @@ from typing import Any
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from kpops import snapshot
 from kpops.arrays import to_numpy
 from kpops.derivatives import is_declared
+from kpops.distributed.agreement import fingerprint, in_step
 from kpops.engines.classification import classify
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.rowwise import RowFunction, Rowwise
@@ -54,6 +56,7 @@ def linearize(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     precision: str = "highest",
+    process_group: ProcessGroup | None = None,
 ) -> Linearization:
     """Linearise a recurrent model about its trajectories for `inputs`.
 
@@ -103,6 +106,10 @@ def linearize(
         lets a GPU compute the matrix products in P, K and their like by TF32, faster and to about
         three digits; ``"tf32x3"`` takes three such products for one of float32, with its error,
         in the engine ``gated``. See :doc:`/gpu`. Both are for float32; a CPU has no TF32.
+    process_group : torch.distributed.ProcessGroup, optional
+        Spread the trials over the processes of a group, each of which passes its own `inputs`,
+        `h0` and `mask`, and the same of all else. The trials of all are in the order of the ranks.
+        See :doc:`/many_processes`.
 
     Returns
     -------
@@ -118,6 +125,8 @@ def linearize(
         taken apart; if inputs or states are not finite.
     MemoryError
         If the chosen engine does not fit.
+    DistributedError
+        If the processes of the group disagree in anything but their trials, or one of them fails.
 
     Notes
     -----
@@ -136,41 +145,62 @@ def linearize(
     >>> (lin.flow @ torch.randn(5, 10, 8)).shape
     torch.Size([5, 10, 8])
     """
-    if measure not in ("sum", "mean"):
-        raise ValueError(f"measure={measure!r}: choose 'sum' or 'mean'")
-    if isinstance(model, Linearization):
-        raise TypeError("model is a Linearization already: use it as it is")
-    parts = snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
-    readout = parts.readout
-    snapshot.refuse_tied(parts.recurrent, readout)
-    recurrence = snapshot.of_model(parts, dtype, device)
-    learning = snapshot.learning_parameters(recurrence, parts.own_names(parameters))
-    like = next(iter(learning.values()))
-    check_precision(precision, like.dtype)
-    convert = dtype is not None
-    x, valid, coords, reading = read_inputs(inputs, mask, recurrence, like, convert=convert)
-    h0 = read_state(h0, dtype, coords)
-    recurrence.requires_grad_(False)  # no autograd graph is ever needed
-    with exclusive_compute(like.device):
-        h = recurrence.initial_state(h0, len(x), x[:, 0])
-        trajectory = snapshot.run_from(recurrence, x, h, valid, learning)
-        trajectory = replace(trajectory, precision=precision)
-        own: dict[str, Tensor] = {}
-        if readout is not None:
-            readout, own = snapshot.of_readout(parts, recurrence, trajectory.states, convert)
-    return Linearization(
-        recurrence=recurrence,
-        parameters=learning,
-        trajectory=trajectory,
-        space=trajectory_space(recurrence, trajectory.states.shape, coords),
-        reading=reading,
-        readout=readout,
-        readout_parameters=own,
-        measure=measure,
-        engine_asked=engine,
-        gates_asked=gates,
-        remark=parts.remark,
-    )
+    with in_step(process_group) as processes:
+        if measure not in ("sum", "mean"):
+            raise ValueError(f"measure={measure!r}: choose 'sum' or 'mean'")
+        if isinstance(model, Linearization):
+            raise TypeError("model is a Linearization already: use it as it is")
+        parts = snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
+        readout = parts.readout
+        snapshot.refuse_tied(parts.recurrent, readout)
+        recurrence = snapshot.of_model(parts, dtype, device)
+        learning = snapshot.learning_parameters(recurrence, parts.own_names(parameters))
+        like = next(iter(learning.values()))
+        check_precision(precision, like.dtype)
+        convert = dtype is not None
+        x, valid, coords, reading = read_inputs(inputs, mask, recurrence, like, convert=convert)
+        h0 = read_state(h0, dtype, coords)
+        recurrence.requires_grad_(False)  # no autograd graph is ever needed
+        with exclusive_compute(like.device):
+            h = recurrence.initial_state(h0, len(x), x[:, 0])
+            trajectory = snapshot.run_from(recurrence, x, h, valid, learning)
+            trajectory = replace(trajectory, precision=precision)
+            own: dict[str, Tensor] = {}
+            if readout is not None:
+                readout, own = snapshot.of_readout(parts, recurrence, trajectory.states, convert)
+        times = [c.values for c in coords.values() if c[0] == ("time",)]
+        spread = processes.spread(
+            trajectory.states,
+            trajectory.n_valid,
+            {
+                "model": type(recurrence.module).__name__,
+                "learning parameters": tuple(learning),
+                "measure": measure,
+                "precision": precision,
+                "readout": type(readout).__name__,
+                "weights": fingerprint(recurrence.module, readout),
+                "labels of time": fingerprint(*times),
+            },
+        )
+        trajectory = replace(
+            trajectory, parts=spread.parts, valid_elsewhere=spread.n_valid - trajectory.n_valid
+        )
+        space = trajectory_space(recurrence, trajectory.states.shape, coords, spread.parts)
+        linearization = Linearization(
+            recurrence=recurrence,
+            parameters=learning,
+            trajectory=trajectory,
+            space=space,
+            reading=reading,
+            readout=readout,
+            readout_parameters=own,
+            measure=measure,
+            engine_asked=engine,
+            gates_asked=gates,
+            remark=parts.remark,
+        )
+        processes.agree({"engine": linearization.engine.name})
+        return linearization
 
 
 @dataclass(eq=False)
@@ -271,7 +301,8 @@ class Linearization(Shown):
         with exclusive_compute(self.device):
             n_outputs = self._readout_map()({}, x[:1], h[:1]).shape[1]
         coords = {k: c for k, c in self.space.coords.items() if "unit" not in c[0]}
-        return Space(("trial", "time", "output"), (*self.space.shape[:2], n_outputs), coords)
+        shape = (*self.space.shape[:2], n_outputs)
+        return Space(("trial", "time", "output"), shape, coords, self.space.parts)
 
     # The operators of theory.
 

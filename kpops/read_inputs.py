@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence, pad_sequence
 
 from kpops.arrays import as_tensor, to_numpy
+from kpops.distributed.parts import WHOLE, Parts
 from kpops.labels import Coordinate, Space, by_name, coordinates_of, disagreeing
 from kpops.models.recurrence import Recurrence
 
@@ -297,13 +298,17 @@ def read_state(h0: Any, dtype: torch.dtype | None, coords: dict[str, Coordinate]
 
 
 def trajectory_space(
-    recurrence: Recurrence, shape: tuple[int, ...], coords: dict[str, Coordinate]
+    recurrence: Recurrence,
+    shape: tuple[int, ...],
+    coords: dict[str, Coordinate],
+    parts: Parts = WHOLE,
 ) -> Space:
     """Space (trial, time, unit) of a `shape`, with the user's labels where there are any."""
     dims = ("trial", "time", "unit")
     of_units = recurrence.unit_coords(shape[2])
     _refuse_taken(coords, of_units, f"the units of {type(recurrence.module).__name__} have")
-    numbers = {d: np.arange(n) + (d == "time") for d, n in zip(dims, shape, strict=True)}
+    firsts = {"trial": parts.offset, "time": 1, "unit": 0}
+    numbers = {d: np.arange(n) + firsts[d] for d, n in zip(dims, shape, strict=True)}
     ours = {d: Coordinate((d,), values) for d, values in numbers.items()}
     ours |= {k: Coordinate(("unit",), values) for k, values in of_units.items()}
-    return Space(dims, tuple(shape), ours | coords)
+    return Space(dims, tuple(shape), ours | coords, parts)

@@ -13,7 +13,8 @@ FILES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 ROOMS = [
-    {"labels", "arrays", "transfers", "scalars", "kinds", "work", "maturity", "precision"},
+    {"labels", "arrays", "transfers", "scalars", "kinds", "work", "maturity", "precision"}
+    | {"distributed"},
     {"models"},
     {"engines"},
     {"operators"},

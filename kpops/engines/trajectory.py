@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kpops.distributed.parts import WHOLE, Parts
+
 Block = Float[Tensor, "block trial time unit"]
 """Several vectors of trajectory space."""
 
@@ -18,7 +20,8 @@ class Trajectory:
     `inputs` are x[t], t = 1..T, `previous` h[t-1], the states that the steps start from, `states`
     h[t], and `mask` marks the valid steps. The rows of the others repeat the trial's last valid
     step, so that every derivative is taken where the model has really been. Products with what is
-    linearised here are computed at `precision`.
+    linearised here are computed at `precision`. The trials may be a part of those of several
+    processes, by `parts`, which have `valid_elsewhere` more valid steps.
     """
 
     inputs: Float[Tensor, "trial time feature"]
@@ -26,12 +29,15 @@ class Trajectory:
     states: Float[Tensor, "trial time unit"]
     mask: Bool[Tensor, "trial time"] | None
     precision: str = "highest"
+    parts: Parts = WHOLE
+    valid_elsewhere: int = 0
 
     @property
     def n_valid(self) -> int:
-        """Number of valid (trial, time) pairs."""
+        """Number of valid (trial, time) pairs, on all processes."""
         n_trials, n_steps = self.states.shape[:2]
-        return n_trials * n_steps if self.mask is None else int(self.mask.sum())
+        here = n_trials * n_steps if self.mask is None else int(self.mask.sum())
+        return here + self.valid_elsewhere
 
     @property
     def beginning(self) -> Trajectory:

@@ -50,7 +50,7 @@ class Action(LinearOperator, Shown):
         attrs: Mapping[str, str] | None = None,
         precision: str | None = None,
     ) -> None:
-        super().__init__(numpy_dtype(dtype), (codomain.size, domain.size))
+        super().__init__(numpy_dtype(dtype), (codomain.total, domain.total))
         self.domain = domain
         self.codomain = codomain
         self.torch_dtype = dtype
@@ -61,6 +61,7 @@ class Action(LinearOperator, Shown):
         self.positive = positive
         self.attrs = dict(attrs or {})
         self.block_diagonal_dims: tuple[str, ...] = ()
+        self.parts = codomain.parts if codomain.parts.many else domain.parts
         self._count = 0
 
     def alike(self, *others: Action) -> dict[str, Any]:
@@ -89,6 +90,12 @@ class Action(LinearOperator, Shown):
 
     # What a subclass implements.
 
+    pools_trials = False
+    """Whether the side of the action that has no trials is a sum over them, and so over processes;
+    compositions leave that to their factors."""
+    is_composed = False
+    """Whether the action is that of other operators."""
+
     def _apply(self, q: InDomain) -> InCodomain:
         raise NotImplementedError
 
@@ -110,16 +117,23 @@ class Action(LinearOperator, Shown):
 
     def apply(self, block: InDomain) -> InCodomain:
         """Map a block of vectors on the device to ``(block, *codomain.shape)``."""
-        return self._counted(self._apply, block, self.codomain)
+        return self._pooled(self._counted(self._apply, block, self.codomain), self.codomain)
 
     def apply_adjoint(self, block: InCodomain) -> InDomain:
         """Map a block of vectors on the device to ``(block, *domain.shape)`` by the adjoint."""
-        return self._counted(self._apply_adjoint, block, self.domain)
+        return self._pooled(self._counted(self._apply_adjoint, block, self.domain), self.domain)
+
+    def _pooled(self, image: Image, space: Space) -> Image:
+        """Add up what the processes have of an image in a space without trials."""
+        return self.parts.sum(image) if self.pools_trials and not space.parts.many else image
 
     def _counted(self, act: Callable[[Tensor], Tensor], block: Given, space: Space) -> Image:
         if len(block) == 0:
             return block.new_empty(0, *space.shape)
-        needed = self._numbers_per_vector() * self.dtype.itemsize
+        # Processes must not split a block into pieces by their own free memory while they add up:
+        # factors, each of which computes before it adds up, split theirs.
+        splits = not (self.is_composed and self.parts.many)
+        needed = splits * self._numbers_per_vector() * self.dtype.itemsize
         results = (self.domain.size + self.codomain.size) * self.dtype.itemsize
         what = named_allocations(lambda: f"applying {self!r} to {len(block)} vectors")
         with exclusive_compute(self.device, self.precision or "highest"), what:
@@ -149,12 +163,21 @@ class Action(LinearOperator, Shown):
         return restore(self.apply(block), self.codomain)
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:
+        self._refuse_scipy()
         return self._act(X)
 
     def _matvec(self, x: np.ndarray) -> np.ndarray:
+        self._refuse_scipy()
         # SciPy passes (n,), (n, 1) or, from 1.18 on, rows (..., n), and reshapes the result.
         rows = np.reshape(x, (-1, self.shape[1]))
         return self._act(rows.T).T
+
+    def _refuse_scipy(self) -> None:
+        if self.parts.many:
+            raise ValueError(
+                f"{self!r} is spread over {len(self.parts.counts)} processes, whose vectors SciPy "
+                "cannot add up: use kpops.eigsh, svds, trace and the like, or op @ q"
+            )
 
     # What only arrays have.
 

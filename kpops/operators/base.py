@@ -188,6 +188,8 @@ class TrajectoryOperator(Action):
 class Adjoint(TrajectoryOperator):
     """The adjoint ``A*`` of an operator; its adjoint is the operator itself."""
 
+    is_composed = True
+
     def __init__(self, parent: TrajectoryOperator) -> None:
         symbol = bracketed(parent) + "*"
         super().__init__(parent.codomain, parent.domain, symbol=symbol, **parent.alike())
@@ -217,6 +219,8 @@ class Product(TrajectoryOperator):
     ValueError
         If the spaces, dtypes, devices or precisions of neighbours differ.
     """
+
+    is_composed = True
 
     def __init__(self, *factors: TrajectoryOperator) -> None:
         flat = [part for factor in factors for part in _factors(factor)]
@@ -257,6 +261,8 @@ class Product(TrajectoryOperator):
 class Sum(TrajectoryOperator):
     """The sum ``A + B + ...`` of operators between the same spaces, in one dtype, on one device."""
 
+    is_composed = True
+
     def __init__(self, *terms: TrajectoryOperator) -> None:
         flat = [part for t in terms for part in (t.terms if isinstance(t, Sum) else [t])]
         for left, right in pairwise(flat):
@@ -292,6 +298,8 @@ class Scaled(TrajectoryOperator):
     ValueError
         If it is not finite, or too large or too small for the dtype of the operator.
     """
+
+    is_composed = True
 
     def __init__(self, operator: TrajectoryOperator, factor: Any) -> None:
         if not isinstance(factor, numbers.Real):

@@ -67,14 +67,16 @@ class LowRank(TrajectoryOperator):
         self.right = left if right is None else right
         self.modes = modes
 
+    is_composed = True
+
     def _apply(self, q: InDomain) -> InCodomain:
-        return self._combine(q, self.right, self.left)
+        return self._combine(q, self.right, self.left, self.domain)
 
     def _apply_adjoint(self, q: InCodomain) -> InDomain:
-        return self._combine(q, self.left, self.right)
+        return self._combine(q, self.left, self.right, self.codomain)
 
-    def _combine(self, q: Given, inside: Tensor, outside: Tensor) -> Image:
-        coefficients = q.flatten(1) @ inside.flatten(1).mT
+    def _combine(self, q: Given, inside: Tensor, outside: Tensor, space: Space) -> Image:
+        coefficients = space.parts.sum(q.flatten(1) @ inside.flatten(1).mT)
         image = (coefficients * self.values) @ outside.flatten(1)
         return image.reshape(-1, *outside.shape[1:])
 

@@ -23,6 +23,8 @@ class ParameterJacobian(EngineOperator):
     as for :class:`ParameterOperator`.
     """
 
+    pools_trials = True
+
     def __init__(
         self, engine: Engine, parameters: Space, space: Space, names: Sequence[str]
     ) -> None:
@@ -41,6 +43,8 @@ class ThinFactor(EngineOperator):
 
     Parameters as for :class:`ParameterOperator`, and `size`, the number of columns.
     """
+
+    pools_trials = True
 
     def __init__(self, engine: Engine, size: int, space: Space, names: Sequence[str]) -> None:
         super().__init__(engine, Space(("coefficient",), (size,)), space, "F")
@@ -77,8 +81,13 @@ class ParameterOperator(EngineOperator):
         self.names = tuple(names)
         self.scale = scale
         self._n_parameters = sum(engine.parameters[name].numel() for name in names)
+        self.is_composed = space.parts.many
 
     def _apply(self, q: States) -> States:
+        if self.is_composed:  # one sum over processes, of the thinner of the two sides
+            root = self.root
+            assert root is not None
+            return root.apply(root.apply_adjoint(q))
         image = self.engine.parameter_gram(q, self.names)
         return image if self.scale == 1 else self.scale * image
 
@@ -118,8 +127,9 @@ class FlowOperator(Product):
         self.P, self.K = P, K
 
     def _apply(self, q: States) -> States:
-        if not (isinstance(self.P, Propagator) and isinstance(self.K, ParameterOperator)):
-            return super()._apply(q)  # multiples of them
+        known = isinstance(self.P, Propagator) and isinstance(self.K, ParameterOperator)
+        if not known or self.parts.many:
+            return super()._apply(q)  # multiples of them, and trials of several processes
         image = self.K.engine.flow(q, self.K.names)
         self.P.count(2 * len(q))
         self.K.count(len(q))

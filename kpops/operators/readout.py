@@ -62,6 +62,8 @@ class ReadoutParameterJacobian(_ReadoutOperator):
     Parameters as for :class:`ReadoutJacobian`, with the space (parameter,) for `states`.
     """
 
+    pools_trials = True
+
     def __init__(
         self, rows: Rowwise, trajectory: Trajectory, parameters: Space, outputs: Space
     ) -> None:

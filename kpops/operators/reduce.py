@@ -66,15 +66,17 @@ class Average(TrajectoryOperator):
     :class:`Restriction`.
     """
 
+    pools_trials = True
+
     def __init__(self, space: Space, keep: Any, dtype: torch.dtype, device: torch.device) -> None:
         keep = (keep,) if isinstance(keep, str) else tuple(keep)
         super().__init__(space, space.keep(keep), dtype=dtype, device=device, symbol="E")
         self.block_diagonal_dims = keep
         self._axes = [1 + i for i, d in enumerate(space.dims) if d not in keep]
-        self._copies = self.domain.size // self.codomain.size
+        self._copies = self.domain.total // self.codomain.total
 
     def _apply(self, q: InDomain) -> InCodomain:
-        return q.mean(self._axes) if self._axes else q
+        return q.sum(self._axes) / self._copies if self._axes else q
 
     def _apply_adjoint(self, q: InCodomain) -> InDomain:
         for axis in self._axes:

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from kpops.distributed.parts import WHOLE, Parts
+
 Features = list[Float[Tensor, "row _"]]
 _CHUNK = 4096  # rows converted to float64 at a time
 
@@ -26,17 +28,19 @@ def numerical_rank(features: Features) -> int:
     return len(_leading_vectors(features)[0])
 
 
-def thin_factor(features: Features) -> Float[Tensor, "row rank"]:
+def thin_factor(features: Features, parts: Parts = WHOLE) -> Float[Tensor, "row rank"]:
     """Z with ``Z Z^T`` the Gram matrix of the rows of the features, side by side.
+
+    Where the trials are spread over processes, so are the rows, and Z has the same columns on each.
 
     Of rows of unit length, eigenvalues of the Gram matrix up to 10 eps are dropped, with eps that
     of the dtype (in float64 up to eps times the number of rows, where the eigenvalues themselves
     are rounded): no row loses more in any direction, and a sum over rows rounds away as much.
     """
-    values, vectors = _leading_vectors(features)
+    values, vectors = _leading_vectors(features, parts)
     n_rows = len(features[0])
     z = features[0].new_empty(n_rows, len(values))
-    of_rows = n_rows < _width(features)
+    of_rows = _takes_rows(features, parts)
     for rows, u in _in_float64(features):
         # u V for right singular vectors V of the unit rows; for left ones, the same without u.
         z[rows] = _lengths(u) * vectors[rows] * values.sqrt() if of_rows else u @ vectors
@@ -44,21 +48,27 @@ def thin_factor(features: Features) -> Float[Tensor, "row rank"]:
 
 
 def _leading_vectors(
-    features: Features,
+    features: Features, parts: Parts = WHOLE
 ) -> tuple[Float64[Tensor, " rank"], Float64[Tensor, "smaller rank"]]:
     """Eigenvalues above the cut, and eigenvectors, of the smaller Gram matrix of the unit rows."""
-    n_rows, width = len(features[0]), _width(features)
+    width, n_rows = _width(features), len(features[0]) * parts.of_here
     cut = max(10 * torch.finfo(features[0].dtype).eps, n_rows * torch.finfo(torch.float64).eps)
-    if n_rows < width:
+    if _takes_rows(features, parts):
         unit = torch.cat([_unit(u) for _, u in _in_float64(features)])
         gram = unit @ unit.mT
     else:
         gram = features[0].new_zeros(width, width, dtype=torch.float64)
         for _, u in _in_float64(features):
             gram.addmm_(_unit(u).mT, _unit(u))
+        gram = parts.sum(gram)
     values, vectors = torch.linalg.eigh(gram)
     dropped = int((values <= cut).sum())  # they ascend
     return values[dropped:], vectors[:, dropped:]
+
+
+def _takes_rows(features: Features, parts: Parts) -> bool:
+    """Whether the Gram matrix of the rows is the smaller one, and all rows are here."""
+    return len(features[0]) < _width(features) and not parts.many
 
 
 def _width(features: Features) -> int:

@@ -51,7 +51,8 @@ class Gram:
         self.ranks: list[int] = []
         gains: list[list[tuple[tuple[int, int], ...]]] = []
         for sources in factored(layer, weights):
-            z = thin_factor([u for s in sources for u in layer.features(s, *weights[s])])
+            learned = [u for s in sources for u in layer.features(s, *weights[s])]
+            z = thin_factor(learned, layer.trajectory.parts)
             self.ranks.append(z.shape[1])
             if z.shape[1] == 0:
                 continue

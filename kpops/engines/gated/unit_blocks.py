@@ -3,7 +3,8 @@
 K couples no two units of a layer. That of unit i is ``M_i M_i^T``, where M_i has a row for each
 (variable, trial, time) and a column for each gate and each column of the thin factor Z of what the
 gate's weights multiply, ``M_i[(v, b, t), (g, a)] = D_vg[b, t, i] Z_g[b, t, a]``. Spectrum, trace
-and Frobenius norm of K are unions or sums over the small Gram matrices ``M_i^T M_i``.
+and Frobenius norm of K are unions or sums over the small Gram matrices ``M_i^T M_i``. These are
+sums over trials, and so over the processes that hold them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kpops.distributed.parts import Parts
 from kpops.engines.gated.gram import Gram
 
 Whole = Float[Tensor, "*block trial time _"]
@@ -39,9 +41,15 @@ class UnitBlocks:
         return UnitBlocks(self.gram, factor * self.scale)
 
     @property
+    def parts(self) -> Parts:
+        """How the rows of M are spread over processes."""
+        return self.gram.layer.trajectory.parts
+
+    @property
     def n_rows(self) -> int:
-        """Rows of M: variables times trials times steps."""
+        """Rows of M: variables times trials times steps, on all processes."""
         n_trials, n_steps = self.gram.layer.previous.shape[:2]
+        n_trials = sum(self.parts.counts) if self.parts.many else n_trials
         return self.gram.layer.variables * n_trials * n_steps
 
     @property
@@ -88,20 +96,23 @@ class UnitBlocks:
         """The smaller of ``M^T M`` and ``M M^T``, chunk by chunk."""
         for units in self.chunks():
             m = self.factors(units)
-            yield m.mT @ m if self.n_columns <= self.n_rows else m @ m.mT
+            by_columns = self.n_columns <= self.n_rows or self.parts.many
+            yield self.parts.sum(m.mT @ m) if by_columns else m @ m.mT
 
     def eigenvalues(self) -> Float[Tensor, "unit size"]:
         """Eigenvalues of every block, ascending; all others of K are zero."""
-        return torch.cat([torch.linalg.eigvalsh(gram) for gram in self.grams()])
+        size = min(self.n_columns, self.n_rows)
+        return torch.cat([torch.linalg.eigvalsh(gram)[:, -size:] for gram in self.grams()])
 
     def trace(self) -> float:
         """Sum of all eigenvalues."""
-        return sum(float(self.factors(u).double().square().sum()) for u in self.chunks())
+        traces = [self.factors(u).double().square().sum() for u in self.chunks()]
+        return float(self.parts.sum(torch.stack(traces).sum()))
 
     def inner(self, other: UnitBlocks) -> float:
         """tr(K K'), for K' of the same trials, times and units."""
         total = 0.0
         for units in self.chunks():
-            cross = self.factors(units).mT @ other.factors(units)
+            cross = self.parts.sum(self.factors(units).mT @ other.factors(units))
             total += float(cross.double().square().sum())
         return total

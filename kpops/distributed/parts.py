@@ -1,0 +1,133 @@
+"""The one object that communicates: how the trials of a vector are spread over processes.
+
+Each process of a group holds some of the trials, in the order of the ranks, and all parameters. A
+sum over trials is then a sum over processes; nothing else is ever sent. On one process the sums are
+what they are given. Solvers and estimators, which know no other way to add up, run on every process
+in step, on equal small numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class DistributedError(RuntimeError):
+    """The processes of a group disagree, or one of them has ended."""
+
+
+@dataclass
+class Traffic:
+    """How often this process has communicated, and how many bytes of its own it has sent."""
+
+    calls: int = 0
+    n_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Trials spread over the processes of a group.
+
+    Attributes
+    ----------
+    counts : tuple of int
+        Number of trials of each process, in the order of the ranks; empty for one process.
+    group : torch.distributed.ProcessGroup or None
+        Who communicates.
+    traffic : Traffic
+        What has been sent.
+    """
+
+    counts: tuple[int, ...] = ()
+    group: Any = field(default=None, compare=False)
+    traffic: Traffic = field(default_factory=Traffic, compare=False)
+
+    @property
+    def many(self) -> bool:
+        """Whether the trials are spread at all."""
+        return len(self.counts) > 1
+
+    @property
+    def rank(self) -> int:
+        """Position of this process."""
+        return dist.get_rank(self.group) if self.many else 0
+
+    @property
+    def offset(self) -> int:
+        """Number of the first trial here among all."""
+        return sum(self.counts[: self.rank])
+
+    @property
+    def of_here(self) -> float:
+        """Number of all trials over that of the trials here."""
+        return sum(self.counts) / self.counts[self.rank] if self.many else 1.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.many:
+            raise TypeError(
+                "an operator spread over processes does not pickle: save its results, or "
+                "linearise again where it is needed"
+            )
+        return self.__dict__
+
+    def sum(self, *parts: Tensor) -> Any:
+        """Sums over all processes, of tensors of one dtype and device, in one message."""
+        if not self.many:
+            return parts[0] if len(parts) == 1 else parts
+        flat = torch.cat([part.detach().reshape(-1) for part in parts])
+        self._reduce(flat, dist.ReduceOp.SUM)
+        pieces = flat.split([part.numel() for part in parts])
+        sums = tuple(p.view(part.shape) for p, part in zip(pieces, parts, strict=True))
+        return sums[0] if len(sums) == 1 else sums
+
+    def largest(self, value: float) -> float:
+        """The largest of a number over all processes; NaN if one is."""
+        if not self.many:
+            return value
+        if value != value:  # the order of NaN is not defined
+            value = float("inf")
+        flat = torch.tensor([value], dtype=torch.float64, device=self.device)
+        self._reduce(flat, dist.ReduceOp.MAX)
+        return float(flat)
+
+    def least(self, value: float) -> float:
+        """The least of a number over all processes."""
+        return -self.largest(-value)
+
+    def concatenated(self, mine: Tensor) -> Tensor:
+        """Rows of all processes, in the order of the ranks; `mine` may differ in length."""
+        if not self.many:
+            return mine
+        lengths = mine.new_zeros(len(self.counts))
+        lengths[self.rank] = len(mine)
+        sizes = [int(n) for n in self.sum(lengths.double()).tolist()]
+        whole = mine.new_zeros(sum(sizes), *mine.shape[1:])
+        first = sum(sizes[: self.rank])
+        whole[first : first + len(mine)] = mine
+        return self.sum(whole)
+
+    @property
+    def device(self) -> torch.device:
+        """Where what is sent has to be."""
+        on_gpus = dist.get_backend(self.group) == "nccl"
+        return torch.device("cuda", torch.cuda.current_device()) if on_gpus else torch.device("cpu")
+
+    def _reduce(self, flat: Tensor, operation: Any) -> None:
+        self.traffic.calls += 1
+        self.traffic.n_bytes += flat.numel() * flat.element_size()
+        try:
+            dist.all_reduce(flat, op=operation, group=self.group)
+        except RuntimeError as error:  # gloo and NCCL raise it when a peer is gone, or too late
+            raise DistributedError(
+                f"process {self.rank} of {len(self.counts)} has lost another one, which ended or "
+                f"did not answer within the timeout of its process group ({error}): look for the "
+                "first error among the processes, and start all again"
+            ) from error
+
+
+WHOLE = Parts()
+"""Vectors that one process holds, or that every process holds whole."""
