@@ -115,5 +115,6 @@ def fingerprint(*holders: Any) -> str:
             if isinstance(value, Tensor):
                 value = to_numpy(value)
             if isinstance(value, np.ndarray):
-                found.update(str(value.tolist()).encode() if value.dtype == object else value)
+                text = value.dtype == object
+                found.update(str(value.tolist()).encode() if text else value.tobytes())
     return found.hexdigest()[:16]
