@@ -8,6 +8,7 @@ in step, on equal small numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,16 +99,12 @@ class Parts:
         """The least of a number over all processes."""
         return -self.largest(-value)
 
-    def concatenated(self, mine: Tensor) -> Tensor:
-        """Rows of all processes, in the order of the ranks; `mine` may differ in length."""
+    def concatenated(self, mine: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Rows of all processes, as many as `lengths` says, in the order of the ranks."""
         if not self.many:
             return mine
-        lengths = mine.new_zeros(len(self.counts))
-        lengths[self.rank] = len(mine)
-        sizes = [int(n) for n in self.sum(lengths.double()).tolist()]
-        whole = mine.new_zeros(sum(sizes), *mine.shape[1:])
-        first = sum(sizes[: self.rank])
-        whole[first : first + len(mine)] = mine
+        whole = mine.new_zeros(sum(lengths), *mine.shape[1:])
+        whole.split(list(lengths))[self.rank].copy_(mine)
         return self.sum(whole)
 
     @property

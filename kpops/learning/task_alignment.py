@@ -24,8 +24,9 @@ from kpops.engines.random_vectors import RandomVectors
 from kpops.labels import by_name
 from kpops.learning.required import require_linearization
 from kpops.linalg.exact import is_cheap
-from kpops.linalg.probes import jackknife, sphere
+from kpops.linalg.probes import jackknife
 from kpops.linalg.rounding import noise_floor
+from kpops.linalg.vectors import VectorSpace
 from kpops.linearization import Linearization
 
 _BLOCK = 16  # vectors that the operators are applied to at once
@@ -276,14 +277,14 @@ def _averaged(
     rng: np.random.Generator,
 ) -> list[Tensor]:
     """`act` of each random vector; or its sum over a basis, as if of one vector."""
-    like = torch.empty(0, dtype=lin.dtype, device=lin.device)
+    space = VectorSpace(1, size, lin.dtype, lin.device)
     exact = is_cheap(size)
     if exact:
         blocks = iter(torch.eye(size, dtype=lin.dtype, device=lin.device).split(_BLOCK))
     else:
         counts = [min(_BLOCK, num_matvecs - start) for start in range(0, num_matvecs, _BLOCK)]
         source = RandomVectors(rng)
-        blocks = (sphere(source, n, size, like) for n in counts)
+        blocks = (space.sphere(source, n) for n in counts)
     whole = [torch.cat(pieces) for pieces in zip(*map(act, blocks), strict=True)]
     return [x.sum(0, keepdim=True) for x in whole] if exact else whole
 

@@ -10,15 +10,16 @@ import torch
 
 from kpops.arrays import to_numpy
 from kpops.linalg.probes import Act
-from kpops.linalg.problem import BatchedSpace, Modes
+from kpops.linalg.problem import Modes
 from kpops.linalg.search import Search
+from kpops.linalg.vectors import VectorSpace
 from kpops.transfers import on_device
 
 # SciPy 1.17 and later draw restarts from a generator of their own unless they are given one.
 _DRAWS = "rng" in inspect.signature(scipy.sparse.linalg.eigsh).parameters
 
 
-def arpack(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
+def arpack(act: Act, space: VectorSpace, search: Search, block: int) -> Modes:
     """Leading eigenpairs of one problem, on the host and one vector at a time.
 
     `block` is not used. From one start vector, Lanczos sees one copy of a repeated eigenvalue.
@@ -28,6 +29,11 @@ def arpack(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
 
     Lehoucq, Sorensen and Yang (1998), ARPACK Users' Guide.
     """
+    if space.parts.many:
+        raise ValueError(
+            "method='arpack' needs whole vectors, which are spread over processes here: use "
+            "method='auto'"
+        )
     n, k = space.size, search.k
     if k >= n:
         raise ValueError(f"k={k}: ARPACK finds at most n - 1 = {n - 1} modes; use method='exact'")

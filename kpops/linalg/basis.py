@@ -10,7 +10,8 @@ from torch import Tensor
 from kpops.engines import memory
 from kpops.engines.random_vectors import RandomVectors
 from kpops.engines.threads import enough_for
-from kpops.linalg.probes import Block, inner, lengths_of
+from kpops.linalg.probes import Block
+from kpops.linalg.vectors import VectorSpace
 from kpops.transfers import beside, on_device, on_host
 
 Gram = Float[Tensor, "problem vector vector"]
@@ -22,22 +23,16 @@ _COLUMNS = 2**16
 
 
 class Basis:
-    """Orthonormal rows with room for more, in `count` problems.
+    """Orthonormal rows of a space, with room for more.
 
     `rng` is the source of the vectors that replace those that vanish, `n` the number of vectors,
     and `sound` whether all blocks could be made orthonormal.
     """
 
-    def __init__(
-        self,
-        count: int,
-        capacity: int,
-        size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        rng: np.random.Generator,
-    ) -> None:
-        self.room = memory.room((count, capacity, size), dtype, device)
+    def __init__(self, space: VectorSpace, capacity: int, rng: np.random.Generator) -> None:
+        shape = space.n_problems, capacity, space.size
+        self.room = memory.room(shape, space.dtype, space.device)
+        self.space = space
         self.rng = rng
         self.n = 0
         self.sound = True
@@ -59,7 +54,7 @@ class Basis:
         """
         rows = self.room[:, since : self.n]
         with enough_for(2 * rows.numel() * block.shape[1]):
-            coefficients = inner(rows, block)
+            coefficients = self.space.inner(rows, block)
             block.baddbmm_(coefficients.mT.to(block.dtype), rows, alpha=-1)
         return coefficients
 
@@ -73,21 +68,21 @@ class Basis:
         if near is not None:
             if near.shape[1] > n:
                 near = RandomVectors(self.rng).normal(n, range(near.shape[1]), near) @ near
-            lengths = lengths_of(near).amax(1, keepdim=True)
-            scale = self.room.shape[2] ** 0.5 / torch.where(lengths > 0, lengths, 1)
+            lengths = self.space.lengths(near).amax(1, keepdim=True)
+            scale = self.space.total**0.5 / torch.where(lengths > 0, lengths, 1)
             block[:, : near.shape[1]] = near * scale[..., None].to(near.dtype)
-        return self.orthonormal(block, on_host(gram_of(block))[0], 0.0)
+        return self.orthonormal(block, on_host(self.gram_of(block))[0], 0.0)
 
     def orthonormal(
         self, block: Block, gram: Gram, scale: float
     ) -> Float[Tensor, "problem new entry"]:
         """Orthonormal vectors that span the block, which is orthogonal to the basis already.
 
-        Returns min(block size, size - n) vectors. `gram` is the Gram matrix of the block, on the
-        host, where all is decided; `scale` is the size of the vectors from which the block was left
-        over, and decides how much of it is rounding. A vector that is all rounding is replaced by a
-        random one: a block that has no direction left has found an invariant subspace, beside which
-        there may be others.
+        Returns min(block size, size of the space - n) vectors. `gram` is the Gram matrix of the
+        block, on the host, where all is decided; `scale` is the size of the vectors from which the
+        block was left over, and decides how much of it is rounding. A vector that is all rounding
+        is replaced by a random one: a block that has no direction left has found an invariant
+        subspace, beside which there may be others.
 
         Stathopoulos and Wu (2002), A block orthogonalization procedure with constant
         synchronization requirements: the eigenvectors of the Gram matrix of the block make its
@@ -101,25 +96,25 @@ class Basis:
         self, block: Block, gram: Gram, scale: float
     ) -> Float[Tensor, "problem new entry"]:
         info = torch.finfo(block.dtype)
-        left = self.room.shape[2] - self.n
+        left = self.space.total - self.n
         squares, axes = (part[..., -left:] for part in torch.linalg.eigh(gram))  # the longest
         again = scale == 0 or float(squares.min()) < (0.1 * scale) ** 2
         weak = 10 * info.eps
         for _ in range(_ROUNDS + 1):
             block = beside(axes.mT, block) @ block
-            lengths = lengths_of(block)
+            lengths = self.space.lengths(block)
             block /= lengths[..., None].clamp_min(info.tiny).to(block.dtype)
             if again:
                 self.remove(block)
-            gram, lengths = on_host(inner(block, block), lengths)
+            gram, lengths = on_host(self.space.inner(block, block), lengths)
             short = lengths <= (weak * lengths.amax(1, keepdim=True)).clamp_min(info.eps * scale)
             if short.any():
                 drawn = self._draw(block.shape[1])
-                drawn /= lengths_of(drawn)[..., None].to(drawn.dtype)
+                drawn /= self.space.lengths(drawn)[..., None].to(drawn.dtype)
                 there = on_device(short, block.device, torch.bool)
                 block = torch.where(there[..., None], drawn, block)
                 self.remove(block)
-                (gram,) = on_host(inner(block, block))
+                (gram,) = on_host(self.space.inner(block, block))
             gap = float((gram - torch.eye(block.shape[1])).abs().max())
             if gap <= 4 * info.eps:
                 break
@@ -142,12 +137,10 @@ class Basis:
         self.n = n_new
 
     def _draw(self, n: int) -> Float[Tensor, "problem {n} entry"]:
-        count, _, size = self.room.shape
-        drawn = RandomVectors(self.rng).normal(count * n, range(size), self.room)
-        return drawn.reshape(count, n, size)
+        count = self.space.n_problems
+        return self.space.normal(RandomVectors(self.rng), count * n).unflatten(0, (count, n))
 
-
-def gram_of(block: Block) -> Gram:
-    """Inner products of the vectors of each problem, in float64."""
-    with enough_for(2 * block.numel() * block.shape[1]):
-        return inner(block, block)
+    def gram_of(self, block: Block) -> Gram:
+        """Inner products of the vectors of each problem, in float64."""
+        with enough_for(2 * block.numel() * block.shape[1]):
+            return self.space.inner(block, block)

@@ -38,7 +38,7 @@ def certify_leading(
         deflation = process.deflation(level)
 
     def off(x: Block) -> Block:
-        return x - (x @ deflation.vectors.mT) @ deflation.vectors
+        return x - problem.space.parts.sum(x @ deflation.vectors.mT) @ deflation.vectors
 
     def decided(theta: float, spent: int) -> bool:
         degree = spent // block - (1 if problem.positive else 2)
@@ -46,7 +46,7 @@ def certify_leading(
 
     left = search.budget - search.spent
     rest = replace(search, k=1, budget=left, floor=largest, ended=decided, near=None, callback=None)
-    block = min(SMALL_BLOCK, problem.space.size)
+    block = min(SMALL_BLOCK, problem.space.total)
     if not rest.can_afford(block):
         return False
     found = run(
@@ -71,5 +71,5 @@ def _chance(problem: SpectralProblem, theta: float, level: float, degree: int, b
     low = 0.0 if problem.positive else -theta
     ratio = (level - theta) / max(theta - low, _FLAT * level)
     growth = degree * math.acosh(1 + 2 * ratio) - math.log(2)
-    log_miss = 0.5 * math.log(2 * problem.space.size / math.pi / ratio) - growth
+    log_miss = 0.5 * math.log(2 * problem.space.total / math.pi / ratio) - growth
     return problem.space.n_problems * math.exp(min(0.0, block * log_miss))

@@ -14,6 +14,7 @@ from kpops.linalg.leave_one_out import xdiag
 from kpops.linalg.probes import BLOCK, Act, Rows, RunningMoments
 from kpops.linalg.scaling import raised
 from kpops.linalg.traces.runs import SketchRun
+from kpops.linalg.vectors import VectorSpace
 
 _LEAST = 8
 
@@ -21,14 +22,14 @@ _LEAST = 8
 class Actions(NamedTuple):
     """Actions on rows of a square operator and its adjoint, and of R if ``A = R R*`` is known.
 
-    `dim` and `root_dim` are the sizes of the domains of A and of R.
+    `space` and `root_space` are the domains of A and of R.
     """
 
     forward: Act
     backward: Act
-    dim: int
+    space: VectorSpace
     root: Act | None
-    root_dim: int
+    root_space: VectorSpace | None
 
 
 class DiagonalOutcome(NamedTuple):
@@ -48,10 +49,8 @@ class Diagonal(SketchRun):
     diagonal, the second if an entry is coupled to many others, as in trajectories.
     """
 
-    def __init__(
-        self, actions: Actions, method: str, rng: np.random.Generator, like: Tensor
-    ) -> None:
-        super().__init__(rng, like)
+    def __init__(self, actions: Actions, method: str, rng: np.random.Generator) -> None:
+        super().__init__(rng, actions.space, actions.space)
         self.actions, self.method = actions, method
         self.num_matvecs = 0.0
         self.plain, self.squared = RunningMoments(), RunningMoments()
@@ -127,23 +126,24 @@ class Diagonal(SketchRun):
 
     def _multiply(self, k: int) -> None:
         """Add forms ``w o A w`` of `k` more vectors."""
-        for probes, images in self._images(self.actions.forward, self.actions.dim, k, 1):
+        for probes, images in self._images(self.actions.forward, self.inside, k, 1):
             self._add_products(probes, images)
 
     def _square(self, k: int) -> None:
         """Add forms ``(R w) o (R w)`` of `k` more vectors, if there is R."""
-        if self.actions.root is not None:
-            for _, images in self._images(self.actions.root, self.actions.root_dim, k, 2):
+        root, space = self.actions.root, self.actions.root_space
+        if root is not None and space is not None:
+            for _, images in self._images(root, space, k, 2):
                 for image in images:
                     self.squared.add(image.double().square())
 
     def _images(
-        self, act: Act, dim: int, k: int, degree: int
+        self, act: Act, space: VectorSpace, k: int, degree: int
     ) -> Iterator[tuple[Rows, Float[Tensor, "vector image"]]]:
         """`k` random vectors and their images under a factor of that degree, in chunks."""
         for start in range(0, k, BLOCK):
-            probes = self.source.signs(min(BLOCK, k - start), range(dim), self.like)
-            images = self._scaled(act, probes, degree)
+            probes = self.source.signs(min(BLOCK, k - start), space.entries, self.like)
+            images = self._scaled(act, probes, self.outside, degree)
             self.num_matvecs += len(probes) / degree
             yield probes, images
 
@@ -152,11 +152,11 @@ class Diagonal(SketchRun):
             self.plain.add(probe.double() * image.double())
 
     def _grow(self, k: int) -> None:
-        k = self._room(k, self.actions.dim)
+        k = self._room(k)
         if k == 0:
             return
-        probes = self.source.signs(k, range(self.actions.dim), self.like)
-        images = self._scaled(self.actions.forward, probes)
+        probes = self.source.signs(k, self.inside.entries, self.like)
+        images = self._scaled(self.actions.forward, probes, self.outside)
         self.num_matvecs += k
         self._add_products(probes, images)
         self._take(probes, images)
@@ -166,7 +166,7 @@ class Diagonal(SketchRun):
         if self.sketch is not None:
             known = len(self.sketch.products)
             act = self.actions.backward
-            self.sketch.complete(lambda rows: self._scaled(act, rows), known + most)
+            self.sketch.complete(lambda rows: self._scaled(act, rows, self.inside), known + most)
             self.num_matvecs += len(self.sketch.products) - known
 
     def outcome(self) -> DiagonalOutcome:

@@ -19,9 +19,10 @@ from kpops.linalg.exact import is_cheap, is_small, leading
 from kpops.linalg.lanczos import AT_LEAST, Lanczos, block_lanczos, run
 from kpops.linalg.lobpcg import lobpcg
 from kpops.linalg.problem import Modes, SpectralProblem
-from kpops.linalg.rounding import clusters, fix_signs, flatten_vectors, noise_floor, relative
+from kpops.linalg.rounding import clusters, flatten_vectors, noise_floor, relative
 from kpops.linalg.scaling import normalized
 from kpops.linalg.search import LeadingModes, Progress, Search, padded, verdict
+from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import TrajectoryOperator
 from kpops.scalars import check_count, check_real
 from kpops.scalars import generator as seeded
@@ -105,7 +106,8 @@ def eigenpairs(
             residual = _residual(op, values, block, largest)
         chosen, used = f"{chosen}: in {problem.where}", search.spent + 1
     values, block, residual = padded(search.k, values, block, residual)
-    block = block * fix_signs(block).reshape(-1, *[1] * len(op.domain.shape))
+    signs = VectorSpace.of(op, op.domain).signs(flatten_vectors(block))
+    block = block * signs.reshape(-1, *[1] * len(op.domain.shape))
     converged = verdict(residual, options.tol, f"eigsh by {method}", n_certified)
     cluster = clusters(values, residual, largest)
     used += len(block)
@@ -185,8 +187,8 @@ def _choose(op: TrajectoryOperator, k: int, which: str) -> tuple[str, str]:
         return "exact", "small"
     if 2 * k > n:
         return "exact", "most modes are asked for"
-    numbers = (n if op.root is None else min(n, op.root.domain.size)) * 4 * (k + 2)
-    if numbers * op.dtype.itemsize > free_bytes(op.device) // 4:
+    numbers = (n if op.root is None else min(n, op.root.domain.total)) * 4 * (k + 2)
+    if numbers * op.dtype.itemsize > op.parts.least(free_bytes(op.device)) // 4:
         return "lobpcg", "no memory for a basis"
     return "block-krylov", "large"
 
@@ -198,5 +200,6 @@ def _residual(
     largest: float,
 ) -> Float[Tensor, " mode"]:
     """||A v - lambda v|| / max |lambda|, the greatest magnitude being `largest` if it is known."""
-    image = flatten_vectors(op.apply(block))
-    return relative(values, image - values[:, None] * flatten_vectors(block), largest=largest)
+    gap = flatten_vectors(op.apply(block)) - values[:, None] * flatten_vectors(block)
+    lengths = VectorSpace.of(op, op.domain).lengths(gap)
+    return relative(values, lengths, largest=largest)

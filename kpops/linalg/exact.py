@@ -19,9 +19,9 @@ from kpops import work
 from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.linalg.budget import empty
 from kpops.linalg.gramians import propagator_norm
-from kpops.linalg.orthonormal import orthonormal
-from kpops.linalg.problem import SpectralProblem, by_problem
+from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.scaling import normalized_blocks, raised
+from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import Adjoint, Scaled, TrajectoryOperator
 from kpops.operators.dense import batches, dense_blocks
 from kpops.operators.propagator import InversePropagator, Propagator
@@ -42,7 +42,7 @@ def is_small(op: TrajectoryOperator) -> bool:
     """Whether the dense blocks are made by default."""
     inside, outside = batches(op)
     few = is_cheap(min(inside.size, outside.size))
-    return few and inside.count * inside.size * outside.size <= DENSE_ENTRIES
+    return few and inside.total_count * inside.size * outside.size <= DENSE_ENTRIES
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,18 @@ def eigenvalues(op: TrajectoryOperator, insist: str = "") -> Spectrum:
         unit = blocks.units.start + order // each.shape[1]
         return Spectrum(values[order], op.shape[0] - values.numel(), _by_unit(blocks), unit=unit)
     problem = SpectralProblem(op)
-    count, size = problem.sides.count, problem.sides.size
+    sides = batches(problem.G)[0]
+    count, size = sides.total_count, sides.size
     check_cost(op, count, (size, size), 4 / 3, insist)
     work.expect(size if problem.factor is None else 2 * size)
     before = problem.G.num_matvecs
     dense, scale = normalized_blocks(problem.G)
     used = problem.G.num_matvecs - before
-    if dense.numel() and (dense - dense.mT).abs().max() > 2e3 * torch.finfo(dense.dtype).eps:
+    gap = VectorSpace.of(problem.G, problem.G.domain).largest(dense - dense.mT)
+    if gap > 2e3 * torch.finfo(dense.dtype).eps:
         raise ValueError(f"{op!r} is not self-adjoint: use kpops.svds, or eigsh of op @ op.H")
-    values = torch.linalg.eigvalsh((dense + dense.mT) / 2).flatten().double() * scale
+    each = torch.linalg.eigvalsh((dense + dense.mT) / 2).double()
+    values = sides.everywhere(each).flatten() * scale
     how = f"{count} dense block(s) of size {size}"
     if problem.factor is not None:
         values = values.clamp_min(0)
@@ -136,12 +139,12 @@ def singular_values(op: TrajectoryOperator) -> Spectrum:
         spectrum = eigenvalues(op)
         return replace(spectrum, values=spectrum.values.abs())
     inside, outside = batches(op)
-    check_cost(op, inside.count, (outside.size, inside.size), 4, "")
+    check_cost(op, inside.total_count, (outside.size, inside.size), 4, "")
     work.expect(min(outside.size, inside.size))
     before = op.num_matvecs
     dense, unit = normalized_blocks(op)
-    values = torch.linalg.svdvals(dense).flatten().double() * unit
-    how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}"
+    values = inside.everywhere(torch.linalg.svdvals(dense).double()).flatten() * unit
+    how = f"{inside.total_count} dense block(s) of shape {tuple(dense.shape[1:])}"
     n_zeros, used = min(op.shape) - values.numel(), op.num_matvecs - before
     return Spectrum(_falling(values), n_zeros, how, used)
 
@@ -182,15 +185,15 @@ def leading(
             values, block = _of_units(op, blocks, k)
             return values, block, _by_unit(blocks), float(values[0])
     inside = batches(op)[0]
-    check_cost(op, inside.count, (inside.size,) * 2, 9, insist)
+    check_cost(op, inside.total_count, (inside.size,) * 2, 9, insist)
     work.expect(inside.size + k)
     dense = dense_blocks(op)
     values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
-    chosen = ENDS[which](values.flatten()).argsort(descending=True)[:k]
-    problem, mode = chosen // values.shape[1], chosen % values.shape[1]
-    block = inside.join(by_problem(inside.count, problem, vectors[problem, :, mode]))
-    how = f"{len(dense)} dense block(s) of size {dense.shape[1]}"
-    return values.flatten()[chosen], block, how, float(values.abs().max())
+    values = inside.everywhere(values).flatten()
+    chosen = ENDS[which](values).argsort(descending=True)[:k]
+    block = inside.place(vectors, chosen // inside.size, chosen % inside.size)
+    how = f"{inside.total_count} dense block(s) of size {inside.size}"
+    return values[chosen], block, how, float(values.abs().max())
 
 
 def _of_units(
@@ -202,9 +205,10 @@ def _of_units(
     (places,) = on_host(chosen)
     units, ranks = places // every.shape[1], places % every.shape[1]
     whole = every.new_zeros(k, *op.domain.shape)
+    space = replace(VectorSpace.of(op, op.domain), total=blocks.n_rows)
     for unit in units.unique().tolist():
         here = torch.nonzero(units == unit).flatten()
-        basis, coords = orthonormal(blocks.factors(slice(unit, unit + 1))[0].mT)
+        basis, coords = space.orthonormal(blocks.factors(slice(unit, unit + 1))[0].mT)
         axes = torch.linalg.svd(coords.mT, full_matrices=False)[0].flip(1)[:, ranks[here]]
         fields = every.new_zeros(len(here), *op.domain.shape)
         blocks.place(beside(axes.mT, basis) @ basis, unit, fields)
@@ -242,12 +246,13 @@ def exact_trace(op: TrajectoryOperator, method: str) -> tuple[float, str] | None
     """Trace and how it was found; None if it is not cheap and `method` is not "exact"."""
     unit = _unit_diagonal(op)
     if unit is not None:
-        return unit[0] * float(unit[1].double().sum()), "P has a unit diagonal"
+        ones = unit[1].double().sum()
+        return unit[0] * float(op.domain.parts.sum(ones)), "P has a unit diagonal"
     blocks = op.unit_blocks()
     if blocks is not None:
         return blocks.trace(), _by_unit(blocks)
     found = _matrix_diagonal(op, method)
-    return found and (float(found[0].double().sum()), found[1])
+    return found and (float(op.domain.parts.sum(found[0].double().sum())), found[1])
 
 
 def exact_diagonal(
@@ -271,13 +276,17 @@ def exact_diagonal(
 def _matrix_diagonal(
     op: TrajectoryOperator, method: str
 ) -> tuple[Float[Tensor, "*dims"], str] | None:
-    found = _matrix(op, method)
-    if found is None:
+    matrix = _matrix(op, method)
+    if matrix is None:
         return None
-    of, dense, unit, how = found
+    of, dense, unit, how = matrix
+    sides = batches(of)[1]
     if of is op:
-        return batches(op)[0].join((dense.diagonal(dim1=1, dim2=2) * unit)[:, None])[0], how
-    return batches(of)[1].join((dense.square().sum(2) * raised(unit, 2))[:, None])[0], how
+        found = dense.diagonal(dim1=1, dim2=2) * unit
+    else:
+        found = dense.square().sum(2) * raised(unit, 2)
+    here = slice(sides.entries.start, sides.entries.stop)
+    return sides.join(found[:, None, here])[0], how
 
 
 def _matrix(
@@ -295,7 +304,8 @@ def _matrix(
     else:
         return None
     dense, unit = normalized_blocks(op)
-    how = f"{len(dense)} dense block(s) of shape {tuple(dense.shape[1:])}{words}"
+    count = batches(op)[0].total_count
+    how = f"{count} dense block(s) of shape {tuple(dense.shape[1:])}{words}"
     return op, dense.double(), unit, how
 
 
@@ -313,6 +323,6 @@ def exact_frobenius(op: TrajectoryOperator, method: str) -> tuple[float, str] | 
     if found is None:
         return None
     of, dense, unit, how = found
-    if of is op:
-        return unit * float(dense.norm()), how
-    return unit * unit * float((dense.mT @ dense).norm()), how
+    squares = (dense if of is op else dense.mT @ dense).square().sum()
+    norm = math.sqrt(batches(of)[0].between.sum(squares))
+    return (unit if of is op else unit * unit) * norm, how

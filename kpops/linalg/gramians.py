@@ -40,6 +40,7 @@ def propagator_norm(op: TrajectoryOperator) -> float | None:
             work.advance(1)
             seen = gramian.diagonal(dim1=1, dim2=2).double() * window.columns[:, t]
             total += float(scale @ seen.sum(1))
+        total = float(op.parts.sum(torch.tensor(total, dtype=torch.float64)))
     return abs(window.factor) * math.sqrt(total)
 
 

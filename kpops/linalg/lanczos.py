@@ -24,10 +24,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kpops.engines.memory import free_bytes
-from kpops.linalg.basis import Basis, Gram, gram_of
-from kpops.linalg.probes import Act, Block, inner
-from kpops.linalg.problem import BatchedSpace, Modes
+from kpops.linalg.basis import Basis, Gram
+from kpops.linalg.probes import Act, Block
+from kpops.linalg.problem import Modes
 from kpops.linalg.search import Search
+from kpops.linalg.vectors import VectorSpace
 from kpops.transfers import beside, on_host
 
 # Blocks of a full basis; its vectors, at least, where memory allows.
@@ -75,13 +76,11 @@ class Process:
     gram: Gram  # of the remainder
     length: Float[Tensor, ""]  # of the longest vector that it is left over from
 
-    def __init__(self, spaces: list[BatchedSpace], search: Search, block: int) -> None:
+    def __init__(self, spaces: list[VectorSpace], search: Search, block: int) -> None:
         inside = spaces[0]
-        self.size = inside.size
+        self.size = inside.total
         self.room = _room(search.k, block, spaces)
-        self.bases = [
-            Basis(s.n_problems, self.room, s.size, s.dtype, s.device, search.rng) for s in spaces
-        ]
+        self.bases = [Basis(space, self.room, search.rng) for space in spaces]
         self.basis = self.bases[0]
         shape = (inside.n_problems, self.room, self.room)
         self.small = torch.zeros(shape, dtype=torch.float64)  # on the host
@@ -130,7 +129,7 @@ class Lanczos(Process):
 
     cost = 1
 
-    def __init__(self, act: Act, space: BatchedSpace, search: Search, block: int) -> None:
+    def __init__(self, act: Act, space: VectorSpace, search: Search, block: int) -> None:
         super().__init__([space], search, block)
         self.act = act
 
@@ -190,8 +189,8 @@ class Bidiagonal(Process):
         self,
         forth: Act,
         back: Act,
-        inside: BatchedSpace,
-        outside: BatchedSpace,
+        inside: VectorSpace,
+        outside: VectorSpace,
         search: Search,
         block: int,
     ) -> None:
@@ -210,7 +209,7 @@ class Bidiagonal(Process):
         self.other.append(made)
         self.related = first
         self.remainder = self.back(made)
-        corner = inner(made, image)
+        corner = self.other.space.inner(made, image)
         _, *rest = _removed(self.basis, self.remainder, first)
         corner, self.gram, self.length = on_host(corner, *rest)
         self.small[:, first : self.basis.n, first : self.basis.n] = corner
@@ -288,13 +287,13 @@ class _Pace:
         return min(max(expected, soon, n + 1), late)
 
 
-def _room(k: int, block: int, spaces: list[BatchedSpace]) -> int:
+def _room(k: int, block: int, spaces: list[VectorSpace]) -> int:
     """Vectors of a full basis: what memory allows, and at least what the method needs."""
     first = spaces[0]
     per_vector = sum(f.n_problems * f.size for f in spaces) * torch.finfo(first.dtype).bits // 8
-    fits = int(_MEMORY * free_bytes(first.device)) // max(1, per_vector)
+    fits = first.parts.least(int(_MEMORY * free_bytes(first.device)) // max(1, per_vector))
     wanted = max(_BLOCKS * block, _VECTORS, 3 * k + 4 * block)
-    return min(first.size, max(min(wanted, fits), k + 3 * block))
+    return min(first.total, max(min(wanted, int(fits)), k + 3 * block))
 
 
 def _removed(
@@ -306,11 +305,11 @@ def _removed(
     whatever orthogonality the basis lacks does little harm. Returns the coefficients, the Gram
     matrix of what is left, and the length of the longest vector before.
     """
-    length = image.norm(dim=2).max()
+    length = basis.space.lengths(image).max()
     local = basis.remove(image, related)
     coefficients = basis.remove(image)
     coefficients[:, related:] += local
-    return coefficients, gram_of(image), length
+    return coefficients, basis.gram_of(image), length
 
 
 def _residuals(ends: Float[Tensor, "problem vector mode"], gram: Gram) -> Values:
@@ -331,6 +330,6 @@ def _combined(
     return torch.stack([c @ basis.rows[p] for c, p in zip(columns, problem.tolist(), strict=True)])
 
 
-def block_lanczos(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
+def block_lanczos(act: Act, space: VectorSpace, search: Search, block: int) -> Modes:
     """Leading modes by :class:`Lanczos`."""
     return run(Lanczos(act, space, search, block), search, block)

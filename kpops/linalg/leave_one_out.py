@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpops.linalg.orthonormal import orthonormal
-from kpops.linalg.probes import TINY, Rows, RunningMoments, Samples, Square, dots, inner, widened
+from kpops.linalg.probes import TINY, Rows, RunningMoments, Samples, Square, widened
 from kpops.linalg.sketch import Sketch
+from kpops.linalg.vectors import VectorSpace
 from kpops.transfers import beside, on_device, on_host
 
 
@@ -101,8 +101,8 @@ class _Removed(NamedTuple):
         return (own[:, None] + self.other * own - cross) / self.sine2
 
 
-def _floor(probes: Tensor, *parts: Tensor) -> float:
-    eps = torch.finfo(probes.dtype).eps
+def _floor(dtype: torch.dtype, *parts: Tensor) -> float:
+    eps = torch.finfo(dtype).eps
     return 16 * eps * sum(float(part.abs().mean()) for part in parts)
 
 
@@ -114,9 +114,9 @@ def xtrace(sketch: Sketch, core: Float[Tensor, "q q"], ahead: Float[Tensor, "k q
     section 2.3.
     """
     span, points, axes = sketch.left_out()
-    probes, n = sketch.probes, sketch.probes.shape[1]
+    probes, space, n = sketch.probes, sketch.inside, sketch.inside.total
     core, ahead, w, squares = on_host(
-        core, ahead, inner(probes, sketch.basis), dots(probes, probes)
+        core, ahead, space.inner(probes, sketch.basis), space.dots(probes, probes)
     )
     h, t, w = span @ core @ span.mT, ahead @ span.mT, w @ span.mT
     removed = _Removed.of(axes @ axes.mT)
@@ -142,7 +142,7 @@ def xtrace(sketch: Sketch, core: Float[Tensor, "q q"], ahead: Float[Tensor, "k q
     rest = n - len(span) + missing[:, None] + missing * removed.other
     scaled = torch.where(rest > 0, rest / lengths.clamp_min(TINY) * forms, 0)
     values = h.trace() - removed.trace(hs) + scaled
-    return Pairs(values, _floor(probes, h.trace(), scaled.diagonal()))
+    return Pairs(values, _floor(probes.dtype, h.trace(), scaled.diagonal()))
 
 
 def xnystrace(sketch: Sketch, core: Square) -> Pairs:
@@ -153,15 +153,15 @@ def xnystrace(sketch: Sketch, core: Square) -> Pairs:
     Without w_i, its residual in w_i is ``||(I - Q_i Q_i*) R w_i||^2``.
     """
     span, points, axes = sketch.left_out()
-    core, squares = on_host(core, inner(sketch.probes, sketch.probes))
+    core, squares = on_host(core, sketch.inside.inner(sketch.probes, sketch.probes))
     gram = span @ core @ span.mT
     rest = (points * axes).sum(1).square()
     forms = axes @ gram @ axes.mT
     total = float(gram.trace())
-    return _nystrom(sketch.probes, squares, total, axes @ axes.mT, forms, rest)
+    return _nystrom(sketch.inside, squares, total, axes @ axes.mT, forms, rest)
 
 
-def shifted_xnystrace(probes: Rows, images: Rows) -> Pairs:
+def shifted_xnystrace(space: VectorSpace, probes: Rows, images: Rows) -> Pairs:
     """XNysTrace of a positive operator, from its images of k random vectors, k at most n.
 
     Section 2.2 of the paper: with ``A_v = A + v I``, ``Y = A_v W`` and ``H = W* Y``, the Nystrom
@@ -171,12 +171,12 @@ def shifted_xnystrace(probes: Rows, images: Rows) -> Pairs:
 
     Raises a ValueError if the operator is not positive semi-definite.
     """
-    n, k = probes.shape[1], len(probes)
+    n, k = space.total, len(probes)
     eps = torch.finfo(images.dtype).eps
-    core, squares, norm = on_host(
-        inner(probes, images), inner(probes, probes), images.double().norm()
+    core, squares, lengths = on_host(
+        space.inner(probes, images), space.inner(probes, probes), space.lengths(images)
     )
-    size = float(norm) / math.sqrt(n)
+    size = float(lengths.norm()) / math.sqrt(n)
     if size == 0:
         return Pairs(torch.zeros(k, k, dtype=torch.float64), 0.0)
     shift = eps * size
@@ -190,18 +190,18 @@ def shifted_xnystrace(probes: Rows, images: Rows) -> Pairs:
                 "method='xtrace' or 'hutchinson'"
             )
         lower, failed = torch.linalg.cholesky_ex(core + shift * squares)
-    _, coords = orthonormal(images + shift * probes)
+    _, coords = space.orthonormal(images + shift * probes)
     whole = torch.linalg.solve_triangular(lower, coords, upper=False)
     b = torch.linalg.solve_triangular(lower.mT, whole, upper=True)
     inverse = torch.cholesky_inverse(lower)
     lengths = inverse.diagonal().sqrt()
     scale = lengths[:, None] * lengths
     total = float(whole.square().sum()) - shift * n
-    return _nystrom(probes, squares, total, inverse / scale, b @ b.mT / scale, lengths**-2)
+    return _nystrom(space, squares, total, inverse / scale, b @ b.mT / scale, lengths**-2)
 
 
 def _nystrom(
-    probes: Float[Tensor, "k entry"],
+    space: VectorSpace,
     squares: Square,
     total: float,
     cosine: Square,
@@ -213,7 +213,7 @@ def _nystrom(
     The approximation is exact on the other w_j, so only the component of w_i orthogonal to them
     counts; it is scaled to its mean length (section 2.3 of the paper).
     """
-    k, n = probes.shape
+    k, n = len(squares), space.total
     removed = _Removed.of(cosine)
     inverse = torch.linalg.inv(squares)
     own = inverse.diagonal()
@@ -221,7 +221,7 @@ def _nystrom(
     left = (n - k + 1 + removed.other) * stretch * rest[:, None] / removed.sine2
     values = total - removed.trace(forms) + left
     whole = torch.tensor(total, dtype=torch.float64)
-    return Pairs(values, _floor(probes, whole, left.diagonal()))
+    return Pairs(values, _floor(space.dtype, whole, left.diagonal()))
 
 
 def hutchpp(
@@ -240,9 +240,9 @@ def hutchpp(
     ``(I - Q Q*) z`` scaled to its mean length, as in :func:`xtrace`.
     """
     span = sketch.left_out().range
-    n = probes.shape[1]
+    space, n = sketch.inside, sketch.inside.total
     core, forms, ahead, behind, z, squares = on_host(
-        core, forms, ahead, behind, inner(probes, sketch.basis), dots(probes, probes)
+        core, forms, ahead, behind, space.inner(probes, sketch.basis), space.dots(probes, probes)
     )
     h, z = span @ core @ span.mT, z @ span.mT
     rest = forms - (((ahead + behind) @ span.mT - z @ h) * z).sum(1)

@@ -6,15 +6,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpops.linalg.basis import Basis, gram_of
+from kpops.linalg.basis import Basis
 from kpops.linalg.lanczos import AT_LEAST
-from kpops.linalg.probes import Act, Block, inner, lengths_of
-from kpops.linalg.problem import BatchedSpace, Modes
+from kpops.linalg.probes import Act, Block
+from kpops.linalg.problem import Modes
 from kpops.linalg.search import Search
+from kpops.linalg.vectors import VectorSpace
 from kpops.transfers import beside, on_device, on_host
 
 
-def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
+def lobpcg(act: Act, space: VectorSpace, search: Search, block: int) -> Modes:
     """Locally optimal block preconditioned conjugate gradients, without preconditioner.
 
     Knyazev (2001), Toward the optimal preconditioned eigensolver. Each round finds the best vectors
@@ -23,22 +24,22 @@ def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
     the directions of the step are made orthonormal from the coefficients of the small problem
     (Hetmaniuk and Lehoucq 2006; Duersch, Shao, Yang and Gu 2018).
     """
-    if 3 * block > space.size:
-        block = space.size  # all of the space: the first look is exact
-    basis = Basis(space.n_problems, 3 * block, space.size, space.dtype, space.device, search.rng)
+    if 3 * block > space.total:
+        block = space.total  # all of the space: the first look is exact
+    basis = Basis(space, 3 * block, search.rng)
     x = basis.random(block, search.near)
     ax = act(x)
     search.spend(block)
-    values, axes = _ritz(x, ax)
+    values, axes = _ritz(space, x, ax)
     x, ax = beside(axes, x).mT @ x, beside(axes, x).mT @ ax
     p, ap = x[:, :0], ax[:, :0]
     while True:
         residual = ax - beside(values, x)[..., None] * x
         current = torch.cat([x, p], 1)
         gaps, gram, longest = on_host(
-            lengths_of(residual), inner(current, current), ax.norm(dim=2).max()
+            space.lengths(residual), space.inner(current, current), space.lengths(ax).max()
         )
-        found = _look(search, values, gaps, x)
+        found = _look(search, values, gaps, x, complete=block == space.total)
         if found is not None:
             return found
         # Nearly orthonormal vectors are made so, and their images transformed alike.
@@ -48,11 +49,11 @@ def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
         basis.append(turn @ current)
         basis.remove(residual)
         basis.remove(residual)
-        r = basis.orthonormal(residual, on_host(gram_of(residual))[0], float(longest))
+        r = basis.orthonormal(residual, on_host(basis.gram_of(residual))[0], float(longest))
         basis.append(r)
         images = torch.cat([images, act(r)], dim=1)
         search.spend(block)
-        values, axes = _ritz(basis.rows, images)
+        values, axes = _ritz(space, basis.rows, images)
         best = axes[..., :block]
         # Directions of the step: the best vectors without their components along the current ones,
         # made orthonormal to the best in the coordinates of the span; arbitrary where they vanish.
@@ -66,13 +67,13 @@ def lobpcg(act: Act, space: BatchedSpace, search: Search, block: int) -> Modes:
 
 
 def _ritz(
-    q: Block, image: Block
+    space: VectorSpace, q: Block, image: Block
 ) -> tuple[Float[Tensor, "problem mode"], Float[Tensor, "problem vector mode"]]:
     """Eigenvalues of the operator in the span of q, of falling magnitude, and coefficients.
 
     Both are float64, on the host.
     """
-    (h,) = on_host(inner(q, image))
+    (h,) = on_host(space.inner(q, image))
     values, axes = torch.linalg.eigh((h + h.mT) / 2)
     order = values.abs().argsort(dim=1, descending=True)
     axes = axes.gather(2, order[:, None].expand_as(axes))
@@ -84,9 +85,10 @@ def _look(
     values: Float[Tensor, "problem vector"],
     gaps: Float[Tensor, "problem vector"],
     x: Block,
+    *,
+    complete: bool,
 ) -> Modes | None:
-    """The modes, if they are found or the search must end."""
-    complete = x.shape[1] == x.shape[2]
+    """The modes, if they are found, are all of the space, or the search must end."""
     chosen, n_certified = search.look(values, gaps * (not complete))
     if search.spent < AT_LEAST * x.shape[1] and not complete:
         n_certified = 0

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.random_vectors import RandomVectors
-from kpops.linalg.budget import empty
-from kpops.linalg.orthonormal import orthonormal
-from kpops.linalg.probes import BLOCK, TINY, Rows, Samples, dots, sphere
+from kpops.linalg.probes import BLOCK, TINY, Rows, Samples, dots
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.symmetry import refuse_indefinite
+from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import TrajectoryOperator
 from kpops.transfers import on_host
 
@@ -58,27 +57,29 @@ def moments(
     m = max(2, num_matvecs // problem.cost)
     work.expect(m * (1 if problem.factor is None else 2))
     n_pilot = m // 4
-    z, y = _images(op, problem, n_pilot, source)
-    decays = n_pilot >= 4 and _participation(z, y) < n_pilot / 2
-    basis = _basis(problem, y) if decays else None
+    space = VectorSpace.of(problem.G, problem.G.domain)
+    z, y = _images(problem, space, n_pilot, source)
+    decays = n_pilot >= 4 and _participation(space, z, y) < n_pilot / 2
+    basis = _basis(problem, space, y) if decays else None
     spent = n_pilot if basis is None else n_pilot + len(basis[0])
-    plain, rest = _quotients(z, y), []
+    plain, rest = _quotients(space, z, y), []
     for first in range(spent, m, BLOCK):
         if work.interrupted() and plain.shape[1] >= _LEAST:
             m = first
             break
-        z, y = _images(op, problem, min(BLOCK, m - first), source)
-        plain = torch.cat([plain, _quotients(z, y)], 1)
+        z, y = _images(problem, space, min(BLOCK, m - first), source)
+        plain = torch.cat([plain, _quotients(space, z, y)], 1)
         if basis is not None:
-            inside = z @ basis[0].T
-            rest.append(_quotients(z - inside @ basis[0], y - inside @ basis[1]))
+            inside = space.parts.sum(z @ basis[0].T)
+            rest.append(_quotients(space, z - inside @ basis[0], y - inside @ basis[1]))
     if problem.factor is None:
         refuse_indefinite(op, plain[0] / plain[2].sqrt().clamp_min(TINY), NEEDS_POSITIVE)
     used = problem.cost * max(m, spent)
     candidates = [Moments(plain[0], plain[1], f"{plain.shape[1]} random vectors")]
     if basis is not None and rest:
         of_basis, mapped = basis
-        held = torch.stack([dots(of_basis, mapped).sum(), dots(mapped, mapped).sum()])
+        pairs = space.dots(of_basis, mapped), space.dots(mapped, mapped)
+        held = torch.stack([products.sum() for products in pairs])
         values = held[:, None] + torch.cat(rest, 1)[:2]
         how = f"{len(basis[0])} leading directions and {values.shape[1]} random vectors off them"
         candidates.append(Moments(values[0], values[1], how))
@@ -86,29 +87,29 @@ def moments(
 
 
 def _images(
-    op: TrajectoryOperator, problem: SpectralProblem, count: int, source: RandomVectors
+    problem: SpectralProblem, space: VectorSpace, count: int, source: RandomVectors
 ) -> tuple[Rows, Rows]:
-    z = sphere(source, count, problem.G.shape[0], empty(op))
+    z = space.sphere(source, count)
     if count == 0:  # small budgets have no pilot, and operators need not take empty blocks
         return z, z
     return z, problem.G.apply(z.reshape(count, *problem.G.domain.shape)).flatten(1)
 
 
-def _quotients(z: Rows, y: Rows) -> Float[Tensor, "3 vector"]:
+def _quotients(space: VectorSpace, z: Rows, y: Rows) -> Float[Tensor, "3 vector"]:
     """z* G z, ||G z||^2 and ||z||^2 ||G z||^2 of every vector."""
-    second = dots(y, y)
-    return torch.stack([dots(z, y), second, dots(z, z) * second])
+    form, second, length = space.parts.sum(torch.stack([dots(z, y), dots(y, y), dots(z, z)]))
+    return torch.stack([form, second, length * second])
 
 
-def _participation(z: Rows, y: Rows) -> float:
-    first, second, _ = on_host(_quotients(z, y).mean(1))[0].tolist()
+def _participation(space: VectorSpace, z: Rows, y: Rows) -> float:
+    first, second, _ = on_host(_quotients(space, z, y).mean(1))[0].tolist()
     return first**2 / second if second > 0 else 0.0
 
 
-def _basis(problem: SpectralProblem, y: Rows) -> tuple[Basis, Basis] | None:
+def _basis(problem: SpectralProblem, space: VectorSpace, y: Rows) -> tuple[Basis, Basis] | None:
     """Orthonormal rows Q that span the images, and their images; None if all images are zero."""
-    largest = y.abs().max()
+    largest = space.largest(y)
     if not largest > 0:
         return None
-    basis = orthonormal(y / largest)[0]
+    basis = space.orthonormal(y / largest)[0]
     return basis, problem.G.apply(basis.reshape(-1, *problem.G.domain.shape)).reshape(basis.shape)

@@ -1,4 +1,4 @@
-"""Random vectors, inner products in float64, and the error bars of few samples."""
+"""Inner products in float64, and the error bars of few samples."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpops.engines.random_vectors import RandomVectors
-from kpops.operators.base import TrajectoryOperator
 from kpops.transfers import on_host
 
 Act = Callable[[Tensor], Tensor]
@@ -24,19 +22,6 @@ BLOCK = 64
 TINY = 1e-300
 # Entries that are summed in the precision of the rows, which loses digits in sums of many.
 _SUMMED = 2**14
-
-
-def sphere(source: RandomVectors, k: int, n: int, like: Tensor) -> Float[Tensor, "{k} {n}"]:
-    """Random vectors, uniform on the sphere of squared radius n.
-
-    Their quadratic forms scatter less than those of Gaussian vectors, whose length adds to the
-    noise: relative variance ``2 (1/PR - 1/n)`` instead of ``2 / PR`` for a positive operator.
-    """
-    block = source.normal(k, range(n), like)
-    for row in block:
-        wide = row.double()
-        row.copy_(wide * (n / wide.dot(wide)).sqrt())
-    return block
 
 
 def dots(a: Rows, b: Rows) -> Float[Tensor, " vector"]:
@@ -91,18 +76,12 @@ def inner(
     return sum(rest, first)
 
 
-def lengths_of(block: Block) -> Float[Tensor, "problem vector"]:
+def lengths_of(
+    block: Float[Tensor, "*problem vector entry"],
+) -> Float[Tensor, "*problem vector"]:
     """Lengths of rows, in float64."""
-    parts = block.split(_SUMMED, 2)
-    return torch.stack([part.norm(dim=2).double() for part in parts]).norm(dim=0)
-
-
-def random_block(
-    op: TrajectoryOperator, k: int, source: RandomVectors
-) -> Float[Tensor, " {k} *dims"]:
-    """Standard normal vectors of the domain, in the dtype and on the device of `op`."""
-    like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
-    return source.normal(k, range(op.domain.size), like).reshape(k, *op.domain.shape)
+    parts = block.split(_SUMMED, -1)
+    return torch.stack([part.norm(dim=-1).double() for part in parts]).norm(dim=0)
 
 
 def jackknife(statistic: Callable[..., Tensor], *samples: Samples) -> tuple[float, float]:

@@ -13,8 +13,9 @@ singular values     ``A A*``           A has fewer rows than columns
 =================== ================== ======================================================
 
 Where G couples no two positions of some dimensions, as P couples no two trials, each position is a
-problem of its own, all of one size. A shift makes one end of the spectrum that of largest
-magnitude: ``s + A`` or ``s - A`` with s above ``||A||`` has the same Krylov spaces.
+problem of its own, all of one size; but trials that are spread over processes are one problem. A
+shift makes one end of the spectrum that of largest magnitude: ``s + A`` or ``s - A`` with s above
+``||A||`` has the same Krylov spaces.
 """
 
 from __future__ import annotations
@@ -25,20 +26,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from kpops.linalg.orthonormal import orthonormal
 from kpops.linalg.rounding import flatten_vectors
+from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import Batches, block_diagonal_dims
+from kpops.operators.dense import Batches, apart_dims, block_diagonal_dims
 from kpops.transfers import beside, on_device
-
-
-class BatchedSpace(NamedTuple):
-    """Independent problems: their number, the entries of a vector of each, dtype and device."""
-
-    n_problems: int
-    size: int
-    dtype: torch.dtype
-    device: torch.device
 
 
 class Modes(NamedTuple):
@@ -88,8 +80,8 @@ class SpectralProblem:
         Whether no eigenvalue is negative, by construction.
     sides : Batches
         The space of G as independent problems.
-    space : BatchedSpace
-        Their sizes.
+    space : VectorSpace
+        Their vectors.
     n_zeros : int
         Number of eigenvalues that G lacks, all zero.
     cost : int
@@ -113,9 +105,9 @@ class SpectralProblem:
         self.factor = None if shift else _gram_factor(op, symmetric, n_modes)
         self.G = op if self.factor is None else self.factor.H @ self.factor
         self.positive = not shift and (self.factor is not None or op.positive)
-        self.dims = () if together else block_diagonal_dims(self.G)
+        self.dims = () if together else apart_dims(self.G)
         self.sides = Batches(self.G.domain, self.dims)
-        self.space = BatchedSpace(self.sides.count, self.sides.size, op.torch_dtype, op.device)
+        self.space = VectorSpace.of(self.G, self.sides)
         self.n_zeros = op.shape[0] - self.G.shape[0] if symmetric else 0
         self.cost = 1 if symmetric else 2
         self.moves = self.factor is not None and (symmetric or self.factor is not op)
@@ -164,7 +156,8 @@ class SpectralProblem:
         block = self.sides.join(by_problem(self.sides.count, modes.problem, modes.vectors[0]))
         if self.symmetric and self.factor is not None:
             images = flatten_vectors(self.factor.apply(block))
-            block = _in_order(images).reshape(-1, *self.op.domain.shape)
+            space = VectorSpace.of(self.op, self.op.domain)
+            block = _in_order(images, space).reshape(-1, *self.op.domain.shape)
         return values, block
 
 
@@ -192,14 +185,14 @@ def _gram_factor(
     return root if size <= Batches(op.domain, block_diagonal_dims(op)).size else None
 
 
-def _in_order(rows: Float[Tensor, "mode entry"]) -> Float[Tensor, "mode entry"]:
+def _in_order(rows: Float[Tensor, "mode entry"], space: VectorSpace) -> Float[Tensor, "mode entry"]:
     """Orthonormal rows with the same leading spans; rows that vanish become arbitrary ones.
 
     The images of modes are orthogonal but for rounding, which comes from the largest and spoils
     the smallest. Each image is therefore made orthogonal to those before it.
     """
     unit = rows.double()  # of long rows, single precision would lose a digit
-    unit /= unit.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-    q, coords = orthonormal(unit)
+    unit /= space.lengths(unit)[:, None].clamp_min(torch.finfo(rows.dtype).tiny)
+    q, coords = space.orthonormal(unit)
     signs = beside(torch.where(coords.diagonal() < 0, -1, 1), q)
     return (q * signs[:, None]).to(rows.dtype)

@@ -23,12 +23,12 @@ from torch import Tensor
 from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.engines.random_vectors import RandomVectors
-from kpops.linalg.orthonormal import orthonormal
-from kpops.linalg.probes import Act, Samples, random_block
+from kpops.linalg.probes import Act, Samples
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.rounding import noise_floor
 from kpops.linalg.scaling import normalized
 from kpops.linalg.symmetry import refuse_indefinite
+from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import TrajectoryOperator
 from kpops.scalars import check_count
 
@@ -68,9 +68,10 @@ def tridiagonalized(
     apply: Act,
     starts: Float[Tensor, "recursion entry"],
     steps: int,
+    space: VectorSpace,
     off: Float[Tensor, "mode entry"] | None = None,
 ) -> Tridiagonal:
-    """Run Lanczos from every row of `starts`, with full reorthogonalisation.
+    """Run Lanczos from every row of `starts`, vectors of a space, with full reorthogonalisation.
 
     `apply` is symmetric, of about one. A recursion ends before `steps` when its vectors span an
     invariant space, to the noise floor of the dtype: its rule is then exact. All vectors stay
@@ -78,24 +79,26 @@ def tridiagonalized(
     """
     count, n = starts.shape
     off = starts.new_zeros(0, n) if off is None else off
-    steps = min(steps, max(1, n - len(off)))
+    total = space.parts.sum
+    steps = min(steps, max(1, space.total - len(off)))
     for _ in range(2):  # one pass leaves an error of the order of what it removes
-        starts = starts - (starts @ off.mT) @ off
+        starts = starts - total(starts @ off.mT) @ off
     diagonal = torch.zeros(count, steps, dtype=torch.float64, device=starts.device)
     beside = torch.zeros_like(diagonal)
     basis = starts.new_zeros(count, steps, n)
-    basis[:, 0] = starts / starts.norm(dim=1, keepdim=True)
+    basis[:, 0] = starts / space.lengths(starts)[:, None].to(starts.dtype)
     largest = starts.new_zeros(count)
     for step in range(steps):
         image = apply(basis[:, step])
-        diagonal[:, step] = (basis[:, step] * image).sum(1)
         spanned = basis[:, : step + 1]
-        before = image.norm(dim=1)
-        for _ in range(2):  # one pass leaves an error of the order of what it removes
-            image = image - (spanned.mT @ (spanned @ image[..., None]))[..., 0]
-            image = image - (image @ off.mT) @ off
-        length = image.norm(dim=1)
-        largest = torch.maximum(largest, before)
+        for again in (False, True):  # one pass leaves an error of the order of what it removes
+            products = (spanned @ image[..., None])[..., 0], image @ off.mT
+            along, modes, squares = total(*products, image.square().sum(1))
+            if not again:
+                diagonal[:, step] = along[:, step]
+                largest = torch.maximum(largest, squares.sqrt())
+            image = image - (spanned.mT @ along[..., None])[..., 0] - modes @ off
+        length = space.lengths(image).to(image.dtype)
         going = length > noise_floor(starts.dtype) * largest
         beside[:, step] = torch.where(going, length, 0)
         if work.interrupted():
@@ -164,27 +167,28 @@ def gauss_rule(
     off = off if off is not None and len(off) else None
     # Modes mix the blocks, and so does deflating them.
     problem = SpectralProblem(op, symmetric, together=off is not None)
-    batches = problem.sides
+    batches, space = problem.sides, problem.space
     modes = None if off is None else problem.bring(off)[0]
     if modes is not None:
-        modes, _ = orthonormal(modes / modes.norm(dim=1, keepdim=True))
+        modes, _ = space.orthonormal(modes / space.lengths(modes)[:, None].to(modes.dtype))
 
     def act(rows: Float[Tensor, "recursion entry"]) -> Float[Tensor, "recursion entry"]:
         return problem.act(rows.unflatten(0, (batches.count, -1))).flatten(0, 1)
 
     source = RandomVectors(rng)
-    work.expect(num_probes * min(steps, batches.size) * (1 if problem.factor is None else 2))
+    steps = min(steps, batches.size)
+    work.expect(num_probes * steps * (1 if problem.factor is None else 2))
     recursions: list[Tridiagonal] = []
-    room = free_bytes(op.device) // 4
-    size = max(1, room // (2 * min(steps, batches.size) * problem.G.shape[0] * op.dtype.itemsize))
+    room = op.parts.least(free_bytes(op.device)) // 4
+    size = max(1, int(room // (2 * steps * problem.G.shape[0] * op.dtype.itemsize)))
     for first in range(0, num_probes, size):
         some = min(size, num_probes - first)
         if work.interrupted() and first > 1:
             num_probes = first
             break
-        start = random_block(problem.G, some, source)
-        rows = batches.split(start).flatten(0, 1)
-        recursions.append(tridiagonalized(act, rows, steps, modes))
+        start = VectorSpace.of(problem.G, problem.G.domain).normal(source, some)
+        rows = batches.split(start.reshape(some, *problem.G.domain.shape)).flatten(0, 1)
+        recursions.append(tridiagonalized(act, rows, steps, space, modes))
     n_rest = batches.size - (0 if modes is None else len(modes))
 
     def rule(steps: int, coarse: Rule | None = None) -> Rule:

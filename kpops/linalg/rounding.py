@@ -29,18 +29,18 @@ def fix_signs(block: Float[Tensor, " vector *dims"]) -> Float[Tensor, " vector"]
 
 
 def relative(
-    values: Float[Tensor, " mode"], *gaps: Float[Tensor, "mode _"], largest: float = 0.0
+    values: Float[Tensor, " mode"], *gaps: Float[Tensor, " mode"], largest: float = 0.0
 ) -> Float[Tensor, " mode"]:
     """Residuals of modes: the longest of the gaps of each, relative to the largest value.
 
-    Each value has an eigenvalue within its gap, so the normaliser is the largest value less its own
-    gap. `largest` is a magnitude that is known without a gap.
+    Each value has an eigenvalue within the length of its gap, so the normaliser is the largest
+    value less its own gap. `largest` is a magnitude that is known without a gap.
     """
     if not len(values):
         return values
     sizes = values.double().abs()
     unit = sizes.max().clamp_min(max(largest, _TINY))
-    lengths = torch.stack([(gap.double() / unit).norm(dim=1) for gap in gaps]).amax(0)
+    lengths = torch.stack([gap.double() / unit for gap in gaps]).amax(0)
     warranted = torch.maximum((sizes / unit - lengths).max(), largest / unit)
     return (lengths / warranted.clamp_min(_TINY)).to(values.dtype)
 

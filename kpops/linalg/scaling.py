@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.random_vectors import RandomVectors
-from kpops.linalg.probes import random_block
+from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import Scaled, TrajectoryOperator
 from kpops.operators.dense import dense_blocks
 
@@ -29,12 +29,8 @@ from kpops.operators.dense import dense_blocks
 _NEAR = 2.0**20
 
 
-def power_of_two(values: Float[Tensor, "*any"], what: str = "the operator") -> float:
-    """The power of two at or below the largest magnitude, which must be finite; 1 if all are 0."""
-    return _power_of_two(_largest(values), values.dtype, what)
-
-
-def _power_of_two(largest: float, dtype: torch.dtype, what: str) -> float:
+def power_of_two(largest: float, dtype: torch.dtype, what: str = "the operator") -> float:
+    """The power of two at or below a magnitude, which must be finite; 1 for 0."""
     if not math.isfinite(largest):
         name = str(dtype).removeprefix("torch.")
         raise ValueError(
@@ -49,13 +45,15 @@ def normalized(op: TrajectoryOperator, rng: Any = 0) -> tuple[TrajectoryOperator
 
     Raises a ValueError if images are not finite, or so small that the dtype has lost their digits.
     """
-    image = op.apply(random_block(op, 1, RandomVectors(rng)))
-    largest = _largest(image)
+    inside, outside = (VectorSpace.of(op, space) for space in (op.domain, op.codomain))
+    start = inside.normal(RandomVectors(rng), 1)
+    image = op.apply(start.reshape(1, *op.domain.shape))
+    largest = outside.largest(image)
     lost = _is_lost(largest, image.dtype)
     if lost and op.root is not None:
         root, unit = normalized(op.root)
         return _named(root @ root.H, op), unit * unit
-    unit = _power_of_two(largest, image.dtype, repr(op))
+    unit = power_of_two(largest, image.dtype, repr(op))
     if lost and largest:
         raise ValueError(
             f"{op!r} is smaller than {np.finfo(op.dtype).tiny:.2g}, where {op.dtype} loses digits: "
@@ -77,18 +75,14 @@ def normalized_blocks(
 ) -> tuple[Float[Tensor, "problem row column"], float]:
     """Dense blocks D and u with ``op = u D``, D of about one; see :func:`dense_blocks`."""
     dense, unit = dense_blocks(op), 1.0
-    largest = _largest(dense)
+    space = VectorSpace.of(op, op.codomain)
+    largest = space.largest(dense)
     if _is_lost(largest, dense.dtype) and op.root is not None:
         root, unit = normalized(op.root)
         dense, unit = dense_blocks(root @ root.H), unit * unit
-        largest = _largest(dense)
-    size = _power_of_two(largest, dense.dtype, repr(op))
+        largest = space.largest(dense)
+    size = power_of_two(largest, dense.dtype, repr(op))
     return dense / size, unit * size
-
-
-def _largest(values: Float[Tensor, "*any"]) -> float:
-    """The largest magnitude; 0 if there is no value."""
-    return float(values.abs().max()) if values.numel() else 0.0
 
 
 def _is_lost(largest: float, dtype: torch.dtype) -> bool:

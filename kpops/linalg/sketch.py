@@ -6,14 +6,15 @@ All sums are float64.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpops.linalg.orthonormal import orthonormal
-from kpops.linalg.probes import TINY, Act, Samples, dots, inner
+from kpops.linalg.probes import TINY, Act, Samples
+from kpops.linalg.vectors import VectorSpace
 from kpops.transfers import on_host
 
 
@@ -30,20 +31,29 @@ class Sketch:
         The images in this basis, ``images = coords @ basis``, in float64 on the host.
     products : Tensor, shape (at most probe, column)
         Images of the first rows of the basis; see :meth:`complete`.
+    inside, outside : VectorSpace
+        Of the random vectors, and of their images.
     """
 
-    def __init__(self, probes: Float[Tensor, "k entry"], images: Float[Tensor, "k row"]) -> None:
-        self.probes, (self.basis, self.coords) = probes, orthonormal(images)
+    def __init__(
+        self,
+        probes: Float[Tensor, "k entry"],
+        images: Float[Tensor, "k row"],
+        inside: VectorSpace,
+        outside: VectorSpace,
+    ) -> None:
+        self.inside, self.outside = inside, outside
+        self.probes, (self.basis, self.coords) = probes, outside.orthonormal(images)
         self.products: Tensor = probes.new_empty(0)
 
     def grow(self, probes: Float[Tensor, "k entry"], images: Float[Tensor, "k row"]) -> None:
         """Add more random vectors and their images."""
         rest, along = images, torch.zeros((), dtype=torch.float64, device=images.device)
         for _ in range(2):  # one pass leaves an error of the order of what it removes
-            part = rest @ self.basis.mT
+            part = self.outside.parts.sum(rest @ self.basis.mT)
             rest = rest - part @ self.basis
             along = along + part.double()
-        basis, coords = orthonormal(rest)
+        basis, coords = self.outside.orthonormal(rest)
         (along,) = on_host(along)
         self.coords = torch.nn.functional.pad(self.coords, (0, len(coords)))
         self.coords = torch.cat([self.coords, torch.cat([along, coords], dim=1)])
@@ -52,7 +62,7 @@ class Sketch:
 
     def first(self, k: int) -> Sketch:
         """The sketch as it was after its first `k` vectors."""
-        early = object.__new__(Sketch)
+        early = copy(self)
         early.probes, early.basis = self.probes[:k], self.basis[:k]
         early.coords, early.products = self.coords[:k, :k], self.products[:k]
         return early
@@ -103,11 +113,12 @@ class Sketch:
         """
         span, points, axes = self.left_out()
         probes = self.probes
-        inside, squares = on_host(inner(probes, self.basis), dots(probes, probes))
+        space = self.inside
+        inside, squares = on_host(space.inner(probes, self.basis), space.dots(probes, probes))
         inside = inside @ span.mT
         along = (inside * axes).sum(1)
         lengths = squares - inside.square().sum(1) + along.square()
-        rest = probes.shape[1] - len(span) + axes.any(1)
+        rest = space.total - len(span) + axes.any(1)
         return rest * (points * axes).sum(1) * along / lengths.clamp_min(TINY)
 
 

@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.random_vectors import RandomVectors
-from kpops.linalg.probes import random_block
 from kpops.linalg.rounding import noise_floor
 from kpops.linalg.scaling import power_of_two
+from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import TrajectoryOperator
 from kpops.transfers import on_host
 
@@ -19,13 +19,14 @@ def is_self_adjoint(op: TrajectoryOperator) -> bool:
         return True
     if op.domain != op.codomain:
         return False
-    probes = random_block(op, 2, RandomVectors(0))
-    images = op.apply(probes)
-    u, v = probes.double()
-    image_u, image_v = images.double() / power_of_two(images, repr(op))
-    gap = (u * image_v).sum() - (image_u * v).sum()
-    scale = u.norm() * image_v.norm() + image_u.norm() * v.norm()
-    return bool(gap.abs() <= noise_floor(op.torch_dtype) * scale)
+    space = VectorSpace.of(op, op.domain)
+    probes = space.normal(RandomVectors(0), 2)
+    images = op.apply(probes.reshape(2, *op.domain.shape)).flatten(1)
+    images = images.double() / power_of_two(space.largest(images), images.dtype, repr(op))
+    forms = space.inner(probes.double(), images)
+    (of_u, of_v), (of_image_u, of_image_v) = space.lengths(probes), space.lengths(images)
+    scale = of_u * of_image_v + of_image_u * of_v
+    return bool((forms[0, 1] - forms[1, 0]).abs() <= noise_floor(op.torch_dtype) * scale)
 
 
 def require_self_adjoint(op: TrajectoryOperator) -> None:

@@ -15,14 +15,14 @@ from kpops.linalg.certify import certify_leading
 from kpops.linalg.eigenpairs import DEFAULTS, Options, solve
 from kpops.linalg.exact import check_cost, is_cheap, is_small
 from kpops.linalg.lanczos import AT_LEAST, Bidiagonal, run
-from kpops.linalg.orthonormal import orthonormal
 from kpops.linalg.probes import Act
-from kpops.linalg.problem import BatchedSpace, Modes, SpectralProblem, by_problem
-from kpops.linalg.rounding import clusters, fix_signs, flatten_vectors, relative
+from kpops.linalg.problem import Modes, SpectralProblem, by_problem
+from kpops.linalg.rounding import clusters, flatten_vectors, relative
 from kpops.linalg.scaling import normalized_blocks
 from kpops.linalg.search import LeadingModes, Progress, Search, padded, verdict
+from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import Batches, batches
+from kpops.operators.dense import Batches, apart_dims, batches
 from kpops.transfers import beside, on_device
 
 Triplets = tuple[Float[Tensor, "mode rows"], Float[Tensor, " mode"], Float[Tensor, "mode columns"]]
@@ -46,7 +46,7 @@ def singular_triplets(op: TrajectoryOperator, k: int, options: Options = DEFAULT
             triplets, n_certified = solver(op, method, search, options)
             residual = _residual(op, *triplets)
     left, values, right, residual = padded(search.k, *triplets, residual)
-    signs = fix_signs(right)[:, None]
+    signs = VectorSpace.of(op, op.domain).signs(right)[:, None]
     lefts = (signs * left).reshape(-1, *op.codomain.shape)
     rights = (signs * right).reshape(-1, *op.domain.shape)
     converged = verdict(residual, options.tol, f"svds by {method}", n_certified)
@@ -62,22 +62,23 @@ def _choose(op: TrajectoryOperator, k: int) -> tuple[str, str]:
         return "exact", "small"
     if 2 * k > min(op.shape):
         return "exact", "most modes are asked for"
-    if sum(op.shape) * 4 * (k + 2) * op.dtype.itemsize > free_bytes(op.device) // 4:
+    bytes_of_bases = sum(op.shape) * 4 * (k + 2) * op.dtype.itemsize
+    if bytes_of_bases > op.parts.least(free_bytes(op.device)) // 4:
         return "lobpcg", "no memory for two bases"
     return "block-krylov", "large"
 
 
 def _exact(op: TrajectoryOperator, k: int, insist: str) -> Triplets:
     inside, outside = batches(op)
-    check_cost(op, inside.count, (outside.size, inside.size), 20, insist)
+    check_cost(op, inside.total_count, (outside.size, inside.size), 20, insist)
     work.expect(min(outside.size, inside.size) + 2 * k)
     dense, unit = normalized_blocks(op)
     u, values, vh = torch.linalg.svd(dense, full_matrices=False)
-    chosen = values.flatten().argsort(descending=True)[:k]
-    problem, mode = chosen // values.shape[1], chosen % values.shape[1]
-    right = _placed(inside, vh[problem, mode], problem)
-    leading = values.flatten()[chosen] * unit
-    return _placed(outside, u[problem, :, mode], problem), leading, right
+    n_modes, values = values.shape[1], inside.everywhere(values).flatten()
+    chosen = values.argsort(descending=True)[:k]
+    problem, mode = chosen // n_modes, chosen % n_modes
+    left, right = outside.place(u, problem, mode), inside.place(vh.mT, problem, mode)
+    return flatten_vectors(left), values[chosen] * unit, flatten_vectors(right)
 
 
 def _placed(
@@ -121,14 +122,14 @@ def _by_krylov(
 def _by_bidiagonal(
     op: TrajectoryOperator, search: Search, block_size: int | None
 ) -> tuple[Triplets, int]:
-    sides = batches(op)
+    sides = batches(op, apart_dims(op))
 
     def acts(act: Act, of: int) -> Act:
         return lambda x: sides[1 - of].split(act(sides[of].join(x))).contiguous()
 
-    spaces = [BatchedSpace(s.count, s.size, op.torch_dtype, op.device) for s in sides]
+    spaces = [VectorSpace.of(op, side) for side in sides]
     forth, back = acts(op.apply, 0), acts(op.apply_adjoint, 1)
-    wide = spaces[1].size < spaces[0].size
+    wide = spaces[1].total < spaces[0].total
     block = block_size or search.k + 2
     if wide:
         process = Bidiagonal(back, forth, spaces[1], spaces[0], search, block)
@@ -166,7 +167,9 @@ def _by_gram(
     act = op.apply_adjoint if problem.moves else op.apply
     # The decomposition of the images separates what the Gram matrix has mixed; of long columns it
     # would lose a digit in single precision.
-    basis, coords = orthonormal(flatten_vectors(act(block)).double())
+    image = flatten_vectors(act(block)).double()
+    space = VectorSpace.of(op, op.domain if problem.moves else op.codomain)
+    basis, coords = space.orthonormal(image)
     turn, values, axes = torch.linalg.svd(coords)
     # Values that are lost in the rounding of the squares may hide others.
     kept = values * search.tol >= search.rounding * values[:1]
@@ -186,4 +189,6 @@ def _residual(
     """max(||A v - s u||, ||A* u - s v||) / max s."""
     forth = flatten_vectors(op.apply(right.reshape(-1, *op.domain.shape)))
     back = flatten_vectors(op.apply_adjoint(left.reshape(-1, *op.codomain.shape)))
-    return relative(values, forth - values[:, None] * left, back - values[:, None] * right)
+    gaps = forth - values[:, None] * left, back - values[:, None] * right
+    spaces = (VectorSpace.of(op, space) for space in (op.codomain, op.domain))
+    return relative(values, *(s.lengths(gap) for s, gap in zip(spaces, gaps, strict=True)))

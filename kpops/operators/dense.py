@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kpops.arrays import to_numpy
+from kpops.distributed.parts import WHOLE
 from kpops.engines.memory import REMEDY, check_allocation
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator, as_method
@@ -23,7 +24,16 @@ _CHUNK = 64  # vectors of the basis that are applied at a time
 
 
 class Batches:
-    """A space as `count` independent problems of one `size`, one for each position of `dims`."""
+    """A space as `count` independent problems of one `size`, one for each position of `dims`.
+
+    Where trials are spread over processes, either the problems are, or the entries of each: `here`
+    of them are on this process, those of the numbers `entries`.
+
+    Attributes
+    ----------
+    between, within : Parts
+        How the problems, and the entries of each, are spread.
+    """
 
     def __init__(self, space: Space, dims: tuple[str, ...]) -> None:
         front = [space.dims.index(d) for d in dims]
@@ -31,18 +41,68 @@ class Batches:
         self.order = [*front, *rest]
         self.shape = [space.shape[i] for i in self.order]
         self.count = math.prod(space.shape[i] for i in front)
-        self.size = space.size // max(1, self.count)
+        self.here = space.size // max(1, self.count)
+        apart = 0 in front
+        self.between, self.within = (space.parts, WHOLE) if apart else (WHOLE, space.parts)
+        self.size = self.here if apart else space.total // max(1, self.count)
+        first = self.within.offset * (self.size // max(1, sum(self.within.counts)))
+        self.entries = range(first, first + self.here)
+        # Problems on all processes, and those of each.
+        each = self.count // space.shape[0] if apart and self.between.many else 0
+        self.counts = [each * n for n in self.between.counts] or [self.count]
+        self.total_count = sum(self.counts)
 
     def split(self, block: Given) -> Float[Tensor, "problem block entry"]:
         """Bring the dimensions of the problems to the front."""
         moved = block.permute(0, *(1 + i for i in self.order))
-        return moved.reshape(len(block), self.count, self.size).transpose(0, 1)
+        return moved.reshape(len(block), self.count, self.here).transpose(0, 1)
 
     def join(self, batched: Float[Tensor, "problem block entry"]) -> Given:
         """Invert :meth:`split`."""
         moved = batched.transpose(0, 1).reshape(batched.shape[1], *self.shape)
         back = [1 + self.order.index(i) for i in range(len(self.order))]
         return moved.permute(0, *back)
+
+    # Small problems, whose vectors are whole on every process that has the problem.
+
+    def basis(self, chosen: range, like: Tensor) -> Given:
+        """Unit vectors of the entries `chosen`, of all problems at once."""
+        basis = like.new_zeros(self.count, len(chosen), self.here)
+        mine = range(max(chosen.start, self.entries.start), min(chosen.stop, self.entries.stop))
+        if mine:
+            rows, columns = mine.start - chosen.start, mine.start - self.entries.start
+            basis[:, rows:, columns:].diagonal(dim1=1, dim2=2)[:, : len(mine)] = 1
+        return self.join(basis)
+
+    def whole(self, block: Given) -> Float[Tensor, "problem block whole"]:
+        """Vectors of each problem, with the entries of all processes."""
+        mine = self.split(block)
+        if not self.within.many:
+            return mine
+        per_trial = self.size // sum(self.within.counts)
+        rows = mine.movedim(2, 0).contiguous()
+        rows = self.within.concatenated(rows, [per_trial * n for n in self.within.counts])
+        return rows.movedim(0, 2)
+
+    def everywhere(self, values: Float[Tensor, "problem value"]) -> Float[Tensor, "all value"]:
+        """Values of the problems of all processes."""
+        return self.between.concatenated(values, self.counts)
+
+    def place(
+        self,
+        vectors: Float[Tensor, "problem whole vector"],
+        problem: Int[Tensor, " mode"],
+        chosen: Int[Tensor, " mode"],
+    ) -> Given:
+        """Some of the vectors of single problems, numbered among all, as vectors of the space."""
+        mine = torch.arange(len(problem), device=problem.device)
+        placed = vectors.new_zeros(self.count, len(mine), self.here)
+        if self.between.many:
+            problem = problem - sum(self.counts[: self.between.rank])
+            mine = mine[(problem >= 0) & (problem < self.count)]
+            problem, chosen = problem[mine], chosen[mine]
+        placed[problem, mine] = vectors[problem, self.entries.start : self.entries.stop, chosen]
+        return self.join(placed)
 
 
 class DenseOperator(TrajectoryOperator):
@@ -92,6 +152,12 @@ def block_diagonal_dims(op: TrajectoryOperator) -> tuple[str, ...]:
     return tuple(d for d in op.block_diagonal_dims if ours.get(d) == other.get(d) is not None)
 
 
+def apart_dims(op: TrajectoryOperator) -> tuple[str, ...]:
+    """Those of them whose positions every process has, so that it can solve for each."""
+    spread = op.domain.dims[:1] if op.domain.parts.many else ()
+    return tuple(d for d in block_diagonal_dims(op) if d not in spread)
+
+
 def batches(op: TrajectoryOperator, dims: tuple[str, ...] | None = None) -> tuple[Batches, Batches]:
     """Domain and codomain as independent problems over `dims`; default: all block-diagonal ones."""
     dims = block_diagonal_dims(op) if dims is None else dims
@@ -101,7 +167,10 @@ def batches(op: TrajectoryOperator, dims: tuple[str, ...] | None = None) -> tupl
 def dense_blocks(
     op: TrajectoryOperator, dims: tuple[str, ...] | None = None
 ) -> Float[Tensor, "problem row column"]:
-    """The diagonal blocks over `dims`; over none, the matrix. MemoryError if they do not fit."""
+    """The diagonal blocks over `dims`; over none, the matrix. MemoryError if they do not fit.
+
+    Of an operator that is spread over processes each has its own blocks, or the whole matrix.
+    """
     inside, outside = batches(op, dims)
     n_bytes = 2 * inside.count * inside.size * outside.size * op.dtype.itemsize
     remedy = f"use what needs matvecs alone (eigsh, svds, estimates), or {REMEDY}"
@@ -110,10 +179,8 @@ def dense_blocks(
     of, to, act = (outside, inside, op.apply_adjoint) if wide else (inside, outside, op.apply)
     images = torch.empty(of.count, of.size, to.size, dtype=op.torch_dtype, device=op.device)
     for start in range(0, of.size, _CHUNK):
-        n = min(_CHUNK, of.size - start)
-        basis = torch.zeros(of.count, n, of.size, dtype=op.torch_dtype, device=op.device)
-        basis[:, :, start : start + n].diagonal(dim1=1, dim2=2).fill_(1)
-        images[:, start : start + n] = to.split(act(of.join(basis)))
+        chosen = range(start, min(start + _CHUNK, of.size))
+        images[:, start : chosen.stop] = to.whole(act(of.basis(chosen, images)))
     return images if wide else images.mT.contiguous()
 
 

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.random_vectors import RandomVectors
-from kpops.labels import Space
-from kpops.linalg.budget import empty
 from kpops.linalg.exact import is_cheap
-from kpops.linalg.probes import BLOCK, dots, jackknife, sphere
+from kpops.linalg.probes import BLOCK, dots, jackknife
 from kpops.linalg.scaling import normalized
+from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import Sum, TrajectoryOperator
 from kpops.operators.dense import Batches, block_diagonal_dims
 from kpops.operators.foreign import as_operator
@@ -108,10 +107,10 @@ def alignment(
         dims = tuple(d for d in block_diagonal_dims(a) if d in block_diagonal_dims(b))
         batches = Batches(space, dims)
         if method == "exact" or (method == "auto" and is_cheap(batches.size)):
-            n, blocks = batches.size, _basis(a, batches)
+            n, blocks = batches.size, _basis(VectorSpace.of(a, space), batches)
             method, how = "exact", f"a basis of {n} vectors"
         else:
-            n, blocks = num_matvecs, _probes(a, space, num_matvecs, rng)
+            n, blocks = num_matvecs, _probes(VectorSpace.of(a, space), num_matvecs, rng)
             method, how = "hutchinson", f"{num_matvecs} shared random vectors"
         used = 2 * n
         work.expect(used)
@@ -166,21 +165,16 @@ def _of_unit_blocks(a: TrajectoryOperator, b: TrajectoryOperator) -> Tensor | No
     return torch.tensor(products, dtype=torch.float64)[:, None]
 
 
-def _basis(a: TrajectoryOperator, batches: Batches) -> Iterator[Tensor]:
+def _basis(space: VectorSpace, batches: Batches) -> Iterator[Tensor]:
     for start in range(0, batches.size, BLOCK):
-        n = min(BLOCK, batches.size - start)
-        basis = torch.zeros(batches.count, n, batches.size, dtype=a.torch_dtype, device=a.device)
-        basis[:, :, start : start + n].diagonal(dim1=1, dim2=2).fill_(1)
-        yield batches.join(basis)
+        chosen = range(start, min(start + BLOCK, batches.size))
+        yield batches.basis(chosen, space.like)
 
 
-def _probes(
-    a: TrajectoryOperator, space: Space, m: int, rng: np.random.Generator
-) -> Iterator[Tensor]:
+def _probes(space: VectorSpace, m: int, rng: np.random.Generator) -> Iterator[Tensor]:
     source = RandomVectors(rng)
     for start in range(0, m, BLOCK):
-        z = sphere(source, min(BLOCK, m - start), space.size, empty(a))
-        yield z.reshape(-1, *space.shape)
+        yield space.sphere(source, min(BLOCK, m - start))
 
 
 def _products(
@@ -188,8 +182,10 @@ def _products(
 ) -> Tensor:
     """(A z)* (B z), ||A z||^2 and ||B z||^2, shape (3, vector); adjoints if `wide`."""
     acts = [op.apply_adjoint if wide else op.apply for op in (a, b)]
-    parts = []
+    inside, outside = (a.codomain, a.domain) if wide else (a.domain, a.codomain)
+    space, parts = VectorSpace.of(a, outside), []
     for block in blocks:
-        y, w = (act(block).reshape(len(block), -1) for act in acts)
-        parts.append(torch.stack([dots(y, w), dots(y, y), dots(w, w)]))
+        vectors = block.reshape(-1, *inside.shape)
+        y, w = (act(vectors).flatten(1) for act in acts)
+        parts.append(space.parts.sum(torch.stack([dots(y, w), dots(y, y), dots(w, w)])))
     return torch.cat(parts, 1)

@@ -221,7 +221,8 @@ def _mean_and_error(per_probe: Tensor) -> tuple[Tensor, Tensor]:
     count, mean = len(per_probe), per_probe.mean(0)
     if count == 1:
         return mean, torch.zeros_like(mean)
-    unit = power_of_two(per_probe)  # a density of small values is large, and is squared here
+    # A density of small values is large, and is squared here.
+    unit = power_of_two(float(per_probe.abs().max()), per_probe.dtype)
     return mean, unit * (per_probe / unit).std(0) / count**0.5
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops import work
-from kpops.linalg.budget import Estimate, empty, estimated, rows_of
+from kpops.linalg.budget import Estimate, estimated, rows_of
 from kpops.linalg.diagonal import Actions, Diagonal
 from kpops.linalg.exact import exact_diagonal, exact_trace
 from kpops.linalg.quadrature import seek_negative
@@ -19,6 +19,7 @@ from kpops.linalg.traces.auto import TraceEstimate
 from kpops.linalg.traces.gram import gram_trace
 from kpops.linalg.traces.registry import METHODS
 from kpops.linalg.traces.runs import PlainTrace
+from kpops.linalg.vectors import VectorSpace
 from kpops.maturity import experimental
 from kpops.operators.base import TrajectoryOperator, as_method
 from kpops.operators.foreign import as_operator
@@ -133,8 +134,8 @@ def trace(
         if op.root is not None:
             run = gram_trace(op.root, 0.5, method, generator)
         else:
-            act, like = rows_of(op.apply, op.domain.shape), empty(op)
-            run = TraceEstimate(PlainTrace(act, op.shape[0], positive, generator, like), method)
+            act, space = rows_of(op.apply, op.domain.shape), VectorSpace.of(op, op.domain)
+            run = TraceEstimate(PlainTrace(act, space, positive, generator), method)
         sought = 0
         if method == "xnystrace":
             sought = seek_negative(op, generator, "use method='xtrace' or 'hutchinson'")
@@ -212,11 +213,11 @@ def diagonal(
         actions = Actions(
             rows_of(op.apply, op.domain.shape),
             rows_of(op.apply_adjoint, op.domain.shape),
-            op.shape[0],
+            VectorSpace.of(op, op.domain),
             rows_of(root.apply, root.domain.shape) if root is not None else None,
-            root.shape[1] if root is not None else 0,
+            VectorSpace.of(root, root.domain) if root is not None else None,
         )
-        run = Diagonal(actions, method, generator, empty(op))
+        run = Diagonal(actions, method, generator)
         answer = estimated(run, budget, tol, positive=False)
 
     def field(values: Tensor, name: str) -> xr.DataArray:

@@ -8,7 +8,8 @@ from cases import slow_but
 
 import kpops
 from kpops.engines.random_vectors import RandomVectors
-from kpops.linalg.probes import sphere, widened
+from kpops.linalg.probes import widened
+from kpops.linalg.vectors import VectorSpace
 from kpops.spectral.align import alignment
 
 
@@ -73,7 +74,7 @@ def test_error_bars_cover(pair, name):
 def test_the_estimate_equals_a_jackknife_written_out(pair):
     a, b = pair[0].flow, pair[1].flow
     m, n = 7, a.shape[0]
-    z = sphere(RandomVectors(3), m, n, torch.empty(0, dtype=torch.float64)).numpy()
+    z = VectorSpace(1, n, torch.float64, torch.device("cpu")).sphere(RandomVectors(3), m).numpy()
     y, w = z @ a.to_dense().T, z @ b.to_dense().T
 
     def ratio(chosen):

@@ -7,8 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kpops
 from kpops.linalg import basis, lanczos
-from kpops.linalg.basis import Basis, gram_of
+from kpops.linalg.basis import Basis
 from kpops.linalg.orthonormal import by_cholesky, orthonormal
+from kpops.linalg.vectors import VectorSpace
 
 UNIT = {torch.float64: 1e-14, torch.float32: 1e-6}
 aten = torch.ops.aten
@@ -93,14 +94,16 @@ def blocks():
 @pytest.mark.parametrize(("what", "rows", "most"), list(blocks()))
 def test_a_block_becomes_orthonormal_and_waits_once_where_it_can(what, rows, most, monkeypatch):
     """Two problems side by side, of which the second is always well-conditioned."""
-    found = Basis(2, 20, 3000, torch.float64, torch.device("cpu"), np.random.default_rng(0))
+    found = Basis(
+        VectorSpace(2, 3000, torch.float64, torch.device("cpu")), 20, np.random.default_rng(0)
+    )
     found.append(found.random(4))
     block = torch.stack([rows, rows_of_condition(2.0, 5).flip(1)])
     for _ in range(2):
         found.remove(block)
     waits = []
     monkeypatch.setattr(basis, "on_host", lambda *parts: waits.append(len(parts)) or parts)
-    new = found.orthonormal(block.clone(), gram_of(block), 1.0)
+    new = found.orthonormal(block.clone(), found.gram_of(block), 1.0)
     assert len(waits) <= most
     assert found.sound
     found.append(new)

@@ -10,6 +10,7 @@ from kpops.engines.random_vectors import RandomVectors
 from kpops.linalg import leave_one_out
 from kpops.linalg import probes as pr
 from kpops.linalg.sketch import Sketch
+from kpops.linalg.vectors import VectorSpace
 
 N, K = 40, 12
 FLOAT64 = torch.zeros((), dtype=torch.float64)
@@ -30,12 +31,20 @@ def general(seed=0):
 
 
 def probes(k=K, n=N, seed=0, like=FLOAT64):
-    return pr.sphere(RandomVectors(seed), k, n, like)
+    return space(n, like.dtype).sphere(RandomVectors(seed), k)
+
+
+def space(n, dtype=torch.float64):
+    return VectorSpace(1, n, dtype, torch.device("cpu"))
+
+
+def sketched(w, images):
+    return Sketch(w, images, space(w.shape[1], w.dtype), space(images.shape[1], w.dtype))
 
 
 def sketch_of(a, w):
     """Sketch of a matrix, with its products with the basis."""
-    sketch = Sketch(w, w @ a.T)
+    sketch = sketched(w, w @ a.T)
     sketch.complete(lambda rows: rows @ a.T, len(w))
     return sketch
 
@@ -46,7 +55,7 @@ def xtrace(sketch):
 
 
 def xnystrace(r, w):
-    sketch = Sketch(w, w @ r.T)
+    sketch = sketched(w, w @ r.T)
     sketch.complete(lambda rows: rows @ r, len(w))
     return leave_one_out.xnystrace(sketch, pr.inner(sketch.products, sketch.products))
 
@@ -94,14 +103,14 @@ def test_xnystrace_equals_its_textbook_version_for_every_vector_left_out(seed):
     root, w = general(seed), probes(seed=seed)
     expected = naive_table(naive_xnystrace, root.T @ root, w)
     torch.testing.assert_close(xnystrace(root, w).values, expected, rtol=1e-9, atol=0)
-    shifted = leave_one_out.shifted_xnystrace(w, w @ (root.T @ root))
+    shifted = leave_one_out.shifted_xnystrace(space(w.shape[1], w.dtype), w, w @ (root.T @ root))
     torch.testing.assert_close(shifted.values, expected, rtol=1e-8, atol=0)
 
 
 def test_xdiag_equals_its_textbook_version():
     a = general()
     w = RandomVectors(0).signs(K, range(N), FLOAT64)
-    sketch = Sketch(w, w @ a.T)
+    sketch = sketched(w, w @ a.T)
     sketch.complete(lambda rows: rows @ a, K)
     estimates = []
     for i in range(K):
@@ -134,7 +143,7 @@ def test_hutchpp_equals_its_textbook_version():
 
 def test_a_sketch_that_grows_says_what_one_of_all_vectors_says():
     a, w = general(), probes()
-    grown = Sketch(w[:5], w[:5] @ a.T)
+    grown = sketched(w[:5], w[:5] @ a.T)
     grown.complete(lambda rows: rows @ a.T, 5)
     grown.grow(w[5:], w[5:] @ a.T)
     assert grown.missing == K - 5
@@ -160,7 +169,7 @@ def test_a_rank_below_the_number_of_vectors_is_exact_to_rounding(rank, scale, dt
         assert abs(pairs.mean - exact) <= 300 * eps * exact
         assert pairs.stderr <= 300 * eps * exact
     # The shift leaves a trace of every vector, by which a rank of k - 1 looks like a cliff there.
-    shifted = leave_one_out.shifted_xnystrace(w, w @ a)
+    shifted = leave_one_out.shifted_xnystrace(space(w.shape[1], w.dtype), w, w @ a)
     assert abs(shifted.mean - exact) <= 2000 * eps * exact
     assert shifted.stderr <= (300 * eps if rank < K - 1 else 20 * eps**0.5) * exact
 
@@ -180,7 +189,7 @@ def test_xdiag_of_low_rank_is_exact_though_signs_repeat_each_other():
         counts = torch.unique(w[:, 0] * w[:, 1], return_counts=True)[1]
         if len(counts) < 2 or counts.min() < 2:
             continue  # an image that the others do not span
-        sketch = Sketch(w, w @ a)
+        sketch = sketched(w, w @ a)
         sketch.complete(lambda rows: rows @ a, 5)
         torch.testing.assert_close(
             leave_one_out.xdiag(sketch).mean, a.diagonal(), atol=1e-12, rtol=0
@@ -192,7 +201,7 @@ def test_xdiag_of_low_rank_is_exact_though_signs_repeat_each_other():
 def test_an_indefinite_operator_is_not_for_xnystrace():
     a, w = matrix(np.r_[-1.0, np.linspace(0.1, 1, N - 1)]), probes(k=30)
     with pytest.raises(ValueError, match="not positive semi-definite"):
-        leave_one_out.shifted_xnystrace(w, w @ a)
+        leave_one_out.shifted_xnystrace(space(w.shape[1], w.dtype), w, w @ a)
 
 
 def test_forms_of_the_sphere_have_the_stated_variance():

@@ -6,8 +6,9 @@ import torch
 
 from kpops.linalg.certify import _chance, certify_leading
 from kpops.linalg.lanczos import Lanczos, run
-from kpops.linalg.problem import BatchedSpace, Modes, SpectralProblem
+from kpops.linalg.problem import Modes, SpectralProblem
 from kpops.linalg.search import Search
+from kpops.linalg.vectors import VectorSpace
 from kpops.operators.foreign import as_operator
 
 
@@ -26,7 +27,7 @@ def test_nothing_above_the_level_hides_behind_what_is_set_aside(seed, signs):
     rng = np.random.default_rng(seed)
     values = 0.87 ** np.arange(120) * rng.choice([-1, 1] if signs else [1, 1], 120)
     matrix = dense(values, seed)
-    family = BatchedSpace(1, 120, torch.float64, torch.device("cpu"))
+    family = VectorSpace(1, 120, torch.float64, torch.device("cpu"))
     looking = search(4, budget=40, seed=seed)
     process = Lanczos(lambda x: x @ matrix, family, looking, 2)
     run(process, looking, 2)  # stops with many modes half converged
@@ -52,7 +53,7 @@ def test_the_chance_of_an_unseen_mode_is_bounded(block):
     op = as_operator(np.eye(2))  # only its sign matters
     op.positive = True
     problem = SpectralProblem(op, n_modes=1)
-    problem.space = BatchedSpace(1, n, torch.float64, torch.device("cpu"))
+    problem.space = VectorSpace(1, n, torch.float64, torch.device("cpu"))
     promised = {0.3: 0, 0.1: 0, 0.01: 0}
     n_runs = 300
     for seed in range(n_runs):

@@ -11,17 +11,18 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.random_vectors import RandomVectors
-from kpops.linalg.budget import Estimate, empty
+from kpops.linalg.budget import Estimate
 from kpops.linalg.eigenpairs import Options, eigenpairs
 from kpops.linalg.gramians import propagator_norm
 from kpops.linalg.moments import NEEDS_POSITIVE
-from kpops.linalg.probes import BLOCK, Rows, Samples, dots, left_out, sphere
+from kpops.linalg.probes import BLOCK, Rows, Samples, left_out
 from kpops.linalg.quadrature import Rule
 from kpops.linalg.ranks.base import RankKind, RankRun, RankSpec, Values, count_to
 from kpops.linalg.ranks.by_rules import ByRules, Seen
 from kpops.linalg.rounding import flatten_vectors
 from kpops.linalg.symmetry import refuse_indefinite
 from kpops.linalg.triplets import singular_triplets
+from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import TrajectoryOperator
 
 _MOST_MODES = 256
@@ -165,19 +166,20 @@ def squares_off(
     The orthonormal rows of `left` are U; random vectors are uniform on the sphere orthogonal to
     them.
     """
-    like = empty(op)
-    dim, left = op.codomain.size - len(left), left.to(like)
+    space = VectorSpace.of(op, op.codomain)
+    of_images = VectorSpace.of(op, op.domain)
+    dim, left = space.total - len(left), left.to(space.like)
     squares = torch.zeros(m, dtype=torch.float64, device=op.device)
     if dim == 0:
         return squares
     source = RandomVectors(rng)
     for first in range(0, m, BLOCK):
-        z = sphere(source, min(BLOCK, m - first), op.codomain.size, like)
+        z = space.sphere(source, min(BLOCK, m - first))
         for _ in range(2):  # one pass leaves an error of the order of what it removes
-            z = z - (z @ left.T) @ left
-        z = z * (dim**0.5 / z.norm(dim=1, keepdim=True))
+            z = z - space.parts.sum(z @ left.T) @ left
+        z = z * (dim**0.5 / space.lengths(z)[:, None]).to(z.dtype)
         images = op.apply_adjoint(z.reshape(-1, *op.codomain.shape)).flatten(1) / scale
-        squares[first : first + len(z)] = dots(images, images)
+        squares[first : first + len(z)] = of_images.dots(images, images)
         if work.interrupted():
             return squares[: first + len(z)]
     return squares

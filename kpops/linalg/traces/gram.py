@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from kpops.linalg.budget import empty, rows_of
+from kpops.linalg.budget import rows_of
 from kpops.linalg.probes import Rows
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.scaling import power_of_two
 from kpops.linalg.traces.auto import TraceEstimate
 from kpops.linalg.traces.runs import GramTrace
+from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import TrajectoryOperator
 
 
@@ -21,8 +22,8 @@ def gram_trace(
     assert factor is not None
     forth = rows_of(factor.apply, factor.domain.shape)
     back = rows_of(factor.apply_adjoint, factor.codomain.shape)
-    run = GramTrace(forth, back, factor.shape[1], cost, rng, empty(op))
-    return TraceEstimate(run, method)
+    inside, outside = (VectorSpace.of(op, side) for side in (factor.domain, factor.codomain))
+    return TraceEstimate(GramTrace(forth, back, inside, outside, cost, rng), method)
 
 
 class Gram:
@@ -31,12 +32,15 @@ class Gram:
     def __init__(self, factor: TrajectoryOperator) -> None:
         self.forth = rows_of(factor.apply, factor.domain.shape)
         self.back = rows_of(factor.apply_adjoint, factor.codomain.shape)
+        self.inside, self.outside = (
+            VectorSpace.of(factor, side) for side in (factor.domain, factor.codomain)
+        )
         self.scale = 0.0
 
     def __call__(self, rows: Rows) -> Rows:
         """Apply it."""
         images = self.forth(rows)
-        self.scale = self.scale or power_of_two(images)
+        self.scale = self.scale or power_of_two(self.outside.largest(images), images.dtype)
         return self.back(images / self.scale)
 
 
@@ -45,5 +49,5 @@ def squared_gram_trace(
 ) -> tuple[TraceEstimate, Gram]:
     """Trace of ``(F* F)^2`` in units of the scale of the action, and this action."""
     act = Gram(factor)
-    run = GramTrace(act, act, factor.shape[1], cost, rng, empty(factor))
+    run = GramTrace(act, act, act.inside, act.inside, cost, rng)
     return TraceEstimate(run, method), act

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from kpops.linalg.leave_one_out import Pairs, hutchpp, shifted_xnystrace, xnystrace, xtrace
-from kpops.linalg.probes import inner, mean_and_error
+from kpops.linalg.probes import mean_and_error
 from kpops.linalg.sketch import Sketch
 from kpops.linalg.traces.runs import GramTrace, PlainTrace
 from kpops.transfers import beside, on_host
@@ -98,12 +98,13 @@ class XNysTrace(TraceMethod):
 
 def nystrom_of_plain(run: PlainTrace, sketch: Sketch) -> Pairs:
     """XNysTrace of a positive operator, from a sketch of it."""
-    return shifted_xnystrace(sketch.probes, beside(sketch.coords, run.like) @ sketch.basis)
+    images = beside(sketch.coords, run.like) @ sketch.basis
+    return shifted_xnystrace(sketch.inside, sketch.probes, images)
 
 
 def nystrom_of_gram(sketch: Sketch) -> Pairs:
     """XNysTrace of ``R* R``, from a sketch of R with its products."""
-    return xnystrace(sketch, inner(sketch.products, sketch.products))
+    return xnystrace(sketch, sketch.inside.inner(sketch.products, sketch.products))
 
 
 class XTrace(TraceMethod):
@@ -124,8 +125,8 @@ class XTrace(TraceMethod):
         sketch = run.sketch
         if sketch is None or sketch.missing:
             return None
-        core = inner(sketch.basis, sketch.products)
-        pairs = xtrace(sketch, core, inner(sketch.probes, sketch.products))
+        core = run.inside.inner(sketch.basis, sketch.products)
+        pairs = xtrace(sketch, core, run.inside.inner(sketch.probes, sketch.products))
         return pairs.mean, pairs.stderr
 
     def spend_gram(self, run: GramTrace, budget: float) -> None:
@@ -146,7 +147,8 @@ class XTrace(TraceMethod):
         j, k = len(second.probes), len(sketch.probes)
         images = beside(sketch.coords, run.like) @ sketch.basis
         core, ahead = on_host(
-            inner(second.products, second.products), inner(images, second.products)
+            run.outside.inner(second.products, second.products),
+            run.outside.inner(images, second.products),
         )
         pairs = xtrace(second, core, ahead[:j])
         if k == j:

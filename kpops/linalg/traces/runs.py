@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.random_vectors import RandomVectors
-from kpops.linalg.probes import BLOCK, Act, Rows, Samples, dots, inner, sphere
+from kpops.linalg.probes import BLOCK, Act, Rows, Samples
 from kpops.linalg.scaling import power_of_two, raised
 from kpops.linalg.sketch import Sketch
+from kpops.linalg.vectors import VectorSpace
 from kpops.transfers import beside, on_host
 
 
@@ -50,11 +51,12 @@ class Forms:
 class SketchRun:
     """A sketch that grows, of an operator whose images are scaled to about one.
 
-    `like` is a tensor of the dtype and on the device of the vectors.
+    `inside` and `outside` are the spaces of its vectors and of their images.
     """
 
-    def __init__(self, rng: np.random.Generator, like: Tensor) -> None:
-        self.source, self.like = RandomVectors(rng), like
+    def __init__(self, rng: np.random.Generator, inside: VectorSpace, outside: VectorSpace) -> None:
+        self.source, self.like = RandomVectors(rng), inside.like
+        self.inside, self.outside = inside, outside
         self.scale: float | None = None
         self.sketch: Sketch | None = None
         self.why = "asked for"
@@ -64,21 +66,25 @@ class SketchRun:
         """Number of rows of the basis that the operator has yet to be applied to."""
         return self.sketch.missing if self.sketch else 0
 
-    def _room(self, k: int, dim: int) -> int:
-        """How many of `k` more vectors the sketch has use for, in a space of `dim` dimensions."""
-        return max(0, min(k, dim - (len(self.sketch.probes) if self.sketch else 0)))
+    def _room(self, k: int) -> int:
+        """How many of `k` more vectors the sketch has use for."""
+        known = len(self.sketch.probes) if self.sketch else 0
+        return max(0, min(k, self.inside.total - known))
 
-    def _scaled(self, act: Act, rows: Rows, degree: int = 1) -> Float[Tensor, "vector image"]:
-        """Images under a factor of the operator, over that root of the operator's scale."""
+    def _scaled(
+        self, act: Act, rows: Rows, space: VectorSpace, degree: int = 1
+    ) -> Float[Tensor, "vector image"]:
+        """Images in a space under a factor of the operator, over that root of its scale."""
         image = act(rows)
-        size = power_of_two(image)
-        if self.scale is None and image.any():
+        largest = space.largest(image)
+        size = power_of_two(largest, image.dtype)
+        if self.scale is None and largest > 0:
             self.scale = size**degree
         return image if self.scale is None else image / self.scale ** (1 / degree)
 
     def _take(self, probes: Rows, images: Float[Tensor, "vector image"]) -> None:
         if self.sketch is None:
-            self.sketch = Sketch(probes, images)
+            self.sketch = Sketch(probes, images, self.inside, self.outside)
         else:
             self.sketch.grow(probes, images)
 
@@ -86,7 +92,7 @@ class SketchRun:
 class TraceRun(SketchRun, ABC):
     """What both kinds of operator share: vectors, forms and the sketch.
 
-    `dim` is the size of the domain of `forward`, and `cost` what a matvec with it counts.
+    `forward` maps from `inside` to `outside`, and `cost` is what a matvec with it counts.
     """
 
     degree: int  # of the trace in the operator that is applied
@@ -95,14 +101,14 @@ class TraceRun(SketchRun, ABC):
         self,
         forward: Act,
         backward: Act,
-        dim: int,
+        inside: VectorSpace,
+        outside: VectorSpace,
         cost: float,
         rng: np.random.Generator,
-        like: Tensor,
     ) -> None:
-        super().__init__(rng, like)
+        super().__init__(rng, inside, outside)
         self.forward, self.backward = forward, backward
-        self.dim, self.cost = dim, cost
+        self.cost = cost
         self.products = 0
         self.forms = Forms()
 
@@ -119,9 +125,13 @@ class TraceRun(SketchRun, ABC):
         """Matvecs that the budget still allows."""
         return max(0, int((budget - self.num_matvecs) / self.cost + 1e-9))
 
-    def _counted(self, act: Act, rows: Rows) -> Float[Tensor, "vector image"]:
+    def _forth(self, rows: Rows) -> Float[Tensor, "vector image"]:
         self.products += len(rows)
-        return self._scaled(act, rows)
+        return self._scaled(self.forward, rows, self.outside)
+
+    def _back(self, rows: Float[Tensor, "vector image"]) -> Rows:
+        self.products += len(rows)
+        return self._scaled(self.backward, rows, self.inside)
 
     @abstractmethod
     def _observe(self, probes: Rows, images: Float[Tensor, "vector image"]) -> None:
@@ -130,38 +140,38 @@ class TraceRun(SketchRun, ABC):
     def take_forms(self, k: int) -> None:
         """Add quadratic forms of `k` vectors that serve nothing else."""
         for start in range(0, k, BLOCK):
-            probes = sphere(self.source, min(BLOCK, k - start), self.dim, self.like)
-            self._observe(probes, self._counted(self.forward, probes))
+            probes = self.inside.sphere(self.source, min(BLOCK, k - start))
+            self._observe(probes, self._forth(probes))
 
     def grow(self, k: int) -> None:
         """Add the images of `k` more vectors to the sketch."""
-        k = self._room(k, self.dim)
+        k = self._room(k)
         if k == 0:
             return
-        probes = sphere(self.source, k, self.dim, self.like)
-        images = self._counted(self.forward, probes)
+        probes = self.inside.sphere(self.source, k)
+        images = self._forth(probes)
         self._take(probes, images)
         self._observe(probes, images)
 
     def complete(self, k: int | None = None) -> None:
         """Apply `backward` to the first `k` rows of the basis, by default to all."""
         if self.sketch is not None:
-            self.sketch.complete(lambda rows: self._counted(self.backward, rows), k)
+            self.sketch.complete(self._back, k)
 
 
 class PlainTrace(TraceRun):
-    """The trace of a square operator, from its action on rows of `dim` entries."""
+    """The trace of a square operator, from its action on rows."""
 
     degree = 1
 
     def __init__(
-        self, act: Act, dim: int, positive: bool, rng: np.random.Generator, like: Tensor
+        self, act: Act, space: VectorSpace, positive: bool, rng: np.random.Generator
     ) -> None:
-        super().__init__(act, act, dim, 1.0, rng, like)
+        super().__init__(act, act, space, space, 1.0, rng)
         self.positive = positive
 
     def _observe(self, probes: Rows, images: Rows) -> None:
-        self.forms.add(dots(probes, images), dots(images, images))
+        self.forms.add(self.inside.dots(probes, images), self.inside.dots(images, images))
 
 
 class GramTrace(TraceRun):
@@ -175,10 +185,10 @@ class GramTrace(TraceRun):
     second: Sketch | None = None
 
     def _observe(self, probes: Rows, images: Float[Tensor, "vector image"]) -> None:
-        gram = inner(images, images)
+        gram = self.outside.inner(images, images)
         k = len(gram)
         off_diagonal = gram.flatten()[1:].view(k - 1, k + 1)[:, :-1]
-        self.forms.add(dots(images, images), off_diagonal.square())
+        self.forms.add(self.outside.dots(images, images), off_diagonal.square())
 
     def second_images(self) -> Sketch:
         """The sketch of ``R* R``, whose images are combinations of those of the basis under R*."""
@@ -187,7 +197,7 @@ class GramTrace(TraceRun):
         new = slice(len(self.second.probes) if self.second else 0, len(sketch.products))
         images = beside(sketch.coords[new, : new.stop], self.like) @ sketch.products
         if self.second is None:
-            self.second = Sketch(sketch.probes[new], images)
+            self.second = Sketch(sketch.probes[new], images, self.inside, self.inside)
         elif len(images):
             self.second.grow(sketch.probes[new], images)
         return self.second
@@ -195,4 +205,4 @@ class GramTrace(TraceRun):
     def complete_second(self) -> None:
         """Apply R to the basis of the images under ``R* R``."""
         # The images under R, not under R* R: two of them make a form.
-        self.second_images().complete(lambda rows: self._counted(self.forward, rows))
+        self.second_images().complete(self._forth)
