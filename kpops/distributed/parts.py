@@ -79,8 +79,9 @@ class Parts:
         """Sums over all processes, of tensors of one dtype and device, in one message."""
         if not self.many:
             return parts[0] if len(parts) == 1 else parts
-        flat = torch.cat([part.detach().reshape(-1) for part in parts])
+        flat = torch.cat([part.detach().reshape(-1) for part in parts]).to(self.device)
         self._reduce(flat, dist.ReduceOp.SUM)
+        flat = flat.to(parts[0].device)
         pieces = flat.split([part.numel() for part in parts])
         sums = tuple(p.view(part.shape) for p, part in zip(pieces, parts, strict=True))
         return sums[0] if len(sums) == 1 else sums

@@ -58,6 +58,10 @@ class RandomVectors:
         """Vectors of independent entries 1 and -1."""
         return _drawn(_bits, 128, self.key, self._next(k), entries, like)
 
+    def skip(self, k: int) -> None:
+        """Leave out the next vectors."""
+        self.drawn += k
+
     def _next(self, k: int) -> range:
         self.drawn += k
         return range(self.drawn - k, self.drawn)

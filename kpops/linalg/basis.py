@@ -98,7 +98,8 @@ class Basis:
         info = torch.finfo(block.dtype)
         left = self.space.total - self.n
         squares, axes = (part[..., -left:] for part in torch.linalg.eigh(gram))  # the longest
-        again = scale == 0 or float(squares.min()) < (0.1 * scale) ** 2
+        worst = self.space.worst  # all processes do the same
+        again = scale == 0 or -worst(-float(squares.min())) < (0.1 * scale) ** 2
         weak = 10 * info.eps
         for _ in range(_ROUNDS + 1):
             block = beside(axes.mT, block) @ block
@@ -108,18 +109,18 @@ class Basis:
                 self.remove(block)
             gram, lengths = on_host(self.space.inner(block, block), lengths)
             short = lengths <= (weak * lengths.amax(1, keepdim=True)).clamp_min(info.eps * scale)
-            if short.any():
+            if worst(float(short.any())):
                 drawn = self._draw(block.shape[1])
                 drawn /= self.space.lengths(drawn)[..., None].to(drawn.dtype)
                 there = on_device(short, block.device, torch.bool)
                 block = torch.where(there[..., None], drawn, block)
                 self.remove(block)
                 (gram,) = on_host(self.space.inner(block, block))
-            gap = float((gram - torch.eye(block.shape[1])).abs().max())
+            gap = worst(float((gram - torch.eye(block.shape[1])).abs().max()))
             if gap <= 4 * info.eps:
                 break
             squares, axes = torch.linalg.eigh(gram)
-            if squares.min() > 0.5 * squares.max():
+            if -worst(-float((squares.amin(1) / squares.amax(1)).min())) > 0.5:
                 gap, block = 0.0, beside((axes / squares[:, None].sqrt()).mT, block) @ block
                 break
             # A direction this short among vectors of unit length is rounding: draw a random one.
@@ -137,8 +138,7 @@ class Basis:
         self.n = n_new
 
     def _draw(self, n: int) -> Float[Tensor, "problem {n} entry"]:
-        count = self.space.n_problems
-        return self.space.normal(RandomVectors(self.rng), count * n).unflatten(0, (count, n))
+        return self.space.normal_blocks(RandomVectors(self.rng), n)
 
     def gram_of(self, block: Block) -> Gram:
         """Inner products of the vectors of each problem, in float64."""

@@ -31,9 +31,7 @@ def certify_leading(
     unit = math.sqrt(least * largest) if search.squares else largest
     level = least + 0.5 * search.tol * unit
     if process is None:
-        deflation = Deflation(
-            by_problem(problem.space.n_problems, modes.problem, modes.vectors[0]), level
-        )
+        deflation = Deflation(by_problem(problem.sides, modes.problem, modes.vectors[0]), level)
     else:
         deflation = process.deflation(level)
 
@@ -72,4 +70,4 @@ def _chance(problem: SpectralProblem, theta: float, level: float, degree: int, b
     ratio = (level - theta) / max(theta - low, _FLAT * level)
     growth = degree * math.acosh(1 + 2 * ratio) - math.log(2)
     log_miss = 0.5 * math.log(2 * problem.space.total / math.pi / ratio) - growth
-    return problem.space.n_problems * math.exp(min(0.0, block * log_miss))
+    return problem.space.total_problems * math.exp(min(0.0, block * log_miss))

@@ -17,7 +17,7 @@ the host, where all is decided.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -74,7 +74,7 @@ class Process:
     first: int  # vector of the basis with which its last block begins
     remainder: Block  # what the last image adds to the basis
     gram: Gram  # of the remainder
-    length: Float[Tensor, ""]  # of the longest vector that it is left over from
+    length: float  # of the longest vector that it is left over from
 
     def __init__(self, spaces: list[VectorSpace], search: Search, block: int) -> None:
         inside = spaces[0]
@@ -138,7 +138,7 @@ class Lanczos(Process):
         first = self.first = self.basis.n
         self.basis.append(block)
         image = self.act(block)
-        above, self.gram, self.length = on_host(*_removed(self.basis, image, self.related))
+        above, self.gram, self.length = _removed(self.basis, image, self.related)
         self.small[:, : self.basis.n, first : self.basis.n] = above
         self.small[:, first : self.basis.n, : self.basis.n] = above.mT
         self.related = first
@@ -170,7 +170,7 @@ class Lanczos(Process):
         taken, best = scores[:, :most] >= 0, best[:, :most]
         axes = _picked(self.axes[0], best) * taken[:, None]
         vectors = beside(axes.mT, self.basis.rows) @ self.basis.rows
-        lost = float((lowered.gather(1, best) * taken).sum(1).max())
+        lost = self.basis.space.worst(float((lowered.gather(1, best) * taken).sum(1).max()))
         return Deflation(vectors, level - lost)
 
 
@@ -203,15 +203,14 @@ class Bidiagonal(Process):
         first = self.first = self.basis.n
         self.basis.append(block)
         image = self.forth(block)
-        above, gram, length = on_host(*_removed(self.other, image, self.related))
+        above, gram, length = _removed(self.other, image, self.related)
         self.small[:, :first, first : self.basis.n] = above
-        made = self.other.orthonormal(image, gram, float(length))
+        made = self.other.orthonormal(image, gram, length)
         self.other.append(made)
         self.related = first
         self.remainder = self.back(made)
         corner = self.other.space.inner(made, image)
-        _, *rest = _removed(self.basis, self.remainder, first)
-        corner, self.gram, self.length = on_host(corner, *rest)
+        _, self.gram, self.length, corner = _removed(self.basis, self.remainder, first, corner)
         self.small[:, first : self.basis.n, first : self.basis.n] = corner
 
     def glance(self, k: int) -> tuple[Values, Values]:
@@ -219,7 +218,8 @@ class Bidiagonal(Process):
         b = self.projected
         squares, left = torch.linalg.eigh(b @ b.mT)
         values = squares.clamp_min(0).sqrt()
-        leading = values.flatten().topk(min(k, values.numel())).values
+        every = self.basis.space.everywhere(values).flatten()
+        leading = every.topk(min(k, len(every))).values
         if leading[-1] <= _LOST * leading[0]:
             return self.solve()
         self.rough = True
@@ -237,6 +237,11 @@ def run(process: Process, search: Search, block: int) -> Modes:
     """Expand the bases until the wanted modes are found, or the search must end."""
     basis, pace, blocks = process.basis, _Pace(), 0
     next_look = max(search.k, min(AT_LEAST * block, process.room - block))
+
+    def look(values: Values, residuals: Values) -> tuple[Values, Tensor, int]:
+        every = basis.space.everywhere(values)
+        return every, *search.look(every, basis.space.everywhere(residuals))
+
     new = basis.random(min(block, process.size), search.near)
     while True:
         process.expand(new)
@@ -247,19 +252,19 @@ def run(process: Process, search: Search, block: int) -> Modes:
         full = process.room < process.size and basis.n + block > process.room
         if not search.can_afford(process.cost * block) or complete or full or basis.n >= next_look:
             values, residuals = process.glance(search.k)
-            chosen, n_certified = search.look(values, residuals * (not complete))
+            every, chosen, n_certified = look(values, residuals * (not complete))
             early = blocks < AT_LEAST and not complete
             ended = (n_certified == search.k and not early) or complete
             stopped = search.stopped  # read once: Ctrl-C may come at any time
             if process.rough and (ended or full or stopped):
                 values, residuals = process.solve()
-                chosen, n_certified = search.look(values, residuals * (not complete))
+                every, chosen, n_certified = look(values, residuals * (not complete))
                 ended = (n_certified == search.k and not early) or complete
             if ended or stopped:
                 problem, mode = chosen // basis.n, chosen % basis.n
                 vectors = process.vectors(problem, mode)
                 n_certified = n_certified if process.sound and not early else 0
-                return Modes(values[problem, mode], problem, vectors, n_certified)
+                return Modes(every[problem, mode], problem, vectors, n_certified)
             next_look = pace.next_look(search.spent // process.cost, basis.n, search.distance)
             if search.ended is not None:  # it may end soon, and looks at small bases are cheap
                 next_look = basis.n + 1
@@ -267,7 +272,7 @@ def run(process: Process, search: Search, block: int) -> Modes:
                 kept = min(2 * search.k + block, process.room - 2 * block)  # at least k + block
                 process.keep(values, values.abs().argsort(dim=1, descending=True)[:, :kept])
                 next_look = kept + 2 * block
-        new = basis.orthonormal(process.remainder, process.gram, float(process.length))
+        new = basis.orthonormal(process.remainder, process.gram, process.length)
 
 
 class _Pace:
@@ -296,20 +301,19 @@ def _room(k: int, block: int, spaces: list[VectorSpace]) -> int:
     return min(first.total, max(min(wanted, int(fits)), k + 3 * block))
 
 
-def _removed(
-    basis: Basis, image: Block, related: int
-) -> tuple[Float[Tensor, "problem basis vector"], Gram, Float[Tensor, ""]]:
+def _removed(basis: Basis, image: Block, related: int, *more: Tensor) -> tuple[Any, ...]:
     """Subtract from the image its components along the basis.
 
     Vectors that A relates to the block come first: the rest is small along all others, so that
     whatever orthogonality the basis lacks does little harm. Returns the coefficients, the Gram
-    matrix of what is left, and the length of the longest vector before.
+    matrix of what is left, the length of the longest vector before, and `more`, on the host.
     """
     length = basis.space.lengths(image).max()
     local = basis.remove(image, related)
     coefficients = basis.remove(image)
     coefficients[:, related:] += local
-    return coefficients, basis.gram_of(image), length
+    coefficients, gram, length, *rest = on_host(coefficients, basis.gram_of(image), length, *more)
+    return coefficients, gram, basis.space.worst(float(length)), *rest
 
 
 def _residuals(ends: Float[Tensor, "problem vector mode"], gram: Gram) -> Values:
@@ -324,10 +328,13 @@ def _picked(axes: Axes, best: Int[Tensor, "problem kept"]) -> Float[Tensor, "pro
 def _combined(
     basis: Basis, axes: Axes, problem: Int[Tensor, " chosen"], mode: Int[Tensor, " chosen"]
 ) -> Float[Tensor, "chosen entry"]:
-    columns = beside(axes[problem, :, mode], basis.rows)
-    if len(basis.rows) == 1:
-        return columns @ basis.rows[0]
-    return torch.stack([c @ basis.rows[p] for c, p in zip(columns, problem.tolist(), strict=True)])
+    if basis.space.total_problems == 1:
+        return beside(axes[0, :, mode].mT, basis.rows) @ basis.rows[0]
+    vectors = basis.rows.new_zeros(len(problem), basis.rows.shape[2])
+    for i, (p, m) in enumerate(zip(basis.space.local(problem), mode.tolist(), strict=True)):
+        if p is not None:
+            vectors[i] = beside(axes[p, :, m], basis.rows) @ basis.rows[p]
+    return vectors
 
 
 def block_lanczos(act: Act, space: VectorSpace, search: Search, block: int) -> Modes:

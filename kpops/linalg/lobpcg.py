@@ -12,7 +12,7 @@ from kpops.linalg.probes import Act, Block
 from kpops.linalg.problem import Modes
 from kpops.linalg.search import Search
 from kpops.linalg.vectors import VectorSpace
-from kpops.transfers import beside, on_device, on_host
+from kpops.transfers import beside, on_host
 
 
 def lobpcg(act: Act, space: VectorSpace, search: Search, block: int) -> Modes:
@@ -39,7 +39,7 @@ def lobpcg(act: Act, space: VectorSpace, search: Search, block: int) -> Modes:
         gaps, gram, longest = on_host(
             space.lengths(residual), space.inner(current, current), space.lengths(ax).max()
         )
-        found = _look(search, values, gaps, x, complete=block == space.total)
+        found = _look(search, values, gaps, x, space)
         if found is not None:
             return found
         # Nearly orthonormal vectors are made so, and their images transformed alike.
@@ -49,7 +49,8 @@ def lobpcg(act: Act, space: VectorSpace, search: Search, block: int) -> Modes:
         basis.append(turn @ current)
         basis.remove(residual)
         basis.remove(residual)
-        r = basis.orthonormal(residual, on_host(basis.gram_of(residual))[0], float(longest))
+        (gram,) = on_host(basis.gram_of(residual))
+        r = basis.orthonormal(residual, gram, space.worst(float(longest)))
         basis.append(r)
         images = torch.cat([images, act(r)], dim=1)
         search.spend(block)
@@ -85,10 +86,11 @@ def _look(
     values: Float[Tensor, "problem vector"],
     gaps: Float[Tensor, "problem vector"],
     x: Block,
-    *,
-    complete: bool,
+    space: VectorSpace,
 ) -> Modes | None:
     """The modes, if they are found, are all of the space, or the search must end."""
+    complete = x.shape[1] == space.total
+    values, gaps = space.everywhere(values), space.everywhere(gaps)
     chosen, n_certified = search.look(values, gaps * (not complete))
     if search.spent < AT_LEAST * x.shape[1] and not complete:
         n_certified = 0
@@ -97,5 +99,8 @@ def _look(
     ):
         return None
     problem, mode = chosen // x.shape[1], chosen % x.shape[1]
-    vectors = x.flatten(0, 1)[on_device(chosen, x.device, chosen.dtype)]
+    vectors = x.new_zeros(len(chosen), x.shape[2])
+    for i, (p, m) in enumerate(zip(space.local(problem), mode.tolist(), strict=True)):
+        if p is not None:
+            vectors[i] = x[p, m]
     return Modes(values[problem, mode], problem, (vectors,), n_certified)

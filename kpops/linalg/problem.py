@@ -13,9 +13,8 @@ singular values     ``A A*``           A has fewer rows than columns
 =================== ================== ======================================================
 
 Where G couples no two positions of some dimensions, as P couples no two trials, each position is a
-problem of its own, all of one size; but trials that are spread over processes are one problem. A
-shift makes one end of the spectrum that of largest magnitude: ``s + A`` or ``s - A`` with s above
-``||A||`` has the same Krylov spaces.
+problem of its own, all of one size. A shift makes one end of the spectrum that of largest
+magnitude: ``s + A`` or ``s - A`` with s above ``||A||`` has the same Krylov spaces.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch import Tensor
 from kpops.linalg.rounding import flatten_vectors
 from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import Batches, apart_dims, block_diagonal_dims
+from kpops.operators.dense import Batches, block_diagonal_dims
 from kpops.transfers import beside, on_device
 
 
@@ -43,7 +42,8 @@ class Modes(NamedTuple):
     problem
         To which each belongs, on the host.
     vectors
-        Eigenvectors, or right and left singular vectors, in that problem.
+        Eigenvectors, or right and left singular vectors, in that problem; zero where another
+        process has it.
     n_certified
         How many of them, from the first on, are known to be the leading ones.
     """
@@ -105,7 +105,7 @@ class SpectralProblem:
         self.factor = None if shift else _gram_factor(op, symmetric, n_modes)
         self.G = op if self.factor is None else self.factor.H @ self.factor
         self.positive = not shift and (self.factor is not None or op.positive)
-        self.dims = () if together else apart_dims(self.G)
+        self.dims = () if together else block_diagonal_dims(self.G)
         self.sides = Batches(self.G.domain, self.dims)
         self.space = VectorSpace.of(self.G, self.sides)
         self.n_zeros = op.shape[0] - self.G.shape[0] if symmetric else 0
@@ -116,7 +116,7 @@ class SpectralProblem:
     def where(self) -> str:
         """The space in words."""
         if self.dims:
-            problems = f"{self.sides.count} problems of size {self.sides.size}"
+            problems = f"{self.sides.total_count} problems of size {self.sides.size}"
             where = f"{problems}, one per {' and '.join(self.dims)}"
         elif self.factor is None or not self.symmetric:
             where = f"the {self.sides.size} dims of the operator"
@@ -153,7 +153,7 @@ class SpectralProblem:
         """Eigenvalues and eigenfunctions of A; those of G if A is not symmetric."""
         values = self.sign * (modes.values - self.shift)
         values = on_device(values, self.op.device, self.op.torch_dtype)
-        block = self.sides.join(by_problem(self.sides.count, modes.problem, modes.vectors[0]))
+        block = self.sides.join(by_problem(self.sides, modes.problem, modes.vectors[0]))
         if self.symmetric and self.factor is not None:
             images = flatten_vectors(self.factor.apply(block))
             space = VectorSpace.of(self.op, self.op.domain)
@@ -162,12 +162,13 @@ class SpectralProblem:
 
 
 def by_problem(
-    n_problems: int, problem: Int[Tensor, " mode"], vectors: Shaped[Tensor, "mode entry"]
+    sides: Batches, problem: Int[Tensor, " mode"], vectors: Shaped[Tensor, "mode entry"]
 ) -> Shaped[Tensor, "problem mode entry"]:
     """Place the vector of each mode in its problem, with zeros in the others."""
-    whole = vectors.new_zeros(n_problems, *vectors.shape)
-    problem = on_device(problem, vectors.device, problem.dtype)
-    whole[problem, torch.arange(len(vectors), device=vectors.device)] = vectors
+    whole = vectors.new_zeros(sides.count, *vectors.shape)
+    here, mine = sides.here_of(problem)
+    here, mine = (on_device(index, vectors.device, index.dtype) for index in (here, mine))
+    whole[here, mine] = vectors[mine]
     return whole
 
 

@@ -105,7 +105,7 @@ def tridiagonalized(
             diagonal, beside = diagonal[:, : step + 1], beside[:, : step + 1]
             break
         look = starts.device.type == "cpu" or step % _LOOK == _LOOK - 1  # a device waits for it
-        if step + 1 == steps or (look and not going.any()):
+        if step + 1 == steps or (look and not space.worst(float(going.any()))):
             break
         basis[:, step + 1] = torch.where(going, 1 / length, 0)[:, None] * image
     return Tridiagonal(diagonal, beside)
@@ -196,7 +196,9 @@ def gauss_rule(
         steps = min([steps, *(r.diagonal.shape[1] for r in recursions)])
         parts = [r.gauss(steps) for r in recursions]
         nodes, weights, residuals = (
-            torch.cat([p[i].unflatten(0, (batches.count, -1)) for p in parts], dim=1)
+            space.everywhere(
+                torch.cat([p[i].unflatten(0, (batches.count, -1)) for p in parts], dim=1)
+            )
             .transpose(0, 1)
             .flatten(1)
             for i in range(3)

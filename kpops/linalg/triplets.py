@@ -22,7 +22,7 @@ from kpops.linalg.scaling import normalized_blocks
 from kpops.linalg.search import LeadingModes, Progress, Search, padded, verdict
 from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import Batches, apart_dims, batches
+from kpops.operators.dense import Batches, batches
 from kpops.transfers import beside, on_device
 
 Triplets = tuple[Float[Tensor, "mode rows"], Float[Tensor, " mode"], Float[Tensor, "mode columns"]]
@@ -85,7 +85,7 @@ def _placed(
     side: Batches, vectors: Float[Tensor, "mode size"], problem: Int[Tensor, " mode"]
 ) -> Float[Tensor, "mode entry"]:
     """Vectors of single problems as flat vectors of the whole space."""
-    return flatten_vectors(side.join(by_problem(side.count, problem, vectors)))
+    return flatten_vectors(side.join(by_problem(side, problem, vectors)))
 
 
 def _by_krylov(
@@ -122,7 +122,7 @@ def _by_krylov(
 def _by_bidiagonal(
     op: TrajectoryOperator, search: Search, block_size: int | None
 ) -> tuple[Triplets, int]:
-    sides = batches(op, apart_dims(op))
+    sides = batches(op)
 
     def acts(act: Act, of: int) -> Act:
         return lambda x: sides[1 - of].split(act(sides[of].join(x))).contiguous()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kpops.distributed.parts import WHOLE, Parts
@@ -28,7 +28,8 @@ from kpops.transfers import beside, on_device, on_host
 class VectorSpace:
     """Rows of `size` entries, of `total` on all processes, in `n_problems` independent problems.
 
-    `entries` are those of a whole vector that are here; `parts` says who has the others.
+    `entries` are those of a whole vector that are here; `parts` says who has the others. If it is
+    the problems that are spread, `sides` says how.
     """
 
     n_problems: int
@@ -38,6 +39,7 @@ class VectorSpace:
     parts: Parts = WHOLE
     entries: range = range(0)
     total: int = 0
+    sides: Batches | None = None
 
     def __post_init__(self) -> None:
         if not self.parts.many:
@@ -49,7 +51,8 @@ class VectorSpace:
         """The vectors of a space of `op`, whole or as independent problems."""
         sides = Batches(space, ()) if isinstance(space, Space) else space
         kind = op.torch_dtype, op.device
-        return cls(sides.count, sides.here, *kind, sides.within, sides.entries, sides.size)
+        apart = sides if sides.between.many else None
+        return cls(sides.count, sides.here, *kind, sides.within, sides.entries, sides.size, apart)
 
     @property
     def like(self) -> Tensor:
@@ -74,6 +77,35 @@ class VectorSpace:
     def normal(self, source: RandomVectors, k: int) -> Float[Tensor, "{k} entry"]:
         """Standard normal vectors, the same however they are spread."""
         return source.normal(k, self.entries, self.like)
+
+    def normal_blocks(self, source: RandomVectors, k: int) -> Float[Tensor, "problem {k} entry"]:
+        """The same, k of them for each problem."""
+        before, after = 0, 0
+        if self.sides is not None:
+            before, after = self.sides.first, self.sides.total_count - self.n_problems
+        source.skip(k * before)
+        block = self.normal(source, k * self.n_problems)
+        source.skip(k * (after - before))
+        return block.unflatten(0, (self.n_problems, k))
+
+    def everywhere(self, values: Float[Tensor, "problem value"]) -> Float[Tensor, "all value"]:
+        """Values of the problems of all processes."""
+        return values if self.sides is None else self.sides.everywhere(values)
+
+    def worst(self, value: float) -> float:
+        """The largest over the problems of all processes, of which each knows that of its own."""
+        return value if self.sides is None else self.sides.between.largest(value)
+
+    def local(self, problem: Int[Tensor, " mode"]) -> list[int | None]:
+        """Positions here of problems numbered among all; None for those elsewhere."""
+        first = 0 if self.sides is None else self.sides.first
+        here = range(first, first + self.n_problems)
+        return [p - first if p in here else None for p in problem.tolist()]
+
+    @property
+    def total_problems(self) -> int:
+        """Number of problems on all processes."""
+        return self.n_problems if self.sides is None else self.sides.total_count
 
     def sphere(self, source: RandomVectors, k: int) -> Float[Tensor, "{k} entry"]:
         """Random vectors, uniform on the sphere of squared radius n.

@@ -47,10 +47,10 @@ class Batches:
         self.size = self.here if apart else space.total // max(1, self.count)
         first = self.within.offset * (self.size // max(1, sum(self.within.counts)))
         self.entries = range(first, first + self.here)
-        # Problems on all processes, and those of each.
+        # Problems of each process, and of all; those here are numbered from `first` on.
         each = self.count // space.shape[0] if apart and self.between.many else 0
         self.counts = [each * n for n in self.between.counts] or [self.count]
-        self.total_count = sum(self.counts)
+        self.first, self.total_count = sum(self.counts[: self.between.rank]), sum(self.counts)
 
     def split(self, block: Given) -> Float[Tensor, "problem block entry"]:
         """Bring the dimensions of the problems to the front."""
@@ -95,14 +95,18 @@ class Batches:
         chosen: Int[Tensor, " mode"],
     ) -> Given:
         """Some of the vectors of single problems, numbered among all, as vectors of the space."""
-        mine = torch.arange(len(problem), device=problem.device)
-        placed = vectors.new_zeros(self.count, len(mine), self.here)
-        if self.between.many:
-            problem = problem - sum(self.counts[: self.between.rank])
-            mine = mine[(problem >= 0) & (problem < self.count)]
-            problem, chosen = problem[mine], chosen[mine]
-        placed[problem, mine] = vectors[problem, self.entries.start : self.entries.stop, chosen]
+        placed = vectors.new_zeros(self.count, len(problem), self.here)
+        here, mine = self.here_of(problem)
+        entries = slice(self.entries.start, self.entries.stop)
+        placed[here, mine] = vectors[here, entries, chosen[mine]]
         return self.join(placed)
+
+    def here_of(self, problem: Int[Tensor, " mode"]) -> tuple[Tensor, Tensor]:
+        """Of modes of problems numbered among all, those here: their problems, and which."""
+        mine = torch.arange(len(problem), device=problem.device)
+        if self.between.many:
+            mine = mine[(problem >= self.first) & (problem < self.first + self.count)]
+        return problem[mine] - self.first, mine
 
 
 class DenseOperator(TrajectoryOperator):
@@ -150,12 +154,6 @@ def block_diagonal_dims(op: TrajectoryOperator) -> tuple[str, ...]:
     """Dimensions over which the operator is block diagonal, of equal sizes on both sides."""
     ours, other = op.domain.sizes, op.codomain.sizes
     return tuple(d for d in op.block_diagonal_dims if ours.get(d) == other.get(d) is not None)
-
-
-def apart_dims(op: TrajectoryOperator) -> tuple[str, ...]:
-    """Those of them whose positions every process has, so that it can solve for each."""
-    spread = op.domain.dims[:1] if op.domain.parts.many else ()
-    return tuple(d for d in block_diagonal_dims(op) if d not in spread)
 
 
 def batches(op: TrajectoryOperator, dims: tuple[str, ...] | None = None) -> tuple[Batches, Batches]:
