@@ -18,6 +18,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from kpops.distributed.parts import WHOLE, Parts
+from kpops.engines.random_vectors import RandomVectors
 
 Features = list[Float[Tensor, "row _"]]
 _CHUNK = 4096  # rows converted to float64 at a time
@@ -41,10 +42,27 @@ def thin_factor(features: Features, parts: Parts = WHOLE) -> Float[Tensor, "row 
     n_rows = len(features[0])
     z = features[0].new_empty(n_rows, len(values))
     of_rows = _takes_rows(features, parts)
+    if of_rows:  # left singular vectors of the unit rows
+        unit = torch.cat([_unit(u) for _, u in _in_float64(features)])
+        turn = _turn(unit.mT @ (vectors / values.sqrt()))
+    else:
+        vectors = vectors @ _turn(vectors)
     for rows, u in _in_float64(features):
-        # u V for right singular vectors V of the unit rows; for left ones, the same without u.
-        z[rows] = _lengths(u) * vectors[rows] * values.sqrt() if of_rows else u @ vectors
+        z[rows] = _lengths(u) * (vectors[rows] * values.sqrt()) @ turn if of_rows else u @ vectors
     return z
+
+
+def _turn(vectors: Float64[Tensor, "feature rank"]) -> Float64[Tensor, "rank rank"]:
+    """The rotation that brings a basis of a subspace near to fixed directions.
+
+    Signs of eigenvectors, and small or repeated ones as a whole, are decided by rounding; what is
+    drawn at random in the space of the columns of Z should not be.
+    """
+    width, rank = vectors.shape
+    source = RandomVectors(0)
+    directions = source.normal(rank, range(width), vectors).mT
+    left, _, right = torch.linalg.svd(vectors.mT @ torch.linalg.qr(directions)[0])
+    return left @ right
 
 
 def _leading_vectors(
