@@ -75,6 +75,15 @@ class Parts:
             )
         return self.__dict__
 
+    def refuse_spread(self, what: object) -> None:
+        """Raise where a function is not for trials spread over processes."""
+        if self.many:
+            raise ValueError(
+                f"{what!r} is spread over {len(self.counts)} processes, which this does not take: "
+                "eigsh, svds, eigvalsh, trace, frobenius_norm, spectral_norm, effective_rank, "
+                "alignment and gradient_flow do; for the rest linearise in one process"
+            )
+
     def sum(self, *parts: Tensor) -> Any:
         """Sums over all processes, of tensors of one dtype and device, in one message."""
         if not self.many:

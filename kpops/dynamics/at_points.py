@@ -86,6 +86,7 @@ def linearize_at(
         )
     states, x, labels = _read(points, input)
     lin = model if isinstance(model, Linearization) else _at(model, states, x, options)
+    lin.space.parts.refuse_spread(lin.P)
     return _stay(lin, states, x, labels, n_steps, convert=options.get("dtype") is not None)
 
 

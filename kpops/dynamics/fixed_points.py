@@ -222,6 +222,8 @@ def _read(
 ) -> tuple[Recurrence, Tensor, Tensor, Tensor]:
     """A model, its input, where to start, and the states that define the spread."""
     lin = model if isinstance(model, Linearization) else None
+    if lin is not None:
+        lin.space.parts.refuse_spread(lin.P)
     if isinstance(starts, bool | xr.Dataset | Linearization):
         raise TypeError(
             f"starts is {described(starts)}: pass states (start, unit), or a number of them"

@@ -100,6 +100,7 @@ def read_source(
         if not 0 < dt < math.inf:
             raise ValueError(f"dt={dt}: pass the time that a step takes, above 0")
     if isinstance(lin_or_model, Linearization):
+        lin_or_model.space.parts.refuse_spread(lin_or_model.P)
         lin, stored = lin_or_model, lin_or_model.trajectory
         given = {"inputs": inputs, "h0": h0, "n_steps": n_steps, "dtype": dtype}
         extra = [name for name, value in given.items() if value is not None]

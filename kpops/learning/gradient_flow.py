@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.arrays import as_tensor, to_numpy
+from kpops.distributed.agreement import in_step
 from kpops.learning.losses import Loss, objective_of, read_targets, read_weights
 from kpops.learning.required import labelled, require_linearization
 from kpops.linearization import Linearization
@@ -85,7 +86,7 @@ def gradient_flow(
     >>> bool(flow.error[:, :7].any()), bool(flow.error[:, 7:].any())
     (False, True)
     """
-    require_linearization(lin)
+    require_linearization(lin, spread=True)
     value, of_outputs = _gradient(lin, targets, loss, loss_mask)
     error = of_outputs if lin.readout is None else lin.C.apply_adjoint(of_outputs)
     adjoint = lin.P.apply_adjoint(error)
@@ -244,17 +245,25 @@ def _gradient(
     lin: Linearization, targets: Any, loss: Loss, loss_mask: Any
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient by the outputs (by the states, if there is no readout)."""
-    objective = objective_of(loss, loss_mask)
     space = lin.space if lin.readout is None else lin.output_space
-    steps, trajectory = space.keep(("trial", "time")), lin.trajectory
-    weights = read_weights(loss_mask, steps, trajectory.mask, trajectory.states, lin.reading)
-    wanted = read_targets(targets, steps, weights, lin.reading)
-    wanted = objective.fit(wanted, space.shape, weights)
-    outputs = lin.states if lin.readout is None else lin.outputs
+    with in_step(space.parts.group) as processes:
+        objective = objective_of(loss, loss_mask)
+        steps, trajectory = space.keep(("trial", "time")), lin.trajectory
+        weights = read_weights(loss_mask, steps, trajectory.mask, trajectory.states, lin.reading)
+        wanted = read_targets(targets, steps, weights, lin.reading)
+        wanted = objective.fit(wanted, space.shape, weights)
+        if space.parts.many and not isinstance(loss, str):
+            raise ValueError(
+                "loss is a callable, which sees the trials of one process only: pass 'mse' or "
+                "'cross_entropy', whose means are over the trials of all"
+            )
+        counted = float(objective.counted(wanted, weights).sum())
+        total = sum(processes.agree({"loss": str(loss)}, counted))
+        outputs = lin.states if lin.readout is None else lin.outputs
     with torch.enable_grad():
         y = torch.tensor(outputs.values, device=lin.device, requires_grad=True)
         before = torch.get_rng_state()
-        value = objective(y, wanted, weights)
+        value = objective(y, wanted, weights, total)
         if not torch.equal(before, torch.get_rng_state()):
             raise ValueError("loss draws random numbers: make it a function of outputs and targets")
         if not value.isfinite():
@@ -271,7 +280,7 @@ def _gradient(
             "zero in the padding, and for the last steps take outputs[range(len(outputs)), "
             "(weights > 0).sum(1) - 1]"
         )
-    return value.detach(), restricted
+    return space.parts.sum(value.detach()), restricted
 
 
 def _refuse_others(value: Tensor, outputs: Tensor) -> None:

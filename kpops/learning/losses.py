@@ -50,11 +50,14 @@ class _Mean(ABC):
     def of_steps(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of every step, (trial, time)."""
 
-    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def __call__(
+        self, outputs: Tensor, targets: Tensor, weights: Tensor, total: float | None = None
+    ) -> Tensor:
+        """The mean; or what these trials add to it, where all weights have the sum `total`."""
         weights = self.counted(targets, weights)
         # Not zero times what may be infinite.
         steps = self.of_steps(outputs, targets).masked_fill(weights == 0, 0)
-        return (steps * weights).sum() / weights.sum()
+        return (steps * weights).sum() / (weights.sum() if total is None else total)
 
 
 class _SquaredError(_Mean):
@@ -135,7 +138,9 @@ class _Given:
     def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
         return weights
 
-    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def __call__(
+        self, outputs: Tensor, targets: Tensor, weights: Tensor, total: float | None = None
+    ) -> Tensor:
         options = {"weights": weights} if self.weighted else {}
         try:
             value = self.function(outputs, targets, **options)

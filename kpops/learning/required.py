@@ -14,9 +14,16 @@ from kpops.linearization import Linearization
 from kpops.operators.base import TrajectoryOperator
 
 
-def require_linearization(lin: Any, argument: str = "lin") -> Linearization:
-    """Return `lin`, or raise a TypeError if it is no :class:`kpops.Linearization`."""
+def require_linearization(
+    lin: Any, argument: str = "lin", *, spread: bool = False
+) -> Linearization:
+    """Return `lin`, or raise a TypeError if it is no :class:`kpops.Linearization`.
+
+    A ValueError if it is `spread` over processes where the caller does not take that.
+    """
     if isinstance(lin, Linearization):
+        if not spread:
+            lin.space.parts.refuse_spread(lin.flow)
         return lin
     remedy = "pass what kpops.linearize(model, inputs) returns"
     if isinstance(lin, TrajectoryOperator):

@@ -126,12 +126,17 @@ class ForeignOperator(TrajectoryOperator):
         return False
 
 
-def as_operator(op: Any) -> TrajectoryOperator:
+def as_operator(op: Any, *, spread: bool = False) -> TrajectoryOperator:
     """Return `op` itself if it is a TrajectoryOperator, else as a :class:`ForeignOperator`.
 
-    Raises as :class:`ForeignOperator` does.
+    Raises as :class:`ForeignOperator` does, and for an operator that is spread over processes
+    where the caller does not take that.
     """
-    return op if isinstance(op, TrajectoryOperator) else ForeignOperator(op)
+    if not isinstance(op, TrajectoryOperator):
+        return ForeignOperator(op)
+    if not spread:
+        op.parts.refuse_spread(op)
+    return op
 
 
 @as_method

@@ -75,6 +75,7 @@ def partial_trace(
     >>> float(lin.P.partial_trace(keep=("time",)).to_dense()[0, 0])  # 5 trials of 4 units
     20.0
     """
+    op.parts.refuse_spread(op)
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     if op.domain != op.codomain:
         raise ValueError(

@@ -92,7 +92,7 @@ def alignment(
     >>> float(kpops.alignment(after.P, -2 * after.P).estimate.round(12))
     -1.0
     """
-    a, b, rng = as_operator(a), as_operator(b), seeded(rng)
+    a, b, rng = as_operator(a, spread=True), as_operator(b, spread=True), seeded(rng)
     both = Sum(a, b)  # refuses operators that have no sum
     check_count("num_matvecs", num_matvecs, 2)
     if method not in ("auto", "exact", "hutchinson"):

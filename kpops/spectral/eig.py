@@ -138,7 +138,7 @@ def eigsh(
     >>> kpops.eigsh(np.diag([3.0, -5.0, 1.0]), k=2).eigenvalue.values
     array([-5.,  3.])
     """
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     if op.domain != op.codomain:
         raise ValueError(
             f"{op!r} maps no space to itself, and so is not self-adjoint: use kpops.svds, or eigsh "

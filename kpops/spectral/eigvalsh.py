@@ -64,7 +64,7 @@ def eigvalsh(op: Any, *, anyway: bool = False, progress: bool = False) -> xr.Dat
     >>> spectrum.eigenvalue.sizes["mode"] + spectrum.n_zeros == lin.K.shape[0]
     True
     """
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     require_self_adjoint(op)
     spectrum = eigenvalues(op, "" if anyway else "anyway=True")
     values = undone(spectrum.values, 1.0, op, "spectrum")

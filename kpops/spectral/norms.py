@@ -88,7 +88,7 @@ def frobenius_norm(
     >>> float(kpops.frobenius_norm(np.diag([3.0, 4.0])).estimate)
     5.0
     """
-    op, rng = as_operator(op), seeded(rng)
+    op, rng = as_operator(op, spread=True), seeded(rng)
     budget = check(method, _FROBENIUS, num_matvecs, tol)
     method = feasible(op, method)
     answer = exact_answer(exact_frobenius, op, method)
@@ -238,7 +238,7 @@ def spectral_norm(
     >>> float(kpops.spectral_norm(np.diag([3.0, -4.0])).estimate)
     4.0
     """
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     check_real("tol", tol)
     if not 0 < tol < 1:
         raise ValueError(f"tol={tol!r}: choose a relative residual between 0 and 1")

@@ -162,7 +162,7 @@ def effective_rank(
     stable 10.0
     numerical 10.0
     """
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     spec = rank_spec(kind, threshold, tol)
     _check(spec, reduction, method, num_matvecs, rtol)
     work.check_on_interrupt(on_interrupt)

@@ -96,7 +96,7 @@ def svds(
     >>> kpops.svds(np.array([[0.0, 2.0], [0.0, 0.0]]), k=1).singular_value.values
     array([2.])
     """
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     check_modes(k, min(op.shape))
     options = Options(
         near=start_vectors(op, v0),

@@ -118,7 +118,7 @@ def trace(
     >>> abs(float(result.estimate) - 1 / 0.3) < 1e-6
     True
     """
-    op, generator = square(op), seeded(rng)
+    op, generator = square(op, spread=True), seeded(rng)
     budget = check(method, _TRACE, num_matvecs, tol)
     method = feasible(op, method)
     if method == "xnystrace" and not is_self_adjoint(op):
@@ -231,9 +231,9 @@ def diagonal(
     return xr.Dataset({"estimate": estimate, "stderr": stderr}, identity(op), attrs)
 
 
-def square(op: Any) -> TrajectoryOperator:
-    """Refuse an operator that has no trace."""
-    op = as_operator(op)
+def square(op: Any, *, spread: bool = False) -> TrajectoryOperator:
+    """Refuse an operator that has no trace, and one spread over processes unless allowed."""
+    op = as_operator(op, spread=spread)
     if op.domain != op.codomain:
         raise ValueError(
             f"{op!r} does not map a space to itself, so it has no trace and no diagonal: use "
