@@ -19,7 +19,7 @@ from kpops.distributed.agreement import fingerprint, in_step
 from kpops.engines.classification import classify
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.rowwise import RowFunction, Rowwise
-from kpops.engines.select import ENGINES, choose_engine, memory_estimate
+from kpops.engines.select import ENGINES, choose_engine, memory_estimate, memory_of_many
 from kpops.engines.trajectory import Trajectory
 from kpops.kinds import Shown
 from kpops.labels import Space, parameter_space
@@ -38,6 +38,7 @@ from kpops.operators import (
 from kpops.precision import check_precision, in_full_precision
 from kpops.precision import remark as precision_remark
 from kpops.read_inputs import Reading, read_inputs, read_state, trajectory_space
+from kpops.scalars import check_count
 
 
 @in_full_precision
@@ -397,13 +398,48 @@ class Linearization(Shown):
     def _scale(self) -> float:
         return 1.0 if self.measure == "sum" else 1.0 / self.trajectory.n_valid
 
-    def memory_estimate(self) -> dict[str, int]:
-        """Return the bytes that each engine able to linearise the model keeps, by its name.
+    def memory_estimate(
+        self, *, trials: int | None = None, vectors: int = 1, processes: int = 1
+    ) -> dict[str, int]:
+        """Return the bytes that each engine able to linearise the model takes, by its name.
 
-        They are on top of the trajectory. For each vector, a matvec takes its argument, its result
-        and one or two more of the size of the trajectory.
+        Parameters
+        ----------
+        trials : int, optional
+            Estimate what so many trials of the same steps would take, on each process; nothing is
+            allocated. By default, the bytes that the engine of these trials keeps on top of the
+            trajectory. For each vector, a matvec takes its argument, its result and one or two
+            more of the size of the trajectory.
+        vectors : int
+            Vectors in a block, which that estimate includes, as it does the trajectory.
+        processes : int
+            Over how many processes the trials are spread; see :doc:`/many_processes`.
+
+        Examples
+        --------
+        >>> import torch, kpops
+        >>> rnn = torch.nn.RNN(3, 256, batch_first=True)
+        >>> few = kpops.linearize(rnn, torch.zeros(2, 400, 3), gates="recomputed")
+        >>> for processes in (1, 2, 4):
+        ...     needed = few.memory_estimate(trials=2000, processes=processes)
+        ...     print(processes, f"{needed['gated'] / 2**30:.1f} GiB")
+        1 5.4 GiB
+        2 2.7 GiB
+        4 1.4 GiB
         """
         names = tuple(self.parameters)
+        if trials is not None:
+            for name, count in (("trials", trials), ("vectors", vectors), ("processes", processes)):
+                check_count(name, count, 0 if name == "vectors" else 1)
+            each = -(-trials // processes)
+            parts = self.recurrence, names, self.trajectory, self._options
+            with exclusive_compute(self.device):
+                return memory_of_many(*parts, each, vectors)
+        if (vectors, processes) != (1, 1):
+            raise ValueError(
+                f"vectors={vectors} and processes={processes} are for an estimate of many trials: "
+                "pass trials="
+            )
         with exclusive_compute(self.device):
             return memory_estimate(self.recurrence, names, self.trajectory, self._options)
 

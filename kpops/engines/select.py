@@ -21,6 +21,9 @@ ENGINES: dict[str, type[Engine]] = {
     e.name: e for e in (GatedNumbaEngine, GatedEngine, ScanEngine, JacobianEngine, AutodiffEngine)
 }
 
+_HELD = 4
+"""Blocks of the size of the trajectories that a matvec with the flow operator holds."""
+
 
 def memory_estimate(
     recurrence: Recurrence, names: Sequence[str], trajectory: Trajectory, options: dict[str, Any]
@@ -35,6 +38,34 @@ def memory_estimate(
             if measure not in measured:
                 measured[measure] = measure(recurrence, names, trajectory, exact=True, **own)
             found[engine.name] = measured[measure] + engine.bytes_of_copies(recurrence, trajectory)
+    return found
+
+
+def memory_of_many(
+    recurrence: Recurrence,
+    names: Sequence[str],
+    trajectory: Trajectory,
+    options: dict[str, Any],
+    n_trials: int,
+    vectors: int,
+) -> dict[str, int]:
+    """Bytes that each engine takes for `n_trials` such trials, with the trajectory and vectors.
+
+    Nothing is allocated: the many trials are views of the first one.
+    """
+    inputs, previous, states = (
+        tensor[:1].expand(n_trials, -1, -1)
+        for tensor in (trajectory.inputs, trajectory.previous, trajectory.states)
+    )
+    many = Trajectory(inputs, previous, states, None)
+    held = sum(tensor.numel() for tensor in (inputs, previous, states))
+    held += _HELD * vectors * states.numel()
+    found: dict[str, int] = {}
+    for engine in ENGINES.values():
+        if engine.refuses(recurrence, states.device) is None:
+            own = options if options in sum(engine.variants.values(), ()) else {}
+            kept = engine.bytes_needed(recurrence, names, many, **own)
+            found[engine.name] = kept + held * states.element_size()
     return found
 
 

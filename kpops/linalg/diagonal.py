@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.linalg.leave_one_out import xdiag
-from kpops.linalg.probes import BLOCK, Act, Rows, RunningMoments
+from kpops.linalg.probes import Act, Rows, RunningMoments
 from kpops.linalg.scaling import raised
 from kpops.linalg.traces.runs import SketchRun
 from kpops.linalg.vectors import VectorSpace
@@ -141,8 +141,9 @@ class Diagonal(SketchRun):
         self, act: Act, space: VectorSpace, k: int, degree: int
     ) -> Iterator[tuple[Rows, Float[Tensor, "vector image"]]]:
         """`k` random vectors and their images under a factor of that degree, in chunks."""
-        for start in range(0, k, BLOCK):
-            probes = self.source.signs(min(BLOCK, k - start), space.entries, self.like)
+        block = min(space.block, self.outside.block)
+        for start in range(0, k, block):
+            probes = self.source.signs(min(block, k - start), space.entries, self.like)
             images = self._scaled(act, probes, self.outside, degree)
             self.num_matvecs += len(probes) / degree
             yield probes, images

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.random_vectors import RandomVectors
-from kpops.linalg.probes import BLOCK, TINY, Rows, Samples, dots
+from kpops.linalg.probes import TINY, Rows, Samples, dots
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.symmetry import refuse_indefinite
 from kpops.linalg.vectors import VectorSpace
@@ -63,11 +63,11 @@ def moments(
     basis = _basis(problem, space, y) if decays else None
     spent = n_pilot if basis is None else n_pilot + len(basis[0])
     plain, rest = _quotients(space, z, y), []
-    for first in range(spent, m, BLOCK):
+    for first in range(spent, m, space.block):
         if work.interrupted() and plain.shape[1] >= _LEAST:
             m = first
             break
-        z, y = _images(problem, space, min(BLOCK, m - first), source)
+        z, y = _images(problem, space, min(space.block, m - first), source)
         plain = torch.cat([plain, _quotients(space, z, y)], 1)
         if basis is not None:
             inside = space.parts.sum(z @ basis[0].T)

@@ -17,11 +17,15 @@ from kpops.distributed.parts import WHOLE, Parts
 from kpops.engines.random_vectors import RandomVectors
 from kpops.labels import Space
 from kpops.linalg.orthonormal import orthonormal
-from kpops.linalg.probes import Rows, dots, inner, lengths_of
+from kpops.linalg.probes import BLOCK, Rows, dots, inner, lengths_of
 from kpops.linalg.rounding import fix_signs
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.dense import Batches
 from kpops.transfers import beside, on_device, on_host
+
+# Bytes of a block of vectors that go through an operator together. A constant, since error bars
+# may depend on how many they are.
+_BLOCK_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,13 @@ class VectorSpace:
         kind = op.torch_dtype, op.device
         apart = sides if sides.between.many else None
         return cls(sides.count, sides.here, *kind, sides.within, sides.entries, sides.size, apart)
+
+    @property
+    def block(self) -> int:
+        """Vectors that go through an operator together: few where they are large."""
+        most = max(self.parts.counts, default=1) / max(1, sum(self.parts.counts))
+        n_bytes = self.dtype.itemsize * self.total * (most if self.parts.many else 1)
+        return max(1, min(BLOCK, int(_BLOCK_BYTES // max(1, n_bytes))))
 
     @property
     def like(self) -> Tensor:

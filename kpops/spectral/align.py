@@ -14,7 +14,7 @@ from torch import Tensor
 from kpops import work
 from kpops.engines.random_vectors import RandomVectors
 from kpops.linalg.exact import is_cheap
-from kpops.linalg.probes import BLOCK, dots, jackknife
+from kpops.linalg.probes import dots, jackknife
 from kpops.linalg.scaling import normalized
 from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import Sum, TrajectoryOperator
@@ -166,15 +166,15 @@ def _of_unit_blocks(a: TrajectoryOperator, b: TrajectoryOperator) -> Tensor | No
 
 
 def _basis(space: VectorSpace, batches: Batches) -> Iterator[Tensor]:
-    for start in range(0, batches.size, BLOCK):
-        chosen = range(start, min(start + BLOCK, batches.size))
+    for start in range(0, batches.size, space.block):
+        chosen = range(start, min(start + space.block, batches.size))
         yield batches.basis(chosen, space.like)
 
 
 def _probes(space: VectorSpace, m: int, rng: np.random.Generator) -> Iterator[Tensor]:
     source = RandomVectors(rng)
-    for start in range(0, m, BLOCK):
-        yield space.sphere(source, min(BLOCK, m - start))
+    for start in range(0, m, space.block):
+        yield space.sphere(source, min(space.block, m - start))
 
 
 def _products(

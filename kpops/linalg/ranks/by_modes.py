@@ -15,7 +15,7 @@ from kpops.linalg.budget import Estimate
 from kpops.linalg.eigenpairs import Options, eigenpairs
 from kpops.linalg.gramians import propagator_norm
 from kpops.linalg.moments import NEEDS_POSITIVE
-from kpops.linalg.probes import BLOCK, Rows, Samples, left_out
+from kpops.linalg.probes import Rows, Samples, left_out
 from kpops.linalg.quadrature import Rule
 from kpops.linalg.ranks.base import RankKind, RankRun, RankSpec, Values, count_to
 from kpops.linalg.ranks.by_rules import ByRules, Seen
@@ -173,8 +173,9 @@ def squares_off(
     if dim == 0:
         return squares
     source = RandomVectors(rng)
-    for first in range(0, m, BLOCK):
-        z = space.sphere(source, min(BLOCK, m - first))
+    block = min(space.block, of_images.block)
+    for first in range(0, m, block):
+        z = space.sphere(source, min(block, m - first))
         for _ in range(2):  # one pass leaves an error of the order of what it removes
             z = z - space.parts.sum(z @ left.T) @ left
         z = z * (dim**0.5 / space.lengths(z)[:, None]).to(z.dtype)

@@ -82,7 +82,12 @@ def _sketched(run: PlainTrace | GramTrace, budget: float, least: int) -> Sketch 
         run.take_forms(left)
         run.why = "too few matvecs to learn from"
         return None
-    run.grow((left - run.missing) // 2)
+    k = (left - run.missing) // 2
+    if run.sketch is None and not run.fits(k):
+        run.take_forms(left)
+        run.why = f"no memory for the images of {k} vectors"
+        return None
+    run.grow(k)
     assert run.sketch is not None
     if run.sketch.spans_all:
         run.why = f"the rank is below the {len(run.sketch.probes)} vectors"

@@ -13,12 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kpops.engines.memory import free_bytes
 from kpops.engines.random_vectors import RandomVectors
-from kpops.linalg.probes import BLOCK, Act, Rows, Samples
+from kpops.linalg.probes import Act, Rows, Samples
 from kpops.linalg.scaling import power_of_two, raised
 from kpops.linalg.sketch import Sketch
 from kpops.linalg.vectors import VectorSpace
 from kpops.transfers import beside, on_host
+
+# Fraction of the free memory that a sketch may take where nobody asked for one.
+_MEMORY = 0.25
 
 
 class Forms:
@@ -137,10 +141,18 @@ class TraceRun(SketchRun, ABC):
     def _observe(self, probes: Rows, images: Float[Tensor, "vector image"]) -> None:
         """Add the quadratic forms of vectors, from their images."""
 
+    def fits(self, k: int) -> bool:
+        """Whether there is memory for the images of `k` vectors, a basis of them and its images."""
+        n_bytes = k * (self.inside.size + 3 * self.outside.size) * self.inside.dtype.itemsize
+        ratio = n_bytes / max(1, free_bytes(self.inside.device))
+        parts = self.outside.parts if self.outside.parts.many else self.inside.parts
+        return parts.largest(ratio) <= _MEMORY
+
     def take_forms(self, k: int) -> None:
         """Add quadratic forms of `k` vectors that serve nothing else."""
-        for start in range(0, k, BLOCK):
-            probes = self.inside.sphere(self.source, min(BLOCK, k - start))
+        block = min(self.inside.block, self.outside.block)
+        for start in range(0, k, block):
+            probes = self.inside.sphere(self.source, min(block, k - start))
             self._observe(probes, self._forth(probes))
 
     def grow(self, k: int) -> None:
