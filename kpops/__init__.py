@@ -21,7 +21,8 @@ from kpops.learning.interference import accumulate_interference, interference, i
 from kpops.learning.over_training import MeasureError, over_training
 from kpops.learning.rank_bounds import rank_bounds
 from kpops.learning.trajectories import trajectory_dimension
-from kpops.linearization import Linearization, linearize
+from kpops.linearization import Linearization
+from kpops.linearizing import linearize
 from kpops.models.network import Network
 from kpops.operators import TrajectoryOperator
 from kpops.spectral import (

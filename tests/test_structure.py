@@ -19,7 +19,7 @@ ROOMS = [
     {"engines"},
     {"operators"},
     {"linalg"},
-    {"snapshot", "read_inputs", "derivatives", "checks", "linearization"},
+    {"snapshot", "read_inputs", "derivatives", "checks", "linearization", "linearizing"},
     {"spectral", "dynamics", "html"},
     {"learning"},
     {"tasks", "training", "plot", "testing"},

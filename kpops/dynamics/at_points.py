@@ -19,7 +19,8 @@ from kpops.engines.trajectory import Trajectory
 from kpops.kinds import described
 from kpops.labels import Coordinate, Space, without_multiindex
 from kpops.linalg.rounding import noise_floor
-from kpops.linearization import Linearization, linearize
+from kpops.linearization import Linearization
+from kpops.linearizing import linearize
 from kpops.maturity import experimental
 from kpops.models.initial_state import LearnedStart
 from kpops.models.recurrence import as_recurrence

@@ -20,7 +20,8 @@ from kpops.kinds import described
 from kpops.learning.checkpoints import Checkpoints
 from kpops.learning.checkpoints import checkpoints as read_checkpoints
 from kpops.learning.required import has_argument, labelled
-from kpops.linearization import Linearization, linearize
+from kpops.linearization import Linearization
+from kpops.linearizing import linearize
 
 Measure = Callable[..., "xr.Dataset | xr.DataArray | Mapping[str, Any]"]
 

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from kpops.distributed.parts import WHOLE, Parts
 from kpops.engines.random_vectors import RandomVectors
-from kpops.labels import Space
 from kpops.linalg.orthonormal import orthonormal
 from kpops.linalg.probes import BLOCK, Rows, dots, inner, lengths_of
 from kpops.linalg.rounding import fix_signs
 from kpops.operators.base import TrajectoryOperator
-from kpops.operators.dense import Batches
+from kpops.operators.dense import Batches, Side
 from kpops.transfers import beside, on_device, on_host
 
 # Bytes of a block of vectors that go through an operator together. A constant, since error bars
@@ -51,9 +50,9 @@ class VectorSpace:
             object.__setattr__(self, "total", self.size)
 
     @classmethod
-    def of(cls, op: TrajectoryOperator, space: Space | Batches) -> VectorSpace:
+    def of(cls, op: TrajectoryOperator, side: Side) -> VectorSpace:
         """The vectors of a space of `op`, whole or as independent problems."""
-        sides = Batches(space, ()) if isinstance(space, Space) else space
+        sides = side if isinstance(side, Batches) else Batches(side, ())
         kind = op.torch_dtype, op.device
         apart = sides if sides.between.many else None
         return cls(sides.count, sides.here, *kind, sides.within, sides.entries, sides.size, apart)

@@ -109,6 +109,10 @@ class Batches:
         return problem[mine] - self.first, mine
 
 
+Side = Space | Batches
+"""A space, whole or as independent problems."""
+
+
 class DenseOperator(TrajectoryOperator):
     """A matrix between labelled spaces.
 
