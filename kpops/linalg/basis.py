@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -47,16 +49,17 @@ class Basis:
         self.room[:, self.n : self.n + block.shape[1]] = block
         self.n += block.shape[1]
 
-    def remove(self, block: Block, since: int = 0) -> Float[Tensor, "problem basis vector"]:
+    def remove(self, block: Block, since: int = 0, *more: Tensor) -> Any:
         """Subtract from the block, in place, its components along the vectors from `since` on.
 
-        Returns the coefficients, in float64.
+        Returns the coefficients, in float64, with the sums over processes of `more`.
         """
         rows = self.room[:, since : self.n]
         with enough_for(2 * rows.numel() * block.shape[1]):
-            coefficients = self.space.inner(rows, block)
+            found = self.space.inner(rows, block, *more)
+            coefficients = found[0] if more else found
             block.baddbmm_(coefficients.mT.to(block.dtype), rows, alpha=-1)
-        return coefficients
+        return found
 
     def random(self, n: int, near: Block | None = None) -> Float[Tensor, "problem new entry"]:
         """Random vectors, orthonormal and orthogonal to the basis.
@@ -101,9 +104,12 @@ class Basis:
         worst = self.space.worst  # all processes do the same
         again = scale == 0 or -worst(-float(squares.min())) < (0.1 * scale) ** 2
         weak = 10 * info.eps
+        # A message less where the Gram matrix knows the lengths.
+        known = self.space.parts.many and not again and squares.min() > 1e-6 * squares.max()
         for _ in range(_ROUNDS + 1):
             block = beside(axes.mT, block) @ block
-            lengths = self.space.lengths(block)
+            lengths = squares.sqrt().to(block.device) if known else self.space.lengths(block)
+            known = False
             block /= lengths[..., None].clamp_min(info.tiny).to(block.dtype)
             if again:
                 self.remove(block)

@@ -24,8 +24,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kpops.engines.memory import free_bytes
+from kpops.engines.threads import enough_for
 from kpops.linalg.basis import Basis, Gram
-from kpops.linalg.probes import Act, Block
+from kpops.linalg.probes import Act, Block, inner, lengths_of
 from kpops.linalg.problem import Modes
 from kpops.linalg.search import Search
 from kpops.linalg.vectors import VectorSpace
@@ -308,11 +309,15 @@ def _removed(basis: Basis, image: Block, related: int, *more: Tensor) -> tuple[A
     whatever orthogonality the basis lacks does little harm. Returns the coefficients, the Gram
     matrix of what is left, the length of the longest vector before, and `more`, on the host.
     """
-    length = basis.space.lengths(image).max()
-    local = basis.remove(image, related)
-    coefficients = basis.remove(image)
+    squares = lengths_of(image).square()
+    local, squares = basis.remove(image, related, squares)
+    with enough_for(2 * image.numel() * image.shape[1]):
+        gram = inner(image, image)
+    coefficients, gram = basis.remove(image, 0, gram)
+    gram = gram - coefficients.mT @ coefficients  # of what is left, by Pythagoras
     coefficients[:, related:] += local
-    coefficients, gram, length, *rest = on_host(coefficients, basis.gram_of(image), length, *more)
+    length = squares.max().sqrt()
+    coefficients, gram, length, *rest = on_host(coefficients, gram, length, *more)
     return coefficients, gram, basis.space.worst(float(length)), *rest
 
 

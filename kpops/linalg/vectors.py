@@ -8,6 +8,7 @@ are methods of a :class:`VectorSpace`, which adds up what the processes have.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -70,10 +71,13 @@ class VectorSpace:
         return torch.empty((), dtype=self.dtype, device=self.device)
 
     def inner(
-        self, a: Float[Tensor, "*problem i entry"], b: Float[Tensor, "*problem j entry"]
-    ) -> Float[Tensor, "*problem i j"]:
-        """Inner products of rows, in float64."""
-        return self.parts.sum(inner(a, b))
+        self,
+        a: Float[Tensor, "*problem i entry"],
+        b: Float[Tensor, "*problem j entry"],
+        *more: Tensor,
+    ) -> Any:
+        """Inner products of rows, in float64; with the sums of `more` that this process has."""
+        return self.parts.sum(inner(a, b), *more)
 
     def dots(self, a: Rows, b: Rows) -> Float[Tensor, " vector"]:
         """Inner products of the rows of two blocks, summed in float64."""
