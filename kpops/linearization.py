@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 from kpops import snapshot
 from kpops.arrays import to_numpy
 from kpops.derivatives import is_declared
-from kpops.distributed.agreement import fingerprint, in_step
+from kpops.distributed.agreement import in_step
 from kpops.engines.classification import classify
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.rowwise import RowFunction, Rowwise
@@ -37,7 +37,7 @@ from kpops.operators import (
 )
 from kpops.precision import check_precision, in_full_precision
 from kpops.precision import remark as precision_remark
-from kpops.read_inputs import Reading, read_inputs, read_state, trajectory_space
+from kpops.read_inputs import Reading, read_inputs, read_state
 
 
 @in_full_precision
@@ -151,41 +151,22 @@ def linearize(
         if isinstance(model, Linearization):
             raise TypeError("model is a Linearization already: use it as it is")
         parts = snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
-        readout = parts.readout
-        snapshot.refuse_tied(parts.recurrent, readout)
+        snapshot.refuse_tied(parts.recurrent, parts.readout)
         recurrence = snapshot.of_model(parts, dtype, device)
         learning = snapshot.learning_parameters(recurrence, parts.own_names(parameters))
         like = next(iter(learning.values()))
         check_precision(precision, like.dtype)
         convert = dtype is not None
         x, valid, coords, reading = read_inputs(inputs, mask, recurrence, like, convert=convert)
-        h0 = read_state(h0, dtype, coords)
         recurrence.requires_grad_(False)  # no autograd graph is ever needed
         with exclusive_compute(like.device):
-            h = recurrence.initial_state(h0, len(x), x[:, 0])
+            h = recurrence.initial_state(read_state(h0, dtype, coords), len(x), x[:, 0])
             trajectory = snapshot.run_from(recurrence, x, h, valid, learning)
             trajectory = replace(trajectory, precision=precision)
-            own: dict[str, Tensor] = {}
-            if readout is not None:
-                readout, own = snapshot.of_readout(parts, recurrence, trajectory.states, convert)
-        times = [c.values for c in coords.values() if c[0] == ("time",)]
-        spread = processes.spread(
-            trajectory.states,
-            trajectory.n_valid,
-            {
-                "model": type(recurrence.module).__name__,
-                "learning parameters": tuple(learning),
-                "measure": measure,
-                "precision": precision,
-                "readout": type(readout).__name__,
-                "weights": fingerprint(recurrence.module, readout),
-                "labels of time": fingerprint(*times),
-            },
+            readout, own = snapshot.of_readout(parts, recurrence, trajectory.states, convert)
+        trajectory, space = snapshot.spread(
+            processes, trajectory, coords, recurrence, readout, measure, learning
         )
-        trajectory = replace(
-            trajectory, parts=spread.parts, valid_elsewhere=spread.n_valid - trajectory.n_valid
-        )
-        space = trajectory_space(recurrence, trajectory.states.shape, coords, spread.parts)
         linearization = Linearization(
             recurrence=recurrence,
             parameters=learning,
@@ -240,9 +221,8 @@ class Linearization(Shown):
     def __post_init__(self) -> None:
         with exclusive_compute(self.device):
             parts = self.recurrence, self.parameters, self.trajectory
-            name, self._options, self.engine_reason = choose_engine(
-                self.engine_asked, self.gates_asked, *parts
-            )
+            engine, gates = self.engine_asked, self.gates_asked
+            name, self._options, self.engine_reason = choose_engine(engine, gates, *parts)
             self.engine = ENGINES[name](*parts, **self._options)
 
     @property
@@ -271,23 +251,21 @@ class Linearization(Shown):
         """The outputs y = C(h), dims (trial, time, output); zero where the mask is False."""
         with exclusive_compute(self.device):
             rows = self._readout_map()({}, *self._readout_rows())
-        outputs = rows.unflatten(0, self.space.shape[:2])
-        outputs = self.trajectory.restrict(outputs[None])[0]
+        outputs = self.trajectory.restrict(rows.unflatten(0, self.space.shape[:2])[None])[0]
         return self.output_space.label(to_numpy(outputs), name="outputs", long_name="output y")
 
     @property
     def attrs(self) -> dict[str, str]:
         """Provenance, which every result carries."""
-        return (
-            {
-                "model": type(self.recurrence.module).__name__,
-                "measure": self.measure,
-                "engine": self.engine.name,
-                "dtype": str(self.dtype).removeprefix("torch."),
-            }
-            | ({} if self.precision == "highest" else {"precision": self.precision})
-            | ({} if self.forcing_step == 1 else {"forcing": f"rate, dt {self.forcing_step:.6g}"})
-        )
+        found = {
+            "model": type(self.recurrence.module).__name__,
+            "measure": self.measure,
+            "engine": self.engine.name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        found |= {} if self.precision == "highest" else {"precision": self.precision}
+        dt = self.forcing_step
+        return found if dt == 1 else found | {"forcing": f"rate, dt {dt:.6g}"}
 
     @cached_property
     def parameter_space(self) -> Space:
@@ -303,8 +281,6 @@ class Linearization(Shown):
         coords = {k: c for k, c in self.space.coords.items() if "unit" not in c[0]}
         shape = (*self.space.shape[:2], n_outputs)
         return Space(("trial", "time", "output"), shape, coords, self.space.parts)
-
-    # The operators of theory.
 
     @cached_property
     def P(self) -> TrajectoryOperator:
@@ -371,8 +347,6 @@ class Linearization(Shown):
         operator = operator if factor == 1 else factor * operator
         operator.attrs = self.attrs
         return operator
-
-    # The readout as a function of rows.
 
     def _readout_map(self) -> RowFunction:
         # Not a method of self: operators must not keep the linearization alive in a cycle.

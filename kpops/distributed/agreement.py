@@ -8,19 +8,13 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from kpops.arrays import to_numpy
 from kpops.distributed.parts import WHOLE, DistributedError, Parts
 from kpops.kinds import described
-
-
-class Spread(NamedTuple):
-    """How the trials are spread, and the number of valid steps on all processes."""
-
-    parts: Parts
-    n_valid: int
 
 
 class Processes:
@@ -40,22 +34,22 @@ class Processes:
             )
         self.rank, self.n = dist.get_rank(group), dist.get_world_size(group)
 
-    def spread(self, states: Tensor, n_valid: int, facts: Mapping[str, Any]) -> Spread:
-        """Agree on everything but the trials."""
+    def spread(
+        self, n_trials: int, n_valid: int, facts: Mapping[str, Any], device: torch.device
+    ) -> tuple[Parts, int]:
+        """Agree on `facts`; how the trials are spread, and the valid steps of all processes."""
         if self.group is None:
-            return Spread(WHOLE, n_valid)
+            return WHOLE, n_valid
         backend = dist.get_backend(self.group)
-        if (backend == "nccl") != (states.device.type == "cuda"):
+        if (backend == "nccl") != (device.type == "cuda"):
             raise ValueError(
-                f"the model is on {states.device}, and process_group communicates by {backend}: "
+                f"the model is on {device}, and process_group communicates by {backend}: "
                 f"initialise it with backend {'gloo' if backend == 'nccl' else 'nccl'!r}, or pass "
                 "device="
             )
-        sizes = {"dtype": str(states.dtype), "steps": states.shape[1], "units": states.shape[2]}
-        everyone = self.agree({**sizes, **facts}, (len(states), n_valid))
+        everyone = self.agree(facts, (n_trials, n_valid))
         counts = tuple(n for n, _ in everyone)
-        parts = Parts(counts, self.group) if len(counts) > 1 else WHOLE
-        return Spread(parts, sum(n for _, n in everyone))
+        return Parts(counts, self.group) if self.n > 1 else WHOLE, sum(n for _, n in everyone)
 
     def agree(self, facts: Mapping[str, Any], own: Any = None) -> list[Any]:
         """Refuse facts that differ between the processes; return what each has of its `own`."""

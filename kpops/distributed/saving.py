@@ -114,10 +114,10 @@ def _make(path: Any, dataset: xr.Dataset, counts: list[int]) -> None:
     chunks = {n: {"chunks": _chunks(field, counts)} for n, field in fields.items()}
     one = dataset.isel({TRIAL: slice(0, 1)}, missing_dims="ignore")
     one.to_zarr(path, mode="w-", encoding=chunks, consolidated=False)
-    arrays = zarr.open_group(path, mode="r+")
+    arrays = dict(zarr.open_group(path, mode="r+").arrays())
     for name in trial_variables(dataset):
         sizes = {**dataset.variables[name].sizes, TRIAL: sum(counts)}
-        arrays[name].resize(tuple(sizes.values()))
+        arrays[str(name)].resize(tuple(sizes.values()))
 
 
 def _write(path: Any, variables: Mapping[Hashable, xr.Variable], first: int) -> None:
