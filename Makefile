@@ -8,8 +8,8 @@ READY = $(VENV)/.ready
 # Threads are torch's and ours to choose; their number changes the rounding of results.
 export MPLBACKEND ?= agg
 
-.PHONY: checkpoints demo test shapes test-slow test-distributed test-gpu test-simulated test-latest test-processors \
-	fuzz lint types doctest docs benchmarks check clean coverage
+.PHONY: checkpoints demo test shapes test-slow test-distributed test-gpu test-simulated test-latest \
+	test-processors fuzz lint types doctest docs benchmarks check clean coverage
 
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two minutes)
 	$(BIN)/python examples/dynamic_collapse.py --output outputs
@@ -23,7 +23,8 @@ shapes: $(READY)  ## tests of linalg, engines and operators with every annotatio
 		tests/spectral/test_registries.py tests/spectral/test_norms.py tests/spectral/test_gramian.py
 
 coverage: $(READY)  ## the share of lines and branches that the test suite runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --dist loadgroup --cov --cov-report=term -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --dist loadgroup -q \
+		--cov --cov-report=term
 
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow
