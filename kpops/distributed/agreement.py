@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -49,7 +50,8 @@ class Processes:
             )
         everyone = self.agree(facts, (n_trials, n_valid))
         counts = tuple(n for n, _ in everyone)
-        return Parts(counts, self.group) if self.n > 1 else WHOLE, sum(n for _, n in everyone)
+        parts = Parts(counts, weakref.ref(self.group)) if self.n > 1 else WHOLE
+        return parts, sum(n for _, n in everyone)
 
     def agree(self, facts: Mapping[str, Any], own: Any = None) -> list[Any]:
         """Refuse facts that differ between the processes; return what each has of its `own`."""

@@ -71,7 +71,7 @@ def gather(
         if to is not None and to not in range(processes.n):
             raise ValueError(f"to={to!r}: choose a rank from 0 to {processes.n - 1}")
         dataset = as_dataset(result).load()
-        counts = agree_on(processes, dataset, {"to": to})
+        counts = agree_on(processes, dataset, f"gather(to={to})")
         here = to is None or to == processes.rank
         wanted = trial_variables(dataset)
         whole = gathered(processes, dataset, wanted, counts, here=here)
@@ -102,10 +102,11 @@ def trial_variables(dataset: xr.Dataset) -> list[Hashable]:
     return sorted((n for n, v in dataset.variables.items() if TRIAL in v.dims), key=str)
 
 
-def agree_on(processes: Processes, dataset: xr.Dataset, facts: dict[str, Any]) -> list[int]:
-    """Refuse results that differ in more than trials; return their numbers of trials."""
+def agree_on(processes: Processes, dataset: xr.Dataset, call: str) -> list[int]:
+    """Refuse calls and results that differ in more than trials; return their numbers of trials."""
     names = sorted(dataset.variables, key=str)
-    facts = facts | {"variables": names, "coordinates": sorted(dataset.coords, key=str)}
+    facts: dict[str, Any] = {"called": call, "variables": names}
+    facts["coordinates"] = sorted(dataset.coords, key=str)
     for name in names:
         variable = dataset.variables[name]
         # Strings of another length are no other kind.

@@ -81,7 +81,7 @@ def to_zarr(
         dataset = _writable(dataset)
         if dataset.sizes.get(TRIAL) == 0:
             raise ValueError("result has no trials here: leave this process out of the group")
-        counts = agree_on(processes, dataset, {"path": os.fspath(path)})
+        counts = agree_on(processes, dataset, f"to_zarr(path={os.fspath(path)!r})")
         spread = trial_variables(dataset)
         fields = {n: dataset.variables[n] for n in spread if n not in dataset.coords}
         leads = processes.rank == 0

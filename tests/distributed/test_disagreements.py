@@ -226,7 +226,9 @@ def test_after_all_the_errors_the_processes_are_in_step(run):
     assert len(set(run(3, still_in_step))) == 1
 
 
-@pytest.mark.parametrize(("use", "code"), [(killed, -signal.SIGKILL), (left, 3)])
+@pytest.mark.parametrize(
+    ("use", "code"), [(killed, -signal.SIGKILL), pytest.param(left, 3, marks=pytest.mark.slow)]
+)
 def test_the_others_hear_of_a_process_that_ends(use, code):
     with Pool(3) as pool:
         *others, last = pool.answers(use)

@@ -133,6 +133,7 @@ def wrong(path):
     told["no name"] = [error_of(lambda: to_zarr(part.eigenfunction.rename(None), path))]
     told["no trials"] = [error_of(lambda: to_zarr(part.isel(trial=slice(0, 2 * rank)), path))]
     told["other paths"] = [error_of(lambda: to_zarr(part, path + str(rank)))]
+    told["another call"] = [error_of(lambda: to_zarr(part, path) if rank else gather(part, to=0))]
     to_zarr(part, path)
     told["a path in use"] = [error_of(lambda: to_zarr(part, path))]
     same(xr.open_zarr(path).load(), gather(part))
@@ -187,7 +188,8 @@ def test_results_that_do_not_belong_together_are_refused_everywhere(run, tmp_pat
         "another size": "eigenfunction of kind, dims and sizes",
         "another dtype": "eigenfunction of kind, dims and sizes",
         "another order": "eigenfunction of kind, dims and sizes",
-        "other paths": "path",
+        "other paths": "called to_zarr(path='",
+        "another call": "called to_zarr(path='",
     }
     for name, expected in words.items():
         for told in both:

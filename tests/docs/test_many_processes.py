@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import kpops
+
+ROOT = str(Path(kpops.__file__).parents[1])
 PAGE = (Path(__file__).parents[2] / "docs" / "many_processes.rst").read_text()
 
 
@@ -26,7 +29,7 @@ def test_the_script_runs_on_any_number_of_processes(tmp_path):
         done = subprocess.run(
             [*command, "--nproc-per-node", str(n), "spread.py"],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT},
             capture_output=True,
             text=True,
             timeout=120,
