@@ -8,14 +8,14 @@ READY = $(VENV)/.ready
 # Threads are torch's and ours to choose; their number changes the rounding of results.
 export MPLBACKEND ?= agg
 
-.PHONY: checkpoints demo test shapes test-slow test-gpu test-simulated test-latest test-processors fuzz \
-	lint types doctest docs benchmarks check clean coverage
+.PHONY: checkpoints demo test shapes test-slow test-distributed test-gpu test-simulated test-latest \
+	test-processors fuzz lint types doctest docs benchmarks check clean coverage
 
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two minutes)
 	$(BIN)/python examples/dynamic_collapse.py --output outputs
 
 test: $(READY)  ## the test suite without the slow tests (four to five minutes), a core for each worker
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --dist loadgroup
 
 shapes: $(READY)  ## tests of linalg, engines and operators with every annotation checked
 	KPOPS_CHECK_SHAPES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical \
@@ -23,10 +23,15 @@ shapes: $(READY)  ## tests of linalg, engines and operators with every annotatio
 		tests/spectral/test_registries.py tests/spectral/test_norms.py tests/spectral/test_gramian.py
 
 coverage: $(READY)  ## the share of lines and branches that the test suite runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --cov --cov-report=term -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --dist loadgroup -q \
+		--cov --cov-report=term
 
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+test-distributed: $(READY)  ## the contract of operators spread over two processes (one to two minutes)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m torch.distributed.run --standalone \
+		--nproc-per-node 2 tests/distributed/contract.py
 
 test-gpu: $(READY)  ## every test that is parametrised over devices, on the GPU
 	$(BIN)/python -m pytest -m gpu
@@ -67,7 +72,7 @@ benchmarks: $(READY)  ## products beside other ways to them, growth, memory, spe
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python -m benchmarks
 
-check: lint types test test-slow doctest docs  ## what CI runs, but for the demo
+check: lint types test test-slow test-distributed doctest docs  ## what CI runs, but for the demo
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -8,8 +8,8 @@ P K P*.
 import importlib
 from typing import Any
 
+from kpops import distributed, models, plot, tasks, training
 from kpops import html as html  # what notebooks show registers itself
-from kpops import models, plot, tasks, training
 from kpops.dynamics.at_points import linearize_at, stationary_response
 from kpops.dynamics.covariant import covariant_lyapunov_vectors
 from kpops.dynamics.fixed_points import fixed_points
@@ -68,6 +68,7 @@ __all__ = [
     "controllability_gramian",
     "covariant_lyapunov_vectors",
     "diagonal",
+    "distributed",
     "effective_rank",
     "eigsh",
     "eigvalsh",

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from kpops import snapshot
-from kpops.distributed.agreement import fingerprint, in_step
+from kpops.distributed.agreement import in_step
 from kpops.engines.exclusive import exclusive_compute
 from kpops.linearization import Linearization
 from kpops.precision import check_precision, in_full_precision
-from kpops.read_inputs import read_inputs, read_state, trajectory_space
+from kpops.read_inputs import read_inputs, read_state
 
 
 @in_full_precision
@@ -129,41 +129,22 @@ def linearize(
         if isinstance(model, Linearization):
             raise TypeError("model is a Linearization already: use it as it is")
         parts = snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
-        readout = parts.readout
-        snapshot.refuse_tied(parts.recurrent, readout)
+        snapshot.refuse_tied(parts.recurrent, parts.readout)
         recurrence = snapshot.of_model(parts, dtype, device)
         learning = snapshot.learning_parameters(recurrence, parts.own_names(parameters))
         like = next(iter(learning.values()))
         check_precision(precision, like.dtype)
         convert = dtype is not None
         x, valid, coords, reading = read_inputs(inputs, mask, recurrence, like, convert=convert)
-        h0 = read_state(h0, dtype, coords)
         recurrence.requires_grad_(False)  # no autograd graph is ever needed
         with exclusive_compute(like.device):
-            h = recurrence.initial_state(h0, len(x), x[:, 0])
+            h = recurrence.initial_state(read_state(h0, dtype, coords), len(x), x[:, 0])
             trajectory = snapshot.run_from(recurrence, x, h, valid, learning)
             trajectory = replace(trajectory, precision=precision)
-            own: dict[str, Tensor] = {}
-            if readout is not None:
-                readout, own = snapshot.of_readout(parts, recurrence, trajectory.states, convert)
-        times = [c.values for c in coords.values() if c[0] == ("time",)]
-        spread = processes.spread(
-            trajectory.states,
-            trajectory.n_valid,
-            {
-                "model": type(recurrence.module).__name__,
-                "learning parameters": tuple(learning),
-                "measure": measure,
-                "precision": precision,
-                "readout": type(readout).__name__,
-                "weights": fingerprint(recurrence.module, readout),
-                "labels of time": fingerprint(*times),
-            },
+            readout, own = snapshot.of_readout(parts, recurrence, trajectory.states, convert)
+        trajectory, space = snapshot.spread(
+            processes, trajectory, coords, recurrence, readout, measure, learning
         )
-        trajectory = replace(
-            trajectory, parts=spread.parts, valid_elsewhere=spread.n_valid - trajectory.n_valid
-        )
-        space = trajectory_space(recurrence, trajectory.states.shape, coords, spread.parts)
         linearization = Linearization(
             recurrence=recurrence,
             parameters=learning,

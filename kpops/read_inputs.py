@@ -113,12 +113,17 @@ def read_inputs(
             raise ValueError("mask and the coordinate mask of inputs differ: drop one")
         valid = theirs
     elif valid is not None:
-        coords["mask"] = Coordinate(_STEPS, to_numpy(valid), {"long_name": "valid step"})
+        coords["mask"] = valid_steps(to_numpy(valid))
     coords = _times(recurrence, given, valid) | coords
     return Inputs(recurrence.prepare_inputs(x), valid, coords, reading)
 
 
 _STEPS = ("trial", "time")
+
+
+def valid_steps(mask: np.ndarray) -> Coordinate:
+    """The coordinate ``mask`` (trial, time)."""
+    return Coordinate(_STEPS, mask, {"long_name": "valid step"})
 
 
 def _by_dims(inputs: xr.DataArray) -> tuple[Any, dict[str, Coordinate], bool]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,15 +24,18 @@ from kpops.checks import (
     refuse_unfit,
     refuse_unready,
 )
+from kpops.distributed.agreement import Processes, fingerprint
 from kpops.engines.memory import named_allocations
 from kpops.engines.threads import enough_for
 from kpops.engines.trajectory import Trajectory
 from kpops.kinds import described
+from kpops.labels import Coordinate, Space
 from kpops.models.readout import RowReadout
 from kpops.models.recurrence import Recurrence, as_recurrence
 from kpops.models.structure import recurrent_class
 from kpops.models.whole import Parts
 from kpops.models.whole import take_apart as _take_apart
+from kpops.read_inputs import trajectory_space, valid_steps
 
 
 def take_apart(
@@ -87,6 +92,8 @@ def of_readout(
     With `convert`, a readout of another dtype is converted; else it is refused.
     """
     readout, learning = parts.readout, {}
+    if readout is None:
+        return None, {}
     if not callable(readout) or isinstance(readout, type):
         raise TypeError(f"readout is {described(readout)}, expected an nn.Module or a callable")
     refuse_unfit(readout, "the readout")
@@ -244,3 +251,43 @@ def _refuse_nonfinite(values: Tensor, what: str) -> None:
             f"{what} is not finite, first in {where} (steps count from 1): mask padded steps, "
             "scale the inputs, or check the weights"
         )
+
+
+def spread(
+    processes: Processes,
+    trajectory: Trajectory,
+    coords: dict[str, Coordinate],
+    recurrence: Recurrence,
+    readout: Any,
+    measure: str,
+    learning: Iterable[str],
+) -> tuple[Trajectory, Space]:
+    """The trajectory and its space among other processes, which have all but the trials in common.
+
+    Of one process alone, they are the whole.
+    """
+    shape = tuple(trajectory.states.shape)
+    model = type(recurrence.module).__name__
+    facts = {
+        "dtype": str(trajectory.states.dtype),
+        "steps": shape[1],
+        "units": shape[2],
+        "model": model if readout is None else f"{model} with the readout {type(readout).__name__}",
+        "learning parameters": tuple(learning),
+        "measure": measure,
+        "precision": trajectory.precision,
+        "labels": sorted(set(coords) - {"mask"}),
+    }
+    # Hashes tell nobody more than that something differs, and come last.
+    hashed = {
+        "weights with the hash": (recurrence.module, readout),
+        "labels of time with the hash": [c.values for c in coords.values() if c.dims == ("time",)],
+    }
+    if processes.group is not None:
+        facts |= {what: fingerprint(*values) for what, values in hashed.items()}
+    n_valid, device = trajectory.n_valid, trajectory.states.device
+    parts, n_valid_in_all = processes.spread(shape[0], n_valid, facts, device)
+    if n_valid_in_all < sum(parts.counts) * shape[1] and "mask" not in coords:
+        coords = {**coords, "mask": valid_steps(np.ones(shape[:2], dtype=bool))}
+    trajectory = replace(trajectory, parts=parts, valid_elsewhere=n_valid_in_all - n_valid)
+    return trajectory, trajectory_space(recurrence, shape, coords, parts)

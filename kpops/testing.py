@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
+from kpops.operators.parameter import ParameterOperator
 from kpops.precision import in_full_precision
 from kpops.scalars import generator as random_generator
 
@@ -26,6 +29,9 @@ _BLOCK = 3
 @in_full_precision
 def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -> dict[str, float]:
     """Check the contract of an operator.
+
+    One that is spread over processes is checked by all of them together, which get the same
+    figures; it has none for ``pickle`` and ``dense``.
 
     Parameters
     ----------
@@ -64,34 +70,37 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
     _check_kept(op, back, op.domain)
     matrix = op @ to_numpy(u.reshape(len(u), -1)).T
 
+    gap, gap_back = _gap_in(op.codomain), _gap_in(op.domain)
     figures = {
-        "adjoint": _adjoint_gap(u, v, image, back),
-        "linearity": _gap(op.apply(2 * u - 3 * w), 2 * image - 3 * op.apply(w)),
+        "adjoint": _adjoint_gap(op, u, v, image, back),
+        "linearity": gap(op.apply(2 * u - 3 * w), 2 * image - 3 * op.apply(w)),
         "block": max(
-            _gap(image, torch.cat([op.apply(q[None]) for q in u])),
-            _gap(back, torch.cat([op.apply_adjoint(q[None]) for q in v])),
+            gap(image, torch.cat([op.apply(q[None]) for q in u])),
+            gap_back(back, torch.cat([op.apply_adjoint(q[None]) for q in v])),
         ),
-        "deterministic": _gap(op.apply(u), image),
-        "numpy": _gap(torch.from_numpy(np.ascontiguousarray(matrix.T)), _flat(image).cpu()),
+        "deterministic": gap(op.apply(u), image),
+        "numpy": gap(torch.from_numpy(np.ascontiguousarray(matrix.T)).to(op.device), _flat(image)),
     }
     try:
         pickled = pickle.dumps(op)
     except (pickle.PicklingError, AttributeError, RuntimeError, TypeError):
         pass  # the user's model or readout is of a kind that Python cannot pickle
     else:
-        figures["pickle"] = _gap(pickle.loads(pickled).apply(u), image)
+        figures["pickle"] = gap(pickle.loads(pickled).apply(u), image)
     assert matrix.dtype == op.dtype, f"NumPy result has {matrix.dtype}, expected {op.dtype}"
-    if max(op.shape) <= _DENSE_SIZE:
+    if max(op.shape) <= _DENSE_SIZE and not op.parts.many:
         dense = op.dense_tensor()
         figures["dense"] = max(
-            _gap(_flat(image), _flat(u) @ dense.T),
-            _gap(_flat(back), _flat(v) @ dense),
-            _gap(op.H.dense_tensor(), dense.T),
+            gap(_flat(image), _flat(u) @ dense.T),
+            gap(_flat(back), _flat(v) @ dense),
+            gap(op.H.dense_tensor(), dense.T),
         )
     if op.self_adjoint:
-        figures["self_adjoint"] = _gap(op.apply_adjoint(u), image)
+        figures["self_adjoint"] = gap(op.apply_adjoint(u), image)
     if op.positive:
-        quotients = _dots(u, image) / (u.norm().double() * image.norm().double() + 1e-300)
+        dots = partial(_dots, space=op.domain)
+        scales = dots(u, u).sum().sqrt() * dots(image, image).sum().sqrt()
+        quotients = dots(u, image) / (scales + 1e-300)
         figures["positive"] = max(0.0, -float(quotients.min()))
         if "dense" in figures:
             values = torch.linalg.eigvalsh((dense + dense.T) / 2)
@@ -146,25 +155,26 @@ def check_linearization(
     names += [] if lin.readout is None else ["output_ntk"]
     figures = {name: check_operator(getattr(lin, name), rng) for name in names}
 
+    gap = _gap_in(lin.space)
     q = lin.trajectory.restrict(_random(lin.P, lin.space, rng))
     scale = 1.0 if lin.measure == "sum" else 1.0 / lin.trajectory.n_valid
     laws = {
         "P P_inv": max(
-            _gap(lin.P.apply(lin.P_inv.apply(q)), q), _gap(lin.P_inv.apply(lin.P.apply(q)), q)
+            gap(lin.P.apply(lin.P_inv.apply(q)), q), gap(lin.P_inv.apply(lin.P.apply(q)), q)
         ),
-        "K = J J*": _gap(lin.K.apply(q), scale * lin.J.apply(lin.J.apply_adjoint(q))),
-        "K = sum K_j": _gap(
+        "K = J J*": gap(lin.K.apply(q), scale * lin.J.apply(lin.J.apply_adjoint(q))),
+        "K = sum K_j": gap(
             lin.K.apply(q), torch.stack([K.apply(q) for K in lin.K_by_parameter.values()]).sum(0)
         ),
     }
     if not isinstance(lin.engine, AutodiffEngine):
         reference = AutodiffEngine(lin.recurrence, lin.parameters, lin.trajectory)
         step = lin.forcing_step
-        K = scale / step**2 * reference.parameter_gram(q, tuple(lin.parameters))
+        K = ParameterOperator(reference, lin.space, tuple(lin.parameters), scale / step**2)
         laws |= {
-            "P by autodiff": _gap(lin.P.apply(q), step * reference.propagate(q)),
-            "P* by autodiff": _gap(lin.P.apply_adjoint(q), step * reference.backpropagate(q)),
-            "K by autodiff": _gap(lin.K.apply(q), K),
+            "P by autodiff": gap(lin.P.apply(q), step * reference.propagate(q)),
+            "P* by autodiff": gap(lin.P.apply_adjoint(q), step * reference.backpropagate(q)),
+            "K by autodiff": gap(lin.K.apply(q), K.apply(q)),
         }
     bound = 1e3 * torch.finfo(lin.dtype).eps
     bad = {name: value for name, value in laws.items() if not value <= bound}
@@ -174,7 +184,7 @@ def check_linearization(
 
 def _random(op: TrajectoryOperator, space: Space, rng: np.random.Generator) -> Tensor:
     like = torch.empty(0, dtype=op.torch_dtype, device=op.device)
-    drawn = RandomVectors(rng).normal(_BLOCK, range(space.size), like)
+    drawn = RandomVectors(rng).normal(_BLOCK, space.entries, like)
     return drawn.reshape(_BLOCK, *space.shape)
 
 
@@ -188,20 +198,30 @@ def _flat(block: Tensor) -> Tensor:
     return block.reshape(len(block), -1)
 
 
-def _dots(a: Tensor, b: Tensor) -> Tensor:
+def _dots(a: Tensor, b: Tensor, space: Space) -> Tensor:
     # In float64: the sum must not add errors of its own to those of the operator.
-    return (_flat(a).double() * _flat(b).double()).sum(1)
+    return space.parts.sum((_flat(a).double() * _flat(b).double()).sum(1))
 
 
-def _adjoint_gap(u: Tensor, v: Tensor, image: Tensor, back: Tensor) -> float:
+def _adjoint_gap(
+    op: TrajectoryOperator, u: Tensor, v: Tensor, image: Tensor, back: Tensor
+) -> float:
     # Normalised by norms: the dot product itself may be near zero for a correct operator.
-    gap = (_dots(image, v) - _dots(u, back)).abs()
-    norms = [_flat(x).double().norm(dim=1) for x in (u, v, image, back)]
-    scale = norms[2] * norms[1] + norms[3] * norms[0]
+    gap = (_dots(image, v, op.codomain) - _dots(u, back, op.domain)).abs()
+    squares = [_dots(x, x, op.domain) for x in (u, back)]
+    squares += [_dots(x, x, op.codomain) for x in (image, v)]
+    norms = [square.sqrt() for square in squares]
+    scale = norms[2] * norms[3] + norms[1] * norms[0]
     return float((gap / scale.clamp_min(1e-300)).max())
 
 
-def _gap(a: Tensor, b: Tensor) -> float:
-    scale = float(b.double().norm())
-    gap = float((a.double() - b.double()).norm())
-    return gap / scale if scale > 0 else gap
+def _gap_in(space: Space) -> Callable[[Tensor, Tensor], float]:
+    """The relative distance of two blocks of vectors of `space`."""
+
+    def gap(a: Tensor, b: Tensor) -> float:
+        a, b = a.double(), b.double()
+        squares = torch.stack([(a - b).square().sum(), b.square().sum()])
+        distance, scale = space.parts.sum(squares).sqrt().tolist()
+        return distance / scale if scale > 0 else distance
+
+    return gap

@@ -25,8 +25,10 @@ ROOMS = [
     {"tasks", "training", "plot", "testing"},
 ]
 # What a function may import: compiled kernels, which load Numba, and what draws; optional packages;
-# what only some systems have; and what changes the warnings' filters when it is imported.
+# what only some systems have; what few functions need; and what changes the warnings' filters when
+# it is imported.
 LATE = ("cupy", "cupyx", "matplotlib", "neurogym", "resource", "scipy.spatial", "scipy.special")
+LATE += ("zarr",)
 COMPILED = ("kpops.engines.cpu.", "kpops.engines.cuda.")  # by Numba and Triton
 DRAWING = ("kpops.plot.locators",)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kpops.distributed.gathering import gather
 from kpops.distributed.parts import WHOLE, DistributedError, Parts
+from kpops.distributed.saving import to_zarr
 
-__all__ = ["WHOLE", "DistributedError", "Parts"]
+__all__ = ["WHOLE", "DistributedError", "Parts", "gather", "to_zarr"]

@@ -8,6 +8,8 @@ in step, on equal small numbers.
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,20 +39,31 @@ class Parts:
     ----------
     counts : tuple of int
         Number of trials of each process, in the order of the ranks; empty for one process.
-    group : torch.distributed.ProcessGroup or None
-        Who communicates.
+    held : weak reference to a torch.distributed.ProcessGroup, or None
+        Who communicates. A group that outlives ``destroy_process_group`` aborts Python at its exit.
     traffic : Traffic
         What has been sent.
     """
 
     counts: tuple[int, ...] = ()
-    group: Any = field(default=None, compare=False)
+    held: weakref.ref[dist.ProcessGroup] | None = field(default=None, compare=False)
     traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     @property
     def many(self) -> bool:
         """Whether the trials are spread at all."""
         return len(self.counts) > 1
+
+    @property
+    def group(self) -> Any:
+        """Who communicates; None for one process."""
+        group = self.held and self.held()
+        if self.many and group is None:
+            raise DistributedError(
+                "the process group of this operator has been destroyed: linearise again with a new "
+                "one, and call torch.distributed.destroy_process_group at the end of the script"
+            )
+        return group
 
     @property
     def rank(self) -> int:
@@ -99,11 +112,12 @@ class Parts:
         """The largest of a number over all processes; NaN if one is."""
         if not self.many:
             return value
-        if value != value:  # the order of NaN is not defined
-            value = float("inf")
-        flat = torch.tensor([value], dtype=torch.float64, device=self.device)
+        is_nan = value != value  # which has no place in the order
+        both = [-math.inf if is_nan else value, float(is_nan)]
+        flat = torch.tensor(both, dtype=torch.float64, device=self.device)
         self._reduce(flat, dist.ReduceOp.MAX)
-        return float(flat)
+        largest, any_nan = flat.tolist()
+        return math.nan if any_nan else largest
 
     def least(self, value: float) -> float:
         """The least of a number over all processes."""
