@@ -97,6 +97,14 @@ class Parts:
                 "alignment and gradient_flow do; for the rest linearise in one process"
             )
 
+    def check_interrupt(self, on_interrupt: str) -> None:
+        """Refuse partial results, since processes do not stop at the same matvec."""
+        if self.many and on_interrupt == "return":
+            raise ValueError(
+                f"on_interrupt='return' with {len(self.counts)} processes, which Ctrl-C does not "
+                "stop at the same matvec: leave it at 'raise'"
+            )
+
     def sum(self, *parts: Tensor) -> Any:
         """Sums over all processes, of tensors of one dtype and device, in one message."""
         if not self.many:

@@ -166,6 +166,7 @@ def effective_rank(
     spec = rank_spec(kind, threshold, tol)
     _check(spec, reduction, method, num_matvecs, rtol)
     work.check_on_interrupt(on_interrupt)
+    op.parts.check_interrupt(on_interrupt)
     rng = seeded(rng)
     whole = op
     if keep is not None:

@@ -1,0 +1,171 @@
+"""Spectra, estimates and gradient flow of trials spread over processes are those of one process."""
+
+import warnings
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from cases import slow_but
+from pool import error_of
+from test_spread_operators import N_TRIALS, STEPS, linearized, own_trials
+
+import kpops
+
+MODELS = ["rnn_tanh", "gru", "lstm_two_layers", "shared_norm_cell"]
+EVERY = list(product(MODELS, [2, 3]))
+TIGHT = {"tol": 1e-10, "rng": 0}
+PRODUCT = "P P*"
+
+
+def op_of(lin, name):
+    return lin.P @ lin.P.H if name == PRODUCT else getattr(lin, name)
+
+
+def compare(name, function, operators, options):
+    """The results of one process and of these: values, fields of the trials here, words."""
+    both = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kpops.ConvergenceWarning)
+        for lin in linearized(name):
+            args = [op_of(lin, op) for op in operators]
+            both.append(getattr(kpops, function)(*args, **options))
+    whole, spread = both
+    differ = []
+    for variable in whole.data_vars:
+        want, got = whole[variable], spread[variable]
+        if "trial" in want.dims:
+            want = want.isel(trial=own_trials())
+        if want.dtype.kind == "f":
+            scale = float(abs(whole[variable]).max()) or 1.0
+            differ.append((variable, float(abs(want - got).max()) / scale))
+        elif not want.equals(got):
+            differ.append((variable, np.inf))
+    same = {k: whole.attrs.get(k) == spread.attrs.get(k) for k in ("chosen", "method")}
+    return dict(differ), same, spread.trial.values.tolist() if "trial" in spread.coords else None
+
+
+SOLVED = [
+    ("eigsh", ["flow"], {}),
+    ("eigsh", ["K"], {}),
+    ("eigsh", [PRODUCT], {}),
+    ("eigsh", ["flow"], {"method": "block-krylov"}),
+    ("eigsh", ["output_ntk"], {"method": "block-krylov"}),
+    ("eigsh", [PRODUCT], {"method": "block-krylov"}),
+    ("eigsh", ["K"], {"method": "lobpcg"}),
+    ("eigsh", ["output_ntk"], {"method": "block-krylov", "which": "LA"}),
+    ("svds", ["P"], {}),
+    ("svds", ["P"], {"method": "block-krylov"}),
+    ("svds", ["J"], {"method": "block-krylov"}),
+    ("svds", ["sensitivity"], {}),
+]
+
+
+@pytest.mark.parametrize(("name", "n"), slow_but([("gru", 2)], product(MODELS, [1, 2, 3])))
+def test_modes_are_those_of_one_process(run, name, n):
+    for function, operators, options in SOLVED:
+        k = {"k": 3, **TIGHT}
+        for differ, same, _ in run(n, compare, name, function, operators, {**k, **options}):
+            what = f"{function} {operators} {options}: {differ}"
+            value = differ.get("eigenvalue", differ.get("singular_value"))
+            assert value < 1e-10, what
+            assert all(same.values()), (what, same)
+
+
+@pytest.mark.parametrize(("name", "n"), slow_but([("lstm_two_layers", 3)], EVERY))
+def test_whole_spectra_are_those_of_one_process(run, name, n):
+    for op in ("K", "flow", PRODUCT):
+        for differ, same, _ in run(n, compare, name, "eigvalsh", [op], {}):
+            assert differ["eigenvalue"] < 1e-10, (op, differ)
+            assert all(same.values()), same
+
+
+ESTIMATES = [
+    *[("trace", [op], {"method": m}) for op in ("K", "flow") for m in ("auto", "hutchinson")],
+    ("trace", ["flow"], {"method": "xtrace"}),
+    ("trace", ["flow"], {"method": "xnystrace"}),
+    ("trace", ["P"], {}),
+    ("trace", [PRODUCT], {"method": "hutchinson"}),
+    ("frobenius_norm", ["P"], {}),
+    *[("frobenius_norm", [op], {"method": "hutchinson"}) for op in ("P", "K", "flow", "J")],
+    *[
+        ("effective_rank", [op], {"kind": kind})
+        for op in ("P", "K", "flow", PRODUCT)
+        for kind in ("participation", "variance", "entropy", "stable", "numerical")
+    ],
+    *[
+        ("effective_rank", [op], {"kind": kind, "method": "hutchinson"})
+        for op in ("P", "flow")
+        for kind in ("participation", "variance", "stable")
+    ],
+    *[
+        ("effective_rank", [op], {"kind": kind, "method": "lanczos", "num_matvecs": 400})
+        for op in ("P", "flow", PRODUCT)
+        for kind in ("variance", "entropy")
+    ],
+    *[("effective_rank", [op], {"kind": "variance", "keep": ("time",)}) for op in ("K", "flow")],
+    ("alignment", ["K", "flow"], {}),
+    ("alignment", ["K", "flow"], {"method": "hutchinson"}),
+    ("alignment", ["P", PRODUCT], {}),
+    ("spectral_norm", ["P"], {}),
+]
+
+
+@pytest.mark.parametrize(("name", "n"), slow_but([("rnn_tanh", 2)], EVERY))
+def test_estimates_are_those_of_one_process_for_the_same_seed(run, name, n):
+    for function, operators, options in ESTIMATES:
+        for differ, same, _ in run(n, compare, name, function, operators, {"rng": 0, **options}):
+            what = f"{function} {operators} {options}: {differ}"
+            assert differ["estimate"] < 1e-10, what
+            assert all(same.values()), (what, same)
+
+
+def flows(loss, masked):
+    whole, spread = linearized("gru")
+    generator = torch.Generator().manual_seed(3)
+    targets = torch.randn(N_TRIALS, STEPS, 3, generator=generator, dtype=torch.float64)
+    weights = torch.rand(N_TRIALS, STEPS, generator=generator) + 0.1
+    targets = targets if loss == "mse" else targets.argmax(-1)
+    here = own_trials()
+    want = kpops.gradient_flow(whole, targets, loss, loss_mask=weights if masked else None)
+    mine = weights[here] if masked else None
+    got = kpops.gradient_flow(spread, targets[here], loss, loss_mask=mine)
+    gaps = {}
+    for name, field in want.data_vars.items():
+        part = field.isel(trial=here) if "trial" in field.dims else field
+        gaps[name] = float(abs(part - got[name]).max() / abs(field).max())
+    return gaps
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradient_flow_is_that_of_one_process(run, n, loss, masked):
+    for gaps in run(n, flows, loss, masked):
+        assert max(gaps.values()) < 1e-12, gaps
+
+
+def refusals():
+    _, lin = linearized("gru")
+    targets = torch.zeros(*lin.outputs.shape, dtype=torch.float64)
+    calls = {
+        "truncate": lambda: kpops.truncate(lin.flow, 3),
+        "collapse": lambda: kpops.collapse(lin),
+        "partial_trace": lambda: lin.K.partial_trace(("time",)),
+        "lyapunov_spectrum": lambda: kpops.lyapunov_spectrum(lin),
+        "spectral_density": lambda: kpops.spectral_density(lin.K),
+        "diagonal": lambda: kpops.diagonal(lin.K),
+        "schatten_norm": lambda: kpops.schatten_norm(lin.K, 1),
+        "interference": lambda: kpops.interference(lin, by="trial"),
+        "arpack": lambda: kpops.eigsh(lin.P @ lin.P.H, 3, method="arpack"),
+        "a loss of one's own": lambda: kpops.gradient_flow(lin, targets, lambda a, b: a.mean()),
+        "interrupts": lambda: kpops.eigsh(lin.flow, 3, on_interrupt="return"),
+    }
+    return {what: error_of(call) for what, call in calls.items()}
+
+
+def test_what_is_not_for_several_processes_says_so(run):
+    for errors in run(2, refusals):
+        for what, (kind, text) in errors.items():
+            assert kind == "ValueError", (what, kind, text)
+            assert "process" in text, (what, text)
