@@ -61,8 +61,9 @@ SOLVED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "n"), slow_but([("gru", 2)], product(MODELS, [1, 2, 3])))
-def test_modes_are_those_of_one_process(run, name, n):
+@pytest.mark.parametrize("case", slow_but([("gru", 2)], product(MODELS, [1, 2, 3])))
+def test_modes_are_those_of_one_process(run, case):
+    name, n = case
     for function, operators, options in SOLVED:
         k = {"k": 3, **TIGHT}
         for differ, same, _ in run(n, compare, name, function, operators, {**k, **options}):
@@ -72,8 +73,9 @@ def test_modes_are_those_of_one_process(run, name, n):
             assert all(same.values()), (what, same)
 
 
-@pytest.mark.parametrize(("name", "n"), slow_but([("lstm_two_layers", 3)], EVERY))
-def test_whole_spectra_are_those_of_one_process(run, name, n):
+@pytest.mark.parametrize("case", slow_but([("lstm_two_layers", 3)], EVERY))
+def test_whole_spectra_are_those_of_one_process(run, case):
+    name, n = case
     for op in ("K", "flow", PRODUCT):
         for differ, same, _ in run(n, compare, name, "eigvalsh", [op], {}):
             assert differ["eigenvalue"] < 1e-10, (op, differ)
@@ -111,8 +113,9 @@ ESTIMATES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "n"), slow_but([("rnn_tanh", 2)], EVERY))
-def test_estimates_are_those_of_one_process_for_the_same_seed(run, name, n):
+@pytest.mark.parametrize("case", slow_but([("rnn_tanh", 2)], EVERY))
+def test_estimates_are_those_of_one_process_for_the_same_seed(run, case):
+    name, n = case
     for function, operators, options in ESTIMATES:
         for differ, same, _ in run(n, compare, name, function, operators, {"rng": 0, **options}):
             what = f"{function} {operators} {options}: {differ}"
