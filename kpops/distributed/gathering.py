@@ -56,7 +56,7 @@ def gather(
 
     Notes
     -----
-    The parts come one after the other, so that the memory of the whole and of one part is enough.
+    The parts come one after the other: beside the whole, a process holds two copies of one part.
 
     .. versionadded:: 0.2
 
