@@ -70,7 +70,7 @@ def gather(
     with in_step(group_or_all(group)) as processes:
         if to is not None and to not in range(processes.n):
             raise ValueError(f"to={to!r}: choose a rank from 0 to {processes.n - 1}")
-        dataset = as_dataset(result).load()
+        dataset = as_dataset(result).compute()
         counts = agree_on(processes, dataset, f"gather(to={to})")
         here = to is None or to == processes.rank
         wanted = trial_variables(dataset)

@@ -71,6 +71,8 @@ def gathered():
     found.append(same(gather(part[["eigenvalue"]]), whole[["eigenvalue"]]))
     strings = part.assign_coords(task=part.task.astype(str))  # of another width on each process
     found.append(gather(strings).task.values.tolist() == whole.task.values.tolist())
+    several = gather(part.set_index(trial=["task", "angle"]))  # as plain coordinates
+    found.append(several.angle.values.tolist() == whole.angle.values.tolist())
     return all(found)
 
 
