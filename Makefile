@@ -15,7 +15,8 @@ demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two
 	$(BIN)/python examples/dynamic_collapse.py --output outputs
 
 test: $(READY)  ## the test suite without the slow tests (four to five minutes), a core for each worker
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --ignore=tests/distributed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests/distributed  # starts its own
 
 shapes: $(READY)  ## tests of linalg, engines and operators with every annotation checked
 	KPOPS_CHECK_SHAPES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical \
@@ -23,8 +24,7 @@ shapes: $(READY)  ## tests of linalg, engines and operators with every annotatio
 		tests/spectral/test_registries.py tests/spectral/test_norms.py tests/spectral/test_gramian.py
 
 coverage: $(READY)  ## the share of lines and branches that the test suite runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --dist loadgroup -q \
-		--cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --cov --cov-report=term -q
 
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow

@@ -278,13 +278,10 @@ def spread(
         "precision": trajectory.precision,
         "labels": sorted(set(coords) - {"mask"}),
     }
-    # Hashes tell nobody more than that something differs, and come last.
-    hashed = {
-        "weights with the hash": (recurrence.module, readout),
-        "labels of time with the hash": [c.values for c in coords.values() if c.dims == ("time",)],
-    }
-    if processes.group is not None:
-        facts |= {what: fingerprint(*values) for what, values in hashed.items()}
+    if processes.group is not None:  # last what tells no more than that something differs
+        times = [c.values for _, c in sorted(coords.items()) if c.dims == ("time",)]
+        facts["weights with the hash"] = fingerprint(recurrence.module, readout)
+        facts["labels of time with the hash"] = fingerprint(*times)
     n_valid, device = trajectory.n_valid, trajectory.states.device
     parts, n_valid_in_all = processes.spread(shape[0], n_valid, facts, device)
     if n_valid_in_all < sum(parts.counts) * shape[1] and "mask" not in coords:

@@ -56,7 +56,7 @@ def gather(
 
     Notes
     -----
-    The parts come one after the other, so that the memory of the whole and of one part is enough.
+    The parts come one after the other: beside the whole, a process holds two copies of one part.
 
     .. versionadded:: 0.2
 
@@ -70,7 +70,7 @@ def gather(
     with in_step(group_or_all(group)) as processes:
         if to is not None and to not in range(processes.n):
             raise ValueError(f"to={to!r}: choose a rank from 0 to {processes.n - 1}")
-        dataset = as_dataset(result).load()
+        dataset = as_dataset(result).compute()
         counts = agree_on(processes, dataset, f"gather(to={to})")
         here = to is None or to == processes.rank
         wanted = trial_variables(dataset)

@@ -23,7 +23,7 @@ from kpops.distributed.gathering import (
     trial_variables,
 )
 
-_CHUNK = 2**26  # bytes; Zarr's codecs refuse 2^31, and readers want less
+_CHUNK = 2**24  # bytes; Zarr compresses several chunks at a time, each with a copy
 
 
 def to_zarr(
@@ -59,7 +59,7 @@ def to_zarr(
     -----
     No two processes may write into one chunk, and chunks of Zarr are of equal size. Along ``trial``
     they have the greatest common divisor of the processes' numbers of trials, or 1 where that makes
-    more than 64 MiB: spread trials evenly for few and large files.
+    more than 16 MiB: spread trials evenly for few and large files.
 
     .. versionadded:: 0.2
 

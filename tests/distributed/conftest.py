@@ -4,12 +4,6 @@ import pytest
 from pool import Pool
 
 
-def pytest_collection_modifyitems(items):
-    here = [item for item in items if item.path.parent.name == "distributed"]
-    for item in here:  # one worker of pytest-xdist runs them all, and starts the processes once
-        item.add_marker(pytest.mark.xdist_group("distributed"))
-
-
 @pytest.fixture(scope="session")
 def run():
     """``run(n, function, *args)``: what each of n processes returns, in the order of the ranks."""

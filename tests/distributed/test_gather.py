@@ -1,5 +1,7 @@
 """Results of spread linearizations, brought together or written by all."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,8 @@ def gathered():
     found.append(same(gather(part[["eigenvalue"]]), whole[["eigenvalue"]]))
     strings = part.assign_coords(task=part.task.astype(str))  # of another width on each process
     found.append(gather(strings).task.values.tolist() == whole.task.values.tolist())
+    several = gather(part.set_index(trial=["task", "angle"]))  # as plain coordinates
+    found.append(several.angle.values.tolist() == whole.angle.values.tolist())
     return all(found)
 
 
@@ -109,7 +113,7 @@ def small_chunks(path):
         same(read.load(), gather(part))
         return read.eigenfunction.encoding["chunks"]
     finally:
-        kpops.distributed.saving._CHUNK = 2**26
+        kpops.distributed.saving._CHUNK = 2**24
 
 
 def wrong(path):
@@ -138,6 +142,20 @@ def wrong(path):
     told["a path in use"] = [error_of(lambda: to_zarr(part, path))]
     same(xr.open_zarr(path).load(), gather(part))
     return told
+
+
+def peak(path):
+    """Largest memory beside the own part, over that of the part, while a store is written."""
+    size = 2**18
+    trials = np.arange(N)[own_trials()]
+    field = np.random.default_rng(0).standard_normal((len(trials), size))
+    part = xr.Dataset({"field": (("trial", "unit"), field)}, {"trial": trials})
+    to_zarr(part.isel(unit=slice(0, 1)), path + "_first")  # what is loaded once
+    tracemalloc.start()
+    to_zarr(part, path)
+    largest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return largest / field.nbytes
 
 
 def full_disk(path):
@@ -169,6 +187,10 @@ def test_parts_are_put_together_as_they_were(run, n):
 def test_a_store_that_all_write_equals_the_whole(run, tmp_path, n, chunk):
     for chunks in run(n, saved, str(tmp_path / "a.zarr")):
         assert chunks == {"mode": 2, "trial": chunk, "time": 3}
+
+
+def test_no_process_needs_the_memory_of_the_whole(run, tmp_path):
+    assert max(run(3, peak, str(tmp_path / "a.zarr"))) < 3  # the first of them has a sixth
 
 
 def test_no_chunk_is_larger_than_codecs_take(run, tmp_path):
