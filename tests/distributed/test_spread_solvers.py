@@ -2,6 +2,7 @@
 
 import warnings
 from itertools import product
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from pool import error_of
 from test_spread_operators import N_TRIALS, STEPS, linearized, own_trials
 
 import kpops
+from kpops.linalg.basis import Basis
+from kpops.linalg.lanczos import Lanczos
 
 MODELS = ["rnn_tanh", "gru", "lstm_two_layers", "shared_norm_cell"]
 EVERY = list(product(MODELS, [2, 3]))
@@ -172,3 +175,40 @@ def test_what_is_not_for_several_processes_says_so(run):
         for what, (kind, text) in errors.items():
             assert kind == "ValueError", (what, kind, text)
             assert "process" in text, (what, text)
+
+
+def messages_of_steps(name):
+    """Messages of each step of block Lanczos: its product and projections, and the next block."""
+    _, lin = linearized("gru", masked=False)
+    traffic, counts = lin.space.parts.traffic, {"expand": [], "orthonormal": []}
+
+    def counted(kind, method):
+        original = getattr(kind, method)
+
+        def act(*arguments):
+            before = traffic.calls
+            result = original(*arguments)
+            counts[method].append(traffic.calls - before)
+            return result
+
+        return mock.patch.object(kind, method, act)
+
+    op = lin.flow + lin.K if name == "sum" else op_of(lin, name)
+    op @ torch.ones(lin.space.shape, dtype=torch.float64)  # the features are decomposed once
+    with counted(Lanczos, "expand"), counted(Basis, "orthonormal"):
+        kpops.eigsh(op, 2, method="block-krylov", rng=0)
+    return {method: sorted(set(numbers)) for method, numbers in counts.items()}
+
+
+def test_a_step_of_lanczos_sends_as_little_as_it_can(run):
+    # Of R*, in the space of coefficients, which every process has: one sum of the product.
+    for counts in run(2, messages_of_steps, "flow"):
+        assert counts == {"expand": [1], "orthonormal": [0]}
+    # On trajectories, beside the product's two: one for each projection, one to check the block.
+    for counts in run(2, messages_of_steps, "sum"):
+        assert counts["expand"] == [4]
+        assert counts["orthonormal"][0] == 1
+    # One problem for each trial: only what all decide together.
+    for counts in run(2, messages_of_steps, PRODUCT):
+        assert counts["expand"] == [1]
+        assert counts["orthonormal"][-1] <= 4
