@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kpops.distributed.parts import WHOLE, Parts
 from kpops.kinds import described
 
 
@@ -30,10 +31,15 @@ def check_real(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {described(value)}: pass a real number")
 
 
-def generator(rng: Any) -> np.random.Generator:
-    """Make a generator from a seed or None, or return the given one."""
+def generator(rng: Any, parts: Parts = WHOLE) -> np.random.Generator:
+    """Make a generator from a seed or None, or return the given one.
+
+    Processes that compute together get the same: a fresh seed is that of the first, and generators
+    in different states are refused.
+    """
     try:
-        return np.random.default_rng(rng)
+        made = np.random.default_rng(rng)
+        return parts.shared_generator(made, fresh=rng is None) if parts.many else made
     except (TypeError, ValueError):
         kind = ValueError if isinstance(rng, int) else TypeError
         raise kind(

@@ -61,7 +61,7 @@ def check_operator(op: TrajectoryOperator, rng: int | np.random.Generator = 0) -
     >>> max(kpops.testing.check_operator(lin.flow).values()) < 1e-13
     True
     """
-    op = as_operator(op)
+    op = as_operator(op, spread=True)
     rng = random_generator(rng)
     u, w = _random(op, op.domain, rng), _random(op, op.domain, rng)
     v = _random(op, op.codomain, rng)
@@ -149,7 +149,7 @@ def check_linearization(
     >>> max(kpops.testing.check_linearization(lin)["laws"].values()) < 1e-12
     True
     """
-    require_linearization(lin)
+    require_linearization(lin, spread=True)
     rng = random_generator(rng)
     names = ["P", "P_inv", "J", "K", "flow", "sensitivity"]
     names += [] if lin.readout is None else ["output_ntk"]

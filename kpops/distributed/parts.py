@@ -8,12 +8,14 @@ in step, on equal small numbers.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -126,6 +128,20 @@ class Parts:
         self._reduce(flat, dist.ReduceOp.MAX)
         largest, any_nan = flat.tolist()
         return math.nan if any_nan else largest
+
+    def shared_generator(self, rng: np.random.Generator, *, fresh: bool) -> np.random.Generator:
+        """That of the first process if it is fresh, else `rng`, which is the same on every one."""
+        if fresh:
+            seed = float(rng.integers(2**52)) if self.rank == 0 else 0.0
+            return np.random.default_rng(int(self.sum(torch.tensor([seed], dtype=torch.float64))))
+        state = repr(rng.bit_generator.state).encode()
+        number = int.from_bytes(hashlib.sha256(state).digest()[:6], "big")
+        if self.largest(number) != self.least(number):
+            raise DistributedError(
+                "rng is in different states on the processes: pass the same seed on every one, "
+                "which draws other numbers for its own trials all the same"
+            )
+        return rng
 
     def least(self, value: float) -> float:
         """The least of a number over all processes."""

@@ -73,7 +73,7 @@ class Options:
     def begin(self, op: TrajectoryOperator, k: int) -> tuple[TrajectoryOperator, float, Search]:
         """The operator, made of about one, its scale, and the search for k modes of it."""
         op.parts.check_interrupt(self.on_interrupt)
-        rng = seeded(self.rng)
+        rng = seeded(self.rng, op.parts)
         with work.held(self.on_interrupt):
             op, unit = normalized(op, rng)
         noise = noise_floor(op.torch_dtype)

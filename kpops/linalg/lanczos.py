@@ -297,7 +297,7 @@ def _room(k: int, block: int, spaces: list[VectorSpace]) -> int:
     """Vectors of a full basis: what memory allows, and at least what the method needs."""
     first = spaces[0]
     per_vector = sum(f.n_problems * f.size for f in spaces) * torch.finfo(first.dtype).bits // 8
-    fits = first.parts.least(int(_MEMORY * free_bytes(first.device)) // max(1, per_vector))
+    fits = first.in_step.least(int(_MEMORY * free_bytes(first.device)) // max(1, per_vector))
     wanted = max(_BLOCKS * block, _VECTORS, 3 * k + 4 * block)
     return min(first.total, max(min(wanted, int(fits)), k + 3 * block))
 

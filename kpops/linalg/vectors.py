@@ -33,7 +33,8 @@ class VectorSpace:
     """Rows of `size` entries, of `total` on all processes, in `n_problems` independent problems.
 
     `entries` are those of a whole vector that are here; `parts` says who has the others. If it is
-    the problems that are spread, `sides` says how.
+    the problems that are spread, `sides` says how. The processes `in_step` do the same, also with
+    vectors that each has whole.
     """
 
     n_problems: int
@@ -44,6 +45,7 @@ class VectorSpace:
     entries: range = range(0)
     total: int = 0
     sides: Batches | None = None
+    in_step: Parts = WHOLE
 
     def __post_init__(self) -> None:
         if not self.parts.many:
@@ -56,7 +58,11 @@ class VectorSpace:
         sides = side if isinstance(side, Batches) else Batches(side, ())
         kind = op.torch_dtype, op.device
         apart = sides if sides.between.many else None
-        return cls(sides.count, sides.here, *kind, sides.within, sides.entries, sides.size, apart)
+        return cls(
+            sides.count, sides.here, *kind,
+            parts=sides.within, entries=sides.entries, total=sides.size, sides=apart,
+            in_step=op.parts,
+        )  # fmt: skip
 
     @property
     def block(self) -> int:

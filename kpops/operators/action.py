@@ -61,7 +61,7 @@ class Action(LinearOperator, Shown):
         self.positive = positive
         self.attrs = dict(attrs or {})
         self.block_diagonal_dims: tuple[str, ...] = ()
-        self.parts = codomain.parts if codomain.parts.many else domain.parts
+        self.parts = codomain.parts if codomain.parts.many else domain.parts  # processes in step
         self._count = 0
 
     def alike(self, *others: Action) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import xarray as xr
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from kpops.distributed.parts import WHOLE, Parts
 from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.kinds import described, is_operator, number_of, refuse_number
 from kpops.operators.action import Action, check_same
@@ -193,7 +194,7 @@ class Adjoint(TrajectoryOperator):
     def __init__(self, parent: TrajectoryOperator) -> None:
         symbol = bracketed(parent) + "*"
         super().__init__(parent.codomain, parent.domain, symbol=symbol, **parent.alike())
-        self.parent = parent
+        self.parent, self.parts = parent, parent.parts
         self.block_diagonal_dims = parent.block_diagonal_dims
 
     @property
@@ -238,6 +239,7 @@ class Product(TrajectoryOperator):
             positive=palindrome and (len(flat) % 2 == 0 or middle.positive),
         )
         self.factors = flat
+        self.parts = _shared(flat)
         self.block_diagonal_dims = _everywhere(flat)
 
     def _make_root(self) -> TrajectoryOperator | None:
@@ -277,6 +279,7 @@ class Sum(TrajectoryOperator):
             positive=all(t.positive for t in flat),
         )
         self.terms: list[TrajectoryOperator] = flat
+        self.parts = _shared(flat)
         self.block_diagonal_dims = _everywhere(flat)
 
     def _apply(self, q: InDomain) -> InCodomain:
@@ -324,7 +327,7 @@ class Scaled(TrajectoryOperator):
             positive=operator.positive and value >= 0,
             **operator.alike(),
         )
-        self.operator = operator
+        self.operator, self.parts = operator, operator.parts
         self.factor = value
         self.block_diagonal_dims = operator.block_diagonal_dims
 
@@ -364,6 +367,11 @@ def _factors(operator: TrajectoryOperator) -> list[TrajectoryOperator]:
 
 def _product(factors: list[TrajectoryOperator]) -> TrajectoryOperator:
     return factors[0] if len(factors) == 1 else Product(*factors)
+
+
+def _shared(operators: list[TrajectoryOperator]) -> Parts:
+    """How they are spread, if one of them is: also a product such as J* J, of parameters alone."""
+    return next((o.parts for o in operators if o.parts.many), WHOLE)
 
 
 def _everywhere(operators: list[TrajectoryOperator]) -> tuple[str, ...]:

@@ -92,8 +92,9 @@ def alignment(
     >>> float(kpops.alignment(after.P, -2 * after.P).estimate.round(12))
     -1.0
     """
-    a, b, rng = as_operator(a, spread=True), as_operator(b, spread=True), seeded(rng)
+    a, b = as_operator(a, spread=True), as_operator(b, spread=True)
     both = Sum(a, b)  # refuses operators that have no sum
+    rng = seeded(rng, both.parts)
     check_count("num_matvecs", num_matvecs, 2)
     if method not in ("auto", "exact", "hutchinson"):
         raise ValueError(f"method={method!r}: choose 'auto', 'exact' or 'hutchinson'")

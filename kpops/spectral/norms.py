@@ -88,7 +88,8 @@ def frobenius_norm(
     >>> float(kpops.frobenius_norm(np.diag([3.0, 4.0])).estimate)
     5.0
     """
-    op, rng = as_operator(op, spread=True), seeded(rng)
+    op = as_operator(op, spread=True)
+    rng = seeded(rng, op.parts)
     budget = check(method, _FROBENIUS, num_matvecs, tol)
     method = feasible(op, method)
     answer = exact_answer(exact_frobenius, op, method)

@@ -167,7 +167,7 @@ def effective_rank(
     _check(spec, reduction, method, num_matvecs, rtol)
     work.check_on_interrupt(on_interrupt)
     op.parts.check_interrupt(on_interrupt)
-    rng = seeded(rng)
+    rng = seeded(rng, op.parts)
     whole = op
     if keep is not None:
         # No rank depends on the scale, but what is reduced may leave the dtype.

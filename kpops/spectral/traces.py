@@ -118,7 +118,8 @@ def trace(
     >>> abs(float(result.estimate) - 1 / 0.3) < 1e-6
     True
     """
-    op, generator = square(op, spread=True), seeded(rng)
+    op = square(op, spread=True)
+    generator = seeded(rng, op.parts)
     budget = check(method, _TRACE, num_matvecs, tol)
     method = feasible(op, method)
     if method == "xnystrace" and not is_self_adjoint(op):

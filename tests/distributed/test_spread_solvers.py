@@ -212,3 +212,23 @@ def test_a_step_of_lanczos_sends_as_little_as_it_can(run):
     for counts in run(2, messages_of_steps, PRODUCT):
         assert counts["expand"] == [1]
         assert counts["orthonormal"][-1] <= 4
+
+
+def seeds():
+    """A trace by fresh seeds, and what seeds of its own say, of operators on both kinds of space."""
+    _, lin = linearized("gru")
+    traces, errors = [], []
+    for op in (lin.flow, lin.J.H @ lin.J):
+        traces.append(float(kpops.trace(op, method="hutchinson").estimate))
+        own = np.random.default_rng(own_trials().start)
+        errors.append(error_of(lambda op=op, own=own: kpops.trace(op, method="xtrace", rng=own)))
+    return traces, errors
+
+
+def test_random_vectors_are_the_same_on_every_process(run):
+    first, *others = run(3, seeds)
+    for traces, _ in others:
+        assert traces == first[0]
+    for kind, text in [error for _, errors in (first, *others) for error in errors]:
+        assert kind == "DistributedError"
+        assert "pass the same seed" in text

@@ -145,8 +145,7 @@ class TraceRun(SketchRun, ABC):
         """Whether there is memory for the images of `k` vectors, a basis of them and its images."""
         n_bytes = k * (self.inside.size + 3 * self.outside.size) * self.inside.dtype.itemsize
         ratio = n_bytes / max(1, free_bytes(self.inside.device))
-        parts = self.outside.parts if self.outside.parts.many else self.inside.parts
-        return parts.largest(ratio) <= _MEMORY
+        return self.inside.in_step.largest(ratio) <= _MEMORY
 
     def take_forms(self, k: int) -> None:
         """Add quadratic forms of `k` vectors that serve nothing else."""
