@@ -215,7 +215,7 @@ def test_a_step_of_lanczos_sends_as_little_as_it_can(run):
 
 
 def seeds():
-    """A trace by fresh seeds, and what seeds of its own say, of operators on both kinds of space."""
+    """Traces by fresh seeds, and what seeds of its own say, on trajectories and parameters."""
     _, lin = linearized("gru")
     traces, errors = [], []
     for op in (lin.flow, lin.J.H @ lin.J):
