@@ -775,3 +775,27 @@ def test_structure_is_told_and_true(told):
         elif name == "P":
             assert between.any()
     assert not lin.P.to_dense().reshape(2, -1, 2, lin.P.shape[0] // 2)[0, :, 1].any()
+
+
+@pytest.mark.parametrize("gates", ["stored", "float32", "recomputed"])
+def test_memory_of_many_trials_is_estimated_from_few(gates):
+    gru, x = nn.GRU(3, 16, batch_first=True), torch.randn(40, 12, 3)
+    few = kpops.linearize(gru, x[:2], gates=gates)
+    lin = kpops.linearize(gru, x, gates=gates)
+    for name, n_bytes in lin.memory_estimate().items():
+        states = lin.trajectory.states.nbytes
+        held = lin.trajectory.inputs.nbytes + 2 * states  # with the states that steps start from
+        estimate = few.memory_estimate(trials=40, vectors=0)[name] - held
+        assert n_bytes <= estimate <= 1.5 * n_bytes + 1000, name
+        of_vectors = few.memory_estimate(trials=40, vectors=3)[name] - estimate - held
+        assert of_vectors == 12 * states
+        half = few.memory_estimate(trials=40, processes=2)[name]
+        assert half == few.memory_estimate(trials=20)[name]
+
+
+def test_memory_of_many_trials_needs_their_number():
+    lin = kpops.linearize(nn.GRU(3, 4, batch_first=True), torch.zeros(2, 5, 3))
+    with pytest.raises(ValueError, match="pass trials="):
+        lin.memory_estimate(processes=2)
+    with pytest.raises(ValueError, match="trials=0"):
+        lin.memory_estimate(trials=0)

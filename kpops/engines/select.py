@@ -65,6 +65,7 @@ def memory_of_many(
         if engine.refuses(recurrence, states.device) is None:
             own = options if options in sum(engine.variants.values(), ()) else {}
             kept = engine.bytes_needed(recurrence, names, many, **own)
+            kept += engine.bytes_of_copies(recurrence, many)
             found[engine.name] = kept + held * states.element_size()
     return found
 
