@@ -41,6 +41,7 @@ from kpops.spectral import (
     trace,
     truncate,
 )
+from kpops.studies import FailedPointsWarning, Study, StudyError
 from kpops.work import ConvergenceWarning, InterruptWarning, LongWorkWarning
 
 __version__ = "0.1.0"
@@ -55,11 +56,14 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "ConvergenceWarning",
+    "FailedPointsWarning",
     "InterruptWarning",
     "Linearization",
     "LongWorkWarning",
     "MeasureError",
     "Network",
+    "Study",
+    "StudyError",
     "TrajectoryOperator",
     "accumulate_interference",
     "alignment",
