@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import numpy as np
-import torch
 import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
 from kpops import work
-from kpops.arrays import refuse_complex
-from kpops.kinds import described, has_argument
-from kpops.learning.checkpoints import Checkpoints
+from kpops.learning.analysis import Analysis, checked_steps, pairs_of
 from kpops.learning.checkpoints import checkpoints as read_checkpoints
-from kpops.learning.required import labelled
+from kpops.learning.step_results import MeasureError, join, refuse_other_form
+from kpops.learning.stored_steps import StoredSteps
+from kpops.learning.watching import Watch, batches, found
 from kpops.linearization import Linearization, linearize
-from kpops.studies.results import Measure, as_dataset
-
-
-class MeasureError(RuntimeError):
-    """A checkpoint could not be read, linearised or measured; the others are not lost.
-
-    ``finished`` is the result of :func:`kpops.over_training` for those before, or None.
-    """
-
-    def __init__(self, message: str, finished: xr.Dataset | None = None) -> None:
-        super().__init__(message)
-        self.finished = finished
+from kpops.scalars import check_count
+from kpops.studies import running
+from kpops.studies.results import Measure
 
 
 def over_training(
@@ -45,6 +32,10 @@ def over_training(
     options: Mapping[str, Any] | None = None,
     progress: bool = False,
     on_interrupt: Literal["raise", "return"] = "raise",
+    store: str | os.PathLike[str] | None = None,
+    executor: Any = None,
+    threads: int = 1,
+    watch: bool | Watch = False,
 ) -> xr.Dataset:
     """Linearise a model at each checkpoint and collect the results of `measure`.
 
@@ -108,170 +99,103 @@ def over_training(
     >>> kpops.over_training(gru, checkpoints, torch.zeros(2, 5, 3), modes).eigenvalue.sizes
     Frozen({'step': 2, 'mode': 2})
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {described(model)}: pass the module whose checkpoints these are")
-    for name, function in (("measure", measure), ("linearizer", linearizer)):
-        if not callable(function):
-            hint = "; the measure of trials and time goes into options={'measure': ...}"
-            hint = hint if isinstance(function, str) else ""
-            raise TypeError(f"{name} is {described(function)}: pass a function{hint}")
-    if not isinstance(options, Mapping | None):
-        raise TypeError(f"options is {described(options)}: pass a dict, such as {{'mask': mask}}")
     work.check_on_interrupt(on_interrupt)
+    analysis = Analysis.read(model, inputs, measure, linearizer, options)
+    if store is not None:
+        keeper = StoredSteps(store, analysis)
+        try:
+            return _stored(keeper, checkpoints, executor, threads, watch, progress)
+        except KeyboardInterrupt as interrupt:
+            finished = getattr(interrupt, "finished", None)
+            if on_interrupt == "raise" or finished is None:
+                raise
+            return finished
+    for name, given in (("executor", executor is not None), ("watch", watch is not False)):
+        if given:
+            raise ValueError(f"{name} needs a place for the results: pass store=, a path")
     if isinstance(checkpoints, str | os.PathLike):
         checkpoints = read_checkpoints(checkpoints)
-    total = _checked_steps(checkpoints)
-    mine = copy.deepcopy(model)
-    remembers = has_argument(measure, "previous")
+    total = checked_steps(checkpoints)
     results: dict[int, xr.Dataset] = {}
     where, previous = "at the first checkpoint", None
     bar = tqdm(total=total, desc="checkpoints", disable=not progress)
     try:
         with bar:
-            for step, state in _pairs(checkpoints):
+            for step, state in pairs_of(checkpoints):
                 where = f"at step {step}"
                 if step in results:
                     raise ValueError("the step is there twice: number the checkpoints")
                 bar.set_postfix_str(f"step {step}")
-                _load(mine, state)
-                lin = linearizer(mine, inputs, **(options or {}))
-                result = measure(lin, previous=previous) if remembers else measure(lin)
-                previous = as_dataset(result, reserved=("step",))
-                _refuse_other_form(previous, results)
+                previous = analysis(state, previous)
+                refuse_other_form(previous, results)
                 results[step] = previous
                 where = f"at the checkpoint after step {step}"
                 bar.update()
     except KeyboardInterrupt as interrupt:
-        interrupt.finished = _join(results)  # type: ignore[attr-defined]
+        interrupt.finished = join(results)  # type: ignore[attr-defined]
         if on_interrupt == "raise" or not results:
             raise
     except Exception as error:
         kind = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
-        raise MeasureError(f"{where}: {kind}{error}", _join(results)) from error
-    joined = _join(results)
+        raise MeasureError(f"{where}: {kind}{error}", join(results)) from error
+    joined = join(results)
     if joined is None:
         raise ValueError("checkpoints is empty: pass at least one (step, state_dict)")
     return joined
 
 
-def _checked_steps(checkpoints: Any) -> int | None:
-    """Number of checkpoints, None if they come one by one; refuses what is wrong from the start."""
-    if isinstance(checkpoints, Checkpoints):
-        return len(checkpoints)
-    if isinstance(checkpoints, Mapping) or not isinstance(checkpoints, Iterable):
-        raise TypeError(
-            f"checkpoints is {described(checkpoints)}: pass a folder, or pairs (step, state_dict), "
-            "such as a dict's .items(), or [(0, model.state_dict())] for a single one"
-        )
-    if not isinstance(checkpoints, Sequence):
-        return None
-    pairs = list(_pairs(checkpoints))
-    steps = [step for step, _ in pairs]
-    if len(set(steps)) < len(steps):
-        raise ValueError(f"checkpoints repeat a step: {sorted(steps)}; pass each once")
-    for (step, state), (later, other) in pairwise(pairs):
-        if _memory(state) and _memory(state) == _memory(other):
+def _stored(
+    keeper: StoredSteps,
+    checkpoints: Any,
+    executor: Any,
+    threads: int,
+    watch: bool | Watch,
+    progress: bool,
+) -> xr.Dataset:
+    """Measure what the store lacks, and return all that was asked for."""
+    analysis, steps, done = keeper.analysis, list[int](), set(keeper.done())
+    check_count("threads", threads, 1)
+    if executor is not None:
+        if analysis.remembers:
             raise ValueError(
-                f"checkpoints of steps {step} and {later} are the same tensors in memory, which "
-                "training went on to change: keep copy.deepcopy(model.state_dict()) of each"
+                "measure takes the result before, so the checkpoints must be measured one after "
+                "the other: leave out executor, or the parameter previous"
             )
-    return len(steps)
-
-
-def _memory(state: Any) -> dict[str, int]:
-    """Memory addresses of the tensors of a state dict."""
-    items = state.items() if isinstance(state, Mapping) else ()
-    return {k: v.data_ptr() for k, v in items if isinstance(v, torch.Tensor) and v.numel()}
-
-
-def _pairs(checkpoints: Iterable[Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, pair in enumerate(checkpoints):
-        if not (isinstance(pair, tuple | list) and len(pair) == 2):
-            raise TypeError(
-                f"checkpoint number {number} is {described(pair)}, expected (step, state_dict)"
-            )
-        step, state = pair
-        scalar = isinstance(step, torch.Tensor | np.ndarray) and not step.shape
-        number = step.item() if scalar else step
-        is_number = isinstance(number, int | float | np.number) and not isinstance(number, bool)
-        if not is_number or number != np.floor(number) or not np.isfinite(number):
-            raise ValueError(
-                f"step {step!r} is no whole number: number the checkpoints by training iterations"
-            )
-        yield int(number), state
-
-
-def _load(model: nn.Module, state: Any) -> None:
-    """Load weights, without loss of precision."""
-    if not isinstance(state, Mapping):
-        raise TypeError(f"the checkpoint is {described(state)}, expected a state dict")
-    refuse_complex(state.items(), "the checkpoint")
-    mine = model.state_dict()
-    for name in state.keys() & mine.keys():
-        value, like = state[name], mine[name]
-        if torch.promote_types(value.dtype, like.dtype) != like.dtype:
-            raise ValueError(
-                f"the checkpoint holds {name} in {value.dtype}, the model in {like.dtype}: convert "
-                "the model, for example by model.double(), or the checkpoint"
-            )
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"the checkpoint does not fit: {error}{_prefix(state, mine)}") from error
-
-
-def _prefix(state: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    """The remedy, in particular where the names only have an extra prefix."""
-    first = next(iter(mine), None)
-    prefixes = {n.removesuffix(first) for n in state if first and n.endswith(f".{first}")}
-    found = [p for p in prefixes if set(mine) <= {n.removeprefix(p) for n in state}]
-    if not found:
-        return "\nPass the model whose checkpoints these are, of the same sizes and names"
-    return (
-        f"\nAll names begin with {found[0]!r}: read the folder by kpops.training.checkpoints("
-        f"folder, prefix={found[0]!r}), or remove it from the names"
+        for part in (analysis.measure, analysis.linearizer, analysis):
+            running.check_executor(executor, part)
+    checkpoints = found(checkpoints, watch, at_once=executor is not None)
+    bar = tqdm(
+        total=None if watch else checked_steps(checkpoints),
+        desc="checkpoints",
+        disable=not progress or executor is not None,
     )
-
-
-def _refuse_other_form(result: xr.Dataset, before: Mapping[int, xr.Dataset]) -> None:
-    """Refuse what cannot be joined with the results of the steps before."""
-    if not before:
-        return
-    step, first = next(iter(before.items()))
-    for kind, noun in {"data_vars": "variables", "coords": "coordinates"}.items():
-        mine, theirs = (sorted(map(str, getattr(d, kind))) for d in (result, first))
-        if mine != theirs:
-            raise ValueError(
-                f"measure returned the {noun} {mine}, at step {step} {theirs}: return the same at "
-                "every checkpoint"
-            )
-    for name, variable in result.variables.items():
-        sizes, wanted = dict(variable.sizes), dict(first[name].sizes)
-        if sizes != wanted:
-            raise ValueError(
-                f"measure returned {name} of sizes {sizes}, at step {step} {wanted}: return the "
-                "same sizes at every checkpoint, padded with NaN if need be"
-            )
-    for dim in result.dims:
-        if dim in result.coords and not result[dim].equals(first[dim]):
-            raise ValueError(
-                f"measure returned other labels of {dim} than at step {step}: give the dimension "
-                "the same labels at every checkpoint, and return what differs as a variable"
-            )
-
-
-def _join(results: Mapping[int, xr.Dataset]) -> xr.Dataset | None:
-    """One Dataset with the dimension step, or None if there are no results."""
-    if not results:
-        return None
-    steps = sorted(results)
-    joined = xr.concat(
-        [results[step] for step in steps],
-        dim="step",
-        combine_attrs="drop_conflicts",
-        join="exact",
-        data_vars="all",
-        coords="different",  # a coordinate that changes over training is kept for every step
-        compat="equals",
-    )
-    return joined.assign_coords(step=labelled("step", np.array(steps), "training iteration"))
+    compared = False
+    with bar, keeper.keeping(steps):
+        for batch in batches(checkpoints, watch, done, analysis.remembers):
+            if twice := {*steps} & {*batch}:
+                raise ValueError(f"step {min(twice)} is there twice: number the checkpoints")
+            known = sorted(batch.keys() & done)
+            if known and not compared:
+                ((step, state),) = batch[known[-1]]
+                keeper.refuse_other_weights(step, state)
+                compared = True
+            keeper.add(batch)
+            steps.extend(batch)
+            bar.update(len(known))
+            missing = {step: batch[step] for step in sorted(batch.keys() - done)}
+            if executor is not None:
+                keeper.measure_on(executor, missing, threads, progress)
+                continue
+            for step, checkpoint in missing.items():
+                bar.set_postfix_str(f"step {step}")
+                if keeper.measure(step, checkpoint) and analysis.remembers:
+                    break  # the others need its result
+                bar.update()
+            else:
+                continue
+            break
+        keeper.refuse_failures(steps)
+        result = keeper.result(steps)
+    if result is None:
+        raise ValueError("checkpoints is empty: pass at least one (step, state_dict)")
+    return result

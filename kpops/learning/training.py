@@ -26,6 +26,7 @@ from kpops.arrays import numpy_dtype
 from kpops.kinds import described
 from kpops.learning import resumption
 from kpops.learning.checkpoints import (
+    FINISHED,
     newest_checkpoint,
     only_trainer,
     remove_unfinished,
@@ -257,7 +258,11 @@ def train(
                 with torch.no_grad():
                     for name, buffer in model.named_buffers():
                         buffer.copy_(buffers[name])
+                if busy is None and not (folder / FINISHED).exists():
+                    (folder / FINISHED).touch()
                 break
+            if step == start:
+                (folder / FINISHED).unlink(missing_ok=True)
             updates.optimizer.zero_grad()
             value.backward()
             untrained.clear()  # from here on an error keeps the trained weights

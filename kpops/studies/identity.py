@@ -16,14 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 
 from kpops.studies.results import Measure
 
 
 def describe(measure: Measure) -> dict[str, Any]:
     """Name of a measure, a hash of its source, and where it is found, as plain Python."""
-    digest = hashlib.sha256(_text(measure).encode()).hexdigest()[:16]
-    return {"name": _name(measure), "hash": digest, "where": _where(measure)}
+    return {"name": _name(measure), "hash": fingerprint(measure), "where": _where(measure)}
+
+
+def fingerprint(thing: Any) -> str:
+    """Hash of a function, of data, or of any mix of them."""
+    return hashlib.sha256(_text(thing).encode()).hexdigest()[:16]
 
 
 def _name(measure: Any) -> str:
@@ -37,6 +42,10 @@ def _text(thing: Any) -> str:
     Of a partial, its function and arguments; of another callable, the class and its attributes. Not
     seen are the functions that it calls, and global variables.
     """
+    if isinstance(thing, xr.DataArray | xr.Dataset):
+        thing = thing.to_dict(data="array")
+    if isinstance(thing, np.ndarray) and thing.dtype == object:  # its bytes are addresses
+        thing = thing.tolist()
     if isinstance(thing, functools.partial):
         return "\n".join(map(_text, (thing.func, thing.args, thing.keywords)))
     if isinstance(thing, Mapping):
