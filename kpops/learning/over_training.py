@@ -196,6 +196,8 @@ def _stored(
             break
         keeper.refuse_failures(steps)
         result = keeper.result(steps)
+    if result is None and watch:
+        raise ValueError(f"no checkpoint appeared in '{checkpoints.folder}': is it that of train?")
     if result is None:
         raise ValueError("checkpoints is empty: pass at least one (step, state_dict)")
     return result

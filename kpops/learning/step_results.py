@@ -21,6 +21,20 @@ class MeasureError(RuntimeError):
         self.finished = finished
 
 
+def failure(errors: Mapping[int, str], finished: xr.Dataset | None, kept: str = "") -> MeasureError:
+    """The error that names the first step at which the measure failed, by the tracebacks."""
+    step, text = min(errors.items())
+    more = f", and at {len(errors) - 1} more" if len(errors) > 1 else ""
+    error = MeasureError(f"at step {step}{more}: {last_line(text)}{kept}", finished)
+    error.__cause__ = RuntimeError(text)
+    return error
+
+
+def last_line(text: str) -> str:
+    """Of a traceback: the error itself."""
+    return text.strip().splitlines()[-1]
+
+
 def refuse_other_form(result: xr.Dataset, before: Mapping[int, xr.Dataset]) -> None:
     """Refuse what cannot be joined with the results of the steps before."""
     if not before:
@@ -41,7 +55,7 @@ def refuse_other_form(result: xr.Dataset, before: Mapping[int, xr.Dataset]) -> N
                 "same sizes at every checkpoint, padded with NaN if need be"
             )
     for dim in result.dims:
-        if dim in result.coords and not result[dim].equals(first[dim]):
+        if dim in result.coords and not result[dim].variable.equals(first[dim].variable):
             raise ValueError(
                 f"measure returned other labels of {dim} than at step {step}: give the dimension "
                 "the same labels at every checkpoint, and return what differs as a variable"

@@ -20,10 +20,10 @@ from kpops.kinds import described
 from kpops.learning.analysis import Analysis, fingerprint_of_weights
 from kpops.learning.required import labelled
 from kpops.learning.resumption import differences
-from kpops.learning.step_results import MeasureError
+from kpops.learning.step_results import failure
 from kpops.studies import running
 from kpops.studies.reading import open_store, read_point
-from kpops.studies.store import PointStore, StudyError
+from kpops.studies.store import PointStore
 from kpops.studies.workers import Point, compute
 
 Single = Sequence[tuple[int, Mapping[str, Any]]]
@@ -127,15 +127,13 @@ class StoredSteps:
 
     def refuse_failures(self, steps: Iterable[int]) -> None:
         """Raise a MeasureError if the measure failed at some of the steps."""
-        failed = {step: error for step in sorted(steps) if (error := self._error(step))}
+        failed = {step: error for step in steps if (error := self._error(step))}
         if failed:
-            first, error = next(iter(failed.items()))
-            more = f", and at {len(failed) - 1} more" if len(failed) > 1 else ""
-            raise MeasureError(
-                f"at step {first}{more}: {error.strip().splitlines()[-1]}. The other results are "
-                f"kept in '{self._store.path}'; the same call tries these steps again",
-                self.result(steps),
-            ) from StudyError(error)
+            kept = (
+                f". The other results are kept in '{self._store.path}'; the same call tries this "
+                "again"
+            )
+            raise failure(failed, self.result(steps), kept)
 
     def refuse_other_weights(self, step: int, state: Mapping[str, Any]) -> None:
         """Refuse the checkpoint of another training at a step that is done."""
