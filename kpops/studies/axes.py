@@ -15,10 +15,15 @@ from kpops.kinds import described
 Value = float | int | str | bool
 Axes = dict[str, list[Value]]
 Position = tuple[int, ...]
+RESERVED = ("done", "status", "rng")
+"""Names that the store or the call of a measure uses."""
 
 
 def read_axes(axes: Mapping[str, Any]) -> Axes:
     """Names and values of axes as plain Python, which JSON can hold."""
+    for name in axes:
+        if name in RESERVED or not name.isidentifier():
+            raise ValueError(f"{name!r} is no name for an axis: choose another")
     return {name: _values(name, given) for name, given in axes.items()}
 
 
