@@ -11,7 +11,8 @@ import runpy
 import sys
 import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,21 @@ def _text(thing: Any) -> str:
     if inspect.ismethod(thing):
         return f"{_text(thing.__func__)}\n{_text(thing.__self__)}"
     if inspect.isfunction(thing):
-        cells = inspect.getclosurevars(thing).nonlocals
-        cells = {name: cell for name, cell in cells.items() if not inspect.isroutine(cell)}
-        parts = _source(thing), _text(thing.__defaults__), _text(thing.__kwdefaults__), _text(cells)
-        return "\n".join(parts)
+        seen = thing.__defaults__, thing.__kwdefaults__, [*_enclosed(thing)]
+        return "\n".join([_source(thing), *map(_text, seen)])
     if isinstance(thing, type):
         return _source(thing)
     plain = repr(thing)
     if callable(thing) or " at 0x" in plain:  # an address is another in every process
         return f"{_source(type(thing))}\n{_text(getattr(thing, '__dict__', {}))}"
     return plain
+
+
+def _enclosed(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # still empty
+            if not inspect.isroutine(cell.cell_contents):
+                yield cell.cell_contents
 
 
 def _source(thing: Any) -> str:

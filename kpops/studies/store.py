@@ -182,7 +182,9 @@ class PointStore:
                 values = result[name].values
                 full = np.full(sizes, variable.fill, values.dtype)  # over what a killed one left
                 full[tuple(map(slice, values.shape))] = values
-                group[name][position] = full if variable.dims else full.item()
+                # The array itself may be longer by now, by another process.
+                region = (*position, *map(slice, sizes))
+                group[name][region] = full if variable.dims else full.item()
         status = {"state": "done", **_here(), "seconds": seconds, "lengths": ours.sizes}
         self._set_status(position, status)
 

@@ -35,7 +35,7 @@ _THREADS_OF = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
     """A point of a study with all that another process needs to compute it."""
 

@@ -1,4 +1,4 @@
-"""Kill workers and parents of a study at random moments: python tests/studies/kill_study.py [KILLS].
+"""Kill the processes of a study at random moments: python tests/studies/kill_study.py [KILLS].
 
 Runs 200 points on a process pool and on a Dask LocalCluster of two processes, and kills by SIGKILL.
 After the last resume every point must be there once, bit-equal to a run that was never interrupted.
@@ -58,7 +58,7 @@ def run(kind, path, n_seeds):
     else:
         from dask.distributed import Client, LocalCluster
 
-        options = {"dashboard_address": None, "silence_logs": 50}
+        options = {"dashboard_address": ":0", "silence_logs": 50}
         cluster = LocalCluster(n_workers=2, threads_per_worker=1, **options)
         with cluster, Client(cluster) as client:
             mine.run(client.get_executor(), progress=False)
@@ -91,8 +91,10 @@ def kill_some(kind, path, n_seeds, rnd, counts, most):
         if times_of_statuses(path) != before:
             break
         time.sleep(0.02)
-    while parent.poll() is None and sum(counts.values()) < most:
+    while sum(counts.values()) < most:
         time.sleep(rnd.uniform(0, 1.0))
+        if parent.poll() is not None:
+            break
         workers = workers_of(parent)
         what = "worker" if workers and rnd.random() < 0.6 else "parent"
         victim = rnd.choice(workers).pid if what == "worker" else parent.pid
@@ -101,6 +103,8 @@ def kill_some(kind, path, n_seeds, rnd, counts, most):
         except ProcessLookupError:
             continue
         counts[what] += 1
+        if what == "parent":
+            break
     parent.wait()
 
 
