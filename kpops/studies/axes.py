@@ -15,29 +15,30 @@ from kpops.kinds import described
 Value = float | int | str | bool
 Axes = dict[str, list[Value]]
 Position = tuple[int, ...]
+RESERVED = ("done", "status", "rng")
+"""Names that the store or the call of a measure uses."""
 
 
 def read_axes(axes: Mapping[str, Any]) -> Axes:
     """Names and values of axes as plain Python, which JSON can hold."""
+    for name in axes:
+        if name in RESERVED or not name.isidentifier():
+            raise ValueError(f"{name!r} is no name for an axis: choose another")
     return {name: _values(name, given) for name, given in axes.items()}
 
 
 def _values(name: str, given: Any) -> list[Value]:
     if isinstance(given, str | bytes | Mapping) or not np.iterable(given):
         raise TypeError(f"{name} is {described(given)}: pass the values of this axis as a list")
-    entries = list(given)
-    array = np.asarray(entries)
-    if array.ndim != 1 or not len(array):
-        raise ValueError(
-            f"{name} is an axis of shape {array.shape}: pass a list of numbers or strings"
-        )
-    values = array.tolist()
+    entries = np.asarray(given).tolist() if hasattr(given, "__array__") else list(given)
     kinds = {kind_of(entry) for entry in entries}
-    if len(kinds) > 1 or None in kinds:
+    if len(kinds) != 1 or None in kinds:
+        types = sorted({type(entry).__name__ for entry in entries}) or "none"
         raise TypeError(
-            f"{name} has values of types {sorted({type(e).__name__ for e in entries})}: an axis "
-            "has numbers, strings or booleans, all alike"
+            f"{name} has {len(entries)} values of types {types}: an axis has numbers, strings or "
+            "booleans, all alike"
         )
+    values = np.asarray(entries).tolist()  # all floats, if one is
     if any(value != value for value in values):
         raise ValueError(f"{name} has the value nan: a point must be equal to itself, leave it out")
     if len(set(values)) < len(values):

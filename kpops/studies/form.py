@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from kpops.studies.axes import Value
+from kpops.studies.axes import RESERVED, Value
 
-RESERVED = ("done", "status")
 _LARGEST_CHUNK = 2**26  # bytes
 
 

@@ -7,10 +7,12 @@ import functools
 import hashlib
 import importlib
 import inspect
+import runpy
 import sys
 import textwrap
-from collections.abc import Mapping
-from multiprocessing import spawn
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def _text(thing: Any) -> str:
     """Source of a function without its comments, its defaults and what it encloses.
 
     Of a partial, its function and arguments; of another callable, the class and its attributes. Not
-    seen are the functions that it calls, and global variables.
+    seen are the functions that it calls, also enclosed ones, and global variables.
     """
     if isinstance(thing, xr.DataArray | xr.Dataset):
         thing = thing.to_dict(data="array")
@@ -52,6 +54,8 @@ def _text(thing: Any) -> str:
         return "\n".join(f"{key}: {_text(value)}" for key, value in thing.items())
     if isinstance(thing, list | tuple):
         return "\n".join(map(_text, thing))
+    if isinstance(thing, set | frozenset):  # whose order is another in every process
+        return "\n".join(sorted(map(_text, thing)))
     if isinstance(thing, torch.Tensor):
         thing = thing.detach().cpu().numpy()
     if isinstance(thing, np.ndarray):
@@ -59,15 +63,21 @@ def _text(thing: Any) -> str:
     if inspect.ismethod(thing):
         return f"{_text(thing.__func__)}\n{_text(thing.__self__)}"
     if inspect.isfunction(thing):
-        cells = inspect.getclosurevars(thing).nonlocals
-        parts = _source(thing), _text(thing.__defaults__), _text(thing.__kwdefaults__), _text(cells)
-        return "\n".join(parts)
+        seen = thing.__defaults__, thing.__kwdefaults__, [*_enclosed(thing)]
+        return "\n".join([_source(thing), *map(_text, seen)])
     if isinstance(thing, type):
         return _source(thing)
     plain = repr(thing)
     if callable(thing) or " at 0x" in plain:  # an address is another in every process
         return f"{_source(type(thing))}\n{_text(getattr(thing, '__dict__', {}))}"
     return plain
+
+
+def _enclosed(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # still empty
+            if not inspect.isroutine(cell.cell_contents):
+                yield cell.cell_contents
 
 
 def _source(thing: Any) -> str:
@@ -83,42 +93,43 @@ def _source(thing: Any) -> str:
 
 def _where(measure: Any) -> dict[str, str] | None:
     """Module, script or file of a measure that has a name there, or None."""
-    name, module = getattr(measure, "__qualname__", ""), getattr(measure, "__module__", None)
-    found = sys.modules.get(str(module))
-    if not name or "<" in name or found is None:  # <lambda>, <locals>
+    name, module = getattr(measure, "__qualname__", ""), str(getattr(measure, "__module__", ""))
+    found = sys.modules.get(module)
+    if found is None or _attribute(found, name) is not measure:  # a lambda, a local function
         return None
-    file = getattr(found, "__file__", None)
-    if module in ("__main__", "__mp_main__"):
-        spec = getattr(found, "__spec__", None)
-        if spec is not None:  # python -m package.module
-            return {"name": name, "module": spec.name, "folder": _folder(spec.name, spec.origin)}
-        return {"name": name, "script": str(Path(file).resolve())} if file else None
-    return {"name": name, "module": str(module), "folder": _folder(str(module), file)}
+    file, spec = getattr(found, "__file__", None), getattr(found, "__spec__", None)
+    if spec is not None:  # for python -m package.module, the name that is not __main__
+        return {"name": name, "module": spec.name, "folder": _folder(spec.name, spec.origin)}
+    return {"name": name, "script": str(Path(file).resolve())} if file else None
+
+
+def _attribute(thing: Any, name: str) -> Any:
+    for part in name.split("."):
+        thing = getattr(thing, part, None)
+    return thing
 
 
 def _folder(module: str, file: str | None) -> str:
     """Folder from which a module is imported."""
     if file is None:
         return ""
-    above = module.count(".") + (Path(file).stem == "__init__")
+    above = module.count(".") + (Path(file).stem == "__init__")  # folders of the package
     return str(Path(file).resolve().parents[above])
 
 
 def find(where: Mapping[str, str]) -> Measure:
     """Import a measure by what :func:`describe` tells.
 
-    A script is run under the name ``__mp_main__``, as a spawned process does, so that what stands
+    A script is run under the name ``__mp_main__``, as in a spawned process, so that what stands
     behind ``if __name__ == "__main__"`` does not run.
     """
+    folder = str(Path(where["script"]).parent) if "script" in where else where["folder"]
+    if folder and folder not in sys.path:
+        sys.path.append(folder)
     if "script" in where:
-        folder = str(Path(where["script"]).parent)
-        sys.path.insert(0, folder)  # as python script.py does
-        spawn.prepare({"init_main_from_path": where["script"]})
-        found: Any = sys.modules["__main__"]
+        module = types.ModuleType("__mp_main__")
+        sys.modules["__mp_main__"] = module  # where classes look up their source
+        vars(module).update(runpy.run_path(where["script"], run_name="__mp_main__"))
     else:
-        if where["folder"] and where["folder"] not in sys.path:
-            sys.path.append(where["folder"])
-        found = importlib.import_module(where["module"])
-    for part in where["name"].split("."):
-        found = getattr(found, part)
-    return found
+        module = importlib.import_module(where["module"])
+    return _attribute(module, where["name"])

@@ -45,10 +45,12 @@ def check_executor(executor: Any, measure: Any) -> None:
 
 def _check_pickles(measure: Any) -> None:
     remedy = "define it with def in a module or script, or use an executor of loky or Dask"
-    main = sys.modules["__main__"]
+    module, main = getattr(measure, "__module__", None), sys.modules["__main__"]
     is_typed = not hasattr(main, "__file__") and getattr(main, "__spec__", None) is None
-    if getattr(measure, "__module__", None) == "__main__" and is_typed:
+    if module == "__main__" and is_typed:
         raise TypeError(f"measure was defined in a session, which other processes lack: {remedy}")
+    if module == "__mp_main__":  # read from the store
+        raise TypeError("measure is that of another script: start the run in that script")
     try:
         pickle.dumps(measure)
     except Exception as error:

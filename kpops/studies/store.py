@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,11 @@ from kpops.studies.axes import Axes, Position, Value, coordinate, joined
 from kpops.studies.form import Form, form_of, standardized
 
 OURS = "kpops_store"  # the attribute of the group that holds all that is not data
+_HEAD = struct.Struct("<II")
+"""Before the bytes of a string in its chunk: one string, and its length. We write and read these
+chunks ourselves, in a twentieth of the time that Zarr takes for so little."""
+_PATIENCE = 300.0
+"""Seconds to wait for another process that changes the store, which takes milliseconds."""
 
 
 class StudyError(RuntimeError):
@@ -68,9 +74,9 @@ class PointStore:
         """Make the store, unless another process is faster; returns whether it is new."""
         import zarr
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{time.time_ns()}")
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             state = {"axes": axes, "configuration": dict(configuration), "form": None}
             group = zarr.create_group(temporary, attributes={OURS: json.dumps(state)})
             _write_axes(group, axes)
@@ -104,24 +110,20 @@ class PointStore:
 
     def grow(self, axes: Axes, **configuration: Any) -> Axes:
         """Add the new values of `axes`, set entries of the configuration, and return all values."""
-        state = self._state()
-        wanted = joined(state["axes"], axes)
-        if (
-            state["axes"] == wanted
-            and {**state["configuration"], **configuration} == (state["configuration"])
-        ):
-            return wanted
-        with self._alone() as group:
+
+        def grown() -> dict[str, Any]:
             state = self._state()
-            wanted = joined(state["axes"], axes)
-            if wanted != state["axes"]:
-                sizes = {name: len(values) for name, values in wanted.items()}
-                _resize(group, sizes)
-                _write_axes(group, wanted)
-            state["axes"] = wanted
-            state["configuration"].update(configuration)
-            self._set(group, state)
-        return wanted
+            entries = {**state["configuration"], **configuration}
+            return {**state, "axes": joined(state["axes"], axes), "configuration": entries}
+
+        if grown() != self._state():
+            with self._alone() as group:
+                before, state = self._state()["axes"], grown()
+                if state["axes"] != before:
+                    _resize(group, {name: len(values) for name, values in state["axes"].items()})
+                    _write_axes(group, state["axes"])
+                self._set(group, state)
+        return self.axes
 
     @property
     def form(self) -> Form | None:
@@ -131,7 +133,6 @@ class PointStore:
 
     def statuses(self) -> dict[Position, dict[str, Any]]:
         """Status of every point that has begun."""
-        # Zarr takes 0.4 ms for each chunk; the chunk of one string is its length and its bytes.
         found = {}
         for position, path in _chunks(str(self.path / "status" / "c"), len(self.axes)):
             read = _status_in(path)
@@ -141,7 +142,10 @@ class PointStore:
 
     def status(self, position: Position) -> dict[str, Any] | None:
         """Status of a point, None if it has not begun."""
-        return _status_in(str(self.path.joinpath("status", "c", *map(str, position))))
+        return _status_in(str(self._status_file(position)))
+
+    def _status_file(self, position: Position) -> Path:
+        return self.path.joinpath("status", "c", *map(str, position))
 
     def begin(self, position: Position) -> None:
         """Note that this process computes a point."""
@@ -178,7 +182,9 @@ class PointStore:
                 values = result[name].values
                 full = np.full(sizes, variable.fill, values.dtype)  # over what a killed one left
                 full[tuple(map(slice, values.shape))] = values
-                group[name][position] = full if variable.dims else full.item()
+                # The array itself may be longer by now, by another process.
+                region = (*position, *map(slice, sizes))
+                group[name][region] = full if variable.dims else full.item()
         status = {"state": "done", **_here(), "seconds": seconds, "lengths": ours.sizes}
         self._set_status(position, status)
 
@@ -204,8 +210,15 @@ class PointStore:
 
     def _set_status(self, position: Position, status: dict[str, Any] | None) -> None:
         with self._writing():
-            text = "" if status is None else json.dumps(status)
-            self.group()["status"][position] = text
+            file = self._status_file(position)
+            if status is None:
+                file.unlink(missing_ok=True)
+                return
+            file.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(status).encode()
+            temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
+            temporary.write_bytes(_HEAD.pack(1, len(text)) + text)
+            temporary.replace(file)
 
     def _state(self) -> dict[str, Any]:
         try:
@@ -228,7 +241,7 @@ class PointStore:
     @contextmanager
     def _alone(self) -> Iterator[Any]:
         """The group, which no other process changes meanwhile; all arrays as the state tells."""
-        with self._writing(), FileLock(self.path / "status" / ".lock"):
+        with self._writing(), FileLock(self.path / "status" / ".lock", _PATIENCE):
             state, group = self._state(), self.group()
             form = state["form"] and Form.from_json(state["form"])
             for name in set(group.array_keys()) - {*state["axes"], "status"}:
@@ -259,7 +272,7 @@ def _here() -> dict[str, Any]:
 def _status_in(path: str) -> dict[str, Any] | None:
     try:
         with open(path, "rb") as file:
-            text = file.read()[8:]
+            text = file.read()[_HEAD.size :]
     except FileNotFoundError:
         return None
     return json.loads(text) if text else None

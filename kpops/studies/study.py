@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from kpops import work
-from kpops.kinds import described
+from kpops.kinds import described, has_argument
 from kpops.maturity import experimental
 from kpops.scalars import check_count
 from kpops.studies import running
@@ -32,7 +33,7 @@ class FailedPointsWarning(UserWarning):
 class Study:
     """A measure at every point of a grid, on any executor, in a store from which it resumes.
 
-    .. versionadded:: 0.1
+    .. versionadded:: 0.2
 
     Parameters
     ----------
@@ -119,6 +120,8 @@ class Study:
         if rng is not None:
             check_count("rng", rng, 0)
         planned = read_axes(axes)
+        if measure is not None and planned:
+            _check_arguments(measure, planned)
         self._store, self._measure = PointStore(store), measure
         if not self._store.exists():
             if measure is None or not planned:
@@ -133,28 +136,33 @@ class Study:
 
     def _join(self, planned: dict[str, list[Value]], rng: int | None, changed: str) -> None:
         """Compare this study with that of the store, and add what is new."""
-        stored, ours = self._store.configuration, None
+        stored = self._store.configuration
         self._refuse_others(planned, rng, stored["seed"])
-        if self._measure is not None:
-            ours, before = describe(self._measure), stored["measure"]
-            if ours["hash"] != before["hash"] and changed == "refuse":
+        measure, changes = self._measure, {}
+        if measure is not None:
+            changes = self._recorded(describe(measure), stored["measure"], changed)
+        axes = self._store.grow(planned, **changes)
+        plan = stored["plan"]
+        if planned:
+            places = {n: {value: i for i, value in enumerate(v)} for n, v in axes.items()}
+            plan = {name: [places[name][value] for value in planned[name]] for name in axes}
+            self._store.grow({}, plan=plan)
+        self._seed, self._plan = stored["seed"], [plan[name] for name in axes]
+        self._values = {name: [axes[name][place] for place in plan[name]] for name in axes}
+
+    def _recorded(
+        self, ours: dict[str, Any], before: dict[str, Any], changed: str
+    ) -> dict[str, Any]:
+        """What the store is to know of the measure."""
+        if ours["hash"] != before["hash"]:
+            if changed == "refuse":
                 raise ValueError(
                     f"'{self._store.path}' holds results of measure {before['name']} (source "
                     f"{before['hash']}), this one is {ours['name']} (source {ours['hash']}): pass "
                     "another store, or changed='keep' to keep what is done"
                 )
-            if ours["hash"] == before["hash"] and ours["where"] is None:
-                ours = None  # from a session: the place in a script is of more use
-        if planned:
-            known = self._store.grow(planned)
-            places = {n: {value: i for i, value in enumerate(v)} for n, v in known.items()}
-            plan = {name: [places[name][value] for value in planned[name]] for name in known}
-        else:
-            plan = stored["plan"]
-        self._store.grow({}, plan=plan, **({"measure": ours} if ours else {}))
-        axes = self._store.axes
-        self._seed, self._plan = stored["seed"], [plan[name] for name in axes]
-        self._values = {name: [axes[name][place] for place in plan[name]] for name in axes}
+            return {"measure": {**ours, "before": [*before.get("before", []), before["hash"]]}}
+        return {"measure": {**before, "where": ours["where"] or before["where"]}}
 
     def _refuse_others(self, planned: Mapping[str, Any], rng: int | None, seed: int) -> None:
         stored = self._store.axes
@@ -345,3 +353,17 @@ class Study:
                 "run(retry_failed=True) computes these points again",
                 FailedPointsWarning,
             )
+
+
+def _check_arguments(measure: Measure, axes: Mapping[str, Any]) -> None:
+    """Refuse a measure that does not take the axes by their names."""
+    arguments = {**dict.fromkeys(axes), **({"rng": None} if has_argument(measure, "rng") else {})}
+    try:
+        inspect.signature(measure).bind(**arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"measure cannot be called with {', '.join(arguments)} ({error}): give it one "
+            "parameter for each axis, of the same name"
+        ) from None
+    except ValueError:  # a builtin has no signature
+        return

@@ -9,6 +9,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -34,7 +35,7 @@ _THREADS_OF = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
     """A point of a study with all that another process needs to compute it."""
 
@@ -62,6 +63,8 @@ def compute(point: Point) -> Outcome:
         result = as_dataset(point.measure(**arguments))
         store.finish(point.position, result, time.time() - begun, point.values)
     except StudyError:
+        with suppress(StudyError):  # it deletes a file, for which a full disk has room
+            store.forget(point.position)
         raise
     except (Exception, SystemExit):  # sys.exit() in a script that is called
         store.fail(point.position, traceback.format_exc(), time.time() - begun)
