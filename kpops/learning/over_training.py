@@ -63,6 +63,22 @@ def over_training(
     on_interrupt : {"raise", "return"}
         What Ctrl-C does: raise KeyboardInterrupt with the finished part in its attribute
         ``finished``, or return that part, if there is one.
+    store : path, optional
+        A folder, by habit called ``.zarr``, in which each result is kept as soon as it is there.
+        After a kill at any moment the same call goes on where it was; with more checkpoints it
+        measures those that are new. Default: results are kept in memory.
+    executor : executor, optional
+        Measures the checkpoints in its processes, in any order, as for :meth:`kpops.Study.run`.
+        Needs a store.
+    threads : int
+        Threads of torch, BLAS and Numba in each process of the executor.
+    watch : bool or kpops.training.Watch
+        Follow a folder that a training is still filling, until its end: measure checkpoints as
+        they appear. True waits for the end of :func:`kpops.training.train`, without a time limit.
+        Needs a store.
+
+        .. versionadded:: 0.1
+           `store`, `executor`, `threads` and `watch`.
 
     Returns
     -------
@@ -74,13 +90,32 @@ def over_training(
     ------
     ValueError
         If there are no checkpoints, steps repeat or are no whole numbers, or the state dicts of two
-        steps share memory.
+        steps share memory; if the store belongs to another analysis (measure, model, inputs,
+        options, linearizer) or training, or `measure` takes ``previous`` and the checkpoints do not
+        come one after the other.
     TypeError
         If `model`, `checkpoints`, `measure` or `options` has the wrong type.
     MeasureError
         If a checkpoint cannot be read, does not fit the model, cannot be linearised or measured, or
         its result has another form than those before. It names the step; ``finished`` holds the
-        steps before, ``__cause__`` the original error.
+        steps before, ``__cause__`` the original error. With a store the other checkpoints are
+        measured first, unless `measure` takes ``previous``; ``finished`` holds them, ``__cause__``
+        the traceback, and the same call tries what failed again.
+    StudyError
+        If processes of the executor died, or the store cannot be written. What is finished is kept.
+
+    See Also
+    --------
+    kpops.training.Measured : the same in a training loop, without checkpoints.
+    kpops.Study : the same over seeds, scales and cells.
+
+    Notes
+    -----
+    A store is compared by what :func:`kpops.training.train` compares of a model, by the source of
+    the functions, by the values of inputs and options, and by the weights at the last finished
+    step. Its results equal those in memory, except that lengths of dimensions may differ: shorter
+    results are padded with NaN, and ``<dim>_length`` holds the lengths. The dtypes must be the same
+    at every step, and coordinates along one dimension, too. Strings are objects.
 
     Examples
     --------
@@ -98,6 +133,15 @@ def over_training(
     ...     return kpops.eigsh(lin.flow, 2, v0=v0, rng=0)
     >>> kpops.over_training(gru, checkpoints, torch.zeros(2, 5, 3), modes).eigenvalue.sizes
     Frozen({'step': 2, 'mode': 2})
+
+    With a store, only new checkpoints are measured:
+
+    >>> import tempfile
+    >>> store = tempfile.mkdtemp(suffix=".zarr")
+    >>> for known in (checkpoints, [*checkpoints, (20, gru.state_dict())]):
+    ...     followed = kpops.over_training(gru, known, torch.zeros(2, 5, 3), norm, store=store)
+    >>> followed.step.values
+    array([ 0, 10, 20])
     """
     work.check_on_interrupt(on_interrupt)
     analysis = Analysis.read(model, inputs, measure, linearizer, options)

@@ -82,7 +82,8 @@ def train(
         Steps outside the mask do not count in the loss. Targets are (trial, time, output), labels
         (trial, time), or what the loss takes, trial by trial.
     folder : path
-        Folder of the checkpoints ``step_00000100.pt``; created if missing.
+        Folder of the checkpoints ``step_00000100.pt``; created if missing. At the end of the
+        training it gets an empty file ``finished``, which a training that goes on removes.
     loss : {"mse", "cross_entropy"} or callable
         As for :func:`kpops.gradient_flow`, on a batch, with the ``loss_mask`` of the task.
     max_steps : int

@@ -48,12 +48,15 @@ def gain(lin):
     )
 
 
+ODD = ValueError("odd")
+
+
 class Counter:
     """A measure that counts its calls, beside what tells which function it is."""
 
     calls = 0
 
-    def __init__(self, fails_at=(), error=ValueError("odd")):
+    def __init__(self, fails_at=(), error=ODD):
         self.fails_at, self.error = fails_at, error
 
     def __call__(self, lin):
@@ -73,7 +76,9 @@ def _no_calls():
 def modes(lin, previous):
     v0 = None if previous is None else previous.eigenfunction
     found = kpops.eigsh(lin.flow, 2, v0=v0, rng=0)
-    return found.assign(before=np.float32(-1) if previous is None else previous.eigenvalue[0].values)
+    return found.assign(
+        before=np.float32(-1) if previous is None else previous.eigenvalue[0].values
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,9 @@ def test_ctrl_c_before_the_first_result_is_raised(store):
 
 def test_failures_are_recorded_raised_at_the_end_and_tried_again(store):
     measure = Counter(fails_at=[2, 3])
-    with pytest.raises(kpops.MeasureError, match=r"at step 10, and at 1 more: ValueError: odd. The o") as e:
+    with pytest.raises(
+        kpops.MeasureError, match=r"at step 10, and at 1 more: ValueError: odd. The o"
+    ) as e:
         follow(measure, store=store)
     assert Counter.calls == 4
     assert e.value.finished.step.values.tolist() == [0, 30]
@@ -195,7 +202,9 @@ def test_with_the_result_before_a_failure_stops(store):
 
 def test_the_result_before_must_come_before(store):
     follow(modes, STATES[2:], store=store)
-    with pytest.raises(ValueError, match="step 0 comes before step 30, which is done in .*another s"):
+    with pytest.raises(
+        ValueError, match=r"step 0 comes before step 30, which is done in .*another s"
+    ):
         follow(modes, STATES, store=store)
 
 
@@ -254,7 +263,9 @@ def test_labelled_inputs_are_compared_by_their_values(store):
 def test_checkpoints_of_another_training_are_refused(store):
     follow(gain, store=store)
     others = [(s, {k: v + 1 for k, v in state.items()}) for s, state in STATES]
-    with pytest.raises(ValueError, match="at other weights at step 30: it belongs to another train"):
+    with pytest.raises(
+        ValueError, match="at other weights at step 30: it belongs to another train"
+    ):
         follow(gain, others, store=store)
 
 
@@ -285,7 +296,9 @@ def test_wrong_use_is_refused(store, settings, error, told):
 
 def test_the_store_of_a_study_is_refused(store):
     kpops.Study(store, lambda g: {"v": g}, rng=0, g=[1.0]).run(progress=False)
-    with pytest.raises(ValueError, match="holds a kpops.Study, not measures over training: pass a"):
+    with pytest.raises(
+        ValueError, match=r"holds a kpops.Study, not measures over training: pass a"
+    ):
         follow(gain, store=store)
 
 
@@ -320,7 +333,7 @@ def test_an_executor_gives_the_same(store, tmp_path):
         assert result.threads.values.tolist() == [2] * 4
         np.testing.assert_array_equal(result.norm, follow(threads).norm)
         state = PointStore(store).status((0,))
-        with pytest.raises(kpops.MeasureError, match="at step 0, and at 3 more: .*enginge"):
+        with pytest.raises(kpops.MeasureError, match=r"at step 0, and at 3 more: .*enginge"):
             follow(gain, executor=pool, store=tmp_path / "b", options={"enginge": "auto"})
         with pytest.raises(TypeError, match="does not pickle"):
             follow(lambda lin: {"v": 1.0}, executor=pool, store=tmp_path / "c")

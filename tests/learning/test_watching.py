@@ -92,7 +92,9 @@ def test_the_marker_of_train_is_there_only_when_it_has_ended(tmp_path):
         # A training that goes on finds the marker, and removes it before its next update.
         assert seen == [[False] * 2, [], [True, False]][number]
     with pytest.raises(KeyboardInterrupt):
-        learn(tmp_path, 6, stop=lambda step, losses: step == 5 and signal.raise_signal(signal.SIGINT))
+        learn(
+            tmp_path, 6, stop=lambda step, losses: step == 5 and signal.raise_signal(signal.SIGINT)
+        )
     assert not marker.exists()
 
 
@@ -189,7 +191,7 @@ def test_files_of_another_program_are_followed_by_their_pattern(tmp_path, follow
 def test_nothing_at_all_is_told(tmp_path, follow):
     with pytest.raises(ValueError, match="no checkpoint"):
         follow(watch=Watch(seconds=0))
-    with pytest.raises(FileNotFoundError, match="folder '.*nowhere' does not exist: make it, or"):
+    with pytest.raises(FileNotFoundError, match=r"folder '.*nowhere' does not exist: make it, or"):
         follow(folder=tmp_path / "nowhere", watch=True)
 
 
