@@ -13,7 +13,7 @@ from torch import nn
 
 import kpops
 from kpops.learning import watching
-from kpops.training import Watch, checkpoints, train
+from kpops.training import Checkpoints, Watch, checkpoints, train
 
 TASK = kpops.tasks.memory_pro(6, angles="even", noise=0, steps=(2, 2, 2))
 SOON = functools.partial(Watch, every=0.001)
@@ -154,6 +154,24 @@ def test_a_damaged_file_is_named_at_the_end_and_keeps_the_others(tmp_path, follo
     with pytest.raises(kpops.MeasureError, match=r"at step 2: .*00000002.pt' cannot be rea") as e:
         follow(watch=True)
     assert e.value.finished.step.values.tolist() == [0, 4, 6]
+
+
+def test_no_checkpoint_is_lost_between_the_look_at_the_folder_and_at_the_marker(
+    tmp_path, follow, monkeypatch
+):
+    learn(tmp_path / "all")
+    paths, again = sorted((tmp_path / "all").glob("*.pt")), Checkpoints.again
+
+    def published(self):
+        seen = again(self)
+        for path in paths:
+            os.link(path, tmp_path / "run" / path.name)
+        paths.clear()
+        (tmp_path / "run" / "finished").touch()
+        return seen
+
+    monkeypatch.setattr(Checkpoints, "again", published)
+    assert follow(watch=SOON()).step.values.tolist() == [0, 2, 4, 6]
 
 
 def test_the_time_limit_ends_it_too_and_later_it_goes_on(tmp_path, follow):
