@@ -131,9 +131,11 @@ def describe_modules(model: nn.Module) -> dict[str, Any]:
 
 
 def attributes(thing: Any) -> dict[str, Any]:
-    """Attributes that are plain Python or functions, except private ones of PyTorch's layers."""
+    """Attributes that are plain Python or functions, except private ones of libraries' modules."""
     found = {}
-    hides = isinstance(thing, nn.Module) and not _is_own(type(thing))
+    # Lightning keeps its own state of the moment beside the user's attributes.
+    is_lightning = any(kind.__name__ == "LightningModule" for kind in type(thing).__mro__)
+    hides = isinstance(thing, nn.Module) and (is_lightning or not _is_own(type(thing)))
     for key, value in vars(thing).items():
         if value is not None and key not in _OF_EVERY_MODULE and not (hides and key[0] == "_"):
             try:

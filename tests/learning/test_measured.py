@@ -283,6 +283,24 @@ def test_the_callback_follows_the_global_step_of_the_first_process(without_light
             assert during.during is None
 
 
+def test_what_lightning_keeps_in_a_module_is_no_part_of_the_analysis(without_lightning, tmp_path):
+    class LightningModule(nn.Module):
+        _current_fx_name = None
+
+    class Training(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.rnn = Net().rnn
+
+    model, store = Training(), tmp_path / "during.zarr"
+    model._current_fx_name = "on_train_start"
+    during = lightning_callback(INPUTS, gain, every=2, linearizer=of_rnn, store=store)
+    during.on_train_start(Trainer(), model)
+    pairs, settings = [(0, model.state_dict())], {"linearizer": of_rnn, "store": store}
+    later = kpops.over_training(Training().eval(), pairs, INPUTS, gain, **settings)
+    xr.testing.assert_identical(during.result(), later)
+
+
 def test_without_lightning_the_remedy_is_named(monkeypatch):
     def find(name):
         raise ModuleNotFoundError(name)
