@@ -66,7 +66,8 @@ def open_store(store: PointStore, plan: Plan | None = None) -> xr.Dataset:
     booleans; the coordinate ``done`` marks the points, ``<dim>_length`` the lengths along a dim
     where they differ.
     """
-    axes, form, statuses = store.axes, store.form, store.statuses()
+    statuses = store.statuses()  # first: what is done by now fits into the form and the axes
+    axes, form = store.axes, store.form
     plan = _whole(axes) if plan is None else plan
     states = _table(plan, statuses)
     done = np.vectorize(lambda s: s is not None and s["state"] == "done", otypes=[bool])(states)
@@ -105,9 +106,9 @@ def status_of(store: PointStore, plan: Plan | None = None) -> xr.Dataset:
 
     A process that is no longer there, as far as this host knows, is not running.
     """
-    axes = store.axes
+    statuses, axes = store.statuses(), store.axes
     plan = _whole(axes) if plan is None else plan
-    states = _table(plan, store.statuses())
+    states = _table(plan, statuses)
     here = socket.gethostname()
 
     def gather(read: Any, dtype: Any) -> np.ndarray:
