@@ -39,14 +39,13 @@ class _Stored(BackendArray):
         )
 
     def _read(self, key: tuple[Any, ...]) -> Any:
-        chosen = [np.atleast_1d(p[k]) for p, k in zip(self.places, key, strict=True)]
-        if all(map(len, chosen)):
-            values = np.asarray(self.array.oindex[tuple(chosen)]).astype(self.dtype, copy=False)
-        else:
-            values = np.empty(tuple(map(len, chosen)), self.dtype)
-        axes = self.done.ndim
         rows = [np.atleast_1d(np.arange(n)[k]) for n, k in zip(self.shape, key, strict=True)]
-        values[~self.done[np.ix_(*rows[:axes])]] = self.fill
+        chosen = tuple(places[row] for places, row in zip(self.places, rows, strict=True))
+        if all(map(len, chosen)):
+            values = np.asarray(self.array.oindex[chosen]).astype(self.dtype, copy=False)
+        else:  # which Zarr refuses
+            values = np.empty(tuple(map(len, chosen)), self.dtype)
+        values[~self.done[np.ix_(*rows[: self.done.ndim])]] = self.fill
         single = tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in key)
         return values[single]
 
@@ -67,15 +66,16 @@ def open_store(store: PointStore, plan: Plan | None = None) -> xr.Dataset:
     booleans; the coordinate ``done`` marks the points, ``<dim>_length`` the lengths along a dim
     where they differ.
     """
-    axes, form, statuses = store.axes, store.form, store.statuses()
+    statuses = store.statuses()  # first: what is done by now fits into the form and the axes
+    axes, form = store.axes, store.form
     plan = _whole(axes) if plan is None else plan
     states = _table(plan, statuses)
     done = np.vectorize(lambda s: s is not None and s["state"] == "done", otypes=[bool])(states)
     names = list(axes)
-    marks = {"long_name": "whether the point is done", "units": "1"}
-    coords: dict[str, Any] = {**_coords(axes, plan), "done": (names, done, marks)}
+    coords = _coords(axes, plan)
+    marks = {"done": (names, done, {"long_name": "whether the point is done", "units": "1"})}
     if form is None:
-        return xr.Dataset(coords=coords)
+        return xr.Dataset(coords={**coords, **marks})
     group, variables = store.group(), dict[str, Any]()
     for name, variable in form.variables.items():
         lazy = _Stored(group[name], plan, done, variable, form.sizes)
@@ -84,9 +84,9 @@ def open_store(store: PointStore, plan: Plan | None = None) -> xr.Dataset:
         target[name] = xr.Variable([*names, *variable.dims], content, form.attributes[name])
     for name, label in form.labels.items():
         coords[name] = (label.dim, label.array(), label.attributes)
-    variables |= _lengths(names, form, states, done)
-    made = xr.Dataset(variables, coords, form.attributes[""])
-    return xr.open_dataset(made, engine=_Backend)
+    lazily = xr.open_dataset(xr.Dataset(variables, coords), engine=_Backend)
+    known = lazily.assign_coords(marks).assign(_lengths(names, form, states, done))
+    return known.assign_attrs(form.attributes[""])
 
 
 def read_point(store: PointStore, position: Position) -> xr.Dataset | None:
@@ -106,9 +106,9 @@ def status_of(store: PointStore, plan: Plan | None = None) -> xr.Dataset:
 
     A process that is no longer there, as far as this host knows, is not running.
     """
-    axes = store.axes
+    statuses, axes = store.statuses(), store.axes
     plan = _whole(axes) if plan is None else plan
-    states = _table(plan, store.statuses())
+    states = _table(plan, statuses)
     here = socket.gethostname()
 
     def gather(read: Any, dtype: Any) -> np.ndarray:

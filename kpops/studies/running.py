@@ -13,7 +13,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from kpops.kinds import described
-from kpops.studies.axes import written
+from kpops.studies.axes import Position, written
 from kpops.studies.store import PointStore, StudyError
 from kpops.studies.workers import PROCESS, Point, compute, compute_in_worker
 
@@ -68,8 +68,9 @@ def run_on(executor: Any, points: Sequence[Point], threads: int, progress: bool)
 
     Points that did not end when they were last begun come last, in case they killed their process.
     """
-    store, begun = PointStore(points[0].path), time.time()
-    hung = {place for place, s in store.statuses().items() if s["state"] == "running"}
+    store = PointStore(points[0].path)
+    before = store.statuses()
+    hung = {position for position, status in before.items() if status["state"] == "running"}
     ordered = sorted(points, key=lambda point: point.position in hung)
     futures: dict[Any, Point] = {}
     lost: dict[Point, BaseException] = {}
@@ -97,7 +98,7 @@ def run_on(executor: Any, points: Sequence[Point], threads: int, progress: bool)
             future.cancel()
         raise
     if lost:
-        raise _lost_points(store, lost, begun)
+        raise _lost_points(store, lost, before)
 
 
 def _finished(futures: list[Any]) -> Iterator[Any]:
@@ -113,14 +114,17 @@ def _finished(futures: list[Any]) -> Iterator[Any]:
             time.sleep(_PAUSE)
 
 
-def _lost_points(store: PointStore, lost: dict[Point, BaseException], begun: float) -> StudyError:
+def _lost_points(
+    store: PointStore, lost: dict[Point, BaseException], before: dict[Position, Any]
+) -> StudyError:
     """The error that names the points whose processes died."""
     statuses, first = store.statuses(), next(iter(lost.values()))
     running = [
         written(point.values)
         for point in lost
-        if (status := statuses.get(point.position, {})).get("state") == "running"
-        and status["since"] >= begun
+        if (status := statuses.get(point.position)) != before.get(point.position)
+        and status is not None
+        and status["state"] == "running"
     ]
     shown = "; ".join(running[:5]) + (f" and {len(running) - 5} more" if len(running) > 5 else "")
     what = (

@@ -229,10 +229,15 @@ class Study:
     def run_one(self, index: int) -> None:
         """Compute one point in this process, also if it failed before; for job arrays.
 
+        ``python -m kpops.studies STORE INDEX`` does the same from a shell, for a measure that is
+        defined by ``def`` in a module or a script, and exits with 1 if the measure raises. Without
+        an index it prints what is missing. It knows the axes as they were last given to a Study of
+        that store.
+
         Parameters
         ----------
         index : int
-            Number of the point from 0, where the last axis varies fastest.
+            Number of the point from 0, where the last axis varies fastest, as in :meth:`point`.
 
         Raises
         ------

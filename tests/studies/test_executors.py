@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import measures
 import numpy as np
@@ -135,6 +136,20 @@ def test_executors_that_share_or_fork_this_process_are_refused(path):
     with pytest.raises(kpops.StudyError, match="on threads of the submitting process"):
         study.run(Here(), progress=False)
     assert study.missing == list(range(6))
+
+
+def test_processes_that_die_before_any_point_begins_are_explained(path):
+    class Broken:
+        def submit(self, function, *arguments):
+            future = concurrent.futures.Future()
+            future.set_exception(BrokenProcessPool("no process"))
+            return future
+
+    study = made(path)
+    with pytest.raises(
+        kpops.StudyError, match=r"6 points .*None had begun: .*if __name__ == \"__m"
+    ):
+        study.run(Broken(), progress=False)
 
 
 def test_a_measure_that_does_not_pickle_is_refused_for_a_plain_pool(pool, path):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pickle
 
 import measures
 import numpy as np
@@ -85,6 +86,14 @@ def test_variables_are_read_in_parts(path):
     )
     assert lazy.isel(g=[], x_dim_0=0).shape == (0, 3)
     assert lazy[:, ::-1, -1].equals(whole[:, ::-1, -1])
+
+
+def test_lazy_results_pickle_and_are_chunked_by_dask(path):
+    pytest.importorskip("dask")
+    found = ran(path).open()
+    assert pickle.loads(pickle.dumps(found)).identical(found)
+    chunked = kpops.Study(path).open().chunk(g=1)
+    assert chunked.x.mean("seed").compute(scheduler="sync").equals(found.x.mean("seed"))
 
 
 def test_random_numbers_depend_on_seed_and_point_alone(path, tmp_path):
