@@ -18,8 +18,9 @@ from kpops.dynamics.lyapunov_statistics import entropy_bound, kaplan_yorke_dimen
 from kpops.learning.collapse import collapse
 from kpops.learning.gradient_flow import gradient_flow, truncated_flow
 from kpops.learning.interference import accumulate_interference, interference, interference_operator
-from kpops.learning.over_training import MeasureError, over_training
+from kpops.learning.over_training import over_training
 from kpops.learning.rank_bounds import rank_bounds
+from kpops.learning.step_results import MeasureError
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
 from kpops.linearizing import linearize
@@ -42,6 +43,7 @@ from kpops.spectral import (
     trace,
     truncate,
 )
+from kpops.studies import FailedPointsWarning, Study, StudyError
 from kpops.work import ConvergenceWarning, InterruptWarning, LongWorkWarning
 
 __version__ = "0.1.0"
@@ -56,11 +58,14 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "ConvergenceWarning",
+    "FailedPointsWarning",
     "InterruptWarning",
     "Linearization",
     "LongWorkWarning",
     "MeasureError",
     "Network",
+    "Study",
+    "StudyError",
     "TrajectoryOperator",
     "accumulate_interference",
     "alignment",

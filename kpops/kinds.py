@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import numbers
 from collections.abc import Callable, Mapping
 from functools import singledispatch
@@ -67,6 +68,16 @@ _NOUNS: tuple[tuple[Any, Callable[[Any], str]], ...] = (
     (torch.Tensor, lambda thing: f"a tensor of shape {tuple(thing.shape)}"),
     (np.ndarray, lambda thing: f"an array of shape {thing.shape}"),
 )
+
+
+def has_argument(function: Callable[..., Any], name: str) -> bool:
+    """Whether `function` accepts a keyword argument of that name."""
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        parameters = inspect.signature(called).parameters
+    except (TypeError, ValueError):  # a builtin has no signature
+        return False
+    return name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
 
 
 def is_array(thing: Any) -> bool:

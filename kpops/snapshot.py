@@ -49,7 +49,7 @@ def take_apart(
     """The parts of `model` to linearise. Every function takes models through this one."""
 
     def private_copy(model: nn.Module) -> nn.Module:
-        mine = _copy(model) if dtype is None else _copy(model).to(dtype)
+        mine = copied(model) if dtype is None else copied(model).to(dtype)
         _refuse_mixed(mine)
         return mine
 
@@ -66,7 +66,7 @@ def of_model(
     if isinstance(model, nn.Module):
         refuse_unfit(model, "the model")
         # A copy first: reading a parametrised weight may already change its buffers.
-        model = _copy(model)
+        model = copied(model)
     recurrence = as_recurrence(model)
     if parts.time_major is not None:
         recurrence.time_major = parts.time_major
@@ -109,7 +109,7 @@ def of_readout(
                 f"readout is {dtypes.pop()}, the model {states.dtype}: convert one of them, or "
                 "pass dtype= to kpops.linearize"
             )
-        readout = _copy(readout).to(states)
+        readout = copied(readout).to(states)
         learning = {n: p.detach() for n, p in readout.named_parameters() if p.requires_grad}
         readout.requires_grad_(False)
     rows = RowReadout(recurrence, readout)
@@ -129,7 +129,8 @@ def refuse_tied(model: Any, readout: Any) -> None:
                 )
 
 
-def _copy(module: Any) -> Any:
+def copied(module: Any) -> Any:
+    """A copy of a module that shares nothing with it."""
     # After a training step PyTorch's layers still hold the weights that parametrizations made in
     # it, which cannot be copied with their graph. The copy makes its own.
     made = [w for m in module.modules() for w in getattr(m, "_flat_weights", ())]

@@ -21,14 +21,17 @@ ROOMS = [
     {"linalg"},
     {"snapshot", "read_inputs", "derivatives", "checks", "linearization", "linearizing"},
     {"spectral", "dynamics", "html"},
+    {"studies"},
     {"learning"},
     {"tasks", "training", "plot", "testing"},
 ]
 # What a function may import: compiled kernels, which load Numba, and what draws; optional packages;
-# what only some systems have; what few functions need; and what changes the warnings' filters when
-# it is imported.
-LATE = ("cupy", "cupyx", "matplotlib", "neurogym", "resource", "scipy.spatial", "scipy.special")
-LATE += ("zarr",)
+# what only some systems have; what changes the warnings' filters when it is imported; and Zarr,
+# which is slow to import.
+LATE = (
+    *("cupy", "cupyx", "matplotlib", "neurogym", "resource", "scipy.spatial", "scipy.special"),
+    "zarr",
+)
 COMPILED = ("kpops.engines.cpu.", "kpops.engines.cuda.")  # by Numba and Triton
 DRAWING = ("kpops.plot.locators",)
 

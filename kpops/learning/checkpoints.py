@@ -10,7 +10,7 @@ import re
 import secrets
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from socket import gethostname
@@ -29,7 +29,12 @@ KEYS = ("state_dict", "model_state_dict", "model")
 TEMPORARY = ".tmp"
 CONTENT = {"step", "model", "optimizer", "loss", "seed", "configuration"}
 LOCK = ".lock"
+FINISHED = "finished"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # of file systems that cannot lock
+
+
+FoundBy = tuple[Path, str, "str | Callable[[Path], int] | None"]
+"""Folder, pattern and step, as of :func:`checkpoints`."""
 
 
 class Checkpoints(Sequence[tuple[int, dict[str, Tensor]]]):
@@ -40,11 +45,32 @@ class Checkpoints(Sequence[tuple[int, dict[str, Tensor]]]):
     ``steps`` is the tuple of the training steps.
     """
 
-    def __init__(self, paths: dict[int, Path], key: str | None = None, prefix: str = "") -> None:
+    def __init__(
+        self,
+        paths: dict[int, Path],
+        key: str | None = None,
+        prefix: str = "",
+        found_by: FoundBy | None = None,
+    ) -> None:
         self._paths = paths
         self._key = key
         self._prefix = prefix
+        self._found_by = found_by
         self.steps = tuple(paths)
+
+    def at(self, steps: Iterable[int]) -> Checkpoints:
+        """Those of some of the steps."""
+        return Checkpoints({step: self._paths[step] for step in steps}, self._key, self._prefix)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that was searched, None for a part of its checkpoints."""
+        return None if self._found_by is None else self._found_by[0]
+
+    def again(self) -> Checkpoints:
+        """Checkpoints that are in the folder now."""
+        assert self._found_by is not None
+        return Checkpoints(_find(*self._found_by), self._key, self._prefix, self._found_by)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -55,8 +81,7 @@ class Checkpoints(Sequence[tuple[int, dict[str, Tensor]]]):
     def __getitem__(self, index: slice) -> Checkpoints: ...
     def __getitem__(self, index: int | slice) -> tuple[int, dict[str, Tensor]] | Checkpoints:
         if isinstance(index, slice):
-            paths = {step: self._paths[step] for step in self.steps[index]}
-            return Checkpoints(paths, self._key, self._prefix)
+            return self.at(self.steps[index])
         step = self.steps[index]
         return step, _state_dict(self._paths[step], self._key, self._prefix)
 
@@ -144,7 +169,7 @@ def checkpoints(
             f"folder '{folder}' holds no file that matches pattern={pattern!r}: "
             "pass the folder given to train, or the pattern of your files"
         )
-    return Checkpoints(paths, key, prefix)
+    return Checkpoints(paths, key, prefix, (folder, pattern, step))
 
 
 def _find(

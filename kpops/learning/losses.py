@@ -14,9 +14,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from kpops.arrays import as_tensor
-from kpops.kinds import described
+from kpops.kinds import described, has_argument
 from kpops.labels import Space, by_name
-from kpops.learning.required import has_argument
 from kpops.read_inputs import BY_TRIAL, Reading
 
 Loss = str | Callable[..., Tensor]

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import numpy as np
-import torch
 import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
 from kpops import work
-from kpops.arrays import refuse_complex
-from kpops.kinds import described
-from kpops.learning.checkpoints import Checkpoints
+from kpops.learning.analysis import Analysis, checked_steps, pairs_of
 from kpops.learning.checkpoints import checkpoints as read_checkpoints
-from kpops.learning.required import has_argument, labelled
+from kpops.learning.step_results import MeasureError, join, refuse_other_form
+from kpops.learning.stored_steps import StoredSteps
+from kpops.learning.watching import Watch, batches, found
 from kpops.linearization import Linearization
 from kpops.linearizing import linearize
-
-Measure = Callable[..., "xr.Dataset | xr.DataArray | Mapping[str, Any]"]
-
-
-class MeasureError(RuntimeError):
-    """A checkpoint could not be read, linearised or measured; the others are not lost.
-
-    ``finished`` is the result of :func:`kpops.over_training` for those before, or None.
-    """
-
-    def __init__(self, message: str, finished: xr.Dataset | None = None) -> None:
-        super().__init__(message)
-        self.finished = finished
+from kpops.scalars import check_count
+from kpops.studies import running
+from kpops.studies.results import Measure
 
 
 def over_training(
@@ -47,6 +33,10 @@ def over_training(
     options: Mapping[str, Any] | None = None,
     progress: bool = False,
     on_interrupt: Literal["raise", "return"] = "raise",
+    store: str | os.PathLike[str] | None = None,
+    executor: Any = None,
+    threads: int = 1,
+    watch: bool | Watch = False,
 ) -> xr.Dataset:
     """Linearise a model at each checkpoint and collect the results of `measure`.
 
@@ -74,6 +64,22 @@ def over_training(
     on_interrupt : {"raise", "return"}
         What Ctrl-C does: raise KeyboardInterrupt with the finished part in its attribute
         ``finished``, or return that part, if there is one.
+    store : path, optional
+        A folder, by habit called ``.zarr``, in which each result is kept as soon as it is there.
+        After a kill at any moment the same call goes on where it was; with more checkpoints it
+        measures those that are new. Default: results are kept in memory.
+    executor : executor, optional
+        Measures the checkpoints in its processes, in any order, as for :meth:`kpops.Study.run`.
+        Needs a store.
+    threads : int
+        Threads of torch, BLAS and Numba in each process of the executor.
+    watch : bool or kpops.training.Watch
+        Follow a folder that a training is still filling, until its end: measure checkpoints as
+        they appear. True waits for the end of :func:`kpops.training.train`, without a time limit.
+        Needs a store.
+
+        .. versionadded:: 0.1
+           `store`, `executor`, `threads` and `watch`.
 
     Returns
     -------
@@ -85,13 +91,32 @@ def over_training(
     ------
     ValueError
         If there are no checkpoints, steps repeat or are no whole numbers, or the state dicts of two
-        steps share memory.
+        steps share memory; if the store belongs to another analysis (measure, model, inputs,
+        options, linearizer) or training, or `measure` takes ``previous`` and the checkpoints do not
+        come one after the other.
     TypeError
         If `model`, `checkpoints`, `measure` or `options` has the wrong type.
     MeasureError
         If a checkpoint cannot be read, does not fit the model, cannot be linearised or measured, or
         its result has another form than those before. It names the step; ``finished`` holds the
-        steps before, ``__cause__`` the original error.
+        steps before, ``__cause__`` the original error. With a store the other checkpoints are
+        measured first, unless `measure` takes ``previous``; ``finished`` holds them, ``__cause__``
+        the traceback, and the same call tries what failed again.
+    StudyError
+        If processes of the executor died, or the store cannot be written. What is finished is kept.
+
+    See Also
+    --------
+    kpops.training.Measured : the same in a training loop, without checkpoints.
+    kpops.Study : the same over seeds, scales and cells.
+
+    Notes
+    -----
+    A store is compared by what :func:`kpops.training.train` compares of a model, by the source of
+    the functions, by the values of inputs and options, and by the weights at the last finished
+    step. Its results equal those in memory, except that lengths of dimensions may differ: shorter
+    results are padded with NaN, and ``<dim>_length`` holds the lengths. The dtypes must be the same
+    at every step, and coordinates along one dimension, too. Strings are objects.
 
     Examples
     --------
@@ -109,246 +134,112 @@ def over_training(
     ...     return kpops.eigsh(lin.flow, 2, v0=v0, rng=0)
     >>> kpops.over_training(gru, checkpoints, torch.zeros(2, 5, 3), modes).eigenvalue.sizes
     Frozen({'step': 2, 'mode': 2})
+
+    With a store, only new checkpoints are measured:
+
+    >>> import tempfile
+    >>> store = tempfile.mkdtemp(suffix=".zarr")
+    >>> for known in (checkpoints, [*checkpoints, (20, gru.state_dict())]):
+    ...     followed = kpops.over_training(gru, known, torch.zeros(2, 5, 3), norm, store=store)
+    >>> followed.step.values
+    array([ 0, 10, 20])
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {described(model)}: pass the module whose checkpoints these are")
-    for name, function in (("measure", measure), ("linearizer", linearizer)):
-        if not callable(function):
-            hint = "; the measure of trials and time goes into options={'measure': ...}"
-            hint = hint if isinstance(function, str) else ""
-            raise TypeError(f"{name} is {described(function)}: pass a function{hint}")
-    if not isinstance(options, Mapping | None):
-        raise TypeError(f"options is {described(options)}: pass a dict, such as {{'mask': mask}}")
     work.check_on_interrupt(on_interrupt)
+    analysis = Analysis.read(model, inputs, measure, linearizer, options)
+    if store is not None:
+        keeper = StoredSteps(store, analysis)
+        try:
+            return _stored(keeper, checkpoints, executor, threads, watch, progress)
+        except KeyboardInterrupt as interrupt:
+            finished = getattr(interrupt, "finished", None)
+            if on_interrupt == "raise" or finished is None:
+                raise
+            return finished
+    for name, given in (("executor", executor is not None), ("watch", watch is not False)):
+        if given:
+            raise ValueError(f"{name} needs a place for the results: pass store=, a path")
     if isinstance(checkpoints, str | os.PathLike):
         checkpoints = read_checkpoints(checkpoints)
-    total = _checked_steps(checkpoints)
-    mine = copy.deepcopy(model)
-    remembers = has_argument(measure, "previous")
+    total = checked_steps(checkpoints)
     results: dict[int, xr.Dataset] = {}
     where, previous = "at the first checkpoint", None
     bar = tqdm(total=total, desc="checkpoints", disable=not progress)
     try:
         with bar:
-            for step, state in _pairs(checkpoints):
+            for step, state in pairs_of(checkpoints):
                 where = f"at step {step}"
                 if step in results:
                     raise ValueError("the step is there twice: number the checkpoints")
                 bar.set_postfix_str(f"step {step}")
-                _load(mine, state)
-                lin = linearizer(mine, inputs, **(options or {}))
-                result = measure(lin, previous=previous) if remembers else measure(lin)
-                previous = _as_dataset(result)
-                _refuse_other_form(previous, results)
+                previous = analysis(state, previous)
+                refuse_other_form(previous, results)
                 results[step] = previous
                 where = f"at the checkpoint after step {step}"
                 bar.update()
     except KeyboardInterrupt as interrupt:
-        interrupt.finished = _join(results)  # type: ignore[attr-defined]
+        interrupt.finished = join(results)  # type: ignore[attr-defined]
         if on_interrupt == "raise" or not results:
             raise
     except Exception as error:
         kind = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
-        raise MeasureError(f"{where}: {kind}{error}", _join(results)) from error
-    joined = _join(results)
+        raise MeasureError(f"{where}: {kind}{error}", join(results)) from error
+    joined = join(results)
     if joined is None:
         raise ValueError("checkpoints is empty: pass at least one (step, state_dict)")
     return joined
 
 
-def _checked_steps(checkpoints: Any) -> int | None:
-    """Number of checkpoints, None if they come one by one; refuses what is wrong from the start."""
-    if isinstance(checkpoints, Checkpoints):
-        return len(checkpoints)
-    if isinstance(checkpoints, Mapping) or not isinstance(checkpoints, Iterable):
-        raise TypeError(
-            f"checkpoints is {described(checkpoints)}: pass a folder, or pairs (step, state_dict), "
-            "such as a dict's .items(), or [(0, model.state_dict())] for a single one"
-        )
-    if not isinstance(checkpoints, Sequence):
-        return None
-    pairs = list(_pairs(checkpoints))
-    steps = [step for step, _ in pairs]
-    if len(set(steps)) < len(steps):
-        raise ValueError(f"checkpoints repeat a step: {sorted(steps)}; pass each once")
-    for (step, state), (later, other) in pairwise(pairs):
-        if _memory(state) and _memory(state) == _memory(other):
+def _stored(
+    keeper: StoredSteps,
+    checkpoints: Any,
+    executor: Any,
+    threads: int,
+    watch: bool | Watch,
+    progress: bool,
+) -> xr.Dataset:
+    """Measure what the store lacks, and return all that was asked for."""
+    analysis, steps, done = keeper.analysis, list[int](), set(keeper.done())
+    check_count("threads", threads, 1)
+    if executor is not None:
+        if analysis.remembers:
             raise ValueError(
-                f"checkpoints of steps {step} and {later} are the same tensors in memory, which "
-                "training went on to change: keep copy.deepcopy(model.state_dict()) of each"
+                "measure takes the result before, so the checkpoints must be measured one after "
+                "the other: leave out executor, or the parameter previous"
             )
-    return len(steps)
-
-
-def _memory(state: Any) -> dict[str, int]:
-    """Memory addresses of the tensors of a state dict."""
-    items = state.items() if isinstance(state, Mapping) else ()
-    return {k: v.data_ptr() for k, v in items if isinstance(v, torch.Tensor) and v.numel()}
-
-
-def _pairs(checkpoints: Iterable[Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, pair in enumerate(checkpoints):
-        if not (isinstance(pair, tuple | list) and len(pair) == 2):
-            raise TypeError(
-                f"checkpoint number {number} is {described(pair)}, expected (step, state_dict)"
-            )
-        step, state = pair
-        scalar = isinstance(step, torch.Tensor | np.ndarray) and not step.shape
-        number = step.item() if scalar else step
-        is_number = isinstance(number, int | float | np.number) and not isinstance(number, bool)
-        if not is_number or number != np.floor(number) or not np.isfinite(number):
-            raise ValueError(
-                f"step {step!r} is no whole number: number the checkpoints by training iterations"
-            )
-        yield int(number), state
-
-
-def _load(model: nn.Module, state: Any) -> None:
-    """Load weights, without loss of precision."""
-    if not isinstance(state, Mapping):
-        raise TypeError(f"the checkpoint is {described(state)}, expected a state dict")
-    refuse_complex(state.items(), "the checkpoint")
-    mine = model.state_dict()
-    for name in state.keys() & mine.keys():
-        value, like = state[name], mine[name]
-        if torch.promote_types(value.dtype, like.dtype) != like.dtype:
-            raise ValueError(
-                f"the checkpoint holds {name} in {value.dtype}, the model in {like.dtype}: convert "
-                "the model, for example by model.double(), or the checkpoint"
-            )
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"the checkpoint does not fit: {error}{_prefix(state, mine)}") from error
-
-
-def _prefix(state: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    """The remedy, in particular where the names only have an extra prefix."""
-    first = next(iter(mine), None)
-    prefixes = {n.removesuffix(first) for n in state if first and n.endswith(f".{first}")}
-    found = [p for p in prefixes if set(mine) <= {n.removeprefix(p) for n in state}]
-    if not found:
-        return "\nPass the model whose checkpoints these are, of the same sizes and names"
-    return (
-        f"\nAll names begin with {found[0]!r}: read the folder by kpops.training.checkpoints("
-        f"folder, prefix={found[0]!r}), or remove it from the names"
+        for part in (analysis.measure, analysis.linearizer, analysis):
+            running.check_executor(executor, part)
+    checkpoints = found(checkpoints, watch, at_once=executor is not None)
+    bar = tqdm(
+        total=None if watch else checked_steps(checkpoints),
+        desc="checkpoints",
+        disable=not progress or executor is not None,
     )
-
-
-def _as_dataset(result: Any) -> xr.Dataset:
-    """Dataset from the result of a measure."""
-    if isinstance(result, xr.DataArray):
-        result = result.to_dataset(name=result.name or "measure")
-    if not isinstance(result, xr.Dataset):
-        if not isinstance(result, Mapping):
-            forgotten = ", is there a return missing?" if result is None else ""
-            raise TypeError(
-                f"measure returned {described(result)}, expected a Dataset, a DataArray with a "
-                f"name, or a mapping of names to values{forgotten}"
-            )
-        result = _from_mapping({name: _variable(name, v) for name, v in result.items()})
-    if not result.data_vars:
-        raise ValueError("measure returned no variable: name at least one")
-    if "step" in {*result.variables, *result.dims}:
-        raise ValueError("measure returned a variable or dim step, a reserved name: rename it")
+    compared = False
+    with bar, keeper.keeping(steps):
+        for batch in batches(checkpoints, watch, done, analysis.remembers):
+            if twice := {*steps} & {*batch}:
+                raise ValueError(f"step {min(twice)} is there twice: number the checkpoints")
+            known = sorted(batch.keys() & done)
+            if known and not compared:
+                ((step, state),) = batch[known[-1]]
+                keeper.refuse_other_weights(step, state)
+                compared = True
+            keeper.add(batch)
+            steps.extend(batch)
+            bar.update(len(known))
+            missing = {step: batch[step] for step in sorted(batch.keys() - done)}
+            if executor is not None:
+                keeper.measure_on(executor, missing, threads, progress)
+                continue
+            for step, checkpoint in missing.items():
+                bar.set_postfix_str(f"step {step}")
+                if keeper.measure(step, checkpoint) and analysis.remembers:
+                    keeper.refuse_failures(steps)  # the others need its result
+                bar.update()
+        keeper.refuse_failures(steps)
+        result = keeper.result(steps)
+    if result is None and watch:
+        raise ValueError(f"no checkpoint appeared in '{checkpoints.folder}': is it that of train?")
+    if result is None:
+        raise ValueError("checkpoints is empty: pass at least one (step, state_dict)")
     return result
-
-
-def _from_mapping(values: dict[str, Any]) -> xr.Dataset:
-    """Dataset of DataArrays and others; scalar coordinates of only some become their attributes."""
-    labelled = {name: v for name, v in values.items() if isinstance(v, xr.DataArray)}
-    xr.align(*labelled.values(), join="exact")  # or a Dataset would fill up with NaN
-
-    def is_of_all(coordinate: Any) -> bool:
-        if len(labelled) < len(values) or any(
-            coordinate not in v.coords for v in labelled.values()
-        ):
-            return False
-        first, *others = (v.coords[coordinate].variable for v in labelled.values())
-        return all(first.equals(other) for other in others)
-
-    own = {}
-    for name, v in labelled.items():
-        lost = [c for c in v.coords if not v[c].dims and not is_of_all(c)]
-        items = {str(c): v[c].item() for c in lost}
-        plain = {c: x for c, x in items.items() if isinstance(x, str | int | float)}
-        own[name] = v.drop_vars(lost).assign_attrs(plain)
-    return xr.Dataset({**values, **own})
-
-
-def _variable(name: Any, value: Any) -> Any:
-    """What xarray takes as a variable."""
-    if not isinstance(name, str):
-        raise TypeError(f"measure returned a value under the name {name!r}: use a string")
-    if isinstance(value, xr.DataArray) or _is_xarrays_own(value):
-        return value
-    one = f", such as result.{next(iter(value), name)}" if isinstance(value, xr.Dataset) else ""
-    refusal = TypeError(
-        f"measure returned {name}, {described(value)}: return numbers or arrays{one}"
-    )
-    try:
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
-        array = np.asarray(array)
-    except ValueError as error:
-        raise ValueError(f"measure returned {name}, which is no array: {error}") from error
-    except TypeError as error:  # what refuses to become an array
-        raise refusal from error
-    if array.dtype.kind == "U":
-        array = array.astype(object)  # which files can hold
-    entries = array.ravel().tolist() if array.dtype == object else []
-    if array.dtype.kind not in "biufcOMm" or any(not isinstance(x, str) for x in entries):
-        raise refusal
-    return tuple(f"{name}_dim_{axis}" for axis in range(array.ndim)), array
-
-
-def _is_xarrays_own(value: Any) -> bool:
-    """Whether it is (dims, values) or (dims, values, attrs)."""
-    if not (isinstance(value, tuple) and 2 <= len(value) <= 3):
-        return False
-    dims = (value[0],) if isinstance(value[0], str) else value[0]
-    named = isinstance(dims, tuple | list) and all(isinstance(d, str) for d in dims)
-    return named and np.ndim(value[1]) == len(dims)
-
-
-def _refuse_other_form(result: xr.Dataset, before: Mapping[int, xr.Dataset]) -> None:
-    """Refuse what cannot be joined with the results of the steps before."""
-    if not before:
-        return
-    step, first = next(iter(before.items()))
-    for kind, noun in {"data_vars": "variables", "coords": "coordinates"}.items():
-        mine, theirs = (sorted(map(str, getattr(d, kind))) for d in (result, first))
-        if mine != theirs:
-            raise ValueError(
-                f"measure returned the {noun} {mine}, at step {step} {theirs}: return the same at "
-                "every checkpoint"
-            )
-    for name, variable in result.variables.items():
-        sizes, wanted = dict(variable.sizes), dict(first[name].sizes)
-        if sizes != wanted:
-            raise ValueError(
-                f"measure returned {name} of sizes {sizes}, at step {step} {wanted}: return the "
-                "same sizes at every checkpoint, padded with NaN if need be"
-            )
-    for dim in result.dims:
-        if dim in result.coords and not result[dim].equals(first[dim]):
-            raise ValueError(
-                f"measure returned other labels of {dim} than at step {step}: give the dimension "
-                "the same labels at every checkpoint, and return what differs as a variable"
-            )
-
-
-def _join(results: Mapping[int, xr.Dataset]) -> xr.Dataset | None:
-    """One Dataset with the dimension step, or None if there are no results."""
-    if not results:
-        return None
-    steps = sorted(results)
-    joined = xr.concat(
-        [results[step] for step in steps],
-        dim="step",
-        combine_attrs="drop_conflicts",
-        join="exact",
-        data_vars="all",
-        coords="different",  # a coordinate that changes over training is kept for every step
-        compat="equals",
-    )
-    return joined.assign_coords(step=labelled("step", np.array(steps), "training iteration"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import xarray as xr
@@ -33,16 +31,6 @@ def require_linearization(
     elif isinstance(lin, xr.Dataset):
         remedy = "pass kpops.linearize(model, task.inputs)"
     raise TypeError(f"{argument} is {described(lin)}, no Linearization: {remedy}")
-
-
-def has_argument(function: Callable[..., Any], name: str) -> bool:
-    """Whether `function` accepts a keyword argument of that name."""
-    called = function.forward if isinstance(function, nn.Module) else function
-    try:
-        parameters = inspect.signature(called).parameters
-    except (TypeError, ValueError):  # a builtin has no signature
-        return False
-    return name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
 
 
 def labelled(dims: str | tuple[str, ...], values: Any, long_name: str) -> tuple[Any, ...]:

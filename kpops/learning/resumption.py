@@ -51,22 +51,28 @@ def check_same_training(
     newest: dict[str, Any], configuration: dict[str, Any], max_steps: int, folder: Path
 ) -> None:
     """Refuse to continue the checkpoints of another training, and name the differences."""
-    theirs, ours = _without_files(newest["configuration"]), _without_files(configuration)
-    pairs = {
-        key: (theirs.get(key, "absent"), ours.get(key, "absent")) for key in {**theirs, **ours}
-    }
-    different = [f"{key} is {a} there and {b} here" for key, (a, b) in pairs.items() if a != b]
+    different = differences(newest["configuration"], configuration)
     if different:
-        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
         raise ValueError(
-            f"folder '{folder}' holds checkpoints of another training: "
-            f"{'; '.join(different[:5])}{more}. Pass the same, or another folder"
+            f"folder '{folder}' holds checkpoints of another training: {different}. Pass the same, "
+            "or another folder"
         )
     if newest["step"] > max_steps:
         raise ValueError(
             f"max_steps={max_steps}, and folder '{folder}' holds step {newest['step']}: "
             f"pass max_steps={newest['step']} or more, or another folder"
         )
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Entries that differ between two configurations, in words; empty if none does."""
+    theirs, ours = _without_files(theirs), _without_files(ours)
+    pairs = {
+        key: (theirs.get(key, "absent"), ours.get(key, "absent")) for key in {**theirs, **ours}
+    }
+    different = [f"{key} is {a} there and {b} here" for key, (a, b) in pairs.items() if a != b]
+    more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+    return f"{'; '.join(different[:5])}{more}"
 
 
 def _without_files(described: Any) -> Any:
@@ -125,9 +131,11 @@ def describe_modules(model: nn.Module) -> dict[str, Any]:
 
 
 def attributes(thing: Any) -> dict[str, Any]:
-    """Attributes that are plain Python or functions, except private ones of PyTorch's layers."""
+    """Attributes that are plain Python or functions, except private ones of libraries' modules."""
     found = {}
-    hides = isinstance(thing, nn.Module) and not _is_own(type(thing))
+    # Lightning keeps its own state of the moment beside the user's attributes.
+    is_lightning = any(kind.__name__ == "LightningModule" for kind in type(thing).__mro__)
+    hides = isinstance(thing, nn.Module) and (is_lightning or not _is_own(type(thing)))
     for key, value in vars(thing).items():
         if value is not None and key not in _OF_EVERY_MODULE and not (hides and key[0] == "_"):
             try:

@@ -26,6 +26,7 @@ from kpops.arrays import numpy_dtype
 from kpops.kinds import described
 from kpops.learning import resumption
 from kpops.learning.checkpoints import (
+    FINISHED,
     newest_checkpoint,
     only_trainer,
     remove_unfinished,
@@ -81,7 +82,8 @@ def train(
         Steps outside the mask do not count in the loss. Targets are (trial, time, output), labels
         (trial, time), or what the loss takes, trial by trial.
     folder : path
-        Folder of the checkpoints ``step_00000100.pt``; created if missing.
+        Folder of the checkpoints ``step_00000100.pt``; created if missing. At the end of the
+        training it gets an empty file ``finished``, which a training that goes on removes.
     loss : {"mse", "cross_entropy"} or callable
         As for :func:`kpops.gradient_flow`, on a batch, with the ``loss_mask`` of the task.
     max_steps : int
@@ -181,7 +183,7 @@ def train(
     if not isinstance(folder, str | os.PathLike) or Path(folder).is_file():
         raise TypeError(f"folder is {described(folder)}: pass the path of a folder, new or old")
     refuse_time_first(model, trials.inputs)
-    keep = schedule(checkpoint_every)
+    keep = schedule(checkpoint_every, "checkpoint_every")
     updates = Updates(model, optimizer, learning_rate)
     fixed = {
         "batch_size": operator.index(batch_size),
@@ -257,7 +259,11 @@ def train(
                 with torch.no_grad():
                     for name, buffer in model.named_buffers():
                         buffer.copy_(buffers[name])
+                if busy is None and not (folder / FINISHED).exists():
+                    (folder / FINISHED).touch()
                 break
+            if step == start:
+                (folder / FINISHED).unlink(missing_ok=True)
             updates.optimizer.zero_grad()
             value.backward()
             untrained.clear()  # from here on an error keeps the trained weights

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from kpops.learning.checkpoints import LOCK, newest_checkpoint, write_checkpoint
+from kpops.learning.checkpoints import FINISHED, LOCK, newest_checkpoint, write_checkpoint
 from kpops.models.network import Network
 from kpops.tasks import memory_pro
 from kpops.training import checkpoints, train
@@ -130,10 +130,8 @@ def test_ctrl_c_inside_a_save_is_a_keyboard_interrupt_and_leaves_no_half(
     with pytest.raises(KeyboardInterrupt):
         learn(tmp_path / "parts")
     monkeypatch.undo()
-    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
-        "step_00000000.pt",
-        "step_00000002.pt",
-    ]
+    left = {p.name for p in (tmp_path / "parts").iterdir()} - {FINISHED}
+    assert left == {"step_00000000.pt", "step_00000002.pt"}
     resumed, history = learn(tmp_path / "parts")
     xr.testing.assert_identical(history, expected)
     assert same(state_of(resumed), state_of(whole))
@@ -210,7 +208,7 @@ def test_a_second_training_in_a_folder_is_refused_and_the_first_goes_on(tmp_path
     go_on.set()
     process.join(60)
     assert process.exitcode == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000000.pt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"step_00000000.pt", FINISHED}
 
 
 def test_a_killed_training_blocks_nobody(tmp_path):
@@ -223,7 +221,7 @@ def test_a_killed_training_blocks_nobody(tmp_path):
     assert (tmp_path / LOCK).exists()
     learn(tmp_path)
     assert checkpoints(tmp_path).steps == (0, 2, 4)
-    assert all(path.suffix == ".pt" for path in tmp_path.iterdir())
+    assert all(path.suffix == ".pt" or path.name == FINISHED for path in tmp_path.iterdir())
 
 
 def test_threads_on_one_folder_train_once_or_are_refused(tmp_path):

@@ -1,0 +1,125 @@
+"""Whether two measures are the same, and where a measure is found."""
+
+import functools
+import subprocess
+import sys
+
+import measures
+import numpy as np
+
+from kpops.studies.identity import describe, find
+
+
+def scaled(factor, values=(1, 2)):
+    def measure(g):
+        # a comment
+        return {"x": factor * g, "y": values[0]}
+
+    return measure
+
+
+def hash_of(measure):
+    return describe(measure)["hash"]
+
+
+def test_a_measure_is_its_source_and_what_it_encloses():
+    assert hash_of(scaled(1)) == hash_of(scaled(1)) != hash_of(scaled(2))
+    assert hash_of(scaled(np.arange(2000))) == hash_of(scaled(np.arange(2000)))
+    other = np.arange(2000)
+    other[1000] = 0
+    assert hash_of(scaled(other)) != hash_of(scaled(np.arange(2000)))
+
+
+def test_comments_do_not_count():
+    def measure(g):
+        return {"x": g}
+
+    first = hash_of(measure)
+
+    def measure(g):
+        return {  # another comment
+            "x": g
+        }
+
+    assert hash_of(measure) == first
+
+    def measure(g):
+        return {"x": -g}
+
+    assert hash_of(measure) != first
+
+
+def test_defaults_partials_methods_and_instances():
+    def made(value):
+        def measure(g, scale=value):
+            return {"x": g * scale}
+
+        return measure
+
+    class Measure:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def __call__(self, g):
+            return {"x": g * self.factor}
+
+        def method(self, g):
+            return {"x": g * self.factor}
+
+    for make in (
+        made,
+        Measure,
+        lambda v: functools.partial(made(1), scale=v),
+        lambda v: Measure(v).method,
+    ):
+        assert hash_of(make(1)) == hash_of(make(1)) != hash_of(make(2))
+
+
+def test_a_function_of_a_module_is_found_again():
+    told = describe(measures.drawn)["where"]
+    assert told["module"] == "measures" and find(told) is measures.drawn
+    assert describe(lambda g: g)["where"] is None and describe(scaled(1))["where"] is None
+    assert describe(functools.partial(measures.drawn, seed=1))["where"] is None
+
+
+SCRIPT = """
+import sys
+import kpops
+import helper  # beside the script
+
+def measure(g, seed):
+    if g == 2 and seed == 1:
+        raise ValueError("too large")
+    return {"x": helper.scale * g + seed}
+
+assert __name__ in ("__main__", "__mp_main__")
+if __name__ == "__main__":
+    print(kpops.Study(sys.argv[1], measure, g=[1, 2], seed=[0, 1]))
+"""
+
+
+def test_a_point_of_a_script_is_computed_from_the_command_line(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "helper.py").write_text("scale = 10")
+    script, store = tmp_path / "scripts" / "script.py", tmp_path / "study.zarr"
+    script.write_text(SCRIPT)
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path
+        )
+
+    made = run(script, store)
+    assert "(g: 2, seed: 2): 0 of 4 points done" in made.stdout, made.stderr
+    point = run("-m", "kpops.studies", store, 2)
+    assert (point.returncode, point.stderr) == (0, "")
+    failed = run("-m", "kpops.studies", store, 3)
+    assert failed.returncode == 1 and "point 3 (g=2, seed=1) failed" in failed.stderr
+    assert "ValueError: too large" in failed.stderr
+    state = run("-m", "kpops.studies", store)
+    assert "1 of 4 points done, 1 failed" in state.stdout and "missing: 0,1,3" in state.stdout
+    assert run("-m", "kpops.studies", store, 4).stderr == "index=4: choose an int from 0 to 3\n"
+    assert "is no study yet" in run("-m", "kpops.studies", tmp_path / "none", 0).stderr
+    script.write_text(SCRIPT.replace("10", "10").replace("+ seed", "- seed"))
+    changed = run("-m", "kpops.studies", store, 0)
+    assert changed.returncode == 1 and "which has changed since" in changed.stderr

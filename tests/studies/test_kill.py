@@ -1,0 +1,15 @@
+"""A small form of kill_study.py."""
+
+import kill_study
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pool", "dask"])
+def test_a_study_survives_kills_at_random_moments(kind, tmp_path):
+    if kind == "dask":
+        pytest.importorskip("distributed")
+    wanted = kill_study.reference(tmp_path, n_seeds=6)
+    for row in kill_study.kill(kind, tmp_path, 6, wanted):
+        assert row["done"] == row["bit-equal"] == row["points"] == 30
+        assert row["torn"] == 0
