@@ -108,7 +108,7 @@ class VectorSpace:
         source.skip(k * (after - before))
         return block.unflatten(0, (self.n_problems, k))
 
-    def everywhere(self, values: Float[Tensor, "problem *rest"]) -> Float[Tensor, "all *rest"]:
+    def everywhere(self, values: Float[Tensor, " problem *rest"]) -> Float[Tensor, " all *rest"]:
         """Values of the problems of all processes."""
         return values if self.sides is None else self.sides.everywhere(values)
 

@@ -84,7 +84,7 @@ class Batches:
         rows = self.within.concatenated(rows, [per_trial * n for n in self.within.counts])
         return rows.movedim(0, 2)
 
-    def everywhere(self, values: Float[Tensor, "problem *rest"]) -> Float[Tensor, "all *rest"]:
+    def everywhere(self, values: Float[Tensor, " problem *rest"]) -> Float[Tensor, " all *rest"]:
         """Values of the problems of all processes."""
         return self.between.concatenated(values, self.counts)
 
