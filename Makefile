@@ -36,7 +36,7 @@ test-simulated: $(READY)  ## the same tests without a GPU, on the simulated devi
 
 test-latest:  ## tests against the newest releases, unpinned; PyTorch's default build is several GB
 	$(PYTHON) -m venv .venv-latest
-	.venv-latest/bin/python -m pip install --upgrade --editable '.[test]'
+	.venv-latest/bin/python -m pip install --upgrade --editable '.[test,dask,slurm]'
 	.venv-latest/bin/python -m pytest
 
 test-processors: $(READY)  ## the suite as other processors round, by one thread, by two, and busy
@@ -71,7 +71,7 @@ check: lint types test test-slow doctest docs  ## what CI runs, but for the demo
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs,dask,slurm]'
 	touch $@
 
 clean:

@@ -18,7 +18,8 @@ GALLERY = "\n".join(
 NOTE = [".. admonition:: Experimental", "", "   May change in a later version"]
 # Nobody calls these by name: warnings, errors, and what `linearize` makes. The gallery's
 # `four_task_mix` is a `mix`.
-SETTLED = {"Linearization", "MeasureError", "ModuleRecurrence", "TorchRecurrence", "mix"}
+ERRORS = {"MeasureError", "StudyError"}
+SETTLED = {"Linearization", "ModuleRecurrence", "TorchRecurrence", "mix", *ERRORS}
 
 
 def public():

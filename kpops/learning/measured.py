@@ -32,7 +32,7 @@ class Measured:
     .. versionadded:: 0.1
 
     The model, its gradients, its mode and torch's random state stay as they are, so the training
-    ends at the same weights to the bit.
+    ends at the same weights to the bit. ``steps`` is the number of updates so far.
 
     Parameters
     ----------
@@ -52,11 +52,6 @@ class Measured:
         there are not measured again. Default: in memory.
     linearizer, options
         As for :func:`kpops.over_training`.
-
-    Attributes
-    ----------
-    steps : int
-        Number of updates so far.
 
     Raises
     ------
@@ -107,7 +102,7 @@ class Measured:
     ) -> None:
         check_count("start", start, 0)
         self.steps = int(start)
-        self._keep, self._model = schedule(every), model
+        self._keep, self._model = schedule(every, "every"), model
         self._analysis = Analysis.read(model, inputs, measure, linearizer, options)
         self._analysis.model.eval()
         self._stored = None if store is None else StoredSteps(store, self._analysis)
@@ -201,6 +196,7 @@ class Measured:
             return traceback.format_exc()
 
 
+@experimental
 def lightning_callback(
     inputs: Any,
     measure: Measure,
@@ -243,7 +239,7 @@ def lightning_callback(
     >>> during.result()  # doctest: +SKIP
     """
     settings: dict[str, Any] = {
-        "every": schedule(every),
+        "every": schedule(every, "every"),
         "store": store,
         "linearizer": linearizer,
         "options": options,

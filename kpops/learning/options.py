@@ -350,19 +350,19 @@ def mean_below(loss: float, window: int = 100) -> Stop:
     return stop
 
 
-def schedule(checkpoint_every: int | Iterable[int] | Keep) -> Keep:
-    """Turn the argument of `train` into ``keep(step)``."""
-    if callable(checkpoint_every):
-        return checkpoint_every
+def schedule(steps: int | Iterable[int] | Keep, name: str) -> Keep:
+    """Turn the argument of that name into ``keep(step)``."""
+    if callable(steps):
+        return steps
     try:
-        if isinstance(checkpoint_every, Iterable):
-            return {operator.index(step) for step in checkpoint_every}.__contains__
-        every = operator.index(checkpoint_every)
+        if isinstance(steps, Iterable):
+            return {operator.index(step) for step in steps}.__contains__
+        every = operator.index(steps)
     except TypeError as error:
         raise TypeError(
-            f"checkpoint_every={checkpoint_every!r}: pass a distance between steps, the steps, or "
+            f"{name}={steps!r}: pass a distance between steps, the steps, or "
             "a callable keep(step) -> bool such as kpops.training.logarithmic()"
         ) from error
     if every < 1:
-        raise ValueError(f"checkpoint_every={every}: pass 1 or more, or the steps")
+        raise ValueError(f"{name}={every}: pass 1 or more, or the steps")
     return lambda step: step % every == 0

@@ -233,11 +233,8 @@ def _stored(
             for step, checkpoint in missing.items():
                 bar.set_postfix_str(f"step {step}")
                 if keeper.measure(step, checkpoint) and analysis.remembers:
-                    break  # the others need its result
+                    keeper.refuse_failures(steps)  # the others need its result
                 bar.update()
-            else:
-                continue
-            break
         keeper.refuse_failures(steps)
         result = keeper.result(steps)
     if result is None and watch:

@@ -183,7 +183,7 @@ def train(
     if not isinstance(folder, str | os.PathLike) or Path(folder).is_file():
         raise TypeError(f"folder is {described(folder)}: pass the path of a folder, new or old")
     refuse_time_first(model, trials.inputs)
-    keep = schedule(checkpoint_every)
+    keep = schedule(checkpoint_every, "checkpoint_every")
     updates = Updates(model, optimizer, learning_rate)
     fixed = {
         "batch_size": operator.index(batch_size),

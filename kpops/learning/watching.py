@@ -33,7 +33,7 @@ class Watch:
         :func:`kpops.training.train` writes ``finished`` at its end.
     seconds : float
         End after this time, too; by default never.
-    every : float
+    pause : float
         Seconds between two looks at the folder, when there is nothing to measure.
 
     Raises
@@ -47,17 +47,17 @@ class Watch:
     --------
     >>> from kpops.training import Watch
     >>> Watch("DONE", seconds=24 * 3600)
-    Watch(marker='DONE', seconds=86400, every=1.0)
+    Watch(marker='DONE', seconds=86400, pause=1.0)
     """
 
     marker: str = FINISHED
     seconds: float = math.inf
-    every: float = 1.0
+    pause: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.marker, str):
             raise TypeError(f"marker is {described(self.marker)}: pass the name of a file")
-        for name in ("seconds", "every"):
+        for name in ("seconds", "pause"):
             value = getattr(self, name)
             check_real(name, value)
             if not value >= 0:
@@ -134,7 +134,7 @@ def followed(
         if is_last:
             return
         if not ready:
-            time.sleep(min(watch.every, max(0.0, end - time.monotonic())))
+            time.sleep(min(watch.pause, max(0.0, end - time.monotonic())))
 
 
 def _is_readable(checkpoint: Checkpoints) -> bool:

@@ -70,7 +70,8 @@ def open_store(store: PointStore, plan: Plan | None = None) -> xr.Dataset:
     axes, form = store.axes, store.form
     plan = _whole(axes) if plan is None else plan
     states = _table(plan, statuses)
-    done = np.vectorize(lambda s: s is not None and s["state"] == "done", otypes=[bool])(states)
+    done = np.array([s is not None and s["state"] == "done" for s in states.flat])
+    done = done.reshape(states.shape)
     names = list(axes)
     coords = _coords(axes, plan)
     marks = {"done": (names, done, {"long_name": "whether the point is done", "units": "1"})}
@@ -112,7 +113,7 @@ def status_of(store: PointStore, plan: Plan | None = None) -> xr.Dataset:
     here = socket.gethostname()
 
     def gather(read: Any, dtype: Any) -> np.ndarray:
-        return np.vectorize(lambda s: read(s or {}), otypes=[dtype])(states)
+        return np.array([read(s or {}) for s in states.flat], dtype).reshape(states.shape)
 
     def since(status: Mapping[str, Any]) -> np.datetime64:
         is_lost = status.get("host") == here and not psutil.pid_exists(status["pid"])

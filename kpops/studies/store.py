@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,6 @@ class PointStore:
         ours = form_of(result)
         with self._writing():
             form = self._agree(ours)
-            group = self.group()
             for name, variable in form.variables.items():
                 sizes = [form.sizes[dim] for dim in variable.dims]
                 values = result[name].values
@@ -184,7 +184,7 @@ class PointStore:
                 full[tuple(map(slice, values.shape))] = values
                 # The array itself may be longer by now, by another process.
                 region = (*position, *map(slice, sizes))
-                group[name][region] = full if variable.dims else full.item()
+                self._array(name)[region] = full if variable.dims else full.item()
         status = {"state": "done", **_here(), "seconds": seconds, "lengths": ours.sizes}
         self._set_status(position, status)
 
@@ -235,6 +235,12 @@ class PointStore:
 
         return zarr.open_group(self.path, mode="r+")
 
+    def _array(self, name: str) -> Any:
+        """An array to write into, opened once for each state of its file in this process."""
+        file = self.path / name / "zarr.json"
+        state = file.stat()
+        return _opened(str(file.parent), state.st_ino, state.st_mtime_ns)
+
     def _set(self, group: Any, state: dict[str, Any]) -> None:
         group.update_attributes({OURS: json.dumps(state)})
 
@@ -263,6 +269,13 @@ class PointStore:
             f"cannot write into '{self.path}': {error.strerror or error}. The points that are done "
             "are kept: make space or mend the permission, and run again"
         )
+
+
+@lru_cache(maxsize=256)
+def _opened(path: str, *state: int) -> Any:
+    import zarr
+
+    return zarr.open_array(path, mode="r+")
 
 
 def _here() -> dict[str, Any]:

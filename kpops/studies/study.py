@@ -137,6 +137,11 @@ class Study:
     def _join(self, planned: dict[str, list[Value]], rng: int | None, changed: str) -> None:
         """Compare this study with that of the store, and add what is new."""
         stored = self._store.configuration
+        if "plan" not in stored:
+            raise ValueError(
+                f"'{self._store.path}' holds measures over training: read it by "
+                "kpops.over_training(..., store=), or pass another store"
+            )
         self._refuse_others(planned, rng, stored["seed"])
         measure, changes = self._measure, {}
         if measure is not None:

@@ -193,7 +193,7 @@ def test_nothing_measured_is_told():
 @pytest.mark.parametrize(
     ("settings", "error", "told"),
     [
-        ({"every": 0}, ValueError, "every=0: pass 1 or more"),
+        ({"every": 0}, ValueError, "^every=0: pass 1 or more"),
         ({"every": 2.5}, TypeError, "every=2.5: pass a distance"),
         ({"start": -1}, ValueError, "start=-1"),
         ({"measure": "mean"}, TypeError, "measure is the string 'mean'"),

@@ -15,6 +15,7 @@ from torch import nn
 
 import kpops
 from kpops.studies.store import PointStore
+from kpops.training import Watch
 
 STEPS = (0, 10, 20, 30)
 
@@ -294,7 +295,11 @@ def test_wrong_use_is_refused(store, settings, error, told):
     assert Counter.calls <= 1
 
 
-def test_the_store_of_a_study_is_refused(store):
+def test_the_store_of_a_study_is_refused_and_the_other_way_round(store):
+    other = store.with_name("other.zarr")
+    follow(gain, store=other)
+    with pytest.raises(ValueError, match=r"holds measures over training: read it by kpops.over_t"):
+        kpops.Study(other)
     kpops.Study(store, lambda g: {"v": g}, rng=0, g=[1.0]).run(progress=False)
     with pytest.raises(
         ValueError, match=r"holds a kpops.Study, not measures over training: pass a"
@@ -332,6 +337,8 @@ def test_an_executor_gives_the_same(store, tmp_path):
         result = follow(threads, iter(STATES), **settings)
         assert result.threads.values.tolist() == [2] * 4
         np.testing.assert_array_equal(result.norm, follow(threads).norm)
+        watched = follow(threads, tmp_path, watch=Watch(seconds=0), threads=2, **settings)
+        xr.testing.assert_identical(watched, result)
         state = PointStore(store).status((0,))
         with pytest.raises(kpops.MeasureError, match=r"at step 0, and at 3 more: .*enginge"):
             follow(gain, executor=pool, store=tmp_path / "b", options={"enginge": "auto"})

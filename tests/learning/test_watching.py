@@ -16,7 +16,7 @@ from kpops.learning import watching
 from kpops.training import Checkpoints, Watch, checkpoints, train
 
 TASK = kpops.tasks.memory_pro(6, angles="even", noise=0, steps=(2, 2, 2))
-SOON = functools.partial(Watch, every=0.001)
+SOON = functools.partial(Watch, pause=0.001)
 
 
 def make():
@@ -218,7 +218,7 @@ def test_nothing_at_all_is_told(tmp_path, follow):
     [
         ({"marker": 3}, TypeError, "marker is the number 3: pass the name of a file"),
         ({"seconds": -1}, ValueError, "seconds=-1: pass a time of 0 or more"),
-        ({"every": np.nan}, ValueError, "every=nan: pass a time"),
+        ({"pause": np.nan}, ValueError, "pause=nan: pass a time"),
         ({"seconds": "1 h"}, TypeError, "seconds is the string '1 h': pass a real number"),
     ],
 )

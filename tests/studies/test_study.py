@@ -3,6 +3,10 @@
 import functools
 import json
 import pickle
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
 
 import measures
 import numpy as np
@@ -11,6 +15,7 @@ import torch
 import xarray as xr
 
 import kpops
+from kpops.studies.store import PointStore
 
 AXES = {"g": [0.5, 1.0], "seed": range(3), "cell": ["GRU", "RNN"]}
 
@@ -165,6 +170,22 @@ def test_failures_are_recorded_and_do_not_stop_the_others(path):
         study.run(progress=False, retry_failed=True)
     with pytest.raises(kpops.StudyError, match=r"(?s)point 4 .g=2.0, seed=1. failed.*no result"):
         study.run_one(4)
+
+
+def test_a_running_point_tells_since_when_unless_its_process_is_gone(path):
+    study, begun = made(path), np.datetime64(datetime.now(UTC).replace(tzinfo=None))
+    PointStore(path).begin((1, 2))
+    status = study.status()
+    since = status.running_since.sel(g=2, seed=2).item()
+    assert abs(since - begun.astype("datetime64[ns]").astype(int)) < 60e9
+    assert status.running_since.notnull().sum() == 1 and not status.done.any()
+    file = path / "status" / "c" / "1" / "2"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    length = len(file.read_bytes()) - 8
+    text = re.sub(rb'"pid": \d+', b'"pid": %d' % gone.pid, file.read_bytes()[8:]).ljust(length)
+    file.write_bytes(file.read_bytes()[:8] + text)
+    assert study.status().running_since.isnull().all() and study.missing == list(range(6))
 
 
 def test_failed_points_are_computed_again_when_the_measure_is_mended(path):
