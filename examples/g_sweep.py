@@ -10,6 +10,7 @@ first without training, where several seeds cost little, then over the training 
 """
 
 import functools
+import tempfile
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,6 +27,11 @@ measure = functools.partial(kpops.collapse, num_modes=0, rng=0)
 # %%
 # Before training
 # ---------------
+#
+# A :class:`kpops.Study` computes a measure at every point of a grid, here of scales and seeds, and
+# keeps each result in a folder as soon as it is there. Name a folder of your own, and a sweep that
+# is interrupted goes on where it was. ``study.run(executor)`` computes the same numbers on several
+# processes or on a cluster: see :doc:`/studies`.
 #
 # :func:`kpops.models.initialize_recurrent` draws the recurrent weights of a module in place.
 # Replace ``torch.nn.RNN`` by your own module. With this :math:`g` the spectral radius is about
@@ -47,11 +53,11 @@ def untrained(g, seed):
     return measure(kpops.linearize(rnn, task.inputs)).assign(spectral_radius=radius)
 
 
-scales, seeds = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0], [0, 1, 2]
-sweep = xr.concat(
-    [xr.concat([untrained(g, s) for s in seeds], xr.Variable("seed", seeds)) for g in scales],
-    xr.Variable("g", scales),
-)
+scales = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+store = tempfile.mkdtemp(suffix=".zarr")
+study = kpops.Study(store, untrained, g=scales, seed=range(3))
+study.run(progress=False)
+sweep = study.open()
 radius = sweep.spectral_radius.mean("seed")
 print("g     " + "".join(f"{g:10g}" for g in scales))
 print("radius" + "".join(f"{r:10.2f}" for r in radius.values))

@@ -1,75 +1,141 @@
-"""One labelled file for each network, made once, and again if its training has changed."""
+"""The studies that measure the networks of the page, and one labelled file for each network."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xarray as xr
 
-from reproduction import alignments, ranks, results, state_change
+import kpops
+from reproduction import alignments, ranks, results, state_change, trained
 from reproduction.trained import Training, finished, of_paper
 
 
 class Entry(NamedTuple):
-    """A file of results: its name, what it depends on, and how to make it."""
+    """A file of results: its name, what it depends on, and the study that makes it."""
 
     name: str
     configuration: dict[str, str | int | float | None]
-    make: Callable[[], xr.Dataset | None]  # None while the network is not trained
+    study: str
 
 
 def plan(trainings: Sequence[Training] | None = None) -> Iterator[Entry]:
     """All files of the page, or only those of some trained networks."""
     if trainings is None:
         for model in state_change.MODELS:
-            yield Entry(model.name, asdict(model), partial(state_change.measure, model))
+            yield Entry(model.name, asdict(model), "state_change")
     for training in of_paper() if trainings is None else trainings:
-        yield Entry(training.name, asdict(training), partial(_of_trained, training))
+        study = "alignments" if training.task == "four_tasks" else "ranks"
+        yield Entry(training.name, asdict(training), study)
 
 
-def run(names: Sequence[str] = (), *, again: bool = False, folder: Path = results.FOLDER) -> None:
+def run(
+    entries: Sequence[Entry],
+    *,
+    again: bool = False,
+    executor: Any = None,
+    folder: Path = results.FOLDER,
+) -> None:
     """Make the files that are missing or out of date, and report those that cannot be made yet.
 
     Parameters
     ----------
-    names : sequence of str
-        Beginnings of the names of the files to make; all files if empty.
+    entries : sequence of Entry
+        The files to make.
     again : bool
         Also make those that exist.
+    executor : executor, optional
+        As for :meth:`kpops.Study.run`. Default: this process.
     folder : path
-        Where the files go, beside the list of all that should exist.
+        Where the files go.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = list(plan())
-    results.write_plan(folder, {entry.name: entry.configuration for entry in entries})
+    wanted = []
     for entry in entries:
-        if not names or entry.name.startswith(tuple(names)):
-            print(f"{entry.name:36} {make(entry, folder, again=again)}", flush=True)
+        if not again and results.is_of(folder / f"{entry.name}.nc", entry.configuration):
+            print(f"{entry.name:36} measured before", flush=True)
+        elif entry.study != "state_change" and finished(Training(**entry.configuration)) is None:
+            print(f"{entry.name:36} not trained yet", flush=True)
+        else:
+            wanted.append(entry)
+    for study, measure in MEASURES.items():
+        names = {_axis_value(e.configuration): e.name for e in wanted if e.study == study}
+        if names:
+            _run_study(study, measure, names, executor, folder)
 
 
-def make(entry: Entry, folder: Path, *, again: bool = False) -> str:
-    """Make one file if it is missing or out of date, and return what was done in words."""
-    path = folder / f"{entry.name}.nc"
-    if not again and results.is_of(path, entry.configuration):
-        return "measured before"
-    start = time.perf_counter()
-    result = entry.make()
-    if result is None:
-        return "not trained yet"
-    settings = {**json.loads(result.attrs["configuration"]), "network": entry.configuration}
-    result.attrs["configuration"] = json.dumps(settings, sort_keys=True)
-    results.write(result, path)
-    return f"{time.perf_counter() - start:4.0f} s, {path.stat().st_size / 1024:3.0f} KiB"
+def _run_study(
+    name: str,
+    measure: Callable[..., xr.Dataset],
+    names: Mapping[str, str],
+    executor: Any,
+    folder: Path,
+) -> None:
+    """Measure networks, given by their configurations, and write a file under the name of each.
+
+    The store holds what is done until all is done and written, so that a run goes on where it was,
+    and the next one begins anew.
+    """
+    store = trained.networks.CACHE.with_name("studies") / f"{name}.zarr"
+    study = kpops.Study(store, measure, network=list(names))
+    try:
+        study.run(executor, retry_failed=True)
+    finally:
+        found, status = study.open(), study.status()
+        for network, file in names.items():
+            if found.done.sel(network=network):
+                path = folder / f"{file}.nc"
+                results.write(_result(found.sel(network=network)), path)
+                seconds, size = float(status.seconds.sel(network=network)), path.stat().st_size
+                print(f"{file:36} {seconds:4.0f} s, {size / 1024:3.0f} KiB", flush=True)
+    if not study.missing:
+        shutil.rmtree(store)
 
 
-def _of_trained(training: Training) -> xr.Dataset | None:
-    network = finished(training)
-    if network is None:
-        return None
-    return (alignments if training.task == "four_tasks" else ranks).measure(network)
+def _axis_value(configuration: Mapping[str, Any]) -> str:
+    """A network as a value of an axis: with another training it is another point."""
+    return json.dumps(configuration, sort_keys=True)
+
+
+def _point(
+    measure: Callable[[Any], xr.Dataset], read: Callable[..., Any], network: str
+) -> xr.Dataset:
+    """Result of a network, in a form that all networks of a study share.
+
+    The saved steps and the attributes differ from network to network, so they are variables.
+    """
+    configuration = json.loads(network)
+    result = measure(read(**configuration))
+    settings = {**json.loads(result.attrs["configuration"]), "network": configuration}
+    attrs = {**result.attrs, "configuration": json.dumps(settings, sort_keys=True)}
+    steps = result.reset_index("step").rename_vars(step="saved_step").reset_coords("saved_step")
+    return steps.drop_attrs(deep=False).assign(attributes=json.dumps(attrs))
+
+
+def _result(point: xr.Dataset) -> xr.Dataset:
+    """The result that :func:`_point` took apart."""
+    lengths = [name for name in point.variables if str(name).endswith("_length")]
+    own = {str(name).removesuffix("_length"): slice(int(point[name])) for name in lengths}
+    point = point.isel(own).drop_vars(["network", "done", *lengths])
+    result = point.rename(saved_step="step").set_coords("step").set_xindex("step")
+    integers = [name for name in ("step", "last_iteration") if name in result.variables]
+    result = result.assign({name: result[name].astype(int) for name in integers})
+    attrs = json.loads(result.attributes.item())
+    return result.drop_vars("attributes").drop_attrs(deep=False).assign_attrs(attrs)
+
+
+def _trained(**configuration: Any) -> trained.Trained | None:
+    return finished(Training(**configuration))
+
+
+MEASURES = {
+    "state_change": partial(_point, state_change.measure, state_change.Model),
+    "ranks": partial(_point, ranks.measure, _trained),
+    "alignments": partial(_point, alignments.measure, _trained),
+}
+"""The measure of each study, whose one axis is the configurations of networks."""

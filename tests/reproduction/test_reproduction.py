@@ -38,16 +38,15 @@ def tiny(monkeypatch, tmp_path):
     return training
 
 
-def written(entry, folder):
-    measure.make(entry, folder)
-    return results.read(folder / f"{entry.name}.nc")
+def written(training, folder):
+    measure.run(list(measure.plan([training])), folder=folder)
+    return results.read(folder / f"{training.name}.nc")
 
 
 def test_ranks_of_a_tiny_network_are_those_of_its_checkpoints(tiny, tmp_path):
     training = tiny("memory_pro")
     history = trained.networks.trained(training).history
-    (entry,) = measure.plan([training])
-    found = written(entry, tmp_path)
+    found = written(training, tmp_path)
     assert found.step.values.tolist() == [0, 2]
     assert results.network_of(found) == dataclasses.asdict(training)
     np.testing.assert_allclose(found.loss, [history.loss.values.mean()], rtol=1e-6)
@@ -90,8 +89,7 @@ def test_shares_of_eigenvalues_are_those_of_dense_matrices(cell):
 def test_alignments_of_a_tiny_network_are_those_of_its_checkpoints(tiny, tmp_path):
     training = tiny("four_tasks", max_steps=1)
     trained.networks.trained(training)
-    (entry,) = measure.plan([training])
-    found = written(entry, tmp_path)
+    found = written(training, tmp_path)
     assert found.step.values.tolist() == [0, 1]
     task = alignments.EVALUATION()
     lin = kpops.linearize(training.network(), task.inputs)
@@ -100,13 +98,13 @@ def test_alignments_of_a_tiny_network_are_those_of_its_checkpoints(tiny, tmp_pat
         np.testing.assert_allclose(found[name][0], expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_training_that_has_not_ended_is_left_alone(tiny, tmp_path):
+def test_a_training_that_has_not_ended_is_left_alone(tiny, tmp_path, capsys):
     training = tiny("memory_pro")
     assert trained.finished(training) is None
     trained.networks.trained(dataclasses.replace(training, max_steps=1))  # in the same folder
     assert trained.finished(training) is None
-    (entry,) = measure.plan([training])
-    assert measure.make(entry, tmp_path) == "not trained yet"
+    measure.run(list(measure.plan([training])), folder=tmp_path)
+    assert "not trained yet" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.nc"))
 
 
@@ -116,22 +114,64 @@ def test_a_training_that_stopped_at_its_loss_has_ended(tiny):
     assert trained.finished(training).losses.shape == (1,)
 
 
-def test_a_file_is_made_again_only_if_asked_for_or_of_another_training(tiny, tmp_path):
+def test_files_are_what_the_measure_returns(tiny, tmp_path):
+    """Networks that were saved at other steps share a study."""
+    trainings = [tiny("memory_pro"), tiny("flip_flop", "rnn", max_steps=5)]
+    for training in trainings:
+        trained.networks.trained(training)
+    measure.run(list(measure.plan(trainings)), folder=tmp_path)
+    for training in trainings:
+        direct = ranks.measure(trained.finished(training))
+        found = results.read(tmp_path / f"{training.name}.nc")
+        settings = json.loads(direct.attrs["configuration"])
+        settings["network"] = dataclasses.asdict(training)
+        direct.attrs["configuration"] = json.dumps(settings, sort_keys=True)
+        xr.testing.assert_identical(found, direct)
+        assert found.step.dtype == found.last_iteration.dtype == np.int64
+    assert not list((tmp_path / "studies").iterdir())  # all is written
+
+
+@pytest.fixture
+def counted(monkeypatch, tmp_path):
+    """Runs with a measure that notes which networks it measured."""
     made = []
 
-    def entry(training):
-        def make():
-            made.append(training)
-            return xr.Dataset(attrs={"configuration": "{}"})
+    def noted(network):
+        made.append(network.seed)
+        if (tmp_path / "stop").exists() and network.seed == 1:
+            raise KeyboardInterrupt
+        found = xr.Dataset({"x": ("step", np.arange(3.0))}, {"step": np.arange(3)})
+        return found.assign_attrs(configuration="{}")
 
-        return measure.Entry("name", dataclasses.asdict(training), make)
+    at_point = partial(measure._point, noted, state_change.Model)
+    monkeypatch.setitem(measure.MEASURES, "state_change", at_point)
+    monkeypatch.setattr(trained.networks, "CACHE", tmp_path / "cache")
 
-    one, other = tiny("memory_pro"), tiny("memory_pro", max_steps=5)
-    for training in (one, one, other, other):
-        measure.make(entry(training), tmp_path)
-    assert made == [one, other]
-    measure.make(entry(other), tmp_path, again=True)
-    assert made == [one, other, other]
+    def run(models, **options):
+        made.clear()
+        entries = [measure.Entry(m.name, dataclasses.asdict(m), "state_change") for m in models]
+        measure.run(entries, folder=tmp_path, **options)
+        return made
+
+    return run
+
+
+def test_a_file_is_made_again_only_if_asked_for_or_of_another_network(counted):
+    models = [state_change.Model("gru", seed) for seed in range(2)]
+    assert counted(models) == [0, 1]
+    assert counted(models) == []
+    assert counted([dataclasses.replace(models[0], measured="other"), models[1]]) == [0]
+    assert counted(models[1:], again=True) == [1]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_interrupted_run_goes_on_where_it_was(counted, tmp_path, again):
+    models = [state_change.Model("gru", seed) for seed in range(3)]
+    (tmp_path / "stop").touch()
+    with pytest.raises(KeyboardInterrupt):
+        counted(models, again=again)
+    (tmp_path / "stop").unlink()
+    assert counted(models, again=again) == [1, 2]
 
 
 def test_positions_hold_the_first_the_last_and_more_of_the_early_ones():
