@@ -17,8 +17,8 @@ and the rank is the number of eigenvalues that hold 95 % of the sum of squares, 
 so that a single mode gives about 0.95. *Participation* is that of the whole operator
 (:func:`kpops.effective_rank`). P is analysed as P P*.
 
-``make checkpoints`` trains the networks. ``python -m reproduction`` measures them into
-``reproduction/results``, from which this page is drawn.
+``make checkpoints`` trains the networks. ``python -m reproduction`` measures them, by studies
+(:doc:`/studies`), into ``reproduction/results``, from which this page is drawn.
 """
 
 import sys

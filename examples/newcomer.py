@@ -284,7 +284,7 @@ ax.set(yscale="log", ylabel="effective rank (participation)", xlim=(-0.2, 1.4))
 # %%
 # Each line is a seed. In each, :math:`K` changes little, :math:`P K P^{*}` falls to less than half
 # of its dimensions, and :math:`P` to less than a tenth. Whether the task or the architecture causes
-# this is a question for a larger study.
+# this is a question for a larger study, which need not be a loop (:doc:`/studies`).
 #
 # Continue with :doc:`/concepts` for the question that each operator answers, :doc:`/spectra` for
 # what a result guarantees, :doc:`/troubleshooting` if something was refused, and the scripts of

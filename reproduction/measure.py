@@ -113,7 +113,7 @@ def _point(
     result = measure(read(**configuration))
     settings = {**json.loads(result.attrs["configuration"]), "network": configuration}
     attrs = {**result.attrs, "configuration": json.dumps(settings, sort_keys=True)}
-    steps = result.reset_index("step").rename_vars(step="saved_step").reset_coords("saved_step")
+    steps = result.assign(saved_step=result.step.variable).drop_vars("step")
     return steps.drop_attrs(deep=False).assign(attributes=json.dumps(attrs))
 
 
@@ -122,7 +122,7 @@ def _result(point: xr.Dataset) -> xr.Dataset:
     lengths = [name for name in point.variables if str(name).endswith("_length")]
     own = {str(name).removesuffix("_length"): slice(int(point[name])) for name in lengths}
     point = point.isel(own).drop_vars(["network", "done", *lengths])
-    result = point.rename(saved_step="step").set_coords("step").set_xindex("step")
+    result = point.assign_coords(step=point.saved_step.variable).drop_vars("saved_step")
     integers = [name for name in ("step", "last_iteration") if name in result.variables]
     result = result.assign({name: result[name].astype(int) for name in integers})
     attrs = json.loads(result.attributes.item())

@@ -234,5 +234,6 @@ def _refuse_other_labels(name: str, ours: Labels, theirs: Labels) -> None:
             raise ValueError(
                 f"measure returned {name} with {mine!r} at place {place} of {ours.dim}, at the "
                 f"points before {before!r}: give a dim the same coordinates at every point, and "
-                f"return what differs as a variable, such as by .reset_coords({name!r})"
+                f"return what differs as a variable, such as by .assign(own_{name}="
+                f"result.{name}.variable).drop_vars({name!r})"
             )

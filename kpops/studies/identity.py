@@ -98,7 +98,7 @@ def _where(measure: Any) -> dict[str, str] | None:
     if found is None or _attribute(found, name) is not measure:  # a lambda, a local function
         return None
     file, spec = getattr(found, "__file__", None), getattr(found, "__spec__", None)
-    if spec is not None:  # for python -m package.module, the name that is not __main__
+    if spec is not None and spec.name != "__main__":  # of python -m the name of the module
         return {"name": name, "module": spec.name, "folder": _folder(spec.name, spec.origin)}
     return {"name": name, "script": str(Path(file).resolve())} if file else None
 

@@ -1,6 +1,7 @@
 """Whether two measures are the same, and where a measure is found."""
 
 import functools
+import importlib.util
 import subprocess
 import sys
 
@@ -80,6 +81,14 @@ def test_a_function_of_a_module_is_found_again():
     assert told["module"] == "measures" and find(told) is measures.drawn
     assert describe(lambda g: g)["where"] is None and describe(scaled(1))["where"] is None
     assert describe(functools.partial(measures.drawn, seed=1))["where"] is None
+
+
+def test_a_function_of_a_page_that_is_built_has_no_place(monkeypatch):
+    """Sphinx-Gallery runs a script as a module __main__ without a file."""
+    page = importlib.util.module_from_spec(importlib.util.spec_from_loader("__main__", None))
+    exec("def measure(g): return {}", page.__dict__)
+    monkeypatch.setitem(sys.modules, "__main__", page)
+    assert describe(page.measure)["where"] is None
 
 
 SCRIPT = """

@@ -262,6 +262,23 @@ def test_labels_must_agree_where_two_points_have_them(path):
     assert study.open().x.sel(g=1).sum("time").values.tolist() == [1, 2, 3]
 
 
+def test_labels_that_differ_are_kept_as_the_message_says(path):
+    def measure(g, seed, mends):
+        result = xr.Dataset({"x": ("step", [g, g])}, {"step": [0, seed]})
+        if mends:
+            return result.assign(own_step=result.step.variable).drop_vars("step")
+        return result
+
+    study = kpops.Study(path, measure, g=[1.0], seed=[3, 5], mends=[False])
+    with pytest.warns(
+        kpops.FailedPointsWarning, match=r"assign\(own_step=result.step.variable\).drop_vars\('step"
+    ):
+        study.run(progress=False)
+    study = kpops.Study(path.with_name("b"), measure, g=[1.0], seed=[3, 5], mends=[True])
+    study.run(progress=False)
+    assert study.open().own_step.squeeze().values.tolist() == [[0, 3], [0, 5]]
+
+
 def test_a_shorter_result_does_not_keep_the_end_of_a_longer_one(path):
     lengths = [5]
     study = made(path, lambda g, seed: {"x": np.ones(lengths[0])}, g=[1], seed=[0])
