@@ -14,7 +14,6 @@ import xarray as xr
 
 from kpops import work
 from kpops.kinds import described, has_argument
-from kpops.maturity import experimental
 from kpops.scalars import check_count
 from kpops.studies import running
 from kpops.studies.axes import Position, Value, read_axes, written
@@ -29,7 +28,6 @@ class FailedPointsWarning(UserWarning):
     """The measure of a study raised at some points."""
 
 
-@experimental
 class Study:
     """A measure at every point of a grid, on any executor, in a store from which it resumes.
 
