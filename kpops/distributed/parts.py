@@ -147,6 +147,10 @@ class Parts:
         """The least of a number over all processes."""
         return -self.largest(-value)
 
+    def any(self, holds: bool) -> bool:
+        """Whether something holds on one of the processes."""
+        return bool(self.largest(float(holds)))
+
     def concatenated(self, mine: Tensor, lengths: Sequence[int]) -> Tensor:
         """Rows of all processes, as many as `lengths` says, in the order of the ranks."""
         if not self.many:

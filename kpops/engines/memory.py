@@ -13,6 +13,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from kpops.distributed.parts import WHOLE, Parts
+
 _HUGE = 2**22  # bytes from which a result is worth huge pages
 
 REMEDY = (
@@ -39,9 +41,14 @@ def device_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[1]
 
 
-def check_allocation(what: str, n_bytes: int, device: torch.device, remedy: str = REMEDY) -> None:
-    """Raise MemoryError, with the remedy, before an allocation that would not fit."""
-    free = free_bytes(device)
+def check_allocation(
+    what: str, n_bytes: int, device: torch.device, remedy: str = REMEDY, parts: Parts = WHOLE
+) -> None:
+    """Raise MemoryError, with the remedy, before an allocation that would not fit.
+
+    Processes that compute together raise it together, by the largest need and the least memory.
+    """
+    free, n_bytes = int(parts.least(free_bytes(device))), int(parts.largest(n_bytes))
     if n_bytes > free:
         needs = f"{what} needs {readable(n_bytes)}, {readable(free)} are free on {device}"
         raise MemoryError(f"{needs}: {remedy}")

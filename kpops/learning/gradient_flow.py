@@ -12,7 +12,7 @@ from torch import Tensor
 from kpops import work
 from kpops.arrays import as_tensor, to_numpy
 from kpops.distributed.agreement import in_step
-from kpops.learning.losses import Loss, objective_of, read_targets, read_weights
+from kpops.learning.losses import IGNORED, Loss, objective_of, read_targets, read_weights
 from kpops.learning.required import labelled, require_linearization
 from kpops.linearization import Linearization
 from kpops.precision import in_full_precision
@@ -257,8 +257,15 @@ def _gradient(
                 "loss is a callable, which sees the trials of one process only: pass 'mse' or "
                 "'cross_entropy', whose means are over the trials of all"
             )
-        counted = float(objective.counted(wanted, weights).sum())
-        total = sum(processes.agree({"loss": str(loss)}, counted))
+        counted = objective.counted(wanted, weights)
+        everyone = processes.agree(
+            {"loss": str(loss)}, (float(weights.sum()), float(counted.sum()))
+        )
+        weighed, total = map(sum, zip(*everyone, strict=True))
+        if not weighed:
+            raise ValueError("loss_mask is zero at every valid step: let some steps count")
+        if not total:
+            raise ValueError(f"targets is {IGNORED} at every step that counts: label some")
         outputs = lin.states if lin.readout is None else lin.outputs
     with torch.enable_grad():
         y = torch.tensor(outputs.values, device=lin.device, requires_grad=True)
@@ -266,8 +273,9 @@ def _gradient(
         value = objective(y, wanted, weights, total)
         if not torch.equal(before, torch.get_rng_state()):
             raise ValueError("loss draws random numbers: make it a function of outputs and targets")
-        if not value.isfinite():
-            raise ValueError(f"loss returned {value.item()}, expected a finite number")
+        whole = space.parts.sum(value.detach())
+        if not whole.isfinite():
+            raise ValueError(f"loss returned {whole.item()}, expected a finite number")
         _refuse_others(value, y)
         (gradient,) = torch.autograd.grad(value, y)
     restricted = trajectory.restrict(gradient[None])
@@ -280,7 +288,7 @@ def _gradient(
             "zero in the padding, and for the last steps take outputs[range(len(outputs)), "
             "(weights > 0).sum(1) - 1]"
         )
-    return space.parts.sum(value.detach()), restricted
+    return whole, restricted
 
 
 def _refuse_others(value: Tensor, outputs: Tensor) -> None:

@@ -109,8 +109,6 @@ class _CrossEntropy(_Mean):
         labels = targets.long()
         wrong = (labels != IGNORED) & ((labels < 0) | (labels >= shape[2]))
         _refuse_at(wrong, labels, f"expected a class from 0 to {shape[2] - 1}, or {IGNORED}")
-        if not self.counted(labels, weights).any():
-            raise ValueError(f"targets is {IGNORED} at every step that counts: label some")
         return labels
 
     def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
@@ -219,10 +217,7 @@ def read_weights(
         weights = given.to(weights)
         wrong = valid & ~((weights >= 0) & weights.isfinite())
         _refuse_at(wrong, weights, "expected weights of 0 or more, or booleans", name)
-    weights = weights.masked_fill(~valid, 0)
-    if not weights.any():
-        raise ValueError(f"{name} is zero at every valid step: let some steps count")
-    return weights
+    return weights.masked_fill(~valid, 0)
 
 
 def read_targets(

@@ -134,6 +134,7 @@ def read_states(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str
     if isinstance(states, Linearization):
         if mask is not None:
             raise ValueError("mask is given, but a linearization has its own: leave it out")
+        require_linearization(states)
         values, mask = states.trajectory.states, states.trajectory.mask
         space, attrs = states.space, states.attrs
     else:

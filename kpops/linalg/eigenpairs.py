@@ -73,12 +73,15 @@ class Options:
     def begin(self, op: TrajectoryOperator, k: int) -> tuple[TrajectoryOperator, float, Search]:
         """The operator, made of about one, its scale, and the search for k modes of it."""
         op.parts.check_interrupt(self.on_interrupt)
-        rng = seeded(self.rng, op.parts)
+        parts, asked = op.parts, self.callback
+        # Processes stop together, also where only one is told to.
+        callback = asked and (lambda progress: parts.any(bool(asked(progress))))
+        rng = seeded(self.rng, parts)
         with work.held(self.on_interrupt):
             op, unit = normalized(op, rng)
         noise = noise_floor(op.torch_dtype)
         tol, budget = max(self.tol, noise), self.max_matvecs or _MAX_MATVECS
-        return op, unit, Search(int(k), tol, budget, rng, self.callback, rounding=noise / 4)
+        return op, unit, Search(int(k), tol, budget, rng, callback, rounding=noise / 4)
 
 
 DEFAULTS = Options()

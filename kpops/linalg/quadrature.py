@@ -92,11 +92,12 @@ def tridiagonalized(
         image = apply(basis[:, step])
         spanned = basis[:, : step + 1]
         for again in (False, True):  # one pass leaves an error of the order of what it removes
-            products = (spanned @ image[..., None])[..., 0], image @ off.mT
-            along, modes, squares = total(*products, image.square().sum(1))
-            if not again:
+            products = [(spanned @ image[..., None])[..., 0], image @ off.mT]
+            products += [] if again else [image.square().sum(1)]
+            along, modes, *squares = total(*products)
+            if squares:
                 diagonal[:, step] = along[:, step]
-                largest = torch.maximum(largest, squares.sqrt())
+                largest = torch.maximum(largest, squares[0].sqrt())
             image = image - (spanned.mT @ along[..., None])[..., 0] - modes @ off
         length = space.lengths(image).to(image.dtype)
         going = length > noise_floor(starts.dtype) * largest

@@ -176,7 +176,7 @@ def dense_blocks(
     inside, outside = batches(op, dims)
     n_bytes = 2 * inside.count * inside.size * outside.size * op.dtype.itemsize
     remedy = f"use what needs matvecs alone (eigsh, svds, estimates), or {REMEDY}"
-    check_allocation(f"the dense {op!r}", n_bytes, op.device, remedy)
+    check_allocation(f"the dense {op!r}", n_bytes, op.device, remedy, op.parts)
     wide = outside.size < inside.size
     of, to, act = (outside, inside, op.apply_adjoint) if wide else (inside, outside, op.apply)
     images = torch.empty(of.count, of.size, to.size, dtype=op.torch_dtype, device=op.device)

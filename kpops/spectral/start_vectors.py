@@ -18,9 +18,15 @@ def start_vectors(op: TrajectoryOperator, v0: Any) -> Tensor | None:
         return None
     block = in_space(op, v0, op.domain, "v0")
     block = block[~block.isnan().flatten(1).all(1)]
-    if not block.isfinite().all():
+    parts, n = op.parts, float(len(block))
+    if parts.largest(n) != parts.least(n):
+        raise ValueError(
+            "v0 has more vectors on some processes than on others: pass on each its part of the "
+            "same vectors"
+        )
+    if parts.any(not block.isfinite().all()):
         raise ValueError("v0 has entries that are not finite: pass finite start vectors")
-    if len(block) and not block.any():
+    if len(block) and not parts.any(bool(block.any())):
         raise ValueError("v0 is zero: pass start vectors that are not, or None for random ones")
     return block if len(block) else None
 

@@ -14,6 +14,7 @@ from pool import Pool, error_of
 from torch import nn
 
 import kpops
+from kpops.engines.memory import free_bytes
 
 # What runs in every process.
 
@@ -97,6 +98,15 @@ def out_of_memory():
         return error_of(linearize)
     with mock.patch("kpops.linearization.choose_engine", side_effect=MemoryError("too large")):
         return error_of(linearize)
+
+
+def no_memory_for_the_matrix():
+    """The last process alone has no memory for a matrix, which the others would make."""
+    lin, last = linearize(), dist.get_rank() == dist.get_world_size() - 1
+    free = {"return_value": 100} if last else {"side_effect": free_bytes}
+    with mock.patch("kpops.engines.memory.free_bytes", **free):
+        errors = [error_of(op.to_dense) for op in (lin.flow, lin.P, lin.J)]
+    return errors, still_in_step()
 
 
 def wrong_groups():
@@ -199,6 +209,13 @@ def test_an_error_of_one_is_told_by_all(run, use, error, words):
     *others, (kind, text) = run(3, use)
     assert kind == error and words in text
     assert others == [("DistributedError", f"process 2 failed: {error}: {text}")] * 2
+
+
+def test_a_matrix_that_one_has_no_memory_for_is_refused_by_all(run):
+    answers = run(3, no_memory_for_the_matrix)
+    assert len({norm for _, norm in answers}) == 1
+    for kind, text in [error for errors, _ in answers for error in errors]:
+        assert kind == "MemoryError" and "9.537e-05 MiB are free" in text
 
 
 def test_each_tells_its_own_error(run):

@@ -151,12 +151,100 @@ def test_gradient_flow_is_that_of_one_process(run, n, loss, masked):
         assert max(gaps.values()) < 1e-12, gaps
 
 
+def flows_from_one_process(missing):
+    """Only the last process has steps that count, by labels or weights."""
+    whole, spread = linearized("gru")
+    labels = torch.ones(N_TRIALS, STEPS, dtype=torch.int64)
+    weights = torch.ones(N_TRIALS, STEPS)
+    last = N_TRIALS - 2  # the last process has at least two trials
+    if missing == "labels":
+        labels[:last] = -100
+    else:
+        weights[:last] = 0
+    here = own_trials()
+    want = kpops.gradient_flow(whole, labels, "cross_entropy", loss_mask=weights)
+    got = kpops.gradient_flow(spread, labels[here], "cross_entropy", loss_mask=weights[here])
+    step = abs(want.parameter_step - got.parameter_step).max() / abs(want.parameter_step).max()
+    none = error_of(kpops.gradient_flow, spread, labels[here] * 0 - 100, "cross_entropy")
+    return float(step), float(abs(want.loss - got.loss)), none
+
+
+@pytest.mark.parametrize("missing", ["labels", "weights"])
+def test_a_process_need_have_no_step_that_counts(run, missing):
+    for step, loss, (kind, text) in run(3, flows_from_one_process, missing):
+        assert step < 1e-12 and loss < 1e-12
+        assert kind == "ValueError" and "targets is -100 at every step that counts" in text
+
+
+def overflow():
+    """The loss of the last process alone is not finite."""
+    _, lin = linearized("gru")
+    targets = torch.zeros(N_TRIALS, STEPS, 3, dtype=torch.float64)
+    targets[-1] = 1e200
+    return error_of(kpops.gradient_flow, lin, targets[own_trials()])
+
+
+def test_a_loss_that_one_process_finds_infinite_is_refused_by_all(run):
+    for kind, text in run(2, overflow):
+        assert kind == "ValueError" and "loss returned inf" in text
+
+
+def started():
+    """From a mode of one trial, which is zero on the other process, and what v0 may not be."""
+    whole, lin = linearized("gru")
+    gaps = []
+    for method in ("block-krylov", "lobpcg"):
+        options = {"method": method, **TIGHT}
+        top = kpops.svds(lin.P, 1, **options)
+        again = kpops.svds(lin.P, 2, v0=top.right, **options).singular_value
+        want = kpops.svds(whole.P, 2, **options).singular_value
+        gaps.append(float(abs(again - want).max() / want.max()))
+    v0 = torch.ones(lin.space.shape, dtype=torch.float64)
+    wrong = v0.clone()
+    wrong[0, 0, 0] = np.inf if own_trials().start else 1.0
+    first = v0.expand(2 if own_trials().start else 1, *v0.shape)
+    errors = [error_of(lambda v0=v0: kpops.svds(lin.P, 2, v0=v0)) for v0 in (wrong, 0 * v0, first)]
+    return gaps, [f"{kind}: {text}" for kind, text in errors]
+
+
+def test_start_vectors_may_be_zero_on_a_process(run):
+    for gaps, (wrong, zero, more) in run(2, started):
+        assert max(gaps) < 1e-10
+        assert "ValueError: v0 has entries that are not finite" in wrong
+        assert "ValueError: v0 is zero" in zero
+        assert "ValueError: v0 has more vectors on some processes than on others" in more
+
+
+def stopped_by_one(function):
+    """A callback that stops the search on the first process alone."""
+    _, lin = linearized("gru")
+    solve, op = getattr(kpops, function), lin.flow + lin.K
+    seen = []
+
+    def callback(progress):
+        seen.append(progress.num_matvecs)
+        return own_trials().start == 0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kpops.ConvergenceWarning)
+        modes = solve(op, 3, method="block-krylov", callback=callback, rng=0)
+    return len(seen), modes.num_matvecs, bool(modes.converged.all())
+
+
+@pytest.mark.parametrize("function", ["eigsh", "svds"])
+def test_processes_stop_together(run, function):
+    one, other = run(2, stopped_by_one, function)
+    assert one == other
+    assert one[0] == 1 and not one[2]
+
+
 def refusals():
     _, lin = linearized("gru")
     targets = torch.zeros(*lin.outputs.shape, dtype=torch.float64)
     calls = {
         "truncate": lambda: kpops.truncate(lin.flow, 3),
         "collapse": lambda: kpops.collapse(lin),
+        "trajectory_dimension": lambda: kpops.trajectory_dimension(lin),
         "partial_trace": lambda: lin.K.partial_trace(("time",)),
         "lyapunov_spectrum": lambda: kpops.lyapunov_spectrum(lin),
         "spectral_density": lambda: kpops.spectral_density(lin.K),

@@ -69,7 +69,7 @@ def _leading_vectors(
     features: Features, parts: Parts = WHOLE
 ) -> tuple[Float64[Tensor, " rank"], Float64[Tensor, "smaller rank"]]:
     """Eigenvalues above the cut, and eigenvectors, of the smaller Gram matrix of the unit rows."""
-    width, n_rows = _width(features), len(features[0]) * parts.of_here
+    width, n_rows = _width(features), round(len(features[0]) * parts.of_here)
     cut = max(10 * torch.finfo(features[0].dtype).eps, n_rows * torch.finfo(torch.float64).eps)
     if _takes_rows(features, parts):
         unit = torch.cat([_unit(u) for _, u in _in_float64(features)])
