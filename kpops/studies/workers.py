@@ -47,7 +47,7 @@ class Point:
 
 
 def compute(point: Point) -> Outcome:
-    """Measure at a point and write its result, or its failure, into the store.
+    """Measure at a point, unless it is done, and write its result, or its failure, into the store.
 
     Raises
     ------
@@ -55,6 +55,8 @@ def compute(point: Point) -> Outcome:
         If the store cannot be written.
     """
     store, begun = PointStore(point.path), time.time()
+    if store.is_done(point.position):  # by another run meanwhile
+        return "done"
     store.begin(point.position)
     try:
         arguments: dict[str, Any] = dict(point.values)
@@ -98,9 +100,6 @@ def compute_in_worker(point: Point, threads: int, submitter: str) -> Outcome:
         )
     try:
         _share_cores(threads, threading.get_ident())
-        status = PointStore(point.path).status(point.position)
-        if status is not None and status["state"] == "done":  # by another run meanwhile
-            return "done"
         return compute(point)
     finally:
         _one_at_a_time.release()

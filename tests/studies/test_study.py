@@ -1,5 +1,6 @@
 """Studies in this process: results, resuming, growing, errors."""
 
+import contextlib
 import functools
 import json
 import pickle
@@ -271,6 +272,29 @@ def test_a_shorter_result_does_not_keep_the_end_of_a_longer_one(path):
     study.run_one(0)
     assert study.open().x.values.ravel().tolist()[:2] == [1, 1]
     assert np.isnan(study.open().x.values.ravel()[2:]).all()
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, None])
+def test_what_another_run_has_done_meanwhile_stays_done(path, error):
+    calls, others = [], []
+
+    def measure(g, seed):
+        calls.append((g, seed))
+        if len(calls) == 1:
+            others.pop().run(progress=False)
+            if error:
+                raise error
+        return {"x": np.full(len(calls), g * seed)}
+
+    study = made(path, measure)
+    others.append(kpops.Study(path))
+    others[0]._measure = measure
+    with contextlib.suppress(KeyboardInterrupt):
+        study.run(progress=False)
+    assert len(calls) == 7  # the first point was begun by both
+    found = study.open()
+    assert found.done.all() and found.x_dim_0_length.values.tolist() == [[2, 3, 4], [5, 6, 7]]
+    assert np.array_equal(found.x.max("x_dim_0"), found.g * found.seed)
 
 
 def test_a_template_sets_the_form(path):
