@@ -50,7 +50,8 @@ class Measured:
         Number of updates that were made before.
     store : path, optional
         A folder in which the results are kept, as for :func:`kpops.over_training`. Steps that are
-        there are not measured again. Default: in memory.
+        there are not measured again, but fail if the weights differ from those that were measured.
+        Default: in memory.
     linearizer, options
         As for :func:`kpops.over_training`.
 
@@ -190,6 +191,7 @@ class Measured:
         assert self._stored is not None
         try:
             if step in self._stored.done():
+                self._stored.refuse_other_weights(step, self._model.state_dict())
                 return None
             self._stored.add([step])
             return self._stored.measure(step, [(step, self._model.state_dict())])
