@@ -38,7 +38,9 @@ def _values(name: str, given: Any) -> list[Value]:
             f"{name} has {len(entries)} values of types {types}: an axis has numbers, strings or "
             "booleans, all alike"
         )
-    values = np.asarray(entries).tolist()  # all floats, if one is
+    number = int if all(isinstance(entry, int | np.integer) for entry in entries) else float
+    plain = {"numbers": number, "booleans": bool, "strings": str.__str__}[kinds.pop()]
+    values = [plain(entry) for entry in entries]
     if any(value != value for value in values):
         raise ValueError(f"{name} has the value nan: a point must be equal to itself, leave it out")
     if len(set(values)) < len(values):
@@ -72,7 +74,10 @@ def joined(stored: Axes, planned: Axes) -> Axes:
 
 def coordinate(values: Sequence[Value]) -> np.ndarray:
     """The values of an axis as an array that files can hold."""
-    return np.array(values, dtype=object if isinstance(values[0], str) else None)
+    array = np.array(values, dtype=object if isinstance(values[0], str) else None)
+    if array.dtype.kind == "f" and all(isinstance(value, int) for value in values):
+        return np.array(values, np.uint64 if min(values) >= 0 else object)  # which are not rounded
+    return array
 
 
 def generator_of(seed: int, point: Mapping[str, Value]) -> np.random.Generator:

@@ -1,6 +1,7 @@
 """Studies in this process: results, resuming, growing, errors."""
 
 import contextlib
+import enum
 import functools
 import json
 import pickle
@@ -263,6 +264,18 @@ def test_labels_must_agree_where_two_points_have_them(path):
     assert study.open().x.sel(g=1).sum("time").values.tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("first", [np.array([1, 2]), np.float32([1, 2]), np.array([True])])
+def test_labels_of_another_dtype_are_refused_and_not_rounded(path, first):
+    def measure(g, seed):
+        labels = [first, [1.0, 2.0, 0.1]][seed] if g == 1 else []
+        return xr.DataArray(np.ones(len(labels)), {"time": labels}, name="x")
+
+    with pytest.warns(kpops.FailedPointsWarning, match="the coordinate time in float64, at the"):
+        study = ran(path, measure, g=[2, 1], seed=[0, 1])
+    found = study.open().time
+    assert study.missing == [3] and np.array_equal(found, first) and found.dtype == first.dtype
+
+
 def test_a_shorter_result_does_not_keep_the_end_of_a_longer_one(path):
     lengths = [5]
     study = made(path, lambda g, seed: {"x": np.ones(lengths[0])}, g=[1], seed=[0])
@@ -397,6 +410,28 @@ def test_axes_of_booleans_infinities_and_numpy_values(path):
     assert all(type(m) is bool and type(t) is float for m, t in seen)
     assert study.open().x.sel(masked=False, tau=np.inf) == 1
     assert kpops.Study(path).missing == []
+
+
+def test_integers_of_64_bits_and_strings_of_an_enum_stay_what_they_are(path):
+    class Cell(str, enum.Enum):
+        GRU = "gru"
+
+    seeds, seen = np.random.SeedSequence(0).generate_state(4, np.uint64), []
+    assert seeds.max() > 2**63 > seeds.min()
+    study = kpops.Study(
+        path, lambda seed, cell: seen.append((seed, cell)) or {"x": 1.0}, seed=seeds, cell=[*Cell]
+    )
+    study.run(progress=False)
+    assert seen == [(int(seed), "gru") for seed in seeds] and type(seen[0][1]) is str
+    assert study.open().seed.values.tolist() == seeds.tolist()
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">c16", ">i2"])
+def test_results_in_another_order_of_bytes(path, dtype):
+    values = np.arange(3).astype(dtype)
+    found = ran(path, lambda g, seed: {"x": values, "y": torch.tensor(1 + 2j).conj()}).open()
+    assert found.done.all() and np.array_equal(found.x[1, 2], values)
+    assert found.x.dtype.isnative and found.y[0, 0] == 1 - 2j
 
 
 def test_this_process_stays_as_it_is(path):
