@@ -413,7 +413,7 @@ def test_axes_of_booleans_infinities_and_numpy_values(path):
 
 
 def test_integers_of_64_bits_and_strings_of_an_enum_stay_what_they_are(path):
-    class Cell(str, enum.Enum):
+    class Cell(enum.StrEnum):
         GRU = "gru"
 
     seeds, seen = np.random.SeedSequence(0).generate_state(4, np.uint64), []
