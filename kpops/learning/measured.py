@@ -15,7 +15,7 @@ from torch import nn
 from kpops import work
 from kpops.learning.analysis import Analysis
 from kpops.learning.options import Keep, schedule
-from kpops.learning.step_results import failure, join, last_line, refuse_other_form
+from kpops.learning.step_results import failure, join, error_in, refuse_other_form
 from kpops.learning.stored_steps import StoredSteps
 from kpops.linearization import Linearization
 from kpops.linearizing import linearize
@@ -172,7 +172,7 @@ class Measured:
         if error is not None:
             self._errors[step] = error
             work.warn(
-                f"measure failed at step {step}: {last_line(error)}. The training "
+                f"measure failed at step {step}: {error_in(error)}. The training "
                 "goes on; result() has the traceback",
                 FailedPointsWarning,
             )
