@@ -15,7 +15,7 @@ from torch import nn
 from kpops import work
 from kpops.learning.analysis import Analysis
 from kpops.learning.options import Keep, schedule
-from kpops.learning.step_results import failure, join, error_in, refuse_other_form
+from kpops.learning.step_results import error_in, failure, join, refuse_other_form
 from kpops.learning.stored_steps import StoredSteps
 from kpops.linearization import Linearization
 from kpops.linearizing import linearize

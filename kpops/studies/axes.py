@@ -39,8 +39,8 @@ def _values(name: str, given: Any) -> list[Value]:
             "booleans, all alike"
         )
     number = int if all(isinstance(entry, int | np.integer) for entry in entries) else float
-    plain = {"numbers": number, "booleans": bool, "strings": str.__str__}[kinds.pop()]
-    values = [plain(entry) for entry in entries]
+    plain: dict[str | None, Any] = {"numbers": number, "booleans": bool, "strings": str.__str__}
+    values = [plain[kind_of(entry)](entry) for entry in entries]
     if any(value != value for value in values):
         raise ValueError(f"{name} has the value nan: a point must be equal to itself, leave it out")
     if len(set(values)) < len(values):
@@ -75,8 +75,9 @@ def joined(stored: Axes, planned: Axes) -> Axes:
 def coordinate(values: Sequence[Value]) -> np.ndarray:
     """The values of an axis as an array that files can hold."""
     array = np.array(values, dtype=object if isinstance(values[0], str) else None)
-    if array.dtype.kind == "f" and all(isinstance(value, int) for value in values):
-        return np.array(values, np.uint64 if min(values) >= 0 else object)  # which are not rounded
+    integers = [value for value in values if isinstance(value, int)]
+    if array.dtype.kind == "f" and len(integers) == len(values):  # which NumPy rounds
+        return np.array(values, np.uint64 if min(integers) >= 0 else object)
     return array
 
 
