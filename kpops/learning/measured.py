@@ -15,7 +15,7 @@ from torch import nn
 from kpops import work
 from kpops.learning.analysis import Analysis
 from kpops.learning.options import Keep, schedule
-from kpops.learning.step_results import failure, join, last_line, refuse_other_form
+from kpops.learning.step_results import error_in, failure, join, refuse_other_form
 from kpops.learning.stored_steps import StoredSteps
 from kpops.linearization import Linearization
 from kpops.linearizing import linearize
@@ -50,7 +50,8 @@ class Measured:
         Number of updates that were made before.
     store : path, optional
         A folder in which the results are kept, as for :func:`kpops.over_training`. Steps that are
-        there are not measured again. Default: in memory.
+        there are not measured again, but fail if the weights differ from those that were measured.
+        Default: in memory.
     linearizer, options
         As for :func:`kpops.over_training`.
 
@@ -171,7 +172,7 @@ class Measured:
         if error is not None:
             self._errors[step] = error
             work.warn(
-                f"measure failed at step {step}: {last_line(error)}. The training "
+                f"measure failed at step {step}: {error_in(error)}. The training "
                 "goes on; result() has the traceback",
                 FailedPointsWarning,
             )
@@ -190,6 +191,7 @@ class Measured:
         assert self._stored is not None
         try:
             if step in self._stored.done():
+                self._stored.refuse_other_weights(step, self._model.state_dict())
                 return None
             self._stored.add([step])
             return self._stored.measure(step, [(step, self._model.state_dict())])

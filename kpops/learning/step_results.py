@@ -25,14 +25,16 @@ def failure(errors: Mapping[int, str], finished: xr.Dataset | None, kept: str = 
     """The error that names the first step at which the measure failed, by the tracebacks."""
     step, text = min(errors.items())
     more = f", and at {len(errors) - 1} more" if len(errors) > 1 else ""
-    error = MeasureError(f"at step {step}{more}: {last_line(text)}{kept}", finished)
+    error = MeasureError(f"at step {step}{more}: {error_in(text)}{kept}", finished)
     error.__cause__ = RuntimeError(text)
     return error
 
 
-def last_line(text: str) -> str:
-    """Of a traceback: the error itself."""
-    return text.strip().splitlines()[-1]
+def error_in(traceback: str) -> str:
+    """The error below the frames of a traceback, whose message may have several lines."""
+    lines = traceback.strip().splitlines()
+    below = 1 + max(i for i, line in enumerate(lines) if line.startswith("  "))
+    return "\n".join(lines[below:]) or lines[-1]
 
 
 def refuse_other_form(result: xr.Dataset, before: Mapping[int, xr.Dataset]) -> None:

@@ -38,7 +38,9 @@ def _values(name: str, given: Any) -> list[Value]:
             f"{name} has {len(entries)} values of types {types}: an axis has numbers, strings or "
             "booleans, all alike"
         )
-    values = np.asarray(entries).tolist()  # all floats, if one is
+    number = int if all(isinstance(entry, int | np.integer) for entry in entries) else float
+    plain: dict[str | None, Any] = {"numbers": number, "booleans": bool, "strings": str.__str__}
+    values = [plain[kind_of(entry)](entry) for entry in entries]
     if any(value != value for value in values):
         raise ValueError(f"{name} has the value nan: a point must be equal to itself, leave it out")
     if len(set(values)) < len(values):
@@ -72,7 +74,11 @@ def joined(stored: Axes, planned: Axes) -> Axes:
 
 def coordinate(values: Sequence[Value]) -> np.ndarray:
     """The values of an axis as an array that files can hold."""
-    return np.array(values, dtype=object if isinstance(values[0], str) else None)
+    array = np.array(values, dtype=object if isinstance(values[0], str) else None)
+    integers = [value for value in values if isinstance(value, int)]
+    if array.dtype.kind == "f" and len(integers) == len(values):  # which NumPy rounds
+        return np.array(values, np.uint64 if min(integers) >= 0 else object)
+    return array
 
 
 def generator_of(seed: int, point: Mapping[str, Value]) -> np.random.Generator:

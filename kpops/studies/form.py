@@ -94,7 +94,7 @@ class Form:
             for name, label in self.labels.items()
         }
         labels = {
-            name: Labels(label.dim, self.labels[name].dtype, label.values, shared)
+            name: Labels(label.dim, label.dtype, label.values, shared)
             for name, label in longer.items()
             for shared in [_common(self.labels[name].attributes, other.labels[name].attributes)]
         }
@@ -144,6 +144,8 @@ def standardized(result: xr.Dataset, point: Mapping[str, Value]) -> xr.Dataset:
 
 def _standard(name: str, values: np.ndarray, keeps: bool) -> np.ndarray:
     """Values in a dtype that the store has."""
+    if values.dtype.kind in "iufc":
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype.kind in "OUT":
         strings = values.astype(object)
         if all(isinstance(entry, str) for entry in strings.flat):
@@ -228,6 +230,11 @@ def _refuse_other_labels(name: str, ours: Labels, theirs: Labels) -> None:
         raise ValueError(
             f"measure returned the coordinate {name} along {ours.dim}, at the points before along "
             f"{theirs.dim}: return the same at every point"
+        )
+    if ours.dtype != theirs.dtype and ours.values and theirs.values:
+        raise ValueError(
+            f"measure returned the coordinate {name} in {ours.dtype}, at the points before in "
+            f"{theirs.dtype}: return the same at every point"
         )
     for place, (mine, before) in enumerate(zip(ours.values, theirs.values, strict=False)):
         if mine != before and (mine == mine or before == before):  # nan equals nan

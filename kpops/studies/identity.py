@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import reprlib
 import runpy
 import sys
 import textwrap
@@ -38,6 +39,7 @@ def _name(measure: Any) -> str:
     return str(getattr(inner, "__qualname__", type(inner).__qualname__))
 
 
+@reprlib.recursive_repr("what encloses it")
 def _text(thing: Any) -> str:
     """Source of a function without its comments, its defaults and what it encloses.
 
@@ -68,8 +70,10 @@ def _text(thing: Any) -> str:
     if isinstance(thing, type):
         return _source(thing)
     plain = repr(thing)
-    if callable(thing) or " at 0x" in plain:  # an address is another in every process
-        return f"{_source(type(thing))}\n{_text(getattr(thing, '__dict__', {}))}"
+    hides = callable(thing) or " at 0x" in plain  # an address is another in every process
+    if hides or "..." in plain:  # the middle of a long array
+        head = _source(type(thing)) if hides else plain
+        return f"{head}\n{_text(getattr(thing, '__dict__', {}))}"
     return plain
 
 
@@ -82,13 +86,24 @@ def _enclosed(function: types.FunctionType) -> Iterator[Any]:
 
 def _source(thing: Any) -> str:
     try:
+        if getattr(thing, "__name__", "") == "<lambda>":
+            return _lambdas(thing)
         text = textwrap.dedent(inspect.getsource(thing))
     except (OSError, TypeError):  # of a session without source, or built in
         return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', '')}"
     try:
         return ast.unparse(ast.parse(text))
-    except SyntaxError:  # a lambda inside a longer statement
+    except SyntaxError:  # of a text in it that is indented less
         return text
+
+
+def _lambdas(thing: types.FunctionType) -> str:
+    """The lambdas in a line, without the statement around them, such as the axes of a study."""
+    lines, _ = inspect.findsource(thing)
+    nodes = ast.walk(ast.parse("".join(lines)))
+    first = thing.__code__.co_firstlineno
+    found = [ast.unparse(n) for n in nodes if isinstance(n, ast.Lambda) and n.lineno == first]
+    return "\n".join(found) or inspect.getsource(thing)
 
 
 def _where(measure: Any) -> dict[str, str] | None:

@@ -66,7 +66,7 @@ def _variable(name: Any, value: Any) -> Any:
         f"measure returned {name}, {described(value)}: return numbers or arrays{one}"
     )
     try:
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        array = value.numpy(force=True) if isinstance(value, torch.Tensor) else value
         array = np.asarray(array)
     except ValueError as error:
         raise ValueError(f"measure returned {name}, which is no array: {error}") from error

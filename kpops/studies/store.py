@@ -145,6 +145,10 @@ class PointStore:
         """Status of a point, None if it has not begun."""
         return _status_in(str(self._status_file(position)))
 
+    def is_done(self, position: Position) -> bool:
+        """Whether the result of a point is there."""
+        return (self.status(position) or {}).get("state") == "done"
+
     def _status_file(self, position: Position) -> Path:
         return self.path.joinpath("status", "c", *map(str, position))
 
@@ -164,7 +168,7 @@ class PointStore:
     def finish(
         self, position: Position, result: xr.Dataset, seconds: float, point: Mapping[str, Value]
     ) -> None:
-        """Write the result of a point, and at last that it is done.
+        """Write the result of a point that is not done, and at last that it is.
 
         Raises
         ------
@@ -173,6 +177,8 @@ class PointStore:
         StudyError
             If the store cannot be written: a full disk, a quota, no permission.
         """
+        if self.is_done(position):
+            return
         result = standardized(result, point)
         ours = form_of(result)
         with self._writing():
@@ -211,6 +217,8 @@ class PointStore:
     def _set_status(self, position: Position, status: dict[str, Any] | None) -> None:
         with self._writing():
             file = self._status_file(position)
+            if self.is_done(position):  # by another run, whose result is whole
+                return
             if status is None:
                 file.unlink(missing_ok=True)
                 return

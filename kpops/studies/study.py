@@ -248,9 +248,6 @@ class Study:
             If the measure raises, with its traceback.
         """
         point = self._point(index)
-        status = self._store.status(point.position)
-        if status is not None and status["state"] == "done":
-            return
         if compute(point) == "failed":
             error = (self._store.status(point.position) or {}).get("error", "")
             raise StudyError(f"point {index} ({written(point.values)}) failed:\n{error}")

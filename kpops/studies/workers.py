@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any, Literal
 
 import threadpoolctl
@@ -31,7 +31,6 @@ _THREADS_OF = (
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
-    "NUMBA_NUM_THREADS",
 )
 
 
@@ -47,7 +46,7 @@ class Point:
 
 
 def compute(point: Point) -> Outcome:
-    """Measure at a point and write its result, or its failure, into the store.
+    """Measure at a point, unless it is done, and write its result, or its failure, into the store.
 
     Raises
     ------
@@ -55,6 +54,8 @@ def compute(point: Point) -> Outcome:
         If the store cannot be written.
     """
     store, begun = PointStore(point.path), time.time()
+    if store.is_done(point.position):  # by another run meanwhile
+        return "done"
     store.begin(point.position)
     try:
         arguments: dict[str, Any] = dict(point.values)
@@ -98,20 +99,19 @@ def compute_in_worker(point: Point, threads: int, submitter: str) -> Outcome:
         )
     try:
         _share_cores(threads, threading.get_ident())
-        status = PointStore(point.path).status(point.position)
-        if status is not None and status["state"] == "done":  # by another run meanwhile
-            return "done"
         return compute(point)
     finally:
         _one_at_a_time.release()
 
 
-@cache
+@lru_cache(maxsize=1)
 def _share_cores(threads: int, thread: int) -> None:
-    """Let torch, BLAS and Numba use so many threads, once in every thread that computes points."""
+    """Let torch, BLAS and Numba use so many threads, unless it was done last for this thread."""
     os.environ.update(dict.fromkeys(_THREADS_OF, str(threads)))  # for what is imported later
     torch.set_num_threads(threads)
     threadpoolctl.threadpool_limits(threads)
     if "numba" in sys.modules:
         numba = sys.modules["numba"]
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    else:  # which refuses another value once it has begun
+        os.environ["NUMBA_NUM_THREADS"] = str(threads)

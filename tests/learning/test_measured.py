@@ -137,16 +137,21 @@ def test_a_training_that_was_killed_measures_what_is_missing(tmp_path):
             return {"norm": float(np.linalg.norm(lin.states))}
 
     measure = Counting()
-    _, states, during = learn(5, functools.partial(measured, measure=measure, store=store))
-    assert len(calls) == 3 and during.result().step.values.tolist() == [0, 2, 4]
-    model = Net()
+    _, states, during = learn(3, functools.partial(measured, measure=measure, store=store))
+    assert len(calls) == 2 and during.result().step.values.tolist() == [0, 2]
+    model, other = Net(), Net()
     model.load_state_dict(states[1])
+    other.load_state_dict(states[1])
     settings = {"measure": measure, "store": store, "start": 2}
     *_, during = learn(4, functools.partial(measured, **settings), model, start=2)
     assert len(calls) == 4
     assert during.result().step.values.tolist() == [0, 2, 4, 6]
     with pytest.raises(ValueError, match="was computed at other weights at step 2: it belongs to"):
         learn(4, functools.partial(measured, **settings), model)
+    with pytest.warns(kpops.FailedPointsWarning, match="computed at other weights at step 4: it"):
+        *_, during = learn(2, functools.partial(measured, **settings), other, start=3)
+    with pytest.raises(kpops.MeasureError, match="other weights at step 4"):
+        during.result()
 
 
 class Failing:

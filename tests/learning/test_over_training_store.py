@@ -220,6 +220,13 @@ def test_a_damaged_file_is_named_and_keeps_the_others(tmp_path, store):
     xr.testing.assert_identical(follow(gain, tmp_path, store=store), follow(gain))
 
 
+def test_an_error_of_several_lines_is_told_in_full(store):
+    with pytest.raises(kpops.MeasureError) as caught:
+        kpops.over_training(make(5), STATES, INPUTS, gain, store=store)
+    for part in ("at step 0, and at 3 more: ValueError: the checkpoint does not fit", "weight_ih"):
+        assert part in str(caught.value)
+
+
 def other(lin):
     return gain(lin)
 

@@ -57,3 +57,16 @@ def threads(g, seed):
 def slow(g, seed):
     time.sleep(0.3)
     return {"x": g + seed}
+
+
+def compiled(g, seed):
+    import numba
+
+    @numba.njit(parallel=True)
+    def total(n):
+        found = 0.0
+        for i in numba.prange(n):
+            found += i
+        return found
+
+    return {"x": total(10), "numba": numba.get_num_threads(), "torch": torch.get_num_threads()}

@@ -53,6 +53,16 @@ def test_workers_share_the_cores(pool, path):
     assert before == (torch.get_num_threads(), dict(os.environ))
 
 
+@pytest.mark.slow
+def test_the_threads_of_a_worker_change_from_run_to_run(path):
+    with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
+        for g, threads in enumerate((2, 1, 2)):
+            study = kpops.Study(path, measures.compiled, g=[g], seed=[0])
+            study.run(pool, threads=threads, progress=False)
+            found = study.open()
+            assert found.x == 45 and found.numba == threads and found.torch == threads
+
+
 def test_failures_in_workers_are_recorded(pool, path):
     study = made(path, measures.failing)
     with pytest.warns(kpops.FailedPointsWarning, match="2 of 6 points, first at g=1.0, seed=1"):

@@ -2,8 +2,10 @@
 
 import functools
 import importlib.util
+import runpy
 import subprocess
 import sys
+import types
 
 import measures
 import numpy as np
@@ -48,6 +50,32 @@ def test_comments_do_not_count():
         return {"x": -g}
 
     assert hash_of(measure) != first
+
+
+def test_a_lambda_is_compared_without_the_statement_around_it(tmp_path):
+    def first(text):
+        file = tmp_path / f"m{len(list(tmp_path.iterdir()))}.py"
+        file.write_text(text)
+        return hash_of(runpy.run_path(str(file))["made"][0])
+
+    one = first('made = [lambda g: {"x": g}, 1]\n')
+    assert one == first('made = [\n    lambda g: {"x": g},  # a comment\n    1, 2]\n')
+    assert one != first('made = [lambda g: {"x": -g}, 1]\n')
+
+
+def test_what_refers_to_itself_or_is_long_is_compared_too():
+    def cyclic(value):
+        found = types.SimpleNamespace(value=value)
+        found.itself = [found]
+        return found
+
+    def long(value):
+        found = np.zeros(2000)
+        found[1000] = value  # which its repr leaves out
+        return types.SimpleNamespace(found=found)
+
+    for make in (cyclic, long):
+        assert hash_of(scaled(make(1))) == hash_of(scaled(make(1))) != hash_of(scaled(make(2)))
 
 
 def test_defaults_partials_methods_and_instances():

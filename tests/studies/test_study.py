@@ -1,5 +1,7 @@
 """Studies in this process: results, resuming, growing, errors."""
 
+import contextlib
+import enum
 import functools
 import json
 import pickle
@@ -279,6 +281,18 @@ def test_labels_that_differ_are_kept_as_the_message_says(path):
     assert study.open().own_step.squeeze().values.tolist() == [[0, 3], [0, 5]]
 
 
+@pytest.mark.parametrize("first", [np.array([1, 2]), np.float32([1, 2]), np.array([True])])
+def test_labels_of_another_dtype_are_refused_and_not_rounded(path, first):
+    def measure(g, seed):
+        labels = [first, [1.0, 2.0, 0.1]][seed] if g == 1 else []
+        return xr.DataArray(np.ones(len(labels)), {"time": labels}, name="x")
+
+    with pytest.warns(kpops.FailedPointsWarning, match="the coordinate time in float64, at the"):
+        study = ran(path, measure, g=[2, 1], seed=[0, 1])
+    found = study.open().time
+    assert study.missing == [3] and np.array_equal(found, first) and found.dtype == first.dtype
+
+
 def test_a_shorter_result_does_not_keep_the_end_of_a_longer_one(path):
     lengths = [5]
     study = made(path, lambda g, seed: {"x": np.ones(lengths[0])}, g=[1], seed=[0])
@@ -288,6 +302,29 @@ def test_a_shorter_result_does_not_keep_the_end_of_a_longer_one(path):
     study.run_one(0)
     assert study.open().x.values.ravel().tolist()[:2] == [1, 1]
     assert np.isnan(study.open().x.values.ravel()[2:]).all()
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, None])
+def test_what_another_run_has_done_meanwhile_stays_done(path, error):
+    calls, others = [], []
+
+    def measure(g, seed):
+        calls.append((g, seed))
+        if len(calls) == 1:
+            others.pop().run(progress=False)
+            if error:
+                raise error
+        return {"x": np.full(len(calls), g * seed)}
+
+    study = made(path, measure)
+    others.append(kpops.Study(path))
+    others[0]._measure = measure
+    with contextlib.suppress(KeyboardInterrupt):
+        study.run(progress=False)
+    assert len(calls) == 7  # the first point was begun by both
+    found = study.open()
+    assert found.done.all() and found.x_dim_0_length.values.tolist() == [[2, 3, 4], [5, 6, 7]]
+    assert np.array_equal(found.x.max("x_dim_0"), found.g * found.seed)
 
 
 def test_a_template_sets_the_form(path):
@@ -390,6 +427,28 @@ def test_axes_of_booleans_infinities_and_numpy_values(path):
     assert all(type(m) is bool and type(t) is float for m, t in seen)
     assert study.open().x.sel(masked=False, tau=np.inf) == 1
     assert kpops.Study(path).missing == []
+
+
+def test_integers_of_64_bits_and_strings_of_an_enum_stay_what_they_are(path):
+    class Cell(enum.StrEnum):
+        GRU = "gru"
+
+    seeds, seen = np.random.SeedSequence(0).generate_state(4, np.uint64), []
+    assert seeds.max() > 2**63 > seeds.min()
+    study = kpops.Study(
+        path, lambda seed, cell: seen.append((seed, cell)) or {"x": 1.0}, seed=seeds, cell=[*Cell]
+    )
+    study.run(progress=False)
+    assert seen == [(int(seed), "gru") for seed in seeds] and type(seen[0][1]) is str
+    assert study.open().seed.values.tolist() == seeds.tolist()
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">c16", ">i2"])
+def test_results_in_another_order_of_bytes(path, dtype):
+    values = np.arange(3).astype(dtype)
+    found = ran(path, lambda g, seed: {"x": values, "y": torch.tensor(1 + 2j).conj()}).open()
+    assert found.done.all() and np.array_equal(found.x[1, 2], values)
+    assert found.x.dtype.isnative and found.y[0, 0] == 1 - 2j
 
 
 def test_this_process_stays_as_it_is(path):
