@@ -48,10 +48,16 @@ class Processes:
                 f"initialise it with backend {'gloo' if backend == 'nccl' else 'nccl'!r}, or pass "
                 "device="
             )
-        everyone = self.agree(facts, (n_trials, n_valid))
-        counts = tuple(n for n, _ in everyone)
+        everyone = self.agree(facts, (n_trials, n_valid, rounding()))
+        if len({rounded for *_, rounded in everyone}) > 1:
+            raise DistributedError(
+                "the processes round differently, as different processors or numbers of threads "
+                "do, and would decide differently: start all with the same environment variables, "
+                "such as OMP_NUM_THREADS=1, ATEN_CPU_CAPABILITY=avx2 and MKL_CBWR=AVX2"
+            )
+        counts = tuple(n for n, *_ in everyone)
         parts = Parts(counts, weakref.ref(self.group)) if self.n > 1 else WHOLE
-        return parts, sum(n for _, n in everyone)
+        return parts, sum(n for _, n, _ in everyone)
 
     def agree(self, facts: Mapping[str, Any], own: Any = None) -> list[Any]:
         """Refuse facts that differ between the processes; return what each has of its `own`."""
@@ -116,6 +122,12 @@ def in_step(group: Any) -> Iterator[Processes]:
         with suppress(DistributedError):  # their errors, or our own come back
             processes.exchange(_Failure(f"{type(error).__name__}: {error}"))
         raise
+
+
+def rounding() -> str:
+    """A short hash of how small matrices, which all processes have whole, are rounded here."""
+    a = torch.arange(4096, dtype=torch.float64).sin().reshape(64, 64)
+    return fingerprint(a, a @ a.mT, *torch.linalg.eigh(a + a.mT), *torch.linalg.qr(a))
 
 
 def fingerprint(*holders: Any) -> str:

@@ -14,6 +14,7 @@ from pool import Pool, error_of
 from torch import nn
 
 import kpops
+from kpops.distributed.agreement import rounding
 from kpops.engines.memory import free_bytes
 
 # What runs in every process.
@@ -107,6 +108,14 @@ def no_memory_for_the_matrix():
     with mock.patch("kpops.engines.memory.free_bytes", **free):
         errors = [error_of(op.to_dense) for op in (lin.flow, lin.P, lin.J)]
     return errors, still_in_step()
+
+
+def other_processor():
+    """The last process rounds differently."""
+    last = dist.get_rank() == dist.get_world_size() - 1
+    other = {"return_value": "other"} if last else {"side_effect": rounding}
+    with mock.patch("kpops.distributed.agreement.rounding", **other):
+        return error_of(linearize)
 
 
 def wrong_groups():
@@ -216,6 +225,12 @@ def test_a_matrix_that_one_has_no_memory_for_is_refused_by_all(run):
     assert len({norm for _, norm in answers}) == 1
     for kind, text in [error for errors, _ in answers for error in errors]:
         assert kind == "MemoryError" and "9.537e-05 MiB are free" in text
+
+
+def test_processes_on_different_processors_are_refused(run):
+    for kind, text in run(2, other_processor):
+        assert kind == "DistributedError"
+        assert "the processes round differently, as different processors or numbers of" in text
 
 
 def test_each_tells_its_own_error(run):
