@@ -90,11 +90,21 @@ def _source(thing: Any) -> str:
             return _lambdas(thing)
         text = textwrap.dedent(inspect.getsource(thing))
     except (OSError, TypeError):  # of a session without source, or built in
-        return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', '')}"
+        name = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', '')}"
+        code = getattr(thing, "__code__", None)
+        return f"{name} {code.co_code.hex()} {code.co_names} {_constants(code)}" if code else name
     try:
         return ast.unparse(ast.parse(text))
     except SyntaxError:  # of a text in it that is indented less
         return text
+
+
+def _constants(code: types.CodeType) -> list[Any]:
+    """Constants of a function, and of those in it."""
+    return [
+        [c.co_code.hex(), c.co_names, _constants(c)] if isinstance(c, types.CodeType) else c
+        for c in code.co_consts
+    ]
 
 
 def _lambdas(thing: types.FunctionType) -> str:

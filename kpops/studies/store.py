@@ -258,9 +258,9 @@ class PointStore:
         with self._writing(), FileLock(self.path / "status" / ".lock", _PATIENCE):
             state, group = self._state(), self.group()
             form = state["form"] and Form.from_json(state["form"])
-            for name in set(group.array_keys()) - {*state["axes"], "status"}:
-                if not form or name not in {*form.variables, *form.labels}:
-                    del group[name]  # of a process that was killed before it had set the form
+            if not form:  # a process may have been killed before it had set it
+                for name in set(group.array_keys()) - {*state["axes"], "status"}:
+                    del group[name]
             sizes = {name: len(values) for name, values in state["axes"].items()}
             _resize(group, {**(form.sizes if form else {}), **sizes})
             yield group

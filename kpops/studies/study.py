@@ -52,7 +52,7 @@ class Study:
     changed : {"refuse", "keep"}
         What to do if `measure` is not the function that the store was made with: refuse, or go on
         and keep what is done. Compared are its source without comments, its defaults and what it
-        encloses, not the functions that it calls.
+        encloses, which it must leave as it is; not the functions that it calls.
     **axes : sequences
         Name and values of each axis: numbers, strings or booleans. New values of an axis of the
         store are added to it. Values that are left out stay in the store and are no part of this
@@ -76,6 +76,9 @@ class Study:
     The store is one Zarr group. Every variable has the axes as its leading dims, with chunks of one
     point, so that no two processes write the same chunk. A point writes its data first and its
     status last, so a kill at any moment leaves it done or not done.
+
+    Write nothing of your own into it: ``to_zarr(store, mode="a")`` of xarray would remove the
+    attributes of the group, which hold the axes and the state of the study.
 
     Integers are kept as float64, so that missing ones are NaN; strings and booleans that are
     missing are ``""`` and False.
@@ -200,6 +203,7 @@ class Study:
             spawned, and a worker computes one point at a time. Default: this process.
         threads : int
             Threads of torch, BLAS and Numba in each worker. In this process they stay as they are.
+            A worker in which Numba has begun keeps to the number that it then had, or fewer.
         retry_failed : bool
             Compute the points that failed again, too.
         progress : bool
@@ -269,7 +273,8 @@ class Study:
         Returns
         -------
         Dataset
-            The variables of the measure, with the axes as leading dims. What is not done, or lies
+            The variables of the measure, with the axes as leading dims, and in the attribute
+            ``study`` the seed and the measure. What is not done, or lies
             behind the end of a shorter point, is NaN (``""`` for strings, False for booleans); the
             coordinate ``done`` marks the points, and ``<dim>_length`` holds their lengths along a
             dim where these differ.

@@ -63,6 +63,16 @@ def test_a_lambda_is_compared_without_the_statement_around_it(tmp_path):
     assert one != first('made = [lambda g: {"x": -g}, 1]\n')
 
 
+def test_a_function_without_source_is_its_code():
+    def typed(result):
+        found = {}
+        exec(f"def f(g): return {result}", found)  # as in a session of plain Python
+        return hash_of(found["f"])
+
+    results = ["g", "-g", "g + 1", "g + 2", "(lambda: g)()"]
+    assert len({*map(typed, results)}) == 5 and typed(results[4]) == typed(results[4])
+
+
 def test_what_refers_to_itself_or_is_long_is_compared_too():
     def cyclic(value):
         found = types.SimpleNamespace(value=value)

@@ -101,6 +101,14 @@ def test_variables_of_a_template_that_was_never_set_are_removed(path):
     assert sorted(zarr.open_group(path, mode="r").array_keys()) == ["g", "status", "x"]
 
 
+def test_what_a_user_adds_to_a_store_stays(path):
+    study = kpops.Study(path, large, rng=0, g=[1, 2])
+    study.run(progress=False)
+    zarr.open_group(path, mode="r+").create_array("own", data=np.ones(2), dimension_names=["g"])
+    kpops.Study(path, large, g=[1, 2, 5]).run(progress=False)
+    assert zarr.open_group(path, mode="r")["own"][:2].tolist() == [1, 1]
+
+
 def test_arrays_are_mended_to_the_sizes_that_count(path):
     study = kpops.Study(path, large, rng=0, g=[1, 2])
     study.run(progress=False)
