@@ -21,6 +21,18 @@ _PAUSE = 0.2
 """Seconds between two looks at futures that cannot be waited for."""
 
 
+def refuse_import() -> None:
+    """Refuse to run a study while another process imports the script that calls this."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals["__name__"] == "__mp_main__":
+            raise StudyError(
+                f"'{frame.f_code.co_filename}' runs a study while another process imports it to "
+                "find its measure: put the call behind if __name__ == '__main__'"
+            )
+        frame = frame.f_back  # type: ignore[assignment]
+
+
 def check_executor(executor: Any, measure: Any) -> None:
     """Refuse by name what cannot compute points right."""
     if not hasattr(executor, "submit"):

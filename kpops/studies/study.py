@@ -212,7 +212,8 @@ class Study:
         Raises
         ------
         StudyError
-            If processes died, with the points that they computed, or the store cannot be written.
+            If processes died, with the points that they computed, or the store cannot be written;
+            if this is called while another process imports the script that calls it.
         TypeError, ValueError
             If the executor runs points on threads or in forks, or cannot pickle the measure.
 
@@ -221,6 +222,7 @@ class Study:
         FailedPointsWarning
             If the measure raised at some points.
         """
+        running.refuse_import()
         check_count("threads", threads, 1)
         points = self._unfinished(retry_failed)
         if executor is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
@@ -11,7 +12,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import threadpoolctl
@@ -98,10 +99,25 @@ def compute_in_worker(point: Point, threads: int, submitter: str) -> Outcome:
             "run(threads=...) sets those inside a point"
         )
     try:
+        _end_with_parent()
         _share_cores(threads, threading.get_ident())
         return compute(point)
     finally:
         _one_at_a_time.release()
+
+
+@cache
+def _end_with_parent() -> None:
+    """End this process with the one that started it, which a kill gives no time to end it."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @lru_cache(maxsize=1)

@@ -3,13 +3,18 @@
 import concurrent.futures
 import multiprocessing
 import os
+import runpy
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import measures
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -230,3 +235,48 @@ def test_submitit(path, tmp_path):
     study = made(path, lambda g, seed: {"x": 2 * g}, g=[1.0], seed=[0, 1])
     study.run(executor, progress=False)
     assert study.missing == [] and (study.open().x == 2).all()
+
+
+SCRIPT = """
+import kpops
+
+def measure(g):
+    return {{"x": g}}
+
+kpops.Study({store!r}, measure, rng=0, g=[1.0, 2.0]).run(progress=False)
+"""
+
+
+def test_a_script_without_a_guard_does_not_run_its_study_where_it_is_imported(tmp_path):
+    script, store = tmp_path / "sweep.py", tmp_path / "study.zarr"
+    script.write_text(SCRIPT.format(store=str(store)))
+    runpy.run_path(str(script), run_name="__main__")
+    assert not kpops.Study(store).missing
+    with pytest.raises(kpops.StudyError, match=r"sweep.py' runs a study .* behind if __name__"):
+        runpy.run_path(str(script), run_name="__mp_main__")
+
+
+POOL = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+sys.path.insert(0, {tests!r})
+import kpops, measures
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        kpops.Study({store!r}, measures.drawn, rng=0, g=[1.0], seed=[0]).run(pool)
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "pool.py"
+    tests, store = str(Path(__file__).parent), str(tmp_path / "study.zarr")
+    script.write_text(POOL.format(tests=tests, store=store))
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        assert worker.wait(timeout=60) is None  # raises if it goes on
