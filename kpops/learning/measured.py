@@ -21,8 +21,8 @@ from kpops.linearization import Linearization
 from kpops.linearizing import linearize
 from kpops.maturity import experimental
 from kpops.scalars import check_count
+from kpops.studies.errors import StudyError
 from kpops.studies.results import Measure
-from kpops.studies.store import StudyError
 from kpops.studies.study import FailedPointsWarning
 
 
