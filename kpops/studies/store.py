@@ -154,12 +154,12 @@ class PointStore:
         StudyError
             If the store cannot be written: a full disk, a quota, no permission.
         """
-        if self.is_done(position):
-            return
-        result = standardized(result, point)
-        self._place.change(lambda: self._write(position, result, seconds))
+        ours = standardized(result, point)
+        self._place.change(lambda: self._write(position, ours, seconds))
 
     def _write(self, position: Position, result: xr.Dataset, seconds: float) -> None:
+        if self.is_done(position):  # by another run meanwhile
+            return
         ours = form_of(result)
         form = self._agree(ours)
         for name, variable in form.variables.items():
