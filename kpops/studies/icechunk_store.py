@@ -94,16 +94,21 @@ class InRepository:
         return nullcontext()
 
     def group(self) -> Any:
-        """The Zarr group: of the transaction, or as it is now, to read."""
+        """The Zarr group: in the transaction, or as it is now, to read."""
         import zarr
 
-        if self._session is not None:
-            return zarr.open_group(self._session.store, mode="r+")
-        return zarr.open_group(self._repository.readonly_session(_BRANCH).store, mode="r")
+        return zarr.open_group(**self._view())
 
     def array(self, name: str) -> Any:
-        """An array to write into."""
-        return self.group()[name]
+        """An array to write into, in the transaction."""
+        import zarr
+
+        return zarr.open_array(path=name, **self._view())
+
+    def _view(self) -> dict[str, Any]:
+        if self._session is not None:
+            return {"store": self._session.store, "mode": "r+"}
+        return {"store": self._repository.readonly_session(_BRANCH).store, "mode": "r"}
 
     def statuses(self, depth: int) -> Iterator[tuple[Position, dict[str, Any]]]:
         """Positions and statuses of the points that have begun."""
@@ -113,7 +118,7 @@ class InRepository:
 
     def status(self, position: Position) -> dict[str, Any] | None:
         """Status of a point, None if it has not begun."""
-        text = self.array("status")[position].item()
+        text = np.asarray(self.array("status")[position]).item()
         return json.loads(text) if text else None
 
     def set_status(self, position: Position, status: dict[str, Any] | None) -> None:
