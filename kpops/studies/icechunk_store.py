@@ -106,9 +106,14 @@ class InRepository:
         return zarr.open_array(path=name, **self._view())
 
     def _view(self) -> dict[str, Any]:
+        import icechunk
+
         if self._session is not None:
             return {"store": self._session.store, "mode": "r+"}
-        return {"store": self._repository.readonly_session(_BRANCH).store, "mode": "r"}
+        try:
+            return {"store": self._repository.readonly_session(_BRANCH).store, "mode": "r"}
+        except icechunk.IcechunkError as error:
+            raise StudyError(f"cannot read '{self}': {error}") from error
 
     def statuses(self, depth: int) -> Iterator[tuple[Position, dict[str, Any]]]:
         """Positions and statuses of the points that have begun."""

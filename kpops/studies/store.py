@@ -3,7 +3,8 @@
 The values of the axes, the form of the results and the sizes of their dims are attributes of the
 group, which one process changes at a time, under a lock. Every variable has chunks of one point, so
 no two points share a chunk. A point writes its data first and its status last; the status is one
-chunk, which a rename puts in place. So a kill at any moment leaves a point done or not done.
+chunk, which a rename puts in place. So a kill at any moment leaves a point done or not done. In a
+repository of Icechunk a change is a transaction: a point, or what else would need the lock.
 """
 
 from __future__ import annotations

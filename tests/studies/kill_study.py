@@ -176,7 +176,7 @@ def main(kills):
     with tempfile.TemporaryDirectory() as folder:
         wanted, rows = reference(folder, len(SEEDS)), []
         for kind in ("pool", "dask", "icechunk"):
-            for row in kill(kind, folder, kills // 3, wanted):
+            for row in kill(kind, folder, -(-kills // 3), wanted):
                 if not rows:
                     print(" | ".join(row))
                 rows.append(row)
