@@ -30,7 +30,7 @@ ROOMS = [
 # which is slow to import.
 LATE = (
     *("cupy", "cupyx", "matplotlib", "neurogym", "resource", "scipy.spatial", "scipy.special"),
-    "zarr",
+    *("icechunk", "zarr"),
 )
 COMPILED = ("kpops.engines.cpu.", "kpops.engines.cuda.")  # by Numba and Triton
 DRAWING = ("kpops.plot.locators",)
@@ -108,6 +108,7 @@ def test_files_can_be_read_in_one_sitting():
 
 def test_optional_packages_are_imported_by_tests_that_are_skipped_without_them():
     optional = {"pylops", "sklearn", "triton", "cupy", "curvlinops", "dask", "dysts", "neurogym"}
+    optional |= {"icechunk"}
     asked = set()
     for path in Path(__file__).parent.rglob("*.py"):
         for node in ast.parse(path.read_text()).body:  # what runs at the import of the file

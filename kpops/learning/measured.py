@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
@@ -21,8 +20,8 @@ from kpops.linearization import Linearization
 from kpops.linearizing import linearize
 from kpops.maturity import experimental
 from kpops.scalars import check_count
+from kpops.studies.errors import StudyError
 from kpops.studies.results import Measure
-from kpops.studies.store import StudyError
 from kpops.studies.study import FailedPointsWarning
 
 
@@ -48,8 +47,8 @@ class Measured:
         :func:`kpops.training.logarithmic` returns.
     start : int
         Number of updates that were made before.
-    store : path, optional
-        A folder in which the results are kept, as for :func:`kpops.over_training`. Steps that are
+    store : path or icechunk.Repository, optional
+        A place in which the results are kept, as for :func:`kpops.over_training`. Steps that are
         there are not measured again, but fail if the weights differ from those that were measured.
         Default: in memory.
     linearizer, options
@@ -98,7 +97,7 @@ class Measured:
         *,
         every: int | Iterable[int] | Keep,
         start: int = 0,
-        store: str | os.PathLike[str] | None = None,
+        store: Any = None,
         linearizer: Callable[..., Linearization] = linearize,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -205,7 +204,7 @@ def lightning_callback(
     measure: Measure,
     *,
     every: int | Iterable[int] | Keep,
-    store: str | os.PathLike[str] | None = None,
+    store: Any = None,
     linearizer: Callable[..., Linearization] = linearize,
     options: Mapping[str, Any] | None = None,
 ) -> Any:

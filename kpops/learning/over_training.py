@@ -33,7 +33,7 @@ def over_training(
     options: Mapping[str, Any] | None = None,
     progress: bool = False,
     on_interrupt: Literal["raise", "return"] = "raise",
-    store: str | os.PathLike[str] | None = None,
+    store: Any = None,
     executor: Any = None,
     threads: int = 1,
     watch: bool | Watch = False,
@@ -64,10 +64,10 @@ def over_training(
     on_interrupt : {"raise", "return"}
         What Ctrl-C does: raise KeyboardInterrupt with the finished part in its attribute
         ``finished``, or return that part, if there is one.
-    store : path, optional
-        A folder, by habit called ``.zarr``, in which each result is kept as soon as it is there.
-        After a kill at any moment the same call goes on where it was; with more checkpoints it
-        measures those that are new. Default: results are kept in memory.
+    store : path or icechunk.Repository, optional
+        A folder, by habit called ``.zarr``, or a repository of Icechunk, in which each result is
+        kept as soon as it is there. After a kill at any moment the same call goes on where it was;
+        with more checkpoints it measures those that are new. Default: results are kept in memory.
     executor : executor, optional
         Measures the checkpoints in its processes, in any order, as for :meth:`kpops.Study.run`.
         Needs a store.

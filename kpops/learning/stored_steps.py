@@ -7,7 +7,6 @@ memory have, is added when they are read: integers, and coordinates that all ste
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from kpops.kinds import described
 from kpops.learning.analysis import Analysis, fingerprint_of_weights
 from kpops.learning.required import labelled
 from kpops.learning.resumption import differences
@@ -57,10 +55,8 @@ class _AtStep:
 class StoredSteps:
     """Results of one analysis, each at a training step."""
 
-    def __init__(self, path: Any, analysis: Analysis) -> None:
-        if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"store is {described(path)}: pass the path of a folder")
-        self.analysis, self._store = analysis, PointStore(path)
+    def __init__(self, store: Any, analysis: Analysis) -> None:
+        self.analysis, self._store = analysis, PointStore(store)
         # Through JSON, so that it compares equal to what is read.
         self._analysis = json.loads(json.dumps(analysis.describe()))
         self._places: dict[int, int] = {}
@@ -96,7 +92,7 @@ class StoredSteps:
             if any(other > step for other in done):
                 raise ValueError(
                     f"measure takes the result before, and step {step} comes before step "
-                    f"{max(done)}, which is done in '{self._store.path}': pass another store"
+                    f"{max(done)}, which is done in '{self._store}': pass another store"
                 )
             previous = self._read(done[-1]) if done else None
         compute(self._point(step, checkpoint, previous))
@@ -130,8 +126,7 @@ class StoredSteps:
         failed = {step: error for step in steps if (error := self._error(step))}
         if failed:
             kept = (
-                f". The other results are kept in '{self._store.path}'; the same call tries this "
-                "again"
+                f". The other results are kept in '{self._store}'; the same call tries this again"
             )
             raise failure(failed, self.result(steps), kept)
 
@@ -141,7 +136,7 @@ class StoredSteps:
         theirs = open_store(self._store, [[place]])[_WEIGHTS].item()
         if theirs != fingerprint_of_weights(state):
             raise ValueError(
-                f"'{self._store.path}' was computed at other weights at step {step}: it belongs to "
+                f"'{self._store}' was computed at other weights at step {step}: it belongs to "
                 "another training; pass another store"
             )
 
@@ -156,7 +151,7 @@ class StoredSteps:
 
     def _point(self, step: int, checkpoint: Single, previous: xr.Dataset | None) -> Point:
         measure = _AtStep(self.analysis, checkpoint, previous)
-        return Point(str(self._store.path), (self._places[step],), {"step": step}, measure, seed=0)
+        return Point(self._store, (self._places[step],), {"step": step}, measure, seed=0)
 
     def _error(self, step: int) -> str | None:
         status = self._store.status((self._places[step],)) or {}
@@ -170,13 +165,13 @@ class StoredSteps:
         theirs = self._store.configuration.get("over_training")
         if theirs is None:
             raise ValueError(
-                f"'{self._store.path}' holds a kpops.Study, not measures over training: pass "
+                f"'{self._store}' holds a kpops.Study, not measures over training: pass "
                 "another store"
             )
         different = differences(theirs, self._analysis)
         if different:
             raise ValueError(
-                f"'{self._store.path}' holds results of another analysis: {different}. Pass the "
+                f"'{self._store}' holds results of another analysis: {different}. Pass the "
                 "same, or another store"
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kpops.studies.store import StudyError
+from kpops.studies.errors import StudyError
 from kpops.studies.study import Study
 
 

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 from kpops.kinds import described
 from kpops.studies.axes import Position, written
-from kpops.studies.store import PointStore, StudyError
+from kpops.studies.errors import StudyError
+from kpops.studies.store import PointStore
 from kpops.studies.workers import PROCESS, Point, compute, compute_in_worker
 
 _PAUSE = 0.2
@@ -80,7 +81,7 @@ def run_on(executor: Any, points: Sequence[Point], threads: int, progress: bool)
 
     Points that did not end when they were last begun come last, in case they killed their process.
     """
-    store = PointStore(points[0].path)
+    store = points[0].store
     before = store.statuses()
     hung = {position for position, status in before.items() if status["state"] == "running"}
     ordered = sorted(points, key=lambda point: point.position in hung)
@@ -148,7 +149,7 @@ def _lost_points(
     )
     error = StudyError(
         f"{len(lost)} points are not done, as their processes ended ({type(first).__name__}: "
-        f"{first}). {what}. The others are kept in '{store.path}': run again, with a new executor "
+        f"{first}). {what}. The others are kept in '{store}': run again, with a new executor "
         "if this one is broken"
     )
     error.__cause__ = first

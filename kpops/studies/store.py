@@ -3,43 +3,32 @@
 The values of the axes, the form of the results and the sizes of their dims are attributes of the
 group, which one process changes at a time, under a lock. Every variable has chunks of one point, so
 no two points share a chunk. A point writes its data first and its status last; the status is one
-chunk, which a rename puts in place. So a kill at any moment leaves a point done or not done.
+chunk, which a rename puts in place. So a kill at any moment leaves a point done or not done. In a
+repository of Icechunk a change is a transaction: a point, or what else would need the lock.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
-import struct
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from filelock import FileLock
 
+from kpops.kinds import described
 from kpops.studies.axes import Axes, Position, Value, coordinate, joined
+from kpops.studies.errors import StudyError
+from kpops.studies.folder import Folder
 from kpops.studies.form import Form, form_of, standardized
+from kpops.studies.icechunk_store import InRepository
 
 OURS = "kpops_store"  # the attribute of the group that holds all that is not data
-_HEAD = struct.Struct("<II")
-"""Before the bytes of a string in its chunk: one string, and its length. We write and read these
-chunks ourselves, in a twentieth of the time that Zarr takes for so little."""
-_PATIENCE = 300.0
-"""Seconds to wait for another process that changes the store, which takes milliseconds."""
-
-
-class StudyError(RuntimeError):
-    """A study could not go on: a process died, or its store cannot be read or written.
-
-    What is finished is in the store. :meth:`kpops.Study.run` goes on from there.
-    """
 
 
 class PointStore:
@@ -50,36 +39,35 @@ class PointStore:
 
     Parameters
     ----------
-    path : str or path
-        The folder of the Zarr group.
+    store : str, path or icechunk.Repository
+        The folder of the Zarr group, or what holds it.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
+    def __init__(self, store: Any) -> None:
+        icechunk = sys.modules.get("icechunk")  # or there is no repository
+        if icechunk is not None and isinstance(store, icechunk.Repository):
+            self._place: Folder | InRepository = InRepository(store)
+        elif isinstance(store, str | os.PathLike):
+            self._place = Folder(store)
+        else:
+            raise TypeError(
+                f"store is {described(store)}: pass the path of a folder, or an icechunk.Repository"
+            )
+
+    def __str__(self) -> str:
+        return str(self._place)
 
     def exists(self) -> bool:
-        """Whether there is a store; refuses a folder of something else."""
-        if not self.path.exists():
-            return False
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            return False
-        try:
-            attributes = self._attributes()
-        except (FileNotFoundError, NotADirectoryError):
-            attributes = {}
-        if OURS not in attributes:
-            raise ValueError(f"'{self.path}' holds no study of kpops: choose another path")
-        return True
+        """Whether there is a store; refuses a place that holds something else."""
+        attributes = self._place.attributes()
+        if attributes is not None and OURS not in attributes:
+            raise ValueError(f"'{self}' holds no study of kpops: choose another place")
+        return attributes is not None
 
     def create(self, axes: Axes, configuration: Mapping[str, Any]) -> bool:
         """Make the store, unless another process is faster; returns whether it is new."""
-        import zarr
 
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{time.time_ns()}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            state = {"axes": axes, "configuration": dict(configuration), "form": None}
-            group = zarr.create_group(temporary, attributes={OURS: json.dumps(state)})
+        def fill(group: Any) -> None:
             _write_axes(group, axes)
             group.create_array(
                 "status",
@@ -90,14 +78,9 @@ class PointStore:
                 dimension_names=list(axes),
                 attributes={"long_name": "state of each point, as JSON"},
             )
-            os.rename(temporary, self.path)  # which fails if there is a folder with content
-        except OSError as error:
-            if self.path.exists() and self.exists():
-                return False
-            raise self._unwritable(error) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return True
+
+        state = {"axes": axes, "configuration": dict(configuration), "form": None}
+        return self._place.create({OURS: json.dumps(state)}, fill) or not self.exists()
 
     @property
     def axes(self) -> Axes:
@@ -118,13 +101,16 @@ class PointStore:
             return {**state, "axes": joined(state["axes"], axes), "configuration": entries}
 
         if grown() != self._state():
-            with self._alone() as group:
-                before, state = self._state()["axes"], grown()
-                if state["axes"] != before:
-                    _resize(group, {name: len(values) for name, values in state["axes"].items()})
-                    _write_axes(group, state["axes"])
-                self._set(group, state)
+            self._place.change(lambda: self._grow(grown))
         return self.axes
+
+    def _grow(self, grown: Callable[[], dict[str, Any]]) -> None:
+        with self._alone() as group:
+            before, state = self._state()["axes"], grown()
+            if state["axes"] != before:
+                _resize(group, {name: len(values) for name, values in state["axes"].items()})
+                _write_axes(group, state["axes"])
+            self._set(group, state)
 
     @property
     def form(self) -> Form | None:
@@ -134,23 +120,15 @@ class PointStore:
 
     def statuses(self) -> dict[Position, dict[str, Any]]:
         """Status of every point that has begun."""
-        found = {}
-        for position, path in _chunks(str(self.path / "status" / "c"), len(self.axes)):
-            read = _status_in(path)
-            if read is not None:
-                found[position] = read
-        return found
+        return dict(self._place.statuses(len(self.axes)))
 
     def status(self, position: Position) -> dict[str, Any] | None:
         """Status of a point, None if it has not begun."""
-        return _status_in(str(self._status_file(position)))
+        return self._place.status(position)
 
     def is_done(self, position: Position) -> bool:
         """Whether the result of a point is there."""
         return (self.status(position) or {}).get("state") == "done"
-
-    def _status_file(self, position: Position) -> Path:
-        return self.path.joinpath("status", "c", *map(str, position))
 
     def begin(self, position: Position) -> None:
         """Note that this process computes a point."""
@@ -177,26 +155,29 @@ class PointStore:
         StudyError
             If the store cannot be written: a full disk, a quota, no permission.
         """
-        if self.is_done(position):
+        ours = standardized(result, point)
+        self._place.change(lambda: self._write(position, ours, seconds))
+
+    def _write(self, position: Position, result: xr.Dataset, seconds: float) -> None:
+        if self.is_done(position):  # by another run meanwhile
             return
-        result = standardized(result, point)
         ours = form_of(result)
-        with self._writing():
-            form = self._agree(ours)
-            for name, variable in form.variables.items():
-                sizes = [form.sizes[dim] for dim in variable.dims]
-                values = result[name].values
-                full = np.full(sizes, variable.fill, values.dtype)  # over what a killed one left
-                full[tuple(map(slice, values.shape))] = values
-                # The array itself may be longer by now, by another process.
-                region = (*position, *map(slice, sizes))
-                self._array(name)[region] = full if variable.dims else full.item()
+        form = self._agree(ours)
+        for name, variable in form.variables.items():
+            sizes = [form.sizes[dim] for dim in variable.dims]
+            values = result[name].values
+            full = np.full(sizes, variable.fill, values.dtype)  # over what a killed one left
+            full[tuple(map(slice, values.shape))] = values
+            # The array itself may be longer by now, by another process.
+            region = (*position, *map(slice, sizes))
+            self._place.array(name)[region] = full if variable.dims else full.item()
         status = {"state": "done", **_here(), "seconds": seconds, "lengths": ours.sizes}
-        self._set_status(position, status)
+        self._replace_status(position, status)
 
     def prepare(self, result: xr.Dataset) -> None:
         """Make the form of the store from the result of any point, or compare it with that."""
-        self._agree(form_of(standardized(result, {name: v[0] for name, v in self.axes.items()})))
+        ours = form_of(standardized(result, {name: v[0] for name, v in self.axes.items()}))
+        self._place.change(lambda: self._agree(ours))
 
     def _agree(self, ours: Form) -> Form:
         form = self.form
@@ -215,39 +196,21 @@ class PointStore:
         return form
 
     def _set_status(self, position: Position, status: dict[str, Any] | None) -> None:
-        with self._writing():
-            file = self._status_file(position)
-            if self.is_done(position):  # by another run, whose result is whole
-                return
-            if status is None:
-                file.unlink(missing_ok=True)
-                return
-            file.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(status).encode()
-            temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
-            temporary.write_bytes(_HEAD.pack(1, len(text)) + text)
-            temporary.replace(file)
+        self._place.change(lambda: self._replace_status(position, status))
+
+    def _replace_status(self, position: Position, status: dict[str, Any] | None) -> None:
+        if not self.is_done(position):  # by another run, whose result is whole
+            self._place.set_status(position, status)
 
     def _state(self) -> dict[str, Any]:
-        try:
-            return json.loads(self._attributes()[OURS])
-        except (FileNotFoundError, KeyError) as error:
-            raise StudyError(f"'{self.path}' holds no study, or no longer: {error}") from error
-
-    def _attributes(self) -> dict[str, Any]:
-        return json.loads((self.path / "zarr.json").read_bytes()).get("attributes", {})
+        attributes = self._place.attributes() or {}
+        if OURS not in attributes:
+            raise StudyError(f"'{self}' holds no study, or no longer")
+        return json.loads(attributes[OURS])
 
     def group(self) -> Any:
         """The Zarr group, which holds the data."""
-        import zarr
-
-        return zarr.open_group(self.path, mode="r+")
-
-    def _array(self, name: str) -> Any:
-        """An array to write into, opened once for each state of its file in this process."""
-        file = self.path / name / "zarr.json"
-        state = file.stat()
-        return _opened(str(file.parent), state.st_ino, state.st_mtime_ns)
+        return self._place.group()
 
     def _set(self, group: Any, state: dict[str, Any]) -> None:
         group.update_attributes({OURS: json.dumps(state)})
@@ -255,7 +218,7 @@ class PointStore:
     @contextmanager
     def _alone(self) -> Iterator[Any]:
         """The group, which no other process changes meanwhile; all arrays as the state tells."""
-        with self._writing(), FileLock(self.path / "status" / ".lock", _PATIENCE):
+        with self._place.alone():
             state, group = self._state(), self.group()
             form = state["form"] and Form.from_json(state["form"])
             if not form:  # a process may have been killed before it had set it
@@ -265,53 +228,9 @@ class PointStore:
             _resize(group, {**(form.sizes if form else {}), **sizes})
             yield group
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> StudyError:
-        return StudyError(
-            f"cannot write into '{self.path}': {error.strerror or error}. The points that are done "
-            "are kept: make space or mend the permission, and run again"
-        )
-
-
-@lru_cache(maxsize=256)
-def _opened(path: str, *state: int) -> Any:
-    import zarr
-
-    return zarr.open_array(path, mode="r+")
-
 
 def _here() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
-
-
-def _status_in(path: str) -> dict[str, Any] | None:
-    try:
-        with open(path, "rb") as file:
-            text = file.read()[_HEAD.size :]
-    except FileNotFoundError:
-        return None
-    return json.loads(text) if text else None
-
-
-def _chunks(folder: str, depth: int, above: Position = ()) -> Iterator[tuple[Position, str]]:
-    """Positions and files of the chunks in a folder."""
-    try:
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        if entry.name.isdigit():  # others are half written
-            position = (*above, int(entry.name))
-            if depth == 1:
-                yield position, entry.path
-            else:
-                yield from _chunks(entry.path, depth - 1, position)
 
 
 def _write_axes(group: Any, axes: Axes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Mapping
 from itertools import product
 from typing import Any, Literal
@@ -17,10 +16,11 @@ from kpops.kinds import described, has_argument
 from kpops.scalars import check_count
 from kpops.studies import running
 from kpops.studies.axes import Position, Value, read_axes, written
+from kpops.studies.errors import StudyError
 from kpops.studies.identity import describe, find
 from kpops.studies.reading import open_store, status_of
 from kpops.studies.results import Measure, as_dataset
-from kpops.studies.store import PointStore, StudyError
+from kpops.studies.store import PointStore
 from kpops.studies.workers import Point, compute
 
 
@@ -35,8 +35,9 @@ class Study:
 
     Parameters
     ----------
-    store : path
-        A folder, by habit called ``.zarr``, which is made if it is not there.
+    store : path or icechunk.Repository
+        A folder, by habit called ``.zarr``, which is made if it is not there; or a repository of
+        Icechunk, at the root of its branch ``main``.
     measure : callable
         ``measure(g=..., seed=..., ...)`` gets the values of a point by the names of the axes, and
         ``rng``, a :class:`numpy.random.Generator`, if it has that parameter. It returns a Dataset,
@@ -103,7 +104,7 @@ class Study:
 
     def __init__(
         self,
-        store: str | os.PathLike[str],
+        store: Any,
         measure: Measure | None = None,
         /,
         *,
@@ -112,8 +113,7 @@ class Study:
         changed: Literal["refuse", "keep"] = "refuse",
         **axes: Any,
     ) -> None:
-        if not isinstance(store, str | os.PathLike):
-            raise TypeError(f"store is {described(store)}: pass the path of a folder")
+        self._store = PointStore(store)
         if measure is not None and not callable(measure):
             raise TypeError(f"measure is {described(measure)}: pass a function")
         if changed not in ("refuse", "keep"):
@@ -123,10 +123,10 @@ class Study:
         planned = read_axes(axes)
         if measure is not None and planned:
             _check_arguments(measure, planned)
-        self._store, self._measure = PointStore(store), measure
+        self._measure = measure
         if not self._store.exists():
             if measure is None or not planned:
-                raise ValueError(f"'{store}' is no study yet: pass a measure and its axes")
+                raise ValueError(f"'{self._store}' is no study yet: pass a measure and its axes")
             seed = int(np.random.default_rng().integers(2**63)) if rng is None else int(rng)
             whole = {name: list(range(len(values))) for name, values in planned.items()}
             configuration = {"seed": seed, "measure": describe(measure), "plan": whole}
@@ -140,7 +140,7 @@ class Study:
         stored = self._store.configuration
         if "plan" not in stored:
             raise ValueError(
-                f"'{self._store.path}' holds measures over training: read it by "
+                f"'{self._store}' holds measures over training: read it by "
                 "kpops.over_training(..., store=), or pass another store"
             )
         self._refuse_others(planned, rng, stored["seed"])
@@ -163,7 +163,7 @@ class Study:
         if ours["hash"] != before["hash"]:
             if changed == "refuse":
                 raise ValueError(
-                    f"'{self._store.path}' holds results of measure {before['name']} (source "
+                    f"'{self._store}' holds results of measure {before['name']} (source "
                     f"{before['hash']}), this one is {ours['name']} (source {ours['hash']}): pass "
                     "another store, or changed='keep' to keep what is done"
                 )
@@ -172,7 +172,7 @@ class Study:
 
     def _refuse_others(self, planned: Mapping[str, Any], rng: int | None, seed: int) -> None:
         stored = self._store.axes
-        where = f"'{self._store.path}' belongs to another study:"
+        where = f"'{self._store}' belongs to another study:"
         if planned and sorted(planned) != sorted(stored):
             raise ValueError(
                 f"{where} its axes are {sorted(stored)}, here {sorted(planned)}. Pass another store"
@@ -304,7 +304,7 @@ class Study:
         axes = ", ".join(f"{name}: {len(values)}" for name, values in self._values.items())
         done, failed = states.count("done"), states.count("failed")
         return (
-            f"<kpops.Study '{self._store.path}' ({axes}): {done} of {len(self)} points done, "
+            f"<kpops.Study '{self._store}' ({axes}): {done} of {len(self)} points done, "
             f"{failed} failed>"
         )
 
@@ -322,14 +322,14 @@ class Study:
             described_there = self._store.configuration["measure"]
             if described_there["where"] is None:
                 raise StudyError(
-                    f"'{self._store.path}' does not know where measure {described_there['name']} "
+                    f"'{self._store}' does not know where measure {described_there['name']} "
                     "is defined: define it with def in a module or script, or construct the Study "
                     "with it and call run_one"
                 )
             found = find(described_there["where"])
             if describe(found)["hash"] != described_there["hash"]:
                 raise ValueError(
-                    f"'{self._store.path}' holds results of measure {described_there['name']}, "
+                    f"'{self._store}' holds results of measure {described_there['name']}, "
                     "which has changed since: construct the Study with it and changed='keep', or "
                     "with another store"
                 )
@@ -346,7 +346,7 @@ class Study:
         values = {name: values[row] for (name, values), row in chosen}
         position = tuple(places[row] for places, row in zip(self._plan, rows, strict=True))
         measure = self._measured() if needs_measure else as_dataset
-        return Point(str(self._store.path), position, values, measure, self._seed)
+        return Point(self._store, position, values, measure, self._seed)
 
     def _unfinished(self, retry_failed: bool) -> list[Point]:
         statuses = self._store.statuses()

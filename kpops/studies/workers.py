@@ -20,8 +20,9 @@ import torch
 
 from kpops.kinds import has_argument
 from kpops.studies.axes import Position, Value, generator_of
+from kpops.studies.errors import StudyError
 from kpops.studies.results import Measure, as_dataset
-from kpops.studies.store import PointStore, StudyError
+from kpops.studies.store import PointStore
 
 Outcome = Literal["done", "failed"]
 PROCESS = uuid.uuid4().hex
@@ -39,7 +40,7 @@ _THREADS_OF = (
 class Point:
     """A point of a study with all that another process needs to compute it."""
 
-    path: str
+    store: PointStore
     position: Position
     values: Mapping[str, Value]
     measure: Measure
@@ -54,7 +55,7 @@ def compute(point: Point) -> Outcome:
     StudyError
         If the store cannot be written.
     """
-    store, begun = PointStore(point.path), time.time()
+    store, begun = point.store, time.time()
     if store.is_done(point.position):  # by another run meanwhile
         return "done"
     store.begin(point.position)

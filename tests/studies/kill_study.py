@@ -1,6 +1,7 @@
 """Kill the processes of a study at random moments: python tests/studies/kill_study.py [KILLS].
 
-Runs 200 points on a process pool and on a Dask LocalCluster of two processes, and kills by SIGKILL.
+Runs 200 points on a process pool, also in a repository of Icechunk, and on a Dask LocalCluster of
+two processes, and kills by SIGKILL.
 After the last resume every point must be there once, bit-equal to a run that was never interrupted.
 Prints a table. A study that is done before the kills are used up is checked, and begun anew.
 """
@@ -21,9 +22,9 @@ import numpy as np
 import psutil
 import threadpoolctl
 import xarray as xr
-import zarr
 
 import kpops
+from kpops.studies.store import PointStore
 
 G, SEEDS = [0.5, 1.0, 1.5, 2.0, 2.5], list(range(40))
 
@@ -45,13 +46,22 @@ def measure(g, seed, rng):
 
 
 def study(path, seeds=SEEDS):
-    return kpops.Study(path, measure, rng=3, g=G, seed=seeds)
+    return kpops.Study(place(Path(path)), measure, rng=3, g=G, seed=seeds)
+
+
+def place(path):
+    """A folder, or the repository of Icechunk in one."""
+    if path.suffix != ".icechunk":
+        return path
+    import icechunk
+
+    return icechunk.Repository.open_or_create(icechunk.local_filesystem_storage(str(path)))
 
 
 def run(kind, path, n_seeds):
     """What the parent that is killed does."""
     mine = study(path, SEEDS[:n_seeds])
-    if kind == "pool":
+    if kind != "dask":
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(2, mp_context=context) as executor:
             mine.run(executor, progress=False)
@@ -80,8 +90,9 @@ def start(kind, path, n_seeds):
 
 
 def times_of_statuses(path):
-    files = (Path(path) / "status" / "c").rglob("*")
-    return {str(f): f.stat().st_mtime_ns for f in files if f.is_file() and f.name.isdigit()}
+    files = [f for part in ("status/c", "snapshots") for f in (Path(path) / part).rglob("*")]
+    kept = [f for f in files if f.suffix != ".partial" and "#" not in f.name and f.is_file()]
+    return {str(f): f.stat().st_mtime_ns for f in kept}
 
 
 def kill_some(kind, path, n_seeds, rnd, counts, most):
@@ -117,14 +128,14 @@ def check(path, wanted, n_seeds):
         for i in range(len(G))
         for j in range(n_seeds)
     )
-    group, torn, chunks = zarr.open_group(path, mode="r"), 0, 0
-    for name, array in group.arrays():
+    group, torn, chunks = PointStore(place(path)).group(), 0, 0
+    for name, array in group.arrays():  # of which a repository has no files
         for file in (Path(path) / name / "c").rglob("*"):
             if file.is_file() and not file.name.endswith(".partial"):
                 chunks += 1
-                place = tuple(map(int, file.relative_to(Path(path) / name / "c").parts))
+                chunk = tuple(map(int, file.relative_to(Path(path) / name / "c").parts))
                 try:
-                    array.get_block_selection(place)
+                    array.get_block_selection(chunk)
                 except Exception:
                     torn += 1
     return {
@@ -148,9 +159,10 @@ def kill(kind, folder, kills, wanted, seed=0):
     """Kill so often, resume, and compare; yields one row for each study."""
     rnd, total, n_seeds = random.Random(f"{kind} {seed}"), 0, wanted.sizes["seed"]
     for number in itertools.count():
-        path = Path(folder) / f"{kind}{number}.zarr"
+        path = Path(folder) / f"{kind}{number}.{'icechunk' if kind == 'icechunk' else 'zarr'}"
+        place(path)
         counts, starts = {"parent": 0, "worker": 0}, 0
-        while not (path.exists() and not kpops.Study(path).missing):
+        while not (path.exists() and not study(path, SEEDS[:n_seeds]).missing):
             kill_some(kind, path, n_seeds, rnd, counts, kills - total)
             starts += 1
         total += sum(counts.values())
@@ -163,8 +175,8 @@ def kill(kind, folder, kills, wanted, seed=0):
 def main(kills):
     with tempfile.TemporaryDirectory() as folder:
         wanted, rows = reference(folder, len(SEEDS)), []
-        for kind in ("pool", "dask"):
-            for row in kill(kind, folder, kills // 2, wanted):
+        for kind in ("pool", "dask", "icechunk"):
+            for row in kill(kind, folder, -(-kills // 3), wanted):
                 if not rows:
                     print(" | ".join(row))
                 rows.append(row)
