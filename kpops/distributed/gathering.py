@@ -58,8 +58,6 @@ def gather(
     -----
     The parts come one after the other: beside the whole, a process holds two copies of one part.
 
-    .. versionadded:: 0.2
-
     Examples
     --------
     >>> import torch, kpops

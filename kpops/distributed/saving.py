@@ -61,8 +61,6 @@ def to_zarr(
     they have the greatest common divisor of the processes' numbers of trials, or 1 where that makes
     more than 16 MiB: spread trials evenly for few and large files.
 
-    .. versionadded:: 0.2
-
     Examples
     --------
     >>> import tempfile, torch, xarray as xr, kpops

@@ -37,8 +37,10 @@ def free_bytes(device: torch.device) -> int:
 
 @cache
 def device_bytes(device: torch.device) -> int:
-    """Bytes of the memory of a CUDA device."""
-    return torch.cuda.mem_get_info(device)[1]
+    """Bytes of the memory of a device, whatever of it is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return psutil.virtual_memory().total
 
 
 def check_allocation(

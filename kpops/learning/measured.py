@@ -29,8 +29,6 @@ from kpops.studies.study import FailedPointsWarning
 class Measured:
     """Take a measure of a model at some steps of its training.
 
-    .. versionadded:: 0.1
-
     The model, its gradients, its mode and torch's random state stay as they are, so the training
     ends at the same weights to the bit. ``steps`` is the number of updates so far.
 
@@ -209,8 +207,6 @@ def lightning_callback(
     options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Make a callback of Lightning that takes a measure as the training goes.
-
-    .. versionadded:: 0.1
 
     Parameters
     ----------

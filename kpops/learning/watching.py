@@ -24,8 +24,6 @@ from kpops.scalars import check_real
 class Watch:
     """Until when :func:`kpops.over_training` follows a folder, and how often it looks.
 
-    .. versionadded:: 0.1
-
     Parameters
     ----------
     marker : str

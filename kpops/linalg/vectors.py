@@ -100,12 +100,10 @@ class VectorSpace:
 
     def normal_blocks(self, source: RandomVectors, k: int) -> Float[Tensor, "problem {k} entry"]:
         """The same, k of them for each problem."""
-        before, after = 0, 0
-        if self.sides is not None:
-            before, after = self.sides.first, self.sides.total_count - self.n_problems
+        before = 0 if self.sides is None else self.sides.first
         source.skip(k * before)
         block = self.normal(source, k * self.n_problems)
-        source.skip(k * (after - before))
+        source.skip(k * (self.total_problems - self.n_problems - before))
         return block.unflatten(0, (self.n_problems, k))
 
     def everywhere(self, values: Float[Tensor, " problem *rest"]) -> Float[Tensor, " all *rest"]:

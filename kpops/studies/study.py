@@ -31,8 +31,6 @@ class FailedPointsWarning(UserWarning):
 class Study:
     """A measure at every point of a grid, on any executor, in a store from which it resumes.
 
-    .. versionadded:: 0.2
-
     Parameters
     ----------
     store : path or icechunk.Repository

@@ -1,9 +1,11 @@
 """Measures that spawned processes import."""
 
 import os
+import resource
 import signal
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import threadpoolctl
@@ -70,3 +72,19 @@ def compiled(g, seed):
         return found
 
     return {"x": total(10), "numba": numba.get_num_threads(), "torch": torch.get_num_threads()}
+
+
+def large(g, rng):
+    """Zeros, which take little space, and later random numbers, which do not."""
+    return {"x": rng.normal(size=5000) * (g >= 3)}
+
+
+@contextmanager
+def files_of_at_most(n_bytes):
+    """Fail to write larger files, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import pickle
-import resource
 from concurrent.futures import ProcessPoolExecutor
 
 import measures
@@ -236,17 +235,10 @@ def test_a_change_is_not_tried_for_ever(repository, meanwhile, monkeypatch):
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(repository):
-    def large(g, rng):
-        return {"x": rng.normal(size=5000) * (g >= 3)}
-
-    study = kpops.Study(repository, large, rng=0, g=[1, 2, 3, 4])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-        with pytest.raises(kpops.StudyError, match=r"(?s)cannot write into .*: .*space or mend"):
-            study.run(progress=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    study = kpops.Study(repository, measures.large, rng=0, g=[1, 2, 3, 4])
+    refused = pytest.raises(kpops.StudyError, match=r"(?s)cannot write into .*: .*space or mend")
+    with measures.files_of_at_most(20_000), refused:
+        study.run(progress=False)
     assert study.missing == [2, 3] and study.status().running_since.isnull().all()
     study.run(progress=False)
     assert (study.open().x != 0).sum("x_dim_0").values.tolist() == [0, 0, 5000, 5000]

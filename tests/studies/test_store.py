@@ -2,7 +2,6 @@
 
 import operator
 import os
-import resource
 from pathlib import Path
 
 import measures
@@ -22,27 +21,18 @@ def path(tmp_path):
     return tmp_path / "study.zarr"
 
 
-def large(g, rng):
-    """Zeros, which take little space, and later random numbers, which do not."""
-    return {"x": rng.normal(size=5000) * (g >= 3)}
-
-
 def test_a_full_disk_stops_the_run_and_loses_nothing(path):
-    study = kpops.Study(path, large, rng=0, g=[1, 2, 3, 4])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-        with pytest.raises(kpops.StudyError, match=r"cannot write into .*study.zarr': File too"):
-            study.run(progress=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    study = kpops.Study(path, measures.large, rng=0, g=[1, 2, 3, 4])
+    refused = pytest.raises(kpops.StudyError, match=r"cannot write into .*study.zarr': File too")
+    with measures.files_of_at_most(10_000), refused:
+        study.run(progress=False)
     assert study.missing == [2, 3] and study.status().running_since.isnull().all()
     study.run(progress=False)
     assert (study.open().x != 0).sum("x_dim_0").values.tolist() == [0, 0, 5000, 5000]
 
 
 def test_a_status_that_cannot_be_written_stops_the_run(path, monkeypatch):
-    study = kpops.Study(path, large, rng=0, g=[1, 2])
+    study = kpops.Study(path, measures.large, rng=0, g=[1, 2])
     full = OSError(28, "No space left on device")
     monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(
@@ -54,7 +44,7 @@ def test_a_status_that_cannot_be_written_stops_the_run(path, monkeypatch):
 def test_a_store_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(kpops.StudyError, match=r"cannot write into .*file/study.zarr"):
-        kpops.Study(tmp_path / "file" / "study.zarr", large, g=[1])
+        kpops.Study(tmp_path / "file" / "study.zarr", measures.large, g=[1])
 
 
 class KilledError(BaseException):
@@ -95,27 +85,27 @@ def test_a_kill_while_the_store_changes_leaves_it_whole(path, tmp_path, monkeypa
 
 
 def test_variables_of_a_template_that_was_never_set_are_removed(path):
-    study = kpops.Study(path, large, rng=0, g=[1, 2])
+    study = kpops.Study(path, measures.large, rng=0, g=[1, 2])
     zarr.open_group(path, mode="r+").create_array("left", shape=(2, 3), dtype=float)
     study.run(progress=False)
     assert sorted(zarr.open_group(path, mode="r").array_keys()) == ["g", "status", "x"]
 
 
 def test_what_a_user_adds_to_a_store_stays(path):
-    study = kpops.Study(path, large, rng=0, g=[1, 2])
+    study = kpops.Study(path, measures.large, rng=0, g=[1, 2])
     study.run(progress=False)
     zarr.open_group(path, mode="r+").create_array("own", data=np.ones(2), dimension_names=["g"])
-    kpops.Study(path, large, g=[1, 2, 5]).run(progress=False)
+    kpops.Study(path, measures.large, g=[1, 2, 5]).run(progress=False)
     assert zarr.open_group(path, mode="r")["own"][:2].tolist() == [1, 1]
 
 
 def test_arrays_are_mended_to_the_sizes_that_count(path):
-    study = kpops.Study(path, large, rng=0, g=[1, 2])
+    study = kpops.Study(path, measures.large, rng=0, g=[1, 2])
     study.run(progress=False)
     before = study.open().load()
     _resize(zarr.open_group(path, mode="r+"), {"g": 7, "x_dim_0": 6000})
     assert study.open().identical(before)
-    grown = kpops.Study(path, large, g=[1, 2, 5])
+    grown = kpops.Study(path, measures.large, g=[1, 2, 5])
     assert zarr.open_group(path, mode="r")["x"].shape == (3, 5000)
     assert grown.open().isel(g=[0, 1]).identical(before)
 

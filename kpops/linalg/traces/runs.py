@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpops.engines.memory import free_bytes
+from kpops.engines.memory import device_bytes
 from kpops.engines.random_vectors import RandomVectors
 from kpops.linalg.probes import Act, Rows, Samples
 from kpops.linalg.scaling import power_of_two, raised
@@ -21,7 +21,7 @@ from kpops.linalg.sketch import Sketch
 from kpops.linalg.vectors import VectorSpace
 from kpops.transfers import beside, on_host
 
-# Fraction of the free memory that a sketch may take where nobody asked for one.
+# Fraction of the memory that a sketch may take where nobody asked for one.
 _MEMORY = 0.25
 
 
@@ -144,7 +144,7 @@ class TraceRun(SketchRun, ABC):
     def fits(self, k: int) -> bool:
         """Whether there is memory for the images of `k` vectors, a basis of them and its images."""
         n_bytes = k * (self.inside.size + 3 * self.outside.size) * self.inside.dtype.itemsize
-        ratio = n_bytes / max(1, free_bytes(self.inside.device))
+        ratio = n_bytes / device_bytes(self.inside.device)  # not what is free, which varies
         return self.inside.in_step.largest(ratio) <= _MEMORY
 
     def take_forms(self, k: int) -> None:
