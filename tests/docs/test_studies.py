@@ -49,7 +49,8 @@ def shorten(tmp_path, seeds):
 
 
 def test_every_script_of_the_page_is_run_here():
-    assert list(SCRIPTS) == ["collapse.py", "on_a_pool.py", "on_dask.py", "on_slurm.py", "array.sh"]
+    executors = ["on_a_pool.py", "on_dask.py", "on_slurm.py"]
+    assert list(SCRIPTS) == ["collapse.py", *executors, "array.sh", "on_an_object_store.py"]
     assert len(SCRIPTS) == len(re.findall(r"code-block:: (?:python|bash)", PAGE))
 
 
@@ -85,3 +86,12 @@ def test_on_executors(shell, tmp_path, name):
     moved = kpops.Study(here / "collapse.zarr").open()
     rtol = 1e-4 if "threads=2" in SCRIPTS[name] else 0  # they sum in another order
     xr.testing.assert_allclose(moved, again, rtol=rtol, atol=0)
+
+
+def test_on_an_object_store(shell, tmp_path):
+    pytest.importorskip("icechunk")
+    path = tmp_path / "on_an_object_store.py"
+    text, n = re.subn(r"icechunk\.s3_storage\(.*\)", "icechunk.in_memory_storage()", path.read_text())
+    assert n == 1
+    path.write_text(text)
+    assert "4 of 4 points done" in shell(f"python {path.name}")
