@@ -12,7 +12,7 @@ from torch import Tensor
 from kpops.engines import memory
 from kpops.engines.random_vectors import RandomVectors
 from kpops.engines.threads import enough_for
-from kpops.linalg.probes import Block
+from kpops.linalg.probes import Block, inner
 from kpops.linalg.vectors import VectorSpace
 from kpops.transfers import beside, on_device, on_host
 
@@ -20,6 +20,8 @@ Gram = Float[Tensor, "problem vector vector"]
 
 # Most rounds in which a block is made orthonormal, and the relative length that is too short.
 _ROUNDS, _WEAK = 10, 1e-3
+# The check of a block may wait if its eigenvalues differ by less than this factor.
+_SAFE = 1e4
 # Columns of the basis that are recombined at a time.
 _COLUMNS = 2**16
 
@@ -28,7 +30,8 @@ class Basis:
     """Orthonormal rows of a space, with room for more.
 
     `rng` is the source of the vectors that replace those that vanish, `n` the number of vectors,
-    and `sound` whether all blocks could be made orthonormal.
+    `unchecked` whether the Gram matrix of the last block is yet to be seen, and `sound` whether all
+    blocks could be made orthonormal.
     """
 
     def __init__(self, space: VectorSpace, capacity: int, rng: np.random.Generator) -> None:
@@ -37,6 +40,7 @@ class Basis:
         self.space = space
         self.rng = rng
         self.n = 0
+        self.unchecked = False
         self.sound = True
 
     @property
@@ -57,9 +61,34 @@ class Basis:
         rows = self.room[:, since : self.n]
         with enough_for(2 * rows.numel() * block.shape[1]):
             found = self.space.inner(rows, block, *more)
-            coefficients = found[0] if more else found
-            block.baddbmm_(coefficients.mT.to(block.dtype), rows, alpha=-1)
+            _subtract(found[0] if more else found, rows, block)
         return found
+
+    def remove_from_image(self, image: Block, since: int, *more: Tensor) -> Any:
+        """As :meth:`remove`, from the image of the last block, in the message that checks it.
+
+        That block is orthonormal to rounding times its condition. If its Gram matrix G is not 1 to
+        rounding, (3 - G) / 2 is ``G^(-1/2)`` up to the square of what is missing: it makes the
+        block orthonormal, and its image that of the new block.
+        """
+        if not self.unchecked:
+            return self.remove(image, since, *more)
+        rows, n = self.room[:, since : self.n], image.shape[1]
+        block = rows[:, -n:]
+        with enough_for(2 * rows.numel() * n):
+            found, gram, *sums = self.space.inner(rows, image, inner(block, block), *more)
+            one = torch.eye(n, dtype=gram.dtype, device=gram.device)
+            gap = float((gram - one).abs().max())
+            if gap > 4 * torch.finfo(image.dtype).eps:
+                turn = (3 * one - gram) / 2
+                for vectors in (block, image):
+                    vectors.copy_(turn.to(vectors.dtype) @ vectors)
+                found = found @ turn
+                found[:, -n:] = turn @ found[:, -n:]
+            _subtract(found, rows, image)
+        self.unchecked = False
+        self.sound &= gap <= _WEAK
+        return found, *sums
 
     def random(self, n: int, near: Block | None = None) -> Float[Tensor, "problem new entry"]:
         """Random vectors, orthonormal and orthogonal to the basis.
@@ -77,7 +106,7 @@ class Basis:
         return self.orthonormal(block, on_host(self.gram_of(block))[0], 0.0)
 
     def orthonormal(
-        self, block: Block, gram: Gram, scale: float
+        self, block: Block, gram: Gram, scale: float, *, wait: bool = False
     ) -> Float[Tensor, "problem new entry"]:
         """Orthonormal vectors that span the block, which is orthogonal to the basis already.
 
@@ -90,13 +119,14 @@ class Basis:
         Stathopoulos and Wu (2002), A block orthogonalization procedure with constant
         synchronization requirements: the eigenvectors of the Gram matrix of the block make its
         rows orthogonal, up to the square of their condition, so this is repeated until they are.
-        Rows that are nearly orthonormal are so after one more round, to rounding.
+        Rows that are nearly orthonormal are so after one more round, to rounding. That round may
+        `wait` for :meth:`remove_from_image`, if the rows are far from dependent.
         """
         with enough_for(2 * block.numel() * block.shape[1]):
-            return self._orthonormal(block, gram, scale)
+            return self._orthonormal(block, gram, scale, wait)
 
     def _orthonormal(
-        self, block: Block, gram: Gram, scale: float
+        self, block: Block, gram: Gram, scale: float, wait: bool
     ) -> Float[Tensor, "problem new entry"]:
         info = torch.finfo(block.dtype)
         left = self.space.total - self.n
@@ -104,12 +134,12 @@ class Basis:
         worst = self.space.worst  # all processes do the same
         again = scale == 0 or -worst(-float(squares.min())) < (0.1 * scale) ** 2
         weak = 10 * info.eps
-        # A message less where the Gram matrix knows the lengths.
-        known = self.space.parts.many and not again and squares.min() > 1e-6 * squares.max()
+        if wait and not again and worst(float((squares[:, -1] / squares[:, 0]).max())) < _SAFE:
+            self.unchecked = True
+            return beside((axes / squares.sqrt()[:, None]).mT, block) @ block
         for _ in range(_ROUNDS + 1):
             block = beside(axes.mT, block) @ block
-            lengths = squares.sqrt().to(block.device) if known else self.space.lengths(block)
-            known = False
+            lengths = self.space.lengths(block)
             block /= lengths[..., None].clamp_min(info.tiny).to(block.dtype)
             if again:
                 self.remove(block)
@@ -150,3 +180,7 @@ class Basis:
         """Inner products of the vectors of each problem, in float64."""
         with enough_for(2 * block.numel() * block.shape[1]):
             return self.space.inner(block, block)
+
+
+def _subtract(coefficients: Tensor, rows: Block, block: Block) -> None:
+    block.baddbmm_(coefficients.mT.to(block.dtype), rows, alpha=-1)

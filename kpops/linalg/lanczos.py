@@ -71,6 +71,7 @@ class Process:
     """What both processes share; `basis` is that of the domain."""
 
     cost: int  # matvecs for each vector of the basis
+    waits = False  # whether the image of a block comes back to the basis of the block
     rough = False  # whether only a glance was taken, after which `solve` is due
     first: int  # vector of the basis with which its last block begins
     remainder: Block  # what the last image adds to the basis
@@ -129,6 +130,7 @@ class Lanczos(Process):
     """Self-adjoint operators: one basis, ``A Q* = Q* H + remainder``."""
 
     cost = 1
+    waits = True
 
     def __init__(self, act: Act, space: VectorSpace, search: Search, block: int) -> None:
         super().__init__([space], search, block)
@@ -273,7 +275,8 @@ def run(process: Process, search: Search, block: int) -> Modes:
                 kept = min(2 * search.k + block, process.room - 2 * block)  # at least k + block
                 process.keep(values, values.abs().argsort(dim=1, descending=True)[:, :kept])
                 next_look = kept + 2 * block
-        new = basis.orthonormal(process.remainder, process.gram, process.length)
+        left = process.remainder, process.gram, process.length
+        new = basis.orthonormal(*left, wait=process.waits)
 
 
 class _Pace:
@@ -310,7 +313,7 @@ def _removed(basis: Basis, image: Block, related: int, *more: Tensor) -> tuple[A
     matrix of what is left, the length of the longest vector before, and `more`, on the host.
     """
     squares = lengths_of(image).square()
-    local, squares = basis.remove(image, related, squares)
+    local, squares = basis.remove_from_image(image, related, squares)
     with enough_for(2 * image.numel() * image.shape[1]):
         gram = inner(image, image)
     coefficients, gram = basis.remove(image, 0, gram)
