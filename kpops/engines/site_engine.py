@@ -1,0 +1,169 @@
+"""The four verbs for the sites of any network, by runs that are pushed and cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kpops.distributed.parts import WHOLE, Parts
+from kpops.engines.differential import Differential
+from kpops.engines.gated.unit_blocks import UnitBlocks
+from kpops.engines.rowwise import RowFunction, Rowwise, on_each
+from kpops.engines.threads import enough_for
+from kpops.models.sites import Rows, SiteNetwork
+
+Block = Float[Tensor, "block trial unit"]
+Parameters = Float[Tensor, "block parameter"]
+
+# Bytes of the activations of the vectors that are taken together, and how often each is held.
+_BYTES, _HELD = 2**28, 3
+
+
+@dataclass(frozen=True)
+class SiteTrajectory:
+    """A network run on inputs: the point at which it is linearised.
+
+    `states` are the values of all sites, side by side. A trial is one step, so nothing is padded.
+    `activations` are the numbers that a run holds for a trial.
+    """
+
+    inputs: Rows
+    states: Float[Tensor, "trial unit"]
+    activations: int = 0
+    precision: str = "highest"
+    parts: Parts = WHOLE
+    elsewhere: int = 0
+
+    mask = None
+
+    @property
+    def n_valid(self) -> int:
+        """Number of trials, on all processes."""
+        return len(self.states) + self.elsewhere
+
+    def restrict(self, q: Block) -> Block:
+        """Return q: there is no padding."""
+        return q
+
+
+class TrialRows(Rowwise):
+    """Derivatives of a network at all trials together, whose maps are kept once they are made.
+
+    `activations` are the numbers that a run holds for a trial.
+    """
+
+    def __init__(
+        self, network: SiteNetwork, function: RowFunction, *rows: Any, activations: int
+    ) -> None:
+        super().__init__(function, *rows, keep=True)
+        self.network = network
+        self.activations = activations
+
+    @cached_property
+    def _differential(self) -> Differential:
+        return super()._of_h()
+
+    def _of_h(self) -> Differential:
+        return self._differential
+
+    def _chunks(self, copies: int = 1) -> Iterator[tuple[slice, Rowwise]]:
+        yield slice(None), self
+
+    def _each(self, action: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
+        per_vector = _HELD * self.activations * self.h.element_size() * len(self.h)
+        chunk = max(1, _BYTES // max(1, per_vector))
+        with enough_for(min(len(block), chunk) * self.network.flops(len(self.h))):
+            return on_each(action, block, chunk)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k != "_differential"}
+
+
+class SiteEngine:
+    """Actions of the linearised network on blocks (block, trial, unit) or (block, parameter).
+
+    With F the values of the cut run, ``h = F(theta, h)`` at the states, and ``A = dF/dh`` couples
+    each site to earlier ones only:
+
+    ================== ================================================= ===========
+    verb               action                                            operator
+    ================== ================================================= ===========
+    propagate          derivative of the pushed run, ``(1 - A)^-1 q``     P
+    backpropagate      its adjoint                                       P*
+    difference         ``v - A v``                                       P^-1
+    difference_adjoint ``a - A^T a``                                     P^-*
+    parameter_jvp      ``dF/dtheta dtheta``                              J
+    parameter_vjp      sum over trials of ``(dF/dtheta)^T q``            J*
+    ================== ================================================= ===========
+    """
+
+    name = "sites"
+    remark = ""
+
+    def __init__(
+        self, network: SiteNetwork, parameters: dict[str, Tensor], trajectory: SiteTrajectory
+    ) -> None:
+        self.network = network
+        self.parameters = parameters
+        self.trajectory = trajectory
+
+    def rows(self, function: RowFunction, h: Tensor) -> Rowwise:
+        """Derivatives of a function of the network at all trials."""
+        rows = self.parameters, self.trajectory.inputs, h
+        return TrialRows(self.network, function, *rows, activations=self.trajectory.activations)
+
+    @cached_property
+    def pushed(self) -> Rowwise:
+        """The run in which something is added to the sites."""
+        return self.rows(self.network.step, torch.zeros_like(self.trajectory.states))
+
+    @cached_property
+    def cut(self) -> Rowwise:
+        """The run in which all that follows a site sees the states."""
+        return self.rows(self.network.cut, self.trajectory.states)
+
+    def propagate(self, q: Block) -> Block:
+        """P q."""
+        return self.pushed.state_jvp(q)
+
+    def backpropagate(self, a: Block) -> Block:
+        """P* a."""
+        return self.pushed.state_vjp(a)
+
+    def difference(self, v: Block) -> Block:
+        """P^-1 v."""
+        return v - self.cut.state_jvp(v)
+
+    def difference_adjoint(self, a: Block) -> Block:
+        """P^-* a."""
+        return a - self.cut.state_vjp(a)
+
+    def parameter_jvp(self, dtheta: Parameters, names: Sequence[str]) -> Block:
+        """J dtheta, for the parameters `names`."""
+        return self.cut.parameter_jvp(dtheta, names)
+
+    def parameter_vjp(self, q: Block, names: Sequence[str]) -> Parameters:
+        """J* q, for the parameters `names`."""
+        return self.cut.parameter_vjp(q, names)
+
+    def parameter_gram(self, q: Block, names: Sequence[str]) -> Block:
+        """J J* q."""
+        return self.parameter_jvp(self.parameter_vjp(q, names), names)
+
+    def flow(self, q: Block, names: Sequence[str]) -> Block:
+        """P J J* P* q."""
+        return self.propagate(self.parameter_gram(self.backpropagate(q), names))
+
+    def factor_size(self, names: Sequence[str]) -> int | None:
+        """No factor of K is known that is thinner than J."""
+        return None
+
+    def unit_blocks(self, names: Sequence[str]) -> UnitBlocks | None:
+        """K unit by unit, where it is known to couple no two of them; else None."""
+        return None
