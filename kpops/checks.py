@@ -250,6 +250,7 @@ def refuse_readout(
 
 @contextmanager
 def same_random_state(like: Tensor) -> Iterator[None]:
+    """Leave the generators of random numbers as they are."""
     devices = [like.device] if like.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield

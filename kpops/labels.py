@@ -176,7 +176,8 @@ class Space(Shown):
         coords |= {k: Coordinate((k,), v) for k, v in zip(names, labels, strict=True)}
         coords |= {k: Coordinate((), np.array(v, dtype=ours[k].dtype)) for k, v in alike.items()}
         dims = (*self.dims[:axis], *names, *self.dims[axis + 1 :])
-        return Space(dims, (*self.shape[:axis], *shape, *self.shape[axis + 1 :]), coords, self.parts)
+        sizes = (*self.shape[:axis], *shape, *self.shape[axis + 1 :])
+        return Space(dims, sizes, coords, self.parts)
 
     def label(
         self,

@@ -15,7 +15,7 @@ from kpops.distributed.agreement import in_step
 from kpops.engines.exclusive import exclusive_compute
 from kpops.linearization import Linearization
 from kpops.models.whole import Parts
-from kpops.models.whole_run import NotRecurrent
+from kpops.models.whole_run import NotRecurrentError
 from kpops.precision import check_precision, in_full_precision
 from kpops.read_inputs import read_inputs, read_state
 from kpops.site_linearization import linearize_sites
@@ -186,8 +186,9 @@ def _recurrent(
     """The recurrent part of a model and its readout; None if it has none, and none is asked for."""
     try:
         return snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
-    except NotRecurrent:
-        if h0 is not None or mask is not None:
+    except NotRecurrentError:
+        alone = next(model.children(), None) is None  # more likely a part than a network
+        if h0 is not None or mask is not None or alone:
             raise
         return None
 

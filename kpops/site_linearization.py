@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 
 from kpops import site_snapshot
 from kpops.arrays import to_numpy
@@ -26,18 +26,21 @@ from kpops.read_inputs import Reading
 from kpops.snapshot import learning_parameters
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class SiteLinearization(Linearization):
     """A network linearised about the values of its sites; see :doc:`/any_network`.
 
-    It has the attributes of :class:`Linearization`; `recurrence` is the network with its sites,
-    and `space` has the dimensions (trial, unit), where ``site`` labels the units.
+    It has the attributes of :class:`Linearization`, with `network`, the snapshot and its sites, in
+    the place of `recurrence`. `space` has the dimensions (trial, unit), where ``site`` labels the
+    units.
     """
 
-    recurrence: SiteNetwork  # type: ignore[assignment]
+    recurrence: Any = field(init=False)
+    network: SiteNetwork
+    trajectory: Any
 
     def __post_init__(self) -> None:
-        self.engine = SiteEngine(self.recurrence, self.parameters, self.trajectory)
+        self.engine: Any = SiteEngine(self.network, self.parameters, self.trajectory)
 
     @cached_property
     def outputs(self) -> xr.DataArray:
@@ -55,7 +58,7 @@ class SiteLinearization(Linearization):
                 "this needs outputs, and the network returns several things: pass readout=, a "
                 "function from what it returns to the tensor of outputs"
             )
-        run = self.recurrence.run
+        run = self.network.run
         with exclusive_compute(self.device):
             _, returned = run({}, self.trajectory.inputs, lambda _, output: (output, output))
         return site_snapshot.output_space(tuple(self.readout(returned).shape), self.space)
@@ -64,7 +67,7 @@ class SiteLinearization(Linearization):
     def C(self) -> TrajectoryOperator:
         """C, how the outputs depend on the sites, each on its own."""
         self.output_space  # noqa: B018, refuses a network without
-        rows = self.engine.rows(self.recurrence.cut_outputs, self.trajectory.states)
+        rows = self.engine.rows(self.network.cut_outputs, self.trajectory.states)
         C = ReadoutJacobian(rows, self.trajectory, self.space, self.output_space)
         C.attrs = self.attrs
         return C
@@ -83,12 +86,23 @@ class SiteLinearization(Linearization):
         ntk = self.output_sensitivity @ self.output_sensitivity.H
         return ntk if self._scale == 1 else self._scale * ntk
 
+    def parameter_gradient(self, of_outputs: Tensor, adjoint: Tensor) -> Tensor:
+        """As of :class:`Linearization`; also by what the outputs depend on beside the sites."""
+        if self.readout is None:
+            return self.J.apply_adjoint(adjoint)
+        return self.output_sensitivity.apply_adjoint(of_outputs)
+
     @cached_property
     def _outputs(self) -> Rowwise:
         self.output_space  # noqa: B018
-        return self.engine.rows(self.recurrence.whole, self.trajectory.states)
+        return self.engine.rows(self.network.whole, self.trajectory.states)
 
     forcing_step = 1.0
+
+    @property
+    def model(self) -> nn.Module:
+        """The snapshot of the network."""
+        return self.network.module
 
     @property
     def structure(self) -> dict[str, bool]:
@@ -110,7 +124,7 @@ class SiteLinearization(Linearization):
         return {self.engine.name: (8 + 3 * (vectors - 1)) * numbers * self.dtype.itemsize}
 
     def __repr__(self) -> str:
-        sites = dict(zip(map(str, self.recurrence.sites), self.recurrence.sizes, strict=True))
+        sites = dict(zip(map(str, self.network.sites), self.network.sizes, strict=True))
         shown = ", ".join(f"{name}: {n}" for name, n in sites.items())
         n_parameters = sum(p.numel() for p in self.parameters.values())
         return (
@@ -119,6 +133,16 @@ class SiteLinearization(Linearization):
             f" measure {self.measure}, {self.attrs['dtype']} on {self.device}\n"
             f" sites: {shown}>"
         )
+
+
+def _no_recurrence(lin: SiteLinearization) -> NoReturn:
+    raise ValueError(
+        f"{lin.attrs['model']} is linearised at sites, without steps in time, and this needs a "
+        "recurrence: linearise its recurrent part without sites="
+    )
+
+
+SiteLinearization.recurrence = property(_no_recurrence)
 
 
 def linearize_sites(
@@ -160,7 +184,7 @@ def linearize_sites(
     parts, in_all = processes.spread(n_trials, n_trials, facts, like.device)
     trajectory = replace(trajectory, parts=parts, elsewhere=in_all - n_trials)
     return SiteLinearization(
-        recurrence=network,
+        network=network,
         parameters=learning,
         trajectory=trajectory,
         space=site_snapshot.site_space(network, n_trials, coords, parts),

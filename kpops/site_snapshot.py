@@ -144,7 +144,7 @@ def _read_paths(module: nn.Module, wanted: Any) -> list[str]:
 def _observe(
     module: nn.Module, paths: list[str], rows: Rows
 ) -> tuple[dict[tuple[str, int], Tensor], Any, int]:
-    """Outputs of the sites in the order of their computation, what is returned, and sizes of all."""
+    """Outputs of the sites in their order, what is returned, and the numbers that a run makes."""
     outputs: dict[tuple[str, int], Tensor] = {}
     held = 0
 
@@ -219,8 +219,7 @@ def run(found: Found, rows: Rows, learning: dict[str, Tensor], precision: str) -
             f"{name} mixes trials: the first trial alone gives other values than among the others "
             "(batch normalisation in training mode?); call model.eval()"
         )
-    moved: Any = Checked(learning, rows, zeros)
-    refuse_unlike_training(f"a run of {name}", network, never_run, moved)
+    refuse_unlike_training(f"a run of {name}", network, never_run, Checked(learning, rows, zeros))
     return SiteTrajectory(rows, states, found.activations, precision)
 
 
@@ -268,4 +267,3 @@ def output_space(shape: tuple[int, ...], space: Space) -> Space:
     dims = ("trial", *places, "output")
     coords = {k: c for k, c in space.coords.items() if c.dims in ((), ("trial",))}
     return Space(dims, shape, coords, space.parts)
-

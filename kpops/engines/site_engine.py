@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from kpops.distributed.parts import WHOLE, Parts
 from kpops.engines.differential import Differential
 from kpops.engines.gated.unit_blocks import UnitBlocks
-from kpops.engines.rowwise import RowFunction, Rowwise, on_each
+from kpops.engines.rowwise import Rowwise, on_each
 from kpops.engines.threads import enough_for
 from kpops.models.sites import Rows, SiteNetwork
 
@@ -47,6 +47,10 @@ class SiteTrajectory:
         """Number of trials, on all processes."""
         return len(self.states) + self.elsewhere
 
+    def of_trials(self, index: Tensor) -> SiteTrajectory:
+        """The trials at these positions."""
+        return replace(self, inputs=self.inputs[index], states=self.states[index])
+
     def restrict(self, q: Block) -> Block:
         """Return q: there is no padding."""
         return q
@@ -58,9 +62,7 @@ class TrialRows(Rowwise):
     `activations` are the numbers that a run holds for a trial.
     """
 
-    def __init__(
-        self, network: SiteNetwork, function: RowFunction, *rows: Any, activations: int
-    ) -> None:
+    def __init__(self, network: SiteNetwork, function: Any, *rows: Any, activations: int) -> None:
         super().__init__(function, *rows, keep=True)
         self.network = network
         self.activations = activations
@@ -113,7 +115,7 @@ class SiteEngine:
         self.parameters = parameters
         self.trajectory = trajectory
 
-    def rows(self, function: RowFunction, h: Tensor) -> Rowwise:
+    def rows(self, function: Any, h: Tensor) -> Rowwise:
         """Derivatives of a function of the network at all trials."""
         rows = self.parameters, self.trajectory.inputs, h
         return TrialRows(self.network, function, *rows, activations=self.trajectory.activations)

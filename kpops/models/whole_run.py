@@ -50,7 +50,7 @@ _FEW = 4
 """Trials on which derivatives are compared."""
 
 
-class NotRecurrent(ValueError):
+class NotRecurrentError(ValueError):
     """No part of a model is recurrent."""
 
 
@@ -91,7 +91,7 @@ class Run:
         path = called[0] if called else loop(self.calls)
         if path is None:
             repeated = len({call.path for call in self.calls}) < len(self.calls)
-            raise (ValueError if repeated else NotRecurrent)(
+            raise (ValueError if repeated else NotRecurrentError)(
                 f"{self.name}.forward takes no state, and calls no part that is recurrent: nn.RNN, "
                 "nn.GRU, nn.LSTM, a Cell, a class that is registered with "
                 "kpops.models.as_recurrence, or a module called as part(x_t, h) at every step; "
@@ -145,7 +145,7 @@ class Run:
         # None were given, or linearize will refuse them.
         sizes = [as_recurrence(self.copy.get_submodule(path)).input_size for path in self.paths]
         if not sizes:
-            raise NotRecurrent(f"{self.name} has no part that is known to be recurrent")
+            raise NotRecurrentError(f"{self.name} has no part that is known to be recurrent")
         if sizes[0] is None:
             raise self._refusal("cannot be run, since its number of inputs is unknown")
         generator = torch.Generator().manual_seed(0)

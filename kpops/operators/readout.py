@@ -23,10 +23,10 @@ class _ReadoutOperator(TrajectoryOperator):
         self.rows = rows
         self.trajectory = trajectory
 
-    def _by_row(self, q: Float[Tensor, "block *given"]) -> Float[Tensor, "block row x"]:
+    def _by_row(self, q: Float[Tensor, " block *given"]) -> Float[Tensor, "block row x"]:
         return self.trajectory.restrict(q).reshape(len(q), len(self.rows.h), -1)
 
-    def _in(self, space: Space, q: Float[Tensor, "block row x"]) -> Float[Tensor, "block *image"]:
+    def _in(self, space: Space, q: Float[Tensor, "block row x"]) -> Float[Tensor, " block *image"]:
         return self.trajectory.restrict(q.reshape(len(q), *space.shape))
 
 

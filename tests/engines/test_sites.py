@@ -1,11 +1,8 @@
 """Operators over the sites of any network against dense Jacobians of plain hooked runs."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
