@@ -93,10 +93,10 @@ def is_known(recurrence: Recurrence) -> bool:
     inner = recurrence
     while isinstance(inner, Wrapping):
         inner = inner.inner
-    return not isinstance(inner, ModuleRecurrence) and all(map(_is_plain, (recurrence, inner)))
+    return not isinstance(inner, ModuleRecurrence) and all(map(is_plain, (recurrence, inner)))
 
 
-def _is_plain(module: Any) -> bool:
+def is_plain(module: Any) -> bool:
     """Whether all parts of a module are of this library or torch, and unchanged."""
     return isinstance(module, nn.Module) and not any(
         type(part).__module__.partition(".")[0] not in ("torch", "kpops")
@@ -241,7 +241,7 @@ def refuse_readout(
             "it counts dimensions from the left, as nn.Softmax(dim=1) and nn.PReLU(n) do; let it "
             "act on the last one, for example by dim=-1"
         )
-    if not _is_plain(readout.module):
+    if not is_plain(readout.module):
         refuse_unlike_training("the readout", readout, never_run, Rows(parameters, h, h))
 
 

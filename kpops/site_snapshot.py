@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from kpops.arrays import as_tensor
-from kpops.checks import differ, refuse_unfit, same_random_state
+from kpops.checks import differ, is_plain, refuse_unfit, same_random_state
 from kpops.derivatives import Rows as Checked
 from kpops.derivatives import refuse_unlike_training
 from kpops.distributed.parts import Parts
@@ -219,7 +219,10 @@ def run(found: Found, rows: Rows, learning: dict[str, Tensor], precision: str) -
             f"{name} mixes trials: the first trial alone gives other values than among the others "
             "(batch normalisation in training mode?); call model.eval()"
         )
-    refuse_unlike_training(f"a run of {name}", network, never_run, Checked(learning, rows, zeros))
+    if not is_plain(network.module):
+        refuse_unlike_training(
+            f"a run of {name}", network, never_run, Checked(learning, rows, zeros)
+        )
     return SiteTrajectory(rows, states, found.activations, precision)
 
 

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.distributed.parts import WHOLE, Parts
+from kpops.engines.blocks import Blocks
 from kpops.engines.differential import Differential
-from kpops.engines.gated.unit_blocks import UnitBlocks
+from kpops.engines.linear_sites import LinearSite, SiteBlocks, linear_sites
 from kpops.engines.rowwise import Rowwise, on_each
 from kpops.engines.threads import enough_for
 from kpops.models.sites import Rows, SiteNetwork
@@ -148,15 +149,41 @@ class SiteEngine:
 
     def parameter_jvp(self, dtheta: Parameters, names: Sequence[str]) -> Block:
         """J dtheta, for the parameters `names`."""
-        return self.cut.parameter_jvp(dtheta, names)
+        parts = dict(zip(names, dtheta.split(self.cut.sizes(names), dim=1), strict=True))
+        sites, others = self._split(names)
+        if others:
+            image = self.cut.parameter_jvp(torch.cat([parts[n] for n in others], 1), others)
+        else:
+            image = dtheta.new_zeros(len(dtheta), *self.trajectory.states.shape)
+        for site in sites:
+            changes = [
+                None if n not in parts else parts[n].unflatten(1, self.parameters[n].shape)
+                for n in (site.weight, site.bias)
+            ]
+            site.add(image, site.jvp(*changes))
+        return image
 
     def parameter_vjp(self, q: Block, names: Sequence[str]) -> Parameters:
         """J* q, for the parameters `names`."""
-        return self.cut.parameter_vjp(q, names)
+        sites, others = self._split(names)
+        found: dict[str, Tensor] = {}
+        if others:
+            flat = self.cut.parameter_vjp(q, others)
+            found = dict(zip(others, flat.split(self.cut.sizes(others), dim=1), strict=True))
+        for site in sites:
+            fields = site.taken(q)
+            found |= {n: site.vjp(fields, n) for n in site.names if n in names}
+        return torch.cat([found[name] for name in names], dim=1)
 
     def parameter_gram(self, q: Block, names: Sequence[str]) -> Block:
         """J J* q."""
-        return self.parameter_jvp(self.parameter_vjp(q, names), names)
+        sites, others = self._split(names)
+        image = torch.zeros_like(q)
+        if others:
+            image = self.cut.parameter_jvp(self.cut.parameter_vjp(q, others), others)
+        for site in sites:
+            site.add(image, site.kron(site.taken(q), names))
+        return image
 
     def flow(self, q: Block, names: Sequence[str]) -> Block:
         """P J J* P* q."""
@@ -166,6 +193,29 @@ class SiteEngine:
         """No factor of K is known that is thinner than J."""
         return None
 
-    def unit_blocks(self, names: Sequence[str]) -> UnitBlocks | None:
-        """K unit by unit, where it is known to couple no two of them; else None."""
-        return None
+    def unit_blocks(self, names: Sequence[str]) -> Blocks | None:
+        """K output by output of linear layers, where all parameters are of such; else None."""
+        sites, others = self._split(names)
+        return None if others or self.trajectory.parts.many else SiteBlocks(sites, names)
+
+    @cached_property
+    def linear(self) -> list[LinearSite]:
+        """The linear layers whose outputs are sites.
+
+        None if a weight has another effect, too, as by ``F.linear``: that shows in J*.
+        """
+        h = self.trajectory.states
+        found = linear_sites(self.network, self.parameters, self.trajectory.inputs, h)
+        q = torch.arange(h.numel()).to(h).cos().view(1, *h.shape)
+        for site in found:
+            reference, fields = self.cut.parameter_vjp(q, site.names), site.taken(q)
+            gap = reference - torch.cat([site.vjp(fields, name) for name in site.names], 1)
+            if not gap.norm() <= torch.finfo(h.dtype).eps ** 0.5 * reference.norm():
+                return []
+        return found
+
+    def _split(self, names: Sequence[str]) -> tuple[list[LinearSite], list[str]]:
+        """The linear layers with some of the parameters, and the parameters of no such layer."""
+        sites = [site for site in self.linear if not set(site.names).isdisjoint(names)]
+        known = {name for site in sites for name in site.names}
+        return sites, [name for name in names if name not in known]

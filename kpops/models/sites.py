@@ -163,6 +163,23 @@ class SiteNetwork:
             raise ValueError(f"the network did not call {missing}, as at linearization")
         return values, returned
 
+    def read_by(self, paths: list[str], x: Rows) -> dict[tuple[str, int], Tensor]:
+        """What parts of one argument read, by path and number of the call."""
+        found: dict[tuple[str, int], Tensor] = {}
+        calls: Counter[str] = Counter()
+
+        def hook(path: str, part: nn.Module, read: tuple[Any, ...]) -> None:
+            calls[path] += 1
+            found[path, calls[path]] = read[0].detach().clone()
+
+        args, kwargs = as_called(self.module, x.tree)
+        with ExitStack() as stack, plain():
+            for path in paths:
+                part = self.module.get_submodule(path)
+                stack.callback(part.register_forward_pre_hook(partial(hook, path)).remove)
+            self.module(*args, **kwargs)
+        return found
+
     def renewed(self) -> SiteNetwork:
         """A network with the same tensors that sees no call made from here on."""
         return SiteNetwork(stand_in(self.module), self.sites, self.readout, self.output_axis)
