@@ -93,10 +93,10 @@ def is_known(recurrence: Recurrence) -> bool:
     inner = recurrence
     while isinstance(inner, Wrapping):
         inner = inner.inner
-    return not isinstance(inner, ModuleRecurrence) and all(map(_is_plain, (recurrence, inner)))
+    return not isinstance(inner, ModuleRecurrence) and all(map(is_plain, (recurrence, inner)))
 
 
-def _is_plain(module: Any) -> bool:
+def is_plain(module: Any) -> bool:
     """Whether all parts of a module are of this library or torch, and unchanged."""
     return isinstance(module, nn.Module) and not any(
         type(part).__module__.partition(".")[0] not in ("torch", "kpops")
@@ -112,7 +112,7 @@ def _is_plain(module: Any) -> bool:
 def refuse_step(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
     """Refuse a step that is random, mixes trials, or changes its arguments."""
     name = type(recurrence.module).__name__
-    with _same_random_state(x):
+    with same_random_state(x):
         try:
             given, buffers = (x.clone(), h.clone()), [b.clone() for b in recurrence.buffers()]
             once, twice = recurrence(*given), recurrence(x.clone(), h.clone())
@@ -144,12 +144,12 @@ def refuse_step(recurrence: Recurrence, x: Tensor, h: Tensor) -> None:
     for key, weight in recurrence.module.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"{key} is not finite: has the training diverged? Pass other weights")
-    if _differ(twice, once) and _differ_in_double(recurrence, x, h, slice(None)):
+    if differ(twice, once) and _differ_in_double(recurrence, x, h, slice(None)):
         raise ValueError(
             f"two steps of {name} from the same state differ: it is random, or keeps a state of "
             "its own; call model.eval(), or pass noise as an input"
         )
-    mixed = len(x) > 1 and _differ(recurrence(x[:1], h[:1]), recurrence(x, h)[:1])
+    mixed = len(x) > 1 and differ(recurrence(x[:1], h[:1]), recurrence(x, h)[:1])
     if mixed and _differ_in_double(recurrence, x, h, slice(1)):
         raise ValueError(
             f"{name} mixes trials: the first trial alone gives another state than among the "
@@ -180,7 +180,7 @@ def refuse_trajectory(
     rows = (trajectory.inputs, trajectory.previous, trajectory.states)
     scale = trajectory.states.abs().max()
     pieces = zip(*(r.flatten(0, 1).split(_ROWS_TOGETHER) for r in rows), strict=True)
-    if any(_differ(recurrence(x, h), new, scale) for x, h, new in pieces):
+    if any(differ(recurrence(x, h), new, scale) for x, h, new in pieces):
         raise ValueError(
             f"{name} gives another state when all steps are taken at once: it mixes trials, "
             "counts its calls or remembers something beside h; keep all memory in h"
@@ -205,7 +205,7 @@ def refuse_readout(
     h = states.flatten(0, 1)
     hidden = readout.recurrence.output(h)
     try:
-        with _same_random_state(h):
+        with same_random_state(h):
             outputs, again = readout.step({}, h, h), readout.step({}, h, h)
             some = torch.tensor([0, len(h) // 2, len(h) - 1], device=h.device)
             alone = torch.cat([readout.step({}, row, row) for row in h[some].split(1)])
@@ -221,7 +221,7 @@ def refuse_readout(
     if outputs.dtype != hidden.dtype:
         raise TypeError(f"readout returned {outputs.dtype} for {hidden.dtype}: keep the dtype")
     scale = outputs.abs().max()
-    if _differ(again, outputs, scale) or _differ(alone, outputs[some], scale):
+    if differ(again, outputs, scale) or differ(alone, outputs[some], scale):
         raise ValueError(
             "readout is random or mixes rows: it must map each hidden state alone; call "
             "readout.eval(), or leave batch statistics out"
@@ -234,14 +234,14 @@ def refuse_readout(
     if whole is None or whole.shape != expected.shape:
         wrong = of_sequences
     else:
-        wrong = _differ(whole, expected, scale)
+        wrong = differ(whole, expected, scale)
     if wrong:
         raise ValueError(
             "readout gives other outputs for (trial, time, hidden) than for rows (row, hidden): "
             "it counts dimensions from the left, as nn.Softmax(dim=1) and nn.PReLU(n) do; let it "
             "act on the last one, for example by dim=-1"
         )
-    if not _is_plain(readout.module):
+    if not is_plain(readout.module):
         refuse_unlike_training("the readout", readout, never_run, Rows(parameters, h, h))
 
 
@@ -249,13 +249,14 @@ def refuse_readout(
 
 
 @contextmanager
-def _same_random_state(like: Tensor) -> Iterator[None]:
+def same_random_state(like: Tensor) -> Iterator[None]:
+    """Leave the generators of random numbers as they are."""
     devices = [like.device] if like.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
 
 
-def _differ(a: Tensor, b: Tensor, scale: Tensor | None = None) -> bool:
+def differ(a: Tensor, b: Tensor, scale: Tensor | None = None) -> bool:
     """Whether a and b differ by more than rounding, relative to `scale` or the largest of b."""
     # Not to the bit: the order of sums in BLAS depends on where memory lies.
     bound = 1e3 * torch.finfo(a.dtype).eps * (b.abs().max() if scale is None else scale)

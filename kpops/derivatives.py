@@ -19,6 +19,7 @@ from kpops.engines.differential import Differential
 from kpops.engines.rowwise import Rowwise
 from kpops.models.readout import RowReadout
 from kpops.models.recurrence import Recurrence
+from kpops.models.sites import SiteNetwork
 
 STATE = "its state"
 
@@ -49,14 +50,14 @@ _REMEDIES = {
 }
 
 
-Subject = Recurrence | RowReadout
+Subject = Recurrence | RowReadout | SiteNetwork
 
 
 class Rows(NamedTuple):
     """Where a subject was run, and is checked."""
 
     parameters: dict[str, Tensor]  # that learn
-    x: Tensor  # (row, feature)
+    x: Any  # (row, feature), or a tree of such tensors
     h: Tensor  # (row, unit)
 
 
@@ -157,7 +158,8 @@ def _by_training(subject: Subject, rows: Rows, cotangent: Tensor) -> dict[str, T
 
 def _by_operators(subject: Subject, rows: Rows, cotangent: Tensor) -> _ByOperators:
     """Derivatives as operators take them, of two vectors: one vector takes another path."""
-    d = Rowwise(subject.step, *rows, keep=True)
+    step: Any = subject.step
+    d = Rowwise(step, *rows, keep=True)
     generator = torch.Generator().manual_seed(1)
     block = torch.stack([cotangent, _LARGE * cotangent])
     cotangents, gaps = {STATE: d.state_vjp(block)}, []

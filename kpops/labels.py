@@ -154,6 +154,31 @@ class Space(Shown):
             )
         return Space(self.dims, shape, coords, self.parts)
 
+    def unstacked(self, dim: str) -> Space:
+        """Return the space with a dimension taken apart, if it is a grid of some of its labels.
+
+        These are integers that rise in steps of one, such as the positions and channels of a site;
+        labels that are the same everywhere become scalars.
+        """
+        axis, size = self.dims.index(dim), self.sizes[dim]
+        ours = {k: c.values for k, c in self.coords.items() if c.dims == (dim,) and k != dim}
+        alike = {k: v[0] for k, v in ours.items() if (v == v[0]).all()}
+        grid = {k: v for k, v in ours.items() if k not in alike and v.dtype.kind == "i"}
+        names = sorted(grid, key=lambda k: -int((grid[k] != grid[k][0]).argmax()))  # slowest first
+        labels = [np.unique(grid[k]) for k in names]
+        shape = tuple(map(len, labels))
+        if len(names) < 2 or math.prod(shape) != size:
+            return self
+        expected = np.meshgrid(*labels, indexing="ij")
+        if any((grid[k] != e.ravel()).any() for k, e in zip(names, expected, strict=True)):
+            return self
+        coords = {k: c for k, c in self.coords.items() if dim not in c.dims}
+        coords |= {k: Coordinate((k,), v) for k, v in zip(names, labels, strict=True)}
+        coords |= {k: Coordinate((), np.array(v, dtype=ours[k].dtype)) for k, v in alike.items()}
+        dims = (*self.dims[:axis], *names, *self.dims[axis + 1 :])
+        sizes = (*self.shape[:axis], *shape, *self.shape[axis + 1 :])
+        return Space(dims, sizes, coords, self.parts)
+
     def label(
         self,
         values: np.ndarray,

@@ -90,6 +90,11 @@ class Linearization(Shown):
         return self.trajectory.states.device
 
     @property
+    def model(self) -> Any:
+        """The snapshot of the user's model."""
+        return self.recurrence.module
+
+    @property
     def precision(self) -> str:
         """That of the products with its operators: ``"highest"``, ``"tf32x3"`` or ``"tf32"``."""
         return self.trajectory.precision
@@ -114,7 +119,7 @@ class Linearization(Shown):
         """Provenance, which every result carries."""
         return (
             {
-                "model": type(self.recurrence.module).__name__,
+                "model": type(self.model).__name__,
                 "measure": self.measure,
                 "engine": self.engine.name,
                 "dtype": str(self.dtype).removeprefix("torch."),
@@ -206,6 +211,10 @@ class Linearization(Shown):
         operator.attrs = self.attrs
         return operator
 
+    def parameter_gradient(self, of_outputs: Tensor, adjoint: Tensor) -> Tensor:
+        """The gradient by the parameters, from those by the outputs and P* Err; (1, parameter)."""
+        return self.J.apply_adjoint(adjoint)
+
     # The readout as a function of rows.
 
     def _readout_map(self) -> RowFunction:
@@ -287,7 +296,7 @@ class Linearization(Shown):
         forcing = f", forcing {self.attrs['forcing']}" if "forcing" in self.attrs else ""
         dtype = self.attrs["dtype"] + precision_remark(self.precision)
         return (
-            f"<Linearization of {type(self.recurrence.module).__name__} {self.space}, "
+            f"<Linearization of {type(self.model).__name__} {self.space}, "
             f"{n_parameters} learning parameters{readout}{parts}\n"
             f" measure {self.measure}{forcing}{self.reading}, {dtype} on {self.device}, "
             f"engine {self.engine.name}: {self.engine_reason}{remark}\n"

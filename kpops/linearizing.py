@@ -14,8 +14,11 @@ from kpops import snapshot
 from kpops.distributed.agreement import in_step
 from kpops.engines.exclusive import exclusive_compute
 from kpops.linearization import Linearization
+from kpops.models.whole import Parts
+from kpops.models.whole_run import NotRecurrentError
 from kpops.precision import check_precision, in_full_precision
 from kpops.read_inputs import read_inputs, read_state
+from kpops.site_linearization import linearize_sites
 
 
 @in_full_precision
@@ -24,6 +27,7 @@ def linearize(
     model: Any,
     inputs: Any,
     *,
+    sites: Iterable[str] | str | None = None,
     h0: Any = None,
     parameters: Iterable[str] | Callable[[str], bool] | None = None,
     readout: nn.Module | Callable[[Tensor], Tensor] | None = None,
@@ -53,6 +57,12 @@ def linearize(
         ``time``, and its coordinates label every result. A list of trials (time, feature) of
         several lengths is padded, and brings its mask. Integers and booleans become numbers of the
         model's dtype. No gradient flows back to the inputs.
+    sites : iterable of str or "auto", optional
+        Names of parts, as in ``named_modules``, whose outputs are the states of any network; see
+        :doc:`/any_network`. ``"auto"`` takes the parts that have parameters, and is the default
+        for a network that is not recurrent. Then `h0` and `mask` have no meaning, `inputs` are any
+        tree of arrays with trials first, a tuple for several arguments of forward, a dict for those
+        with names; and `readout` is a function from what the network returns to its outputs.
     h0 : array_like or DataArray, optional
         Initial state (trial, unit) or (unit,), or what the module itself takes. Default: zero.
     parameters : iterable of str or callable, optional
@@ -128,10 +138,18 @@ def linearize(
             raise ValueError(f"measure={measure!r}: choose 'sum' or 'mean'")
         if isinstance(model, Linearization):
             raise TypeError("model is a Linearization already: use it as it is")
-        parts = snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
+        parts = None if sites is not None else _recurrent(model, inputs, dtype, readout, h0, mask)
+        if parts is None:
+            _refuse_given(h0=h0, mask=mask)
+            return linearize_sites(
+                processes, model, inputs, None if sites == "auto" else sites,
+                parameters=parameters, readout=readout, measure=measure,
+                dtype=dtype, device=device, precision=precision,
+            )  # fmt: skip
         snapshot.refuse_tied(parts.recurrent, parts.readout)
         recurrence = snapshot.of_model(parts, dtype, device)
-        learning = snapshot.learning_parameters(recurrence, parts.own_names(parameters))
+        names = parts.own_names(parameters)
+        learning = snapshot.learning_parameters(recurrence.parameter_dict(), names)
         like = next(iter(learning.values()))
         check_precision(precision, like.dtype)
         convert = dtype is not None
@@ -160,3 +178,22 @@ def linearize(
         )
         processes.agree({"engine": linearization.engine.name})
         return linearization
+
+
+def _recurrent(
+    model: Any, inputs: Any, dtype: torch.dtype | None, readout: Any, h0: Any, mask: Any
+) -> Parts | None:
+    """The recurrent part of a model and its readout; None if it has none, and none is asked for."""
+    try:
+        return snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
+    except NotRecurrentError:
+        alone = next(model.children(), None) is None  # more likely a part than a network
+        if h0 is not None or mask is not None or alone:
+            raise
+        return None
+
+
+def _refuse_given(**arguments: Any) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise ValueError(f"{given} is given with sites=, which are those of a network without time")

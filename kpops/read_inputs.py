@@ -27,8 +27,11 @@ class Reading(NamedTuple):
     converted: str = ""
     by_trial: bool = False  # a list of trials, for a model whose own order is time first
 
-    def trial_first(self, tensor: Tensor, name: str, n_trials: int, n_steps: int) -> Tensor:
+    def trial_first(self, tensor: Tensor, name: str, *sizes: int) -> Tensor:
         """Bring a tensor without labels to (trial, time, ...), if it has both dimensions."""
+        if self == BY_TRIAL:
+            return tensor
+        n_trials, n_steps = sizes
         shape = tuple(tensor.shape[:2])
         if self.by_trial and shape == (n_trials, n_steps) and n_trials == n_steps > 1:
             dims = ("trial", "time", "output")[: tensor.ndim]

@@ -50,7 +50,7 @@ def take_apart(
 
     def private_copy(model: nn.Module) -> nn.Module:
         mine = copied(model) if dtype is None else copied(model).to(dtype)
-        _refuse_mixed(mine)
+        refuse_mixed(mine)
         return mine
 
     if isinstance(model, nn.Module):
@@ -80,7 +80,7 @@ def of_model(
             raise ValueError(
                 f"device={device!r}: pass 'cpu', or 'cuda' where it is ({error})"
             ) from error
-    _refuse_mixed(recurrence.module)
+    refuse_mixed(recurrence.module)
     return recurrence
 
 
@@ -144,17 +144,17 @@ def copied(module: Any) -> Any:
         ) from error
 
 
-def _refuse_mixed(model: nn.Module) -> None:
+def refuse_mixed(model: nn.Module) -> None:
+    """Refuse parameters of several dtypes."""
     dtypes = {n: p.dtype for n, p in model.named_parameters()}
     if len(set(dtypes.values())) > 1:
         raise TypeError(f"the parameters mix dtypes, {dtypes}: pass dtype= to choose one")
 
 
 def learning_parameters(
-    recurrence: Recurrence, wanted: Iterable[str] | Callable[[str], bool] | None
+    every: dict[str, nn.Parameter], wanted: Iterable[str] | Callable[[str], bool] | None
 ) -> dict[str, Tensor]:
-    """The parameters that learn, in the order of ``named_parameters``."""
-    every = recurrence.parameter_dict()
+    """Those of the parameters that learn, in their order."""
     if wanted is None:
         chosen = {n for n, p in every.items() if p.requires_grad}
         reason = "no parameter requires grad"

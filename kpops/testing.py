@@ -13,6 +13,7 @@ from torch import Tensor
 from kpops.arrays import to_numpy
 from kpops.engines.autodiff import AutodiffEngine
 from kpops.engines.random_vectors import RandomVectors
+from kpops.engines.site_engine import SiteEngine
 from kpops.labels import Space
 from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
@@ -167,7 +168,7 @@ def check_linearization(
             lin.K.apply(q), torch.stack([K.apply(q) for K in lin.K_by_parameter.values()]).sum(0)
         ),
     }
-    if not isinstance(lin.engine, AutodiffEngine):
+    if not isinstance(lin.engine, AutodiffEngine | SiteEngine):
         reference = AutodiffEngine(lin.recurrence, lin.parameters, lin.trajectory)
         step = lin.forcing_step
         K = ParameterOperator(reference, lin.space, tuple(lin.parameters), scale / step**2)

@@ -19,7 +19,8 @@ ROOMS = [
     {"engines"},
     {"operators"},
     {"linalg"},
-    {"snapshot", "read_inputs", "derivatives", "checks", "linearization", "linearizing"},
+    {"snapshot", "read_inputs", "derivatives", "checks", "linearization", "linearizing"}
+    | {"site_snapshot", "site_linearization"},
     {"spectral", "dynamics", "html"},
     {"studies"},
     {"learning"},

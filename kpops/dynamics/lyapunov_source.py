@@ -106,8 +106,9 @@ def read_source(
         extra = [name for name, value in given.items() if value is not None]
         if extra:
             raise ValueError(f"{extra} given, but a linearization has its own: leave them out")
+        recurrence = lin.recurrence
         start = stored.previous[:, 0]
-        source = Source(lin.recurrence, lin.space, start, stored.inputs, stored, lin.attrs)
+        source = Source(recurrence, lin.space, start, stored.inputs, stored, lin.attrs)
     else:
         source = _of_model(lin_or_model, inputs, h0, n_steps, dtype)
     n_units = source.space.sizes["unit"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kpops.engines import cuda_graph
-from kpops.engines.gated.unit_blocks import UnitBlocks
+from kpops.engines.blocks import Blocks
 from kpops.engines.rowwise import Rowwise
 from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.recurrence import Recurrence
@@ -168,7 +168,7 @@ class Engine(ABC):
         """F* q."""
         raise NotImplementedError
 
-    def unit_blocks(self, names: Sequence[str]) -> UnitBlocks | None:
+    def unit_blocks(self, names: Sequence[str]) -> Blocks | None:
         """K unit by unit, where it is known to couple no two of them; else None."""
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -44,6 +44,12 @@ class Trajectory:
         """The first eight steps of the first trial."""
         first = slice(0, 1), slice(0, 8)
         return Trajectory(self.inputs[first], self.previous[first], self.states[first], None)
+
+    def of_trials(self, index: Tensor) -> Trajectory:
+        """The trials at these positions."""
+        mask = None if self.mask is None else self.mask[index]
+        inputs, previous, states = self.inputs[index], self.previous[index], self.states[index]
+        return replace(self, inputs=inputs, previous=previous, states=states, mask=mask)
 
     def restrict(self, q: Block) -> Block:
         """Return q with zeros at the steps that are not valid."""

@@ -90,7 +90,7 @@ def gradient_flow(
     value, of_outputs = _gradient(lin, targets, loss, loss_mask)
     error = of_outputs if lin.readout is None else lin.C.apply_adjoint(of_outputs)
     adjoint = lin.P.apply_adjoint(error)
-    step = -lin.J.apply_adjoint(adjoint)
+    step = -lin.parameter_gradient(of_outputs, adjoint)
     forcing = lin.J.apply(step)
     state_change = lin.P.apply(forcing)
 
@@ -248,7 +248,7 @@ def _gradient(
     space = lin.space if lin.readout is None else lin.output_space
     with in_step(space.parts.group) as processes:
         objective = objective_of(loss, loss_mask)
-        steps, trajectory = space.keep(("trial", "time")), lin.trajectory
+        steps, trajectory = space.keep(space.dims[:-1]), lin.trajectory
         weights = read_weights(loss_mask, steps, trajectory.mask, trajectory.states, lin.reading)
         wanted = read_targets(targets, steps, weights, lin.reading)
         wanted = objective.fit(wanted, space.shape, weights)

@@ -30,8 +30,8 @@ class _Mean(ABC):
 
     def fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
         """Targets as compared with outputs of that shape, zero where steps do not count."""
-        if tuple(targets.shape[:2]) == shape[:2]:
-            counts = (weights > 0).reshape(*shape[:2], *(1,) * (targets.ndim - 2))
+        if tuple(targets.shape[: weights.ndim]) == shape[:-1]:
+            counts = (weights > 0).reshape(*shape[:-1], *(1,) * (targets.ndim - weights.ndim))
             targets = targets.masked_fill(~counts, 0)
             wrong = ~targets.isfinite()
             if wrong.any():
@@ -66,7 +66,7 @@ class _SquaredError(_Mean):
 
     def _fit(self, targets: Tensor, shape: tuple[int, ...], weights: Tensor) -> Tensor:
         if tuple(targets.shape) != shape:
-            labels = tuple(targets.shape) == shape[:2] and not targets.is_floating_point()
+            labels = tuple(targets.shape) == shape[:-1] and not targets.is_floating_point()
             remedy = ": pass loss='cross_entropy' for labels" if labels else ""
             if targets.ndim < 3 and targets.shape[:1] == shape[:1] and not labels:
                 last = "lambda y, target: ((y[:, -1] - target) ** 2).mean()"
@@ -95,11 +95,11 @@ class _CrossEntropy(_Mean):
             wrong = counts & ((targets.sum(-1) - 1).abs() > rounding)
             _refuse_at(wrong, targets, "expected probabilities of the classes, whose sum is 1")
             return targets
-        if tuple(targets.shape) != shape[:2] or targets.is_floating_point():
+        if tuple(targets.shape) != shape[:-1] or targets.is_floating_point():
             kind = str(targets.dtype).removeprefix("torch.")
             raise ValueError(
                 f"targets is {kind} of shape {tuple(targets.shape)}, expected integer "
-                f"labels (trial, time) = {shape[:2]} or probabilities (trial, time, class) = "
+                f"labels (trial, time) = {shape[:-1]} or probabilities (trial, time, class) = "
                 f"{shape} for the cross entropy: convert labels to integers (missing ones to "
                 f"{IGNORED}), one-hot targets to floats; for labels of one step pass a "
                 "loss such as lambda y, label: torch.nn.functional.cross_entropy(y[:, -1], label)"
@@ -107,8 +107,8 @@ class _CrossEntropy(_Mean):
         if targets.dtype == torch.bool:
             raise ValueError("targets is bool: convert labels to integers, the number of the class")
         labels = targets.long()
-        wrong = (labels != IGNORED) & ((labels < 0) | (labels >= shape[2]))
-        _refuse_at(wrong, labels, f"expected a class from 0 to {shape[2] - 1}, or {IGNORED}")
+        wrong = (labels != IGNORED) & ((labels < 0) | (labels >= shape[-1]))
+        _refuse_at(wrong, labels, f"expected a class from 0 to {shape[-1] - 1}, or {IGNORED}")
         return labels
 
     def counted(self, targets: Tensor, weights: Tensor) -> Tensor:

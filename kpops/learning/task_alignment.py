@@ -97,18 +97,7 @@ def of_trials(lin: Linearization, positions: np.ndarray) -> Linearization:
     Its J and P are rows and blocks of the whole; its K, under ``measure="mean"``, is not.
     """
     index = torch.as_tensor(positions, device=lin.device)
-    whole = lin.trajectory
-
-    def taken(values: Tensor) -> Tensor:
-        return values.index_select(0, index)
-
-    trajectory = dataclasses.replace(
-        whole,
-        inputs=taken(whole.inputs),
-        previous=taken(whole.previous),
-        states=taken(whole.states),
-        mask=None if whole.mask is None else taken(whole.mask),
-    )
+    trajectory = lin.trajectory.of_trials(index)
     space = lin.space.take({"trial": np.asarray(positions)})
     return dataclasses.replace(lin, trajectory=trajectory, space=space)
 
@@ -199,11 +188,11 @@ def tuning(vectors: Tensor) -> Callable[[Groups], Tensor]:
 
 
 def centred_states(lin: Linearization, groups: Groups) -> Tensor:
-    """X_i (task, trial, time, unit): states less the task's mean over valid trials and steps."""
+    """X_i (task, trial, ..., unit): states less the task's mean over valid trials and steps."""
     index = torch.as_tensor(np.stack(groups.members), device=lin.device)
     states = lin.trajectory.restrict(lin.trajectory.states[None])[0][index]
     if lin.trajectory.mask is None:
-        return states - states.mean((1, 2), keepdim=True)
+        return states - states.mean(tuple(range(1, states.ndim - 1)), keepdim=True)
     valid = lin.trajectory.mask[index][..., None]
     mean = states.sum((1, 2), keepdim=True) / valid.sum((1, 2), keepdim=True)
     return torch.where(valid, states - mean, 0)
@@ -216,7 +205,7 @@ def state_cosine(lin: Linearization, groups: Groups) -> Tensor:
 
 def state_cka(states: Tensor) -> Tensor:
     """``|X_i^T X_j|^2 / (|X_i^T X_i| |X_j^T X_j|)`` of centred states, rows (trial, time)."""
-    rows = states.flatten(1, 2)
+    rows = states.flatten(1, -2)
     squares = [[(a.mT @ b).double().square().sum() for b in rows] for a in rows]
     return cosines(torch.tensor(squares, dtype=torch.float64, device=states.device))
 

@@ -137,6 +137,8 @@ def read_states(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str
         require_linearization(states)
         values, mask = states.trajectory.states, states.trajectory.mask
         space, attrs = states.space, states.attrs
+        if "time" not in space.dims:  # a network with sites takes one step
+            values, space = values[:, None], _one_step(space)
     else:
         if not is_array(states):
             require_linearization(states, "states")
@@ -161,6 +163,11 @@ def read_states(states: Any, mask: Any) -> tuple[Tensor, Tensor, Space, dict[str
     if not values[valid].isfinite().all():
         raise ValueError("states are not finite at some valid step: mask those steps")
     return values, valid, space, attrs
+
+
+def _one_step(space: Space) -> Space:
+    trial, unit = space.shape
+    return Space(_DIMS, (trial, 1, unit), space.coords, space.parts)
 
 
 def _space_of(states: Any) -> Space:

@@ -185,7 +185,7 @@ def _choose(op: TrajectoryOperator, k: int, which: str) -> tuple[str, str]:
     n = op.shape[0]
     blocks = op.unit_blocks() if which != "SA" else None  # whose zeros are not listed
     size = 0 if blocks is None else min(blocks.n_rows, blocks.n_columns)
-    if blocks is not None and is_cheap(size) and k <= size * blocks.n_units:
+    if blocks is not None and is_cheap(size) and k <= blocks.n_values:
         return "exact", "K couples no two units"
     if is_small(op):
         return "exact", "small"

@@ -2,7 +2,7 @@
 
 An operator may couple no two positions of some dimensions, as P couples no two trials, so that a
 basis of one block serves all blocks at once; and K may couple no two units, so that its whole
-spectrum is that of small matrices (:mod:`kpops.engines.gated.unit_blocks`).
+spectrum is that of small matrices (:mod:`kpops.engines.blocks`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kpops import work
-from kpops.engines.gated.unit_blocks import UnitBlocks
+from kpops.engines.blocks import Blocks
 from kpops.linalg.budget import empty
 from kpops.linalg.gramians import propagator_norm
 from kpops.linalg.problem import SpectralProblem
@@ -106,12 +106,12 @@ def eigenvalues(op: TrajectoryOperator, insist: str = "") -> Spectrum:
     if blocks is not None and not smaller_dense(op, blocks):
         shape = blocks.n_rows, blocks.n_columns
         # Gram matrices, five times as fast as decompositions, and their decompositions.
-        check_cost(op, blocks.n_units, shape, 0.4 + 4 / 3 * min(shape) / max(shape), insist)
+        check_cost(op, blocks.n_distinct, shape, 0.4 + 4 / 3 * min(shape) / max(shape), insist)
         total = blocks.trace() or 1.0  # Gram matrices of small factors might vanish
-        each = blocks.scaled(1 / total).eigenvalues()
-        values = each.flatten().double() * total
+        values, units, _ = blocks.scaled(1 / total).spectrum()
+        values = values.double() * total
         order = values.argsort(descending=True)
-        unit = blocks.units.start + order // each.shape[1]
+        unit = blocks.positions(units[on_host(order)[0]])
         return Spectrum(values[order], op.shape[0] - values.numel(), _by_unit(blocks), unit=unit)
     problem = SpectralProblem(op)
     sides = batches(problem.G)[0]
@@ -149,12 +149,12 @@ def singular_values(op: TrajectoryOperator) -> Spectrum:
     return Spectrum(_falling(values), n_zeros, how, used)
 
 
-def smaller_dense(op: TrajectoryOperator, blocks: UnitBlocks) -> bool:
+def smaller_dense(op: TrajectoryOperator, blocks: Blocks) -> bool:
     """Whether the matrix itself is no larger than that of a unit."""
     return is_small(op) and batches(op)[0].size <= min(blocks.n_rows, blocks.n_columns)
 
 
-def _by_unit(blocks: UnitBlocks) -> str:
+def _by_unit(blocks: Blocks) -> str:
     return f"K couples no two of {blocks.n_units} units"
 
 
@@ -179,11 +179,11 @@ def leading(
     :func:`check_cost`.
     """
     blocks = op.unit_blocks()
-    if blocks is not None and which != "SA" and not smaller_dense(op, blocks):
-        total = blocks.n_units * min(blocks.n_rows, blocks.n_columns)
-        if k <= total:
-            values, block = _of_units(op, blocks, k)
-            return values, block, _by_unit(blocks), float(values[0])
+    if blocks is not None and (which == "SA" or k > blocks.n_values):
+        blocks = None
+    if blocks is not None and not smaller_dense(op, blocks):
+        values, block = _of_units(op, blocks, k)
+        return values, block, _by_unit(blocks), float(values[0])
     inside = batches(op)[0]
     check_cost(op, inside.total_count, (inside.size,) * 2, 9, insist)
     work.expect(inside.size + k)
@@ -197,23 +197,26 @@ def leading(
 
 
 def _of_units(
-    op: TrajectoryOperator, blocks: UnitBlocks, k: int
+    op: TrajectoryOperator, blocks: Blocks, k: int
 ) -> tuple[Float[Tensor, " {k}"], Float[Tensor, " {k} *dims"]]:
     """Leading modes of K, each of which lives on one unit."""
-    every = blocks.eigenvalues()
-    chosen = every.flatten().argsort(descending=True)[:k]
+    values, units, ranks = blocks.spectrum()
+    chosen = values.argsort(descending=True)[:k]
     (places,) = on_host(chosen)
-    units, ranks = places // every.shape[1], places % every.shape[1]
-    whole = every.new_zeros(k, *op.domain.shape)
+    units, ranks = units[places], ranks[places]
+    whole = values.new_zeros(k, *op.domain.shape)
     space = replace(VectorSpace.of(op, op.domain), total=blocks.n_rows)
+    last, axes, basis = None, whole, whole
     for unit in units.unique().tolist():
         here = torch.nonzero(units == unit).flatten()
-        basis, coords = space.orthonormal(blocks.factors(slice(unit, unit + 1))[0].mT)
-        axes = torch.linalg.svd(coords.mT, full_matrices=False)[0].flip(1)[:, ranks[here]]
-        fields = every.new_zeros(len(here), *op.domain.shape)
-        blocks.place(beside(axes.mT, basis) @ basis, unit, fields)
+        if last != blocks.same_factor(unit):
+            basis, coords = space.orthonormal(blocks.factor(unit).mT)
+            axes = torch.linalg.svd(coords.mT, full_matrices=False)[0].flip(1)
+            last = blocks.same_factor(unit)
+        fields = values.new_zeros(len(here), *op.domain.shape)
+        blocks.place(beside(axes[:, ranks[here]].mT, basis) @ basis, unit, fields)
         whole[on_device(here, whole.device, here.dtype)] = fields
-    return every.flatten()[chosen], whole
+    return values[chosen], whole
 
 
 def whole_spectrum(
@@ -265,10 +268,7 @@ def exact_diagonal(
     blocks = op.unit_blocks()
     if blocks is not None:
         whole = empty(op).new_zeros(1, *op.domain.shape, dtype=torch.float64)
-        for units in blocks.chunks():
-            sums = blocks.factors(units).double().square().sum(2)
-            for unit_number, row in zip(range(blocks.n_units)[units], sums, strict=True):
-                blocks.place(row[None], unit_number, whole)
+        blocks.write_diagonal(whole)
         return whole[0], _by_unit(blocks)
     return _matrix_diagonal(op, method)
 

@@ -60,7 +60,7 @@ class _Window:
 
 
 def _window(op: TrajectoryOperator) -> _Window | None:
-    if isinstance(op, Propagator):
+    if isinstance(op, Propagator) and isinstance(op.engine, Engine):  # with steps in time
         trajectory = op.engine.trajectory
         valid = trajectory.restrict(torch.ones_like(trajectory.states)[None])[0]
         return _Window(op, valid, valid)

@@ -50,6 +50,10 @@ _FEW = 4
 """Trials on which derivatives are compared."""
 
 
+class NotRecurrentError(ValueError):
+    """No part of a model is recurrent."""
+
+
 class Run:
     """A module over whole sequences, and the calls of its parts on some inputs."""
 
@@ -86,10 +90,13 @@ class Run:
             )
         path = called[0] if called else loop(self.calls)
         if path is None:
-            raise self._refusal(
-                "takes no state, and calls no part that is recurrent: nn.RNN, nn.GRU, nn.LSTM, a "
-                "Cell, a class that is registered with kpops.models.as_recurrence, or a module "
-                "called as part(x_t, h) at every step; give the recurrent part a module of its own"
+            repeated = len({call.path for call in self.calls}) < len(self.calls)
+            raise (ValueError if repeated else NotRecurrentError)(
+                f"{self.name}.forward takes no state, and calls no part that is recurrent: nn.RNN, "
+                "nn.GRU, nn.LSTM, a Cell, a class that is registered with "
+                "kpops.models.as_recurrence, or a module called as part(x_t, h) at every step; "
+                "give the recurrent part a module of its own, or pass sites='auto' to linearise "
+                "the outputs of all parts"
             )
         self.path = path
         self.recurrence = as_recurrence(self.copy.get_submodule(path))  # refuses bidirectional ones
@@ -137,7 +144,9 @@ class Run:
             return torch.nan_to_num(x.to(like))  # padding may be anything
         # None were given, or linearize will refuse them.
         sizes = [as_recurrence(self.copy.get_submodule(path)).input_size for path in self.paths]
-        if not sizes or sizes[0] is None:
+        if not sizes:
+            raise NotRecurrentError(f"{self.name} has no part that is known to be recurrent")
+        if sizes[0] is None:
             raise self._refusal("cannot be run, since its number of inputs is unknown")
         generator = torch.Generator().manual_seed(0)
         return torch.randn(3, 5, sizes[0], generator=generator).to(like)

@@ -21,7 +21,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from kpops.distributed.parts import WHOLE, Parts
-from kpops.engines.gated.unit_blocks import UnitBlocks
+from kpops.engines.blocks import Blocks
 from kpops.kinds import described, is_operator, number_of, refuse_number
 from kpops.operators.action import Action, check_same
 from kpops.operators.shapes import Image, InCodomain, InDomain
@@ -99,7 +99,7 @@ class TrajectoryOperator(Action):
     def _make_root(self) -> TrajectoryOperator | None:
         return None
 
-    def unit_blocks(self) -> UnitBlocks | None:
+    def unit_blocks(self) -> Blocks | None:
         """Return the operator unit by unit, if it is known not to couple units; else None."""
         return None
 
@@ -335,7 +335,7 @@ class Scaled(TrajectoryOperator):
         root = self.operator.root
         return None if root is None else Scaled(root, self.factor**0.5)
 
-    def unit_blocks(self) -> UnitBlocks | None:
+    def unit_blocks(self) -> Blocks | None:
         """As of the operator, times the factor."""
         blocks = self.operator.unit_blocks() if self.positive else None
         return blocks and blocks.scaled(self.factor)

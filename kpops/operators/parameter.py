@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.base import Engine
+from kpops.engines.blocks import Blocks
 from kpops.engines.exclusive import exclusive_compute
-from kpops.engines.gated.unit_blocks import UnitBlocks
 from kpops.labels import Space
 from kpops.operators.base import Product, TrajectoryOperator
 from kpops.operators.propagator import EngineOperator, Propagator
@@ -103,7 +103,7 @@ class ParameterOperator(EngineOperator):
             factor = ParameterJacobian(self.engine, space, self.domain, self.names)
         return factor if self.scale == 1 else self.scale**0.5 * factor
 
-    def unit_blocks(self) -> UnitBlocks | None:
+    def unit_blocks(self) -> Blocks | None:
         """Return K unit by unit, if it does not couple units; else None."""
         with exclusive_compute(self.device):
             blocks = self.engine.unit_blocks(self.names)

@@ -92,7 +92,9 @@ def partial_trace(
         return op
     if num_probes is None:
         blocks = op.unit_blocks() if kept.size <= DENSE_SIZE else None
-        return PartialTrace(op, kept) if blocks is None else _of_unit_blocks(op, blocks, kept)
+        if isinstance(blocks, UnitBlocks):
+            return _of_unit_blocks(op, blocks, kept)
+        return PartialTrace(op, kept)
     rng = random_generator(rng)  # refuses what is no seed, before the root of op costs a matvec
     estimate = ProbedTrace if op.root is None else ProbedGram
     return estimate.draw(op, kept, num_probes, rng)

@@ -23,11 +23,11 @@ class _ReadoutOperator(TrajectoryOperator):
         self.rows = rows
         self.trajectory = trajectory
 
-    def _by_row(self, q: Float[Tensor, "block trial time x"]) -> Float[Tensor, "block row x"]:
-        return self.trajectory.restrict(q).flatten(1, 2)
+    def _by_row(self, q: Float[Tensor, " block *given"]) -> Float[Tensor, "block row x"]:
+        return self.trajectory.restrict(q).reshape(len(q), len(self.rows.h), -1)
 
-    def _by_step(self, q: Float[Tensor, "block row x"]) -> Float[Tensor, "block trial time x"]:
-        return self.trajectory.restrict(q.unflatten(1, self.codomain.shape[:2]))
+    def _in(self, space: Space, q: Float[Tensor, "block row x"]) -> Float[Tensor, " block *image"]:
+        return self.trajectory.restrict(q.reshape(len(q), *space.shape))
 
 
 class ReadoutJacobian(_ReadoutOperator):
@@ -36,42 +36,48 @@ class ReadoutJacobian(_ReadoutOperator):
     Parameters
     ----------
     rows : Rowwise
-        The readout at every (trial, time).
+        The readout at every (trial, time), or the outputs of a network at every trial.
     trajectory : Trajectory
         Gives the mask.
     states, outputs : Space
-        (trial, time, unit) and (trial, time, output).
+        (trial, time, unit) and (trial, time, output), or (trial, unit) and (trial, ..., output).
     """
 
     def __init__(
         self, rows: Rowwise, trajectory: Trajectory, states: Space, outputs: Space
     ) -> None:
         super().__init__(rows, trajectory, states, outputs, "C")
-        self.block_diagonal_dims = ("trial", "time")
+        self.block_diagonal_dims = states.dims[:-1]
 
     def _apply(self, q: States) -> Outputs:
-        return self._by_step(self.rows.state_jvp(self._by_row(q)))
+        return self._in(self.codomain, self.rows.state_jvp(self._by_row(q)))
 
     def _apply_adjoint(self, q: Outputs) -> States:
-        return self._by_step(self.rows.state_vjp(self._by_row(q)))
+        return self._in(self.domain, self.rows.state_vjp(self._by_row(q)))
 
 
 class ReadoutParameterJacobian(_ReadoutOperator):
     """J_C: how a change of the readout's own parameters changes the outputs.
 
-    Parameters as for :class:`ReadoutJacobian`, with the space (parameter,) for `states`.
+    Parameters as for :class:`ReadoutJacobian`, with the space (parameter,) for `states`; `symbol`
+    is another one where the parameters are those of a whole network.
     """
 
     pools_trials = True
 
     def __init__(
-        self, rows: Rowwise, trajectory: Trajectory, parameters: Space, outputs: Space
+        self,
+        rows: Rowwise,
+        trajectory: Trajectory,
+        parameters: Space,
+        outputs: Space,
+        symbol: str = "J_C",
     ) -> None:
-        super().__init__(rows, trajectory, parameters, outputs, "J_C")
+        super().__init__(rows, trajectory, parameters, outputs, symbol)
         self.names = tuple(rows.parameters)
 
     def _apply(self, q: Parameters) -> Outputs:
-        return self._by_step(self.rows.parameter_jvp(q, self.names))
+        return self._in(self.codomain, self.rows.parameter_jvp(q, self.names))
 
     def _apply_adjoint(self, q: Outputs) -> Parameters:
         return self.rows.parameter_vjp(self._by_row(q), self.names)

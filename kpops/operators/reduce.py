@@ -21,7 +21,8 @@ class Restriction(TrajectoryOperator):
     space : Space
         The space that is restricted.
     positions : mapping
-        As for :meth:`kpops.TrajectoryOperator.select`.
+        As for :meth:`kpops.TrajectoryOperator.select`. Dimensions of which labels are chosen become
+        those of the labels, where what is left is a grid of them.
     dtype, device
         Of the operators to multiply it with.
 
@@ -38,8 +39,17 @@ class Restriction(TrajectoryOperator):
     def __init__(
         self, space: Space, positions: Mapping[str, Any], dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.positions = {d: _positions(space, d, p) for d, p in positions.items()}
-        super().__init__(space, space.take(self.positions), dtype=dtype, device=device, symbol="R")
+        by_label = {n: p for n, p in positions.items() if n not in space.dims}
+        labelled = {d: _with_labels(space, d, by_label) for d in _along(space, by_label)}
+        of_dims = {d: p for d, p in positions.items() if d in space.dims}
+        both = sorted(set(labelled) & set(of_dims))
+        if both:
+            raise ValueError(f"positions along {both} and labels of them are given: choose one")
+        self.positions = labelled | {d: _positions(space, d, p) for d, p in of_dims.items()}
+        self._taken = part = space.take(self.positions)
+        for dim in labelled:
+            part = part.unstacked(dim)
+        super().__init__(space, part, dtype=dtype, device=device, symbol="R")
         self.block_diagonal_dims = tuple(d for d in space.dims if d not in self.positions)
         self._index = [
             (1 + space.dims.index(d), torch.from_numpy(p).to(device))
@@ -49,9 +59,10 @@ class Restriction(TrajectoryOperator):
     def _apply(self, q: InDomain) -> InCodomain:
         for axis, index in self._index:
             q = q.index_select(axis, index)
-        return q
+        return q.reshape(len(q), *self.codomain.shape)
 
     def _apply_adjoint(self, q: InCodomain) -> InDomain:
+        q = q.reshape(len(q), *self._taken.shape)
         for axis, index in self._index:
             shape = list(q.shape)
             shape[axis] = self.domain.shape[axis - 1]
@@ -93,12 +104,15 @@ def select(op: TrajectoryOperator, **positions: Any) -> TrajectoryOperator:
     **positions
         Dimension name to positions along it (as in ``xarray.Dataset.isel``): an int, a slice, an
         array of ints or a boolean mask. For ``parameter`` also one or more parameter names.
-        A side that lacks the dimension stays whole.
+        Or the name of a coordinate along one dimension, such as ``site``, ``layer`` or ``task``,
+        to one or more of its labels. A side that lacks the dimension stays whole.
 
     Returns
     -------
     TrajectoryOperator
-        ``R op R*`` with R the restriction; all dimensions remain, also those of size 1.
+        ``R op R*`` with R the restriction; all dimensions remain, also those of size 1. If labels
+        are chosen, and those left make a grid, they are the dimensions: a site of an image has
+        (trial, channel, row, column).
 
     Examples
     --------
@@ -107,13 +121,13 @@ def select(op: TrajectoryOperator, **positions: Any) -> TrajectoryOperator:
     >>> lin.P.select(trial=0, time=slice(2, 5))
     <R P R* (trial: 1, time: 3, unit: 4), float32 on cpu>
     """
-    unknown = sorted(set(positions) - set(op.domain.dims) - set(op.codomain.dims))
+    known = list(dict.fromkeys((*_names(op.domain), *_names(op.codomain))))
+    unknown = sorted(set(positions) - set(known))
     if unknown:
-        known = list(dict.fromkeys((*op.domain.dims, *op.codomain.dims)))
         raise ValueError(f"no dim {unknown} in {op!r}: choose from {known}")
 
     def restriction(space: Space) -> Restriction | None:
-        here = {d: p for d, p in positions.items() if d in space.dims}
+        here = {d: p for d, p in positions.items() if d in _names(space)}
         return Restriction(space, here, op.torch_dtype, op.device) if here else None
 
     left = restriction(op.codomain)
@@ -142,6 +156,34 @@ def expand_average(op: TrajectoryOperator, keep: Any) -> TrajectoryOperator:
     if op.domain != op.codomain:
         right = Average(op.domain, keep, op.torch_dtype, op.device)
     return right._copies * (left @ op @ right.H)
+
+
+def _names(space: Space) -> list[str]:
+    """Dimensions, and labels along one of them."""
+    labels = [k for k, c in space.coords.items() if len(c.dims) == 1 and k not in space.dims]
+    return [*space.dims, *labels]
+
+
+def _along(space: Space, labels: Mapping[str, Any]) -> set[str]:
+    return {space.coords[name].dims[0] for name in labels}
+
+
+def _with_labels(space: Space, dim: str, labels: Mapping[str, Any]) -> np.ndarray:
+    """Positions along `dim` that have one of the given values of every label of it."""
+    chosen = np.ones(space.sizes[dim], dtype=bool)
+    for name, wanted in labels.items():
+        there = space.coords[name]
+        if there.dims == (dim,):
+            asked = [wanted] if np.ndim(wanted) == 0 else list(np.asarray(wanted).tolist())
+            known = there.values.tolist()
+            unknown = [label for label in asked if label not in known]
+            if unknown or not asked:
+                choices = list(dict.fromkeys(known))[:20]
+                raise ValueError(f"{name}={wanted!r}: choose one or more of {choices}")
+            chosen &= np.isin(there.values.astype(object), np.array(asked, dtype=object))
+    if not chosen.any():
+        raise ValueError(f"no position along {dim} has all labels {dict(labels)}")
+    return np.flatnonzero(chosen)
 
 
 def _positions(space: Space, dim: str, wanted: Any) -> np.ndarray:

@@ -156,9 +156,7 @@ def _cosine_and_error(samples: Tensor) -> tuple[float, float]:
 def _of_unit_blocks(a: TrajectoryOperator, b: TrajectoryOperator) -> Tensor | None:
     """The three inner products (3, 1) of two K of the same units, or None."""
     first, second = a.unit_blocks(), b.unit_blocks()
-    if first is None or second is None:
-        return None
-    if (first.units, first.n_units, first.n_rows) != (second.units, second.n_units, second.n_rows):
+    if first is None or second is None or not first.alike(second):
         return None
     # Scaled to a trace of 1, since squares might leave the dtype; a zero stays zero.
     first, second = (x.scaled(1 / (x.trace() or 1.0)) for x in (first, second))

@@ -122,6 +122,8 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
             f"lin is {described(lin)}: pass a Linearization, or its P, of a model that is "
             "forced by states"
         )
+    if "time" not in P.domain.dims:
+        raise ValueError(f"{P!r} has no steps in time: take op.H @ op and op @ op.H as they are")
     n_trials, n_steps, n_units = P.domain.shape
     times = [default] if times is None else times
     chosen = np.atleast_1d(np.asarray(times))

@@ -118,6 +118,7 @@ def frobenius_map(
     check_count("num_probes", num_probes, 2)
     lag = _checked_lag(op, dim, lag_cutoff)
     blocks = op.unit_blocks()
+    blocks = blocks if isinstance(blocks, UnitBlocks) else None
     if method == "auto":
         method = "exact" if blocks is not None or is_small(op) else "probes"
     before = op.num_matvecs

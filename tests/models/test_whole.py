@@ -633,7 +633,6 @@ REFUSED = {
     ),
     "packing": (Packing, INPUTS, f"passes to gru a PackedSequence that it makes itself.*{CALL}"),
     "softmax over time": (OverTime, INPUTS, "returns something else than what fc makes"),
-    "nothing recurrent": (Feedforward, INPUTS, "takes no state, and calls no part that is recurr"),
     "wrong features": (Net, 4, rf"cannot be run on inputs of shape \(5, 7, 4\).*{CALL}"),
     "tuple into a linear layer": (
         lambda: nn.Sequential(nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)),
@@ -646,6 +645,13 @@ REFUSED = {
         "GRU has bidirectional=True",
     ),
 }
+
+
+def test_a_network_without_a_recurrent_part_is_linearised_at_its_parts():
+    lin = kpops.linearize(make(Feedforward), example(INPUTS))
+    assert lin.engine.name == "sites"
+    with pytest.raises(ValueError, match="takes no state, and calls no part that is recurrent"):
+        kpops.linearize(make(Feedforward), example(INPUTS), h0=torch.zeros(2))
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -13,18 +13,18 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kpops.distributed.parts import Parts
+from kpops.engines.blocks import Blocks, PartSpectrum, Whole
 from kpops.engines.gated.gram import Gram
 
-Whole = Float[Tensor, "*block trial time _"]
 # Bytes of the matrices M of the units that are taken together.
 _BYTES = defaultdict(lambda: 2**30, cpu=2**22)
 
 
-class UnitBlocks:
+class UnitBlocks(Blocks):
     """The `n_units` blocks of ``scale K`` of a layer, a few at a time; scale is not negative.
 
     `units` is where the layer's units lie in the stack, its variables one after the other.
@@ -33,7 +33,7 @@ class UnitBlocks:
     def __init__(self, gram: Gram, scale: float = 1.0) -> None:
         self.gram = gram
         self.scale = scale
-        self.n_units = gram.layer.hidden
+        self.n_units = self.n_distinct = gram.layer.hidden
         self.units = gram.layer.units
 
     def scaled(self, factor: float) -> UnitBlocks:
@@ -46,14 +46,19 @@ class UnitBlocks:
         return self.gram.layer.trajectory.parts
 
     @property
-    def n_rows(self) -> int:
+    def n_values(self) -> int:  # type: ignore[override]
+        """As many for each unit as M has rows or columns."""
+        return self.n_units * min(self.n_rows, self.n_columns)
+
+    @property
+    def n_rows(self) -> int:  # type: ignore[override]
         """Rows of M: variables times trials times steps, on all processes."""
         n_trials, n_steps = self.gram.layer.previous.shape[:2]
         n_trials = sum(self.parts.counts) if self.parts.many else n_trials
         return self.gram.layer.variables * n_trials * n_steps
 
     @property
-    def n_columns(self) -> int:
+    def n_columns(self) -> int:  # type: ignore[override]
         """Columns of M."""
         return self.gram.width // self.n_units
 
@@ -85,6 +90,10 @@ class UnitBlocks:
                     column = columns.stop
         return m.mul_(self.scale**0.5).flatten(1, 3)
 
+    def factor(self, unit: int) -> Float[Tensor, "row column"]:
+        """M of one unit."""
+        return self.factors(slice(unit, unit + 1))[0]
+
     def place(self, rows: Float[Tensor, "block row"], unit: int, whole: Whole) -> None:
         """Write rows variable * trial * time of a unit into one or more vectors of the stack."""
         layer = self.gram.layer
@@ -103,6 +112,30 @@ class UnitBlocks:
         """Eigenvalues of every block, ascending; all others of K are zero."""
         size = min(self.n_columns, self.n_rows)
         return torch.cat([torch.linalg.eigvalsh(gram)[:, -size:] for gram in self.grams()])
+
+    def spectrum(self) -> PartSpectrum:
+        """All eigenvalues, unit by unit."""
+        every = self.eigenvalues()
+        unit, rank = torch.meshgrid(*(torch.arange(n) for n in every.shape), indexing="ij")
+        return PartSpectrum(every.flatten(), unit.flatten(), rank.flatten())
+
+    def positions(self, units: Int[Tensor, " value"]) -> Int[Tensor, " value"]:
+        """Units of a stack of layers; of a layer of several variables, those of the first."""
+        return self.units.start + units
+
+    def write_diagonal(self, whole: Whole) -> None:
+        """Write the sums of squares of the rows of M."""
+        for units in self.chunks():
+            sums = self.factors(units).double().square().sum(2)
+            for unit, row in zip(range(self.n_units)[units], sums, strict=True):
+                self.place(row[None], unit, whole)
+
+    def alike(self, other: Blocks) -> bool:
+        """Whether another K is of the same trials, times and units."""
+        if not isinstance(other, UnitBlocks):
+            return False
+        mine, theirs = ((b.units, b.n_units, b.n_rows) for b in (self, other))
+        return mine == theirs
 
     def trace(self) -> float:
         """Sum of all eigenvalues."""
