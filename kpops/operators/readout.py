@@ -23,6 +23,15 @@ class _ReadoutOperator(TrajectoryOperator):
         self.rows = rows
         self.trajectory = trajectory
 
+    def second_order(self, error: Outputs, dtheta: Parameters, dh: States) -> tuple[Tensor, Tensor]:
+        """The second derivative of error . C(h) applied to (dtheta, dh), by them.
+
+        `dtheta` are the readout's own parameters, of which there may be none.
+        """
+        c, names = self._by_row(error)[0], tuple(self.rows.parameters)
+        by_theta, by_h = self.rows.second_order(c, dtheta, self._by_row(dh), names)
+        return by_theta, self._by_step(by_h)
+
     def _by_row(self, q: Float[Tensor, "block trial time x"]) -> Float[Tensor, "block row x"]:
         return self.trajectory.restrict(q).flatten(1, 2)
 
