@@ -15,12 +15,12 @@ from kpops.dynamics.covariant import covariant_lyapunov_vectors
 from kpops.dynamics.fixed_points import fixed_points
 from kpops.dynamics.lyapunov import lyapunov_spectrum
 from kpops.dynamics.lyapunov_statistics import entropy_bound, kaplan_yorke_dimension
-from kpops.learning import curvature as curvature  # Linearization.ggn and .hessian
 from kpops.learning.collapse import collapse
 from kpops.learning.gradient_flow import gradient_flow, truncated_flow
 from kpops.learning.interference import accumulate_interference, interference, interference_operator
 from kpops.learning.over_training import over_training
 from kpops.learning.rank_bounds import rank_bounds
+from kpops.learning.stability import stability
 from kpops.learning.step_results import MeasureError
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
@@ -97,6 +97,7 @@ __all__ = [
     "schatten_norm",
     "spectral_density",
     "spectral_norm",
+    "stability",
     "stationary_response",
     "svds",
     "tasks",

@@ -65,8 +65,14 @@ class LossHessian(TrajectoryOperator):
     """
 
     def __init__(self, space: Space, loss: Callable[[Tensor], Tensor], outputs: Tensor) -> None:
-        known = {"dtype": outputs.dtype, "device": outputs.device}
-        super().__init__(space, space, symbol="H", self_adjoint=True, **known)
+        super().__init__(
+            space,
+            space,
+            dtype=outputs.dtype,
+            device=outputs.device,
+            symbol="H",
+            self_adjoint=True,
+        )
         self.loss, self.outputs = loss, outputs
 
     def _apply(self, q: InDomain) -> InCodomain:
