@@ -162,7 +162,7 @@ def _loss_hessian(loss: LossOfOutputs) -> TrajectoryOperator:
     H = LossHessian(loss.space, loss, loss.outputs)
     slope = grad(loss)
     # Long enough to lead from one linear piece of a loss to others.
-    reach = 10 * (1 + float(loss.outputs.abs().max()) + float(loss.targets.abs().max()))
+    reach = 10 * (1 + loss.outputs.norm() + loss.targets.double().norm().to(loss.outputs))
     u = torch.randn(2, *loss.space.shape, generator=torch.Generator().manual_seed(0)).to(H.outputs)
     try:
         images = H.apply(u)
@@ -172,11 +172,6 @@ def _loss_hessian(loss: LossOfOutputs) -> TrajectoryOperator:
             f"loss has no second derivative ({str(error).strip().partition(chr(10))[0]}): write it "
             "in plain operations of torch"
         ) from error
-    if not images.any() and not torch.equal(here, far):
-        raise ValueError(
-            "loss has no second derivative at these outputs: it is zero although the gradient is "
-            "not constant, as for l1_loss; pass a loss that is curved there, such as 'mse'"
-        )
 
     def along(s: Tensor) -> Tensor:
         return slope(loss.outputs + s * u[0]).flatten(0, -2)
@@ -186,6 +181,11 @@ def _loss_hessian(loss: LossOfOutputs) -> TrajectoryOperator:
         raise ValueError(
             "the second derivative of loss is not that of its values: a part is detached, or has a "
             "backward pass that is not differentiable; write it in plain operations of torch"
+        )
+    if not images.any() and not torch.equal(here, far):
+        raise ValueError(
+            "loss has no second derivative at these outputs: it is zero although the gradient is "
+            "not constant, as for l1_loss; pass a loss that is curved there, such as 'mse'"
         )
     return H
 

@@ -200,8 +200,9 @@ def objective_of(loss: Loss, loss_mask: Any = None) -> Objective:
         return _LOSSES[loss]()
     if isinstance(loss, str) or not callable(loss):
         known = ", ".join(map(repr, _LOSSES))
+        shown = f"={loss!r}" if loss is None or isinstance(loss, str) else f" is {described(loss)}"
         raise (ValueError if isinstance(loss, str) else TypeError)(
-            f"loss={loss!r}: pass {known}, or a callable (outputs, targets) -> scalar tensor"
+            f"loss{shown}: pass {known}, or a callable (outputs, targets) -> scalar tensor"
         )
     if isinstance(loss, type):
         raise TypeError(f"loss is the class {loss.__name__}: pass an instance, {loss.__name__}()")
