@@ -166,9 +166,9 @@ def refuse_without_second(name: str, subject: Subject, rows: Rows, *, known: boo
     wrong = not is_symmetric(*(torch.cat([t.flatten(1) for t in both], 1) for both in (u, images)))
     if wrong or _is_untrue(pulled, rows, []) or (names and _is_untrue(pulled, rows, names)):
         raise ValueError(
-            f"the second derivative of {name} is not that of its values: is there an "
-            "autograd.Function whose backward pass is not differentiable? Use ggn, which does not "
-            "need it"
+            f"the second derivative of {name} is not that of its values: is there a backward pass "
+            "that is not differentiable, as that of an autograd.Function or of PyTorch's "
+            "weight_norm may be? Use ggn, which does not need it"
         )
 
 

