@@ -150,16 +150,16 @@ class Engine(ABC):
 
     def second_order(
         self,
-        adjoint: Block,
+        adjoint: Float[Tensor, "trial time unit"],
         dtheta: Float[Tensor, "block parameter"],
         dh: Block,
         names: Sequence[str],
     ) -> tuple[Float[Tensor, "block parameter"], Block]:
         """The second derivative of sum_t a[t] . f(theta, h[t-1]) applied to (dtheta, dh).
 
-        `adjoint` is one a, zero at steps that are not valid.
+        The adjoint a is zero at steps that are not valid.
         """
-        c, previous = adjoint[0].flatten(0, 1), F.pad(dh, (0, 0, 1, -1)).flatten(1, 2)
+        c, previous = adjoint.flatten(0, 1), F.pad(dh, (0, 0, 1, -1)).flatten(1, 2)
         by_theta, by_previous = self.rows.second_order(c, dtheta, previous, names)
         return by_theta, F.pad(self._unflatten(by_previous), (0, 0, -1, 1))
 

@@ -132,7 +132,7 @@ def hessian(
     D = _outputs_by_parameters(lin)
     names = tuple(lin.parameters)
     parts = lin.sensitivity, C, lin._readout_jacobian, H
-    return Hessian(D.domain, lin.engine, names, *parts, adjoint, error)
+    return Hessian(D.domain, lin.engine, names, *parts, adjoint[0], error[0])
 
 
 # linearization.py cannot import losses, which need it.

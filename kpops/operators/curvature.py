@@ -137,7 +137,7 @@ class Hessian(TrajectoryOperator):
     H : TrajectoryOperator
         The second derivative of the loss by the outputs.
     adjoint, error : Tensor
-        a and e, blocks of one vector.
+        a and e.
     """
 
     is_composed = True

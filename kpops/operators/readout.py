@@ -23,12 +23,14 @@ class _ReadoutOperator(TrajectoryOperator):
         self.rows = rows
         self.trajectory = trajectory
 
-    def second_order(self, error: Outputs, dtheta: Parameters, dh: States) -> tuple[Tensor, Tensor]:
+    def second_order(
+        self, error: Float[Tensor, "trial time output"], dtheta: Parameters, dh: States
+    ) -> tuple[Parameters, States]:
         """The second derivative of error . C(h) applied to (dtheta, dh), by them.
 
         `dtheta` are the readout's own parameters, of which there may be none.
         """
-        c, names = self._by_row(error)[0], tuple(self.rows.parameters)
+        c, names = self._by_row(error[None])[0], tuple(self.rows.parameters)
         by_theta, by_h = self.rows.second_order(c, dtheta, self._by_row(dh), names)
         return by_theta, self._by_step(by_h)
 
