@@ -80,13 +80,13 @@ class LossHessian(TrajectoryOperator):
 
 
 class SideBySide(TrajectoryOperator):
-    """``[A, B, ...]``: the sum of operators, each of which acts on its part of a flat vector.
+    r"""``[A, B, ...]``: the sum of operators, each of which acts on its part of a flat vector.
 
     Parameters
     ----------
     domain : Space
         The flat vectors, whose parts are the domains of the blocks in turn.
-    *blocks : TrajectoryOperator
+    \*blocks : TrajectoryOperator
         Operators to one codomain, in one dtype, on one device.
     """
 
