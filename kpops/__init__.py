@@ -20,6 +20,7 @@ from kpops.learning.gradient_flow import gradient_flow, truncated_flow
 from kpops.learning.interference import accumulate_interference, interference, interference_operator
 from kpops.learning.over_training import over_training
 from kpops.learning.rank_bounds import rank_bounds
+from kpops.learning.stability import stability
 from kpops.learning.step_results import MeasureError
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
@@ -96,6 +97,7 @@ __all__ = [
     "schatten_norm",
     "spectral_density",
     "spectral_norm",
+    "stability",
     "stationary_response",
     "svds",
     "tasks",

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import vjp
 
 from kpops.engines.differential import Differential
 from kpops.engines.rowwise import Rowwise
@@ -114,6 +115,76 @@ def refuse_unlike_training(name: str, subject: Subject, never_run: Subject, rows
             "detached, rounded, behind a hook, or of a backward pass of its own? Mend it; or, if "
             "it is trained that way, set surrogate_gradient = True on the module"
         )
+
+
+# Second derivatives.
+
+
+class _Pulled:
+    """The gradient ``c^T dy/dh`` of a subject, as a function of rows."""
+
+    def __init__(self, subject: Subject, c: Tensor) -> None:
+        self.subject, self.c, self.module = subject, c, subject.module
+
+    def step(self, theta: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
+        """Rows (row, unit)."""
+        pullback: Any = vjp(lambda state: self.subject.step(theta, x, state), h)[1]
+        return pullback(self.c.to(h))[0]
+
+
+@torch.no_grad()
+def refuse_without_second(name: str, subject: Subject, rows: Rows, *, known: bool) -> None:
+    """Refuse a subject whose second derivatives are missing, or not those of its values.
+
+    Of `known` code only what torch lacks is looked for.
+    """
+    if is_declared(subject.module):
+        raise ValueError(
+            f"{name} declares a surrogate gradient, which is the derivative of no function and so "
+            "has no Hessian: use ggn"
+        )
+    parameters, x, h = rows
+    some = torch.linspace(0, len(h) - 1, min(_ROWS, len(h))).long().to(h.device)
+    rows = Rows(parameters, x[some], h[some])
+    d, names = Rowwise(subject.step, *rows), list(parameters)
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(h)
+
+    c = normal(*subject.step({}, rows.x, rows.h).shape)
+    u = normal(2, sum(d.sizes(names))), normal(2, *rows.h.shape)
+    try:
+        images = d.second_order(c, *u, names)
+    except _ERRORS as error:
+        raise ValueError(
+            f"{name} has no second derivative ({str(error).strip().partition(chr(10))[0]}): use "
+            "ggn, which needs none, or write it in plain operations of torch"
+        ) from error
+    if known:
+        return
+    pulled = _Pulled(subject, c)
+    wrong = not is_symmetric(*(torch.cat([t.flatten(1) for t in both], 1) for both in (u, images)))
+    if wrong or _is_untrue(pulled, rows, []) or (names and _is_untrue(pulled, rows, names)):
+        raise ValueError(
+            f"the second derivative of {name} is not that of its values: is there a backward pass "
+            "that is not differentiable, as that of an autograd.Function or of PyTorch's "
+            "weight_norm may be? Use ggn, which does not need it"
+        )
+
+
+def is_symmetric(u: Tensor, images: Tensor) -> bool:
+    """Whether <u0, A u1> = <A u0, u1> but for rounding, for two vectors and their images."""
+    gap = (u[0] * images[1]).sum() - (images[0] * u[1]).sum()
+    return bool(gap.abs() <= _tolerance(u) * u.norm() * images.norm())
+
+
+def is_slope(curve: Callable[[Tensor], Tensor], value: Tensor, slope: Tensor) -> bool:
+    """Whether values (row, output) along a line have this slope at 0."""
+    agreed: Tensor | bool = False
+    for step in _STEPS:
+        agreed = agreed | _agrees(curve, value.new_tensor(step), value, slope)
+    return bool(torch.as_tensor(agreed).all())
 
 
 # Reverse mode: training's, and the operators'.
@@ -246,7 +317,7 @@ def _refuse_kept(name: str, never_run: Subject, rows: Rows, without: list[str]) 
 # Finite differences.
 
 
-def _is_untrue(subject: Subject, rows: Rows, names: list[str]) -> bool:
+def _is_untrue(subject: Subject | _Pulled, rows: Rows, names: list[str]) -> bool:
     """Whether the derivative by these parameters, or by the state if there are none, is not true.
 
     Then a value has another slope along every direction that is tried; kinks spoil some directions.
@@ -272,7 +343,7 @@ def _is_untrue(subject: Subject, rows: Rows, names: list[str]) -> bool:
 
 
 def _curve(
-    subject: Subject, rows: Rows, names: list[str], dtype: torch.dtype, seed: int
+    subject: Subject | _Pulled, rows: Rows, names: list[str], dtype: torch.dtype, seed: int
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """Values along a random line, as a function of a number, and the number 0.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import xarray as xr
@@ -70,6 +70,10 @@ class Linearization(Shown):
     engine_asked: str
     gates_asked: str
     remark: str = ""
+
+    # Attached by learning/curvature.py, which knows losses.
+    ggn: ClassVar[Callable[..., TrajectoryOperator]]
+    hessian: ClassVar[Callable[..., TrajectoryOperator]]
 
     def __post_init__(self) -> None:
         with exclusive_compute(self.device):
@@ -195,14 +199,20 @@ class Linearization(Shown):
     def output_ntk(self) -> TrajectoryOperator:
         """C P K P* C*, and J_C J_C* if the readout has parameters that learn: the output NTK."""
         through_states = self.C @ self.flow @ self.C.H
-        own = self.readout_parameters
-        if not own:
+        J_C = self._readout_jacobian
+        if J_C is None:
             return through_states
-        rows = Rowwise(self._readout_map(), own, *self._readout_rows())
-        space = parameter_space({n: p.numel() for n, p in own.items()})
-        J_C = ReadoutParameterJacobian(rows, self.trajectory, space, self.output_space)
         own_part = J_C @ J_C.H
         return through_states + (own_part if self._scale == 1 else self._scale * own_part)
+
+    @cached_property
+    def _readout_jacobian(self) -> ReadoutParameterJacobian | None:
+        own = self.readout_parameters
+        if not own:
+            return None
+        rows = Rowwise(self._readout_map(), own, *self._readout_rows())
+        space = parameter_space({n: p.numel() for n, p in own.items()})
+        return ReadoutParameterJacobian(rows, self.trajectory, space, self.output_space)
 
     def _rescaled(self, operator: Any, power: int = 0) -> TrajectoryOperator:
         """`operator` times a power of the forcing step, with its provenance."""

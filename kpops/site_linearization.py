@@ -16,7 +16,7 @@ from kpops.arrays import to_numpy
 from kpops.distributed.agreement import Processes, fingerprint
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.rowwise import Rowwise
-from kpops.engines.site_engine import SiteEngine
+from kpops.engines.site_engine import SecondOrder, SiteEngine
 from kpops.labels import Space
 from kpops.linearization import Linearization
 from kpops.models.sites import SiteNetwork
@@ -103,6 +103,11 @@ class SiteLinearization(Linearization):
     def model(self) -> nn.Module:
         """The snapshot of the network."""
         return self.network.module
+
+    @cached_property
+    def second_order_of_outputs(self) -> SecondOrder:
+        """The second derivative of the outputs, or of the sites where there are none."""
+        return SecondOrder(self.engine.pushed if self.readout is None else self._outputs)
 
     @property
     def structure(self) -> dict[str, bool]:

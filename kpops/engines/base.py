@@ -148,6 +148,21 @@ class Engine(ABC):
         """J J* q. An engine that knows the structure of K may do better."""
         return self.parameter_jvp(self.parameter_vjp(q, names), names)
 
+    def second_order(
+        self,
+        adjoint: Float[Tensor, "trial time unit"],
+        dtheta: Float[Tensor, "block parameter"],
+        dh: Block,
+        names: Sequence[str],
+    ) -> tuple[Float[Tensor, "block parameter"], Block]:
+        """The second derivative of sum_t a[t] . f(theta, h[t-1]) applied to (dtheta, dh).
+
+        The adjoint a is zero at steps that are not valid.
+        """
+        c, previous = adjoint.flatten(0, 1), F.pad(dh, (0, 0, 1, -1)).flatten(1, 2)
+        by_theta, by_previous = self.rows.second_order(c, dtheta, previous, names)
+        return by_theta, F.pad(self._unflatten(by_previous), (0, 0, -1, 1))
+
     def flow(self, q: Block, names: Sequence[str]) -> Block:
         """P J J* P* q, for the parameters `names`."""
         return self.propagate(self.parameter_gram(self.backpropagate(q), names))

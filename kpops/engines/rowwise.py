@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import vmap
+from torch.func import grad, vjp, vmap
 
 from kpops.engines.differential import Differential
 from kpops.engines.threads import enough_for
@@ -59,9 +59,9 @@ class Rowwise:
     parameter_vjp  q -> sum_r D[r]^T q[r]
     ============== ========================
 
-    With `keep`, the maps D and D^T are kept once they are made, which saves half of the work of
-    each matvec and costs some `TEMPORARIES` numbers per row and unit. Otherwise nothing is stored
-    but the rows.
+    :meth:`second_order` differentiates once more. With `keep`, the maps D and D^T are kept once
+    they are made, which saves half of the work of each matvec and costs some `TEMPORARIES` numbers
+    per row and unit. Otherwise nothing is stored but the rows.
     """
 
     def __init__(
@@ -113,6 +113,38 @@ class Rowwise:
         for maps in self._parameter_maps(names):
             total += maps.rows._each(partial(flat, maps), q[:, maps.where])
         return total
+
+    def second_order(
+        self,
+        c: Float[Tensor, "row output"],
+        dtheta: Parameters,
+        dh: Tangents,
+        names: Sequence[str],
+    ) -> tuple[Parameters, Tangents]:
+        """Apply the second derivative of ``sum_r c[r] . y[r]`` by (theta, h) to (dtheta, dh)."""
+        n, by_theta, by_h = dtheta.shape[1], torch.zeros_like(dtheta), []
+        for where, part in self._chunks():
+            point = {name: self.parameters[name] for name in names}, part.h
+            # Twice in reverse, since the second derivative is its own transpose.
+            slope = grad(partial(part._weighted, c[where]))
+            pullback: Any = vjp(slope, point)[1]
+            act = partial(part._second_order, pullback, names)
+            image = part._each(act, torch.cat([dtheta, dh[:, where].flatten(1)], 1))
+            by_theta += image[:, :n]
+            by_h.append(image[:, n:].unflatten(1, part.h.shape))
+        return by_theta, torch.cat(by_h, 1)
+
+    def _weighted(self, c: Tensor, at: tuple[dict[str, Tensor], Tensor]) -> Tensor:
+        theta, h = at
+        return (c * self.function({**self.parameters, **theta}, self.x, h)).sum()
+
+    def _second_order(
+        self, pullback: Callable[..., Any], names: Sequence[str], u: Tensor
+    ) -> Tensor:
+        n = sum(self.sizes(names))
+        given = self._split(u[:n], names), u[n:].reshape(self.h.shape)
+        ((by_theta, by_h),) = pullback(given)
+        return torch.cat([*(by_theta[name].reshape(-1) for name in names), by_h.reshape(-1)])
 
     @in_full_precision  # they are kept, and serve more than products
     def state_jacobians(self) -> Float[Tensor, "row output unit"]:

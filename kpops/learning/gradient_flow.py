@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kpops import work
 from kpops.arrays import as_tensor, to_numpy
-from kpops.distributed.agreement import in_step
-from kpops.learning.losses import IGNORED, Loss, objective_of, read_targets, read_weights
+from kpops.learning.loss_of_outputs import LossOfOutputs
+from kpops.learning.losses import Loss
 from kpops.learning.required import labelled, require_linearization
 from kpops.linearization import Linearization
 from kpops.precision import in_full_precision
@@ -87,7 +87,7 @@ def gradient_flow(
     (False, True)
     """
     require_linearization(lin, spread=True)
-    value, of_outputs = _gradient(lin, targets, loss, loss_mask)
+    value, of_outputs = LossOfOutputs.read(lin, targets, loss, loss_mask).gradient()
     error = of_outputs if lin.readout is None else lin.C.apply_adjoint(of_outputs)
     adjoint = lin.P.apply_adjoint(error)
     step = -lin.parameter_gradient(of_outputs, adjoint)
@@ -239,71 +239,3 @@ def truncated_flow(
         },
         attrs={**lin.attrs, "configuration": json.dumps(settings, sort_keys=True)},
     )
-
-
-def _gradient(
-    lin: Linearization, targets: Any, loss: Loss, loss_mask: Any
-) -> tuple[Tensor, Tensor]:
-    """The loss, and its gradient by the outputs (by the states, if there is no readout)."""
-    space = lin.space if lin.readout is None else lin.output_space
-    with in_step(space.parts.group) as processes:
-        objective = objective_of(loss, loss_mask)
-        steps, trajectory = space.keep(space.dims[:-1]), lin.trajectory
-        weights = read_weights(loss_mask, steps, trajectory.mask, trajectory.states, lin.reading)
-        wanted = read_targets(targets, steps, weights, lin.reading)
-        wanted = objective.fit(wanted, space.shape, weights)
-        if space.parts.many and not isinstance(loss, str):
-            raise ValueError(
-                "loss is a callable, which sees the trials of one process only: pass 'mse' or "
-                "'cross_entropy', whose means are over the trials of all"
-            )
-        counted = objective.counted(wanted, weights)
-        everyone = processes.agree(
-            {"loss": str(loss)}, (float(weights.sum()), float(counted.sum()))
-        )
-        weighed, total = map(sum, zip(*everyone, strict=True))
-        if not weighed:
-            raise ValueError("loss_mask is zero at every valid step: let some steps count")
-        if not total:
-            raise ValueError(f"targets is {IGNORED} at every step that counts: label some")
-        outputs = lin.states if lin.readout is None else lin.outputs
-    with torch.enable_grad():
-        y = torch.tensor(outputs.values, device=lin.device, requires_grad=True)
-        before = torch.get_rng_state()
-        value = objective(y, wanted, weights, total)
-        if not torch.equal(before, torch.get_rng_state()):
-            raise ValueError("loss draws random numbers: make it a function of outputs and targets")
-        whole = space.parts.sum(value.detach())
-        if not whole.isfinite():
-            raise ValueError(f"loss returned {whole.item()}, expected a finite number")
-        _refuse_others(value, y)
-        (gradient,) = torch.autograd.grad(value, y)
-    restricted = trajectory.restrict(gradient[None])
-    padded = (restricted[0] != gradient).any(-1)
-    if padded.any():
-        trial, step = padded.nonzero()[0].tolist()
-        raise ValueError(
-            f"loss depends on the outputs of padded steps, first of trial {trial} at step {step}: "
-            "take the valid ones only; give it a third parameter, weights (trial, time), which is "
-            "zero in the padding, and for the last steps take outputs[range(len(outputs)), "
-            "(weights > 0).sum(1) - 1]"
-        )
-    return whole, restricted
-
-
-def _refuse_others(value: Tensor, outputs: Tensor) -> None:
-    """Refuse a loss with other variables than the outputs: their gradient would be missing."""
-    nodes, seen = [value.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", outputs)
-        if leaf is not outputs:
-            raise ValueError(
-                f"loss depends on another tensor that requires grad, of shape {tuple(leaf.shape)}, "
-                "besides the outputs: its gradient, such as that of weight decay, does not go "
-                "through the states; leave the term out, or detach the tensor"
-            )
-        nodes.extend(following for following, _ in node.next_functions)

@@ -49,6 +49,20 @@ class _Mean(ABC):
     def of_steps(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of every step, (trial, time)."""
 
+    @abstractmethod
+    def _root(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]: ...
+
+    def root(
+        self, outputs: Tensor, targets: Tensor, weights: Tensor, total: float
+    ) -> tuple[Tensor, ...]:
+        """d, or d, a and b, of the second derivative R R^T by the outputs of each step.
+
+        All are (trial, time, output), and R = diag(d) - a b^T.
+        """
+        scale = (self.counted(targets, weights) / total).sqrt()[..., None]
+        d, *ab = self._root(outputs, targets)
+        return scale * d, *(scale * a if i == 0 else a for i, a in enumerate(ab))
+
     def __call__(
         self, outputs: Tensor, targets: Tensor, weights: Tensor, total: float | None = None
     ) -> Tensor:
@@ -79,6 +93,9 @@ class _SquaredError(_Mean):
 
     def of_steps(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets).square().mean(-1)
+
+    def _root(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        return (torch.full_like(outputs, (2 / outputs.shape[-1]) ** 0.5),)
 
 
 class _CrossEntropy(_Mean):
@@ -119,6 +136,12 @@ class _CrossEntropy(_Mean):
         wanted = targets.movedim(-1, 1) if targets.is_floating_point() else targets
         return nn.functional.cross_entropy(logits, wanted, reduction="none", ignore_index=IGNORED)
 
+    def _root(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        # diag(p) - p p^T = R R^T with R = diag(sqrt p) - p sqrt(p)^T, since the sum of p is 1.
+        p, b = outputs.softmax(-1), (outputs.log_softmax(-1) / 2).exp()
+        scale = targets.sum(-1, keepdim=True).sqrt() if targets.is_floating_point() else 1
+        return scale * b, scale * p, b
+
 
 class _Given:
     """A user's callable, which gets the weights if it has a parameter of that name."""
@@ -134,6 +157,9 @@ class _Given:
 
     def counted(self, targets: Tensor, weights: Tensor) -> Tensor:
         return weights
+
+    def root(self, *_: Any) -> None:
+        """Unknown: it may not be convex."""
 
     def __call__(
         self, outputs: Tensor, targets: Tensor, weights: Tensor, total: float | None = None
@@ -174,8 +200,9 @@ def objective_of(loss: Loss, loss_mask: Any = None) -> Objective:
         return _LOSSES[loss]()
     if isinstance(loss, str) or not callable(loss):
         known = ", ".join(map(repr, _LOSSES))
+        shown = f"={loss!r}" if loss is None or isinstance(loss, str) else f" is {described(loss)}"
         raise (ValueError if isinstance(loss, str) else TypeError)(
-            f"loss={loss!r}: pass {known}, or a callable (outputs, targets) -> scalar tensor"
+            f"loss{shown}: pass {known}, or a callable (outputs, targets) -> scalar tensor"
         )
     if isinstance(loss, type):
         raise TypeError(f"loss is the class {loss.__name__}: pass an instance, {loss.__name__}()")

@@ -104,7 +104,7 @@ class SiteNetwork:
         """Units of the sites."""
         return [site.size for site in self.sites]
 
-    def step(self, parameters: dict[str, Tensor], x: Rows, d: Sites) -> Sites:
+    def step(self, parameters: dict[str, Tensor], x: Any, d: Sites) -> Sites:
         """The sites of the run in which `d` is pushed."""
         pushes = d.split(self.sizes, dim=1)
 

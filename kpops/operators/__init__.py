@@ -9,6 +9,7 @@ traces). ``*domain`` and ``*codomain`` are the dimensions of an operator's space
 """
 
 from kpops.operators.base import TrajectoryOperator
+from kpops.operators.curvature import Hessian, LossHessian, LossRoot, SideBySide
 from kpops.operators.dense import DenseOperator
 from kpops.operators.foreign import ForeignOperator
 from kpops.operators.low_rank import LowRank
@@ -23,7 +24,10 @@ __all__ = [
     "DenseOperator",
     "FlowOperator",
     "ForeignOperator",
+    "Hessian",
     "InversePropagator",
+    "LossHessian",
+    "LossRoot",
     "LowRank",
     "ParameterJacobian",
     "ParameterOperator",
@@ -34,6 +38,7 @@ __all__ = [
     "ReadoutJacobian",
     "ReadoutParameterJacobian",
     "Restriction",
+    "SideBySide",
     "ThinFactor",
     "TrajectoryOperator",
 ]

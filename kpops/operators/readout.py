@@ -23,6 +23,17 @@ class _ReadoutOperator(TrajectoryOperator):
         self.rows = rows
         self.trajectory = trajectory
 
+    def second_order(
+        self, error: Float[Tensor, "trial *time output"], dtheta: Parameters, dh: States
+    ) -> tuple[Parameters, States]:
+        """The second derivative of error . C(h) applied to (dtheta, dh), by them.
+
+        `dtheta` are the readout's own parameters, of which there may be none.
+        """
+        c, names = self._by_row(error[None])[0], tuple(self.rows.parameters)
+        by_theta, by_h = self.rows.second_order(c, dtheta, self._by_row(dh), names)
+        return by_theta, self.trajectory.restrict(by_h.reshape(dh.shape))
+
     def _by_row(self, q: Float[Tensor, " block *given"]) -> Float[Tensor, "block row x"]:
         return self.trajectory.restrict(q).reshape(len(q), len(self.rows.h), -1)
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from kpops.maturity import experimental
 from kpops.plot import style as look
 from kpops.plot import wording
 
@@ -197,7 +196,6 @@ def _scale(ax: Any, spectra: list[_Spectrum]) -> None:
         look.log_values(ax)
 
 
-@experimental
 def density(
     result: xr.Dataset,
     ax: Any = None,

@@ -19,7 +19,6 @@ from kpops.linalg.rounding import noise_floor
 from kpops.linalg.scaling import normalized, power_of_two
 from kpops.linalg.symmetry import is_self_adjoint
 from kpops.linalg.triplets import singular_triplets
-from kpops.maturity import experimental
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.foreign import as_operator
 from kpops.precision import in_full_precision
@@ -30,7 +29,6 @@ from kpops.spectral._result import configuration, identity, mode_variables, undo
 _STEPS = 64
 
 
-@experimental
 @in_full_precision
 @work.shown
 def spectral_density(

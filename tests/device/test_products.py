@@ -8,8 +8,9 @@ from linearized import MODELS, linearized
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's
 
-OPERATORS = ["P", "P_inv", "J", "K", "flow", "sensitivity", "C", "output_ntk"]
-SELF_ADJOINT = {"K", "flow", "output_ntk"}
+CURVATURE = {"ggn", "hessian"}
+OPERATORS = ["P", "P_inv", "J", "K", "flow", "sensitivity", "C", "output_ntk", *sorted(CURVATURE)]
+SELF_ADJOINT = {"K", "flow", "output_ntk", *CURVATURE}
 PRODUCTS = OPERATORS + [f"{name}*" for name in OPERATORS if name not in SELF_ADJOINT]
 CASES = [
     (name, engine, with_mask)
@@ -21,12 +22,15 @@ CASES = [
 
 def operator(lin, product):
     op = getattr(lin, product.rstrip("*"))
+    op = op(0.5 * lin.outputs) if product in CURVATURE else op
     return op.H if product.endswith("*") else op
 
 
 @pytest.mark.parametrize(("name", "engine", "with_mask"), CASES)
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_matvecs_equal_those_of_the_cpu_and_do_not_wait(name, engine, with_mask, product):
+    if product == "hessian" and name in ("weight_norm", "orthogonal_square"):
+        pytest.skip("torch's second derivative of weight_norm is wrong, of matrix_exp waits")
     op = operator(linearized(name, engine, with_mask=with_mask), product)
     on_cpu = operator(linearized(name, engine, "cpu", with_mask=with_mask), product)
     rng = torch.Generator().manual_seed(1)

@@ -73,6 +73,8 @@ def operators(lin):
         "over trials": lin.K.expand_average("trial"),
         "selected": lin.flow.select(time=slice(1, 4), unit=[0, 2]),
         "selected parameters": lin.J.select(parameter=range(3), unit=[1]),
+        "ggn": lin.ggn(lin.outputs.argmax("output"), "cross_entropy"),
+        "hessian": lin.hessian(0.5 * lin.outputs),
     }
 
 
