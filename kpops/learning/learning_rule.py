@@ -81,9 +81,9 @@ def learning_rule(lin: Linearization, rule: str, **options: Any) -> TrajectoryOp
     - **random update** is a control and no rule of the literature: B replaces J*, or with
       ``error="output"`` J* P* C*, so a step knows neither activity nor weights.
     - **functional gradient**: every step of every trial is pushed along its own adjoint.
-    - **preconditioned**: M by parameter, frozen at the step. `preconditioner` is a flat diagonal, an
-      operator on the space of parameters, or a dict by their names, of arrays of the parameter's
-      shape or of tuples of matrices, one for each dimension, whose Kronecker product M is (Shampoo,
+    - **preconditioned**: M is frozen at the step. `preconditioner` is a flat diagonal, an operator
+      on the space of parameters, or a dict by the parameters' names, of arrays of their shapes or
+      of tuples of matrices, one for each dimension, of which M is the Kronecker product (Shampoo,
       K-FAC). **optimizer**: M of the next step of a torch SGD, Adam, AdamW, RMSprop or Adagrad
       without weight decay, in the state in which it is, between ``loss.backward()`` and
       ``optimizer.step()``. `model` is the module that it trains. The attribute ``drift`` of R is
@@ -93,9 +93,10 @@ def learning_rule(lin: Linearization, rule: str, **options: Any) -> TrajectoryOp
       takes part: P J (J* P* C* C P J + l)^-1 J* P* C*. This is natural gradient where outputs are
       Gaussian with unit variance. Exact where the matrix fits, else by conjugate gradients to a
       relative residual `tol`, with a warning if they miss it.
-    - **momentum**: `steps` steps of SGD as torch does them, by heavy ball or Nesterov. R maps pairs
-      along a first dimension ``part``: (Err, u) to (-dh / eta, u afterwards), with ``u = P J v`` the
-      velocity v of the optimizer seen on the trajectories, ``lin.sensitivity @ v``.
+    - **momentum**: `steps` steps of SGD as torch does them, by heavy ball or Nesterov. R maps
+      pairs along a first dimension ``part``: (Err, u) to (-dh / eta, u afterwards), with
+      ``u = P J v`` the velocity v of the optimizer seen on the trajectories,
+      ``lin.sensitivity @ v``.
 
     Examples
     --------

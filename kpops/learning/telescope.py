@@ -66,11 +66,12 @@ def telescope(
     Dataset
         With the dimension ``step``, since the first checkpoint: ``state_change`` (step, trial,
         time, unit), the true change of the states; ``telescoped_state_change``, the sum of the
-        linearised ones; ``state_error`` (step), the norm of their difference over that of the true
-        change; ``state_step_error`` (step), the same of the change since the checkpoint before.
-        With a readout and without targets, also ``output_change``, ``telescoped_output_change``,
-        ``output_error`` and ``output_step_error``, which include the steps of the readout's own
-        parameters that learn. Errors are NaN where nothing has changed, and at the first step.
+        linearised ones; ``state_relative_error`` (step), the norm of their difference over that of
+        the true change; ``state_step_relative_error`` (step), the same of the change since the
+        checkpoint before. With a readout and without targets, also ``output_change``,
+        ``telescoped_output_change``, ``output_relative_error`` and ``output_step_relative_error``,
+        which include the steps of the readout's own parameters that learn. Errors are NaN where
+        nothing has changed, and at the first step.
 
     Raises
     ------
@@ -101,7 +102,7 @@ def telescope(
     ...     optimizer.step()
     ...     checkpoints.append((step, copy.deepcopy(network.state_dict())))
     >>> told = kpops.telescope(network, checkpoints, inputs)
-    >>> bool(told.state_error[-1] < 0.05)
+    >>> bool(told.state_relative_error[-1] < 0.05)
     True
     """
     if (targets is None) != (learning_rate is None):
@@ -118,9 +119,9 @@ def telescope(
 
     def by_rule(lin: Linearization, iterations: int, _: Tensor) -> np.ndarray:
         flow = gradient_flow(lin, targets, loss, loss_mask=loss_mask)
-        R = learning_rule(lin, rule) if isinstance(rule, str) else rule(lin)
-        error = flow.error if R.domain == lin.space else flow.output_error
-        return -float(learning_rate or 0) * iterations * (R @ error.values)
+        moves = learning_rule(lin, rule) if isinstance(rule, str) else rule(lin)
+        error = flow.error if moves.domain == lin.space else flow.output_error
+        return -float(learning_rate or 0) * iterations * (moves @ error.values)
 
     if isinstance(checkpoints, str | os.PathLike):
         checkpoints = read_checkpoints(checkpoints)
@@ -187,7 +188,7 @@ class _Changes:
             for part, (approximate, true) in errors.items():
                 text = f"relative error of the linearised {kind} change"
                 text += ", since the checkpoint before" if part else ""
-                result[f"{kind}_{part}error"] = xr.DataArray(
+                result[f"{kind}_{part}relative_error"] = xr.DataArray(
                     _relative(approximate, true), attrs={"long_name": text, "units": "1"}
                 )
         self.before = lin

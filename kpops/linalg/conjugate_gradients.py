@@ -23,11 +23,11 @@ def solve(
     for _ in range(max_iterations):
         if bool((square.sqrt() <= tol * scale).all()):
             break
-        Ap = act(p)
-        curvature = space.dots(p, Ap)
+        image = act(p)
+        curvature = space.dots(p, image)
         step = torch.where(curvature > 0, square / curvature.clamp_min(1e-300), 0.0)
         x = x + step.to(x.dtype)[:, None] * p
-        r = r - step.to(x.dtype)[:, None] * Ap
+        r = r - step.to(x.dtype)[:, None] * image
         before, square = square, space.dots(r, r)
         ratio = torch.where(before > 0, square / before.clamp_min(1e-300), 0.0)
         p = r + ratio.to(x.dtype)[:, None] * p

@@ -61,13 +61,13 @@ class Preconditioner(TrajectoryOperator):
         parts = q.split([shape.numel() for shape in shapes], dim=1)
         images = []
         for part, shape, factor in zip(parts, shapes, factors, strict=True):
-            G = part.unflatten(1, shape) if len(shape) else part.squeeze(1)
+            gradient = part.unflatten(1, shape) if len(shape) else part.squeeze(1)
             if isinstance(factor, Tensor):
-                G = factor * G
+                gradient = factor * gradient
             else:
                 for axis, matrix in enumerate(factor, 1):
-                    G = (G.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
-            images.append(G.reshape(len(q), -1))
+                    gradient = (gradient.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
+            images.append(gradient.reshape(len(q), -1))
         return torch.cat(images, 1)
 
     def _make_root(self) -> TrajectoryOperator:

@@ -86,7 +86,9 @@ def _feedback(lin: Linearization, weights: Any, source: RandomVectors) -> Trajec
     shape = lin.space.shape[-1], lin.output_space.shape[-1]
     if weights is None:
         drawn = source.normal(1, range(shape[0] * shape[1]), like).view(shape)
-        probe = source.normal(1, range(lin.output_space.size), like).view(1, *lin.output_space.shape)
+        probe = source.normal(1, range(lin.output_space.size), like).view(
+            1, *lin.output_space.shape
+        )
         seen = lin.C.apply_adjoint(probe).flatten(0, -2).any(0)
         B = drawn * seen[:, None] / seen.sum().clamp_min(1) ** 0.5
     else:

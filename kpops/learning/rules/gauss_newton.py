@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.learning.rules.feedback import error_space
-from kpops.learning.rules.through_time import gradient_descent
+from kpops.learning.rules.through_time import gradient_descent, unscaled
 from kpops.linalg import conjugate_gradients
 from kpops.linalg.vectors import VectorSpace
 from kpops.linearization import Linearization
@@ -36,8 +36,9 @@ class DampedInverse(TrajectoryOperator):
 
     def __init__(self, A: TrajectoryOperator, damping: float, tol: float) -> None:
         symbol = f"({A.symbol} + {damping:.3g})^-1"
-        known = {"self_adjoint": True, "positive": True}
-        super().__init__(A.domain, A.domain, symbol=symbol, **A.alike(), **known)
+        super().__init__(
+            A.domain, A.domain, symbol=symbol, self_adjoint=True, positive=True, **A.alike()
+        )
         self.A, self.damping, self.tol = A, damping, tol
         self.block_diagonal_dims = A.block_diagonal_dims
         self.residual = 0.0
@@ -104,14 +105,13 @@ def _of_outputs(lin: Linearization, damping: float, tol: float) -> TrajectoryOpe
     W = flow.root
     assert W is not None
     if not _fits(W):
-        ntk = lin.output_ntk if lin._scale == 1 else (1 / lin._scale) * lin.output_ntk
-        return flow @ lin.C.H @ DampedInverse(ntk, damping, tol)
+        return flow @ lin.C.H @ DampedInverse(unscaled(lin, lin.output_ntk), damping, tol)
     states, D = W.dense_tensor(), (lin.C @ W).dense_tensor()
     own = lin.J_C
     if own is not None:
         D = torch.cat([D, own.dense_tensor()], 1)
-    U, s, Vh = _decomposed(D, damping)
-    moved = states @ Vh[:, : states.shape[1]].mT
+    U, s, right = _decomposed(D, damping)
+    moved = states @ right[:, : states.shape[1]].mT
     return LowRank(
         moved.mT.reshape(-1, *lin.space.shape),
         s / (s**2 + damping),
@@ -133,7 +133,7 @@ def _decomposed(D: Tensor, damping: float) -> Any:
     Singular values are known to their rounding r, and a gain s^2 / (s^2 + l) changes by less than
     r / sqrt(l), relative to the largest.
     """
-    U, s, Vh = torch.linalg.svd(D, full_matrices=False)
+    U, s, right = torch.linalg.svd(D, full_matrices=False)
     rounding = torch.finfo(D.dtype).eps * max(D.shape) ** 0.5 * float(s[0])
     least = (rounding / _ACCURACY) ** 2
     if damping < least:
@@ -141,4 +141,4 @@ def _decomposed(D: Tensor, damping: float) -> Any:
             f"damping={damping:.3g} is hidden by rounding in {D.dtype}: choose {least:.2g} or more"
             + ("" if D.dtype == torch.float64 else ", or linearise with dtype=torch.float64")
         )
-    return U, s, Vh
+    return U, s, right

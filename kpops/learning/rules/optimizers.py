@@ -68,7 +68,7 @@ STEPS: dict[type[Optimizer], Callable[[Tensor, State, State], Step]] = {
 def next_step(
     optimizer: Any, model: Any, parameters: Mapping[str, Tensor]
 ) -> tuple[list[Tensor], Tensor]:
-    """c M of each of the `parameters`, and d as one flat vector.
+    """Return c M of each of the `parameters`, and d as one flat vector.
 
     Raises
     ------

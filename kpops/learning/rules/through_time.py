@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from kpops.linearization import Linearization
 from kpops.operators import TrajectoryOperator
+from kpops.operators.base import Scaled
 from kpops.operators.history import TruncatedPropagator
 from kpops.scalars import check_count
 
 
 def gradient_descent(lin: Linearization) -> TrajectoryOperator:
     """P K P*: a step along the gradient, dtheta = -eta J* P* Err."""
-    return lin.flow if lin._scale == 1 else (1 / lin._scale) * lin.flow
+    return unscaled(lin, lin.flow)
 
 
 def functional_gradient(lin: Linearization) -> TrajectoryOperator:
@@ -42,8 +43,12 @@ def backward(
 
 def through(lin: Linearization, backward: TrajectoryOperator) -> TrajectoryOperator:
     """P K A*, with A* what stands for backpropagation."""
-    K = lin.K if lin._scale == 1 else (1 / lin._scale) * lin.K
-    return lin.P @ K @ backward.H
+    return lin.P @ unscaled(lin, lin.K) @ backward.H
+
+
+def unscaled(lin: Linearization, op: TrajectoryOperator) -> TrajectoryOperator:
+    """An operator with K in it, under ``measure="sum"``, which is that of a real step."""
+    return op if lin._scale == 1 else Scaled(op, 1 / lin._scale)
 
 
 def time_of(lin: Linearization) -> int:
