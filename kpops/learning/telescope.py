@@ -87,7 +87,8 @@ def telescope(
     -----
     The steps are those of the parameters that learn in the linearization: what else changes between
     checkpoints, such as buffers, is in the true change alone. Err is the error on `inputs`, so a
-    sum by a rule is that of training on them, by full batches.
+    sum by a rule is that of training on them, by full batches. The result holds two trajectories of
+    states, and two of outputs, for each checkpoint.
 
     Examples
     --------
