@@ -175,8 +175,7 @@ for rule, (*_, losses) in RUNS.items():
 # with the feedback, and from iteration 350 on both rules make almost the same step (cosine 0.98 or
 # more). This is feedback alignment (Lillicrap et al. 2016): the rule does not approximate gradient
 # descent in a given network, it makes a network in which it does. For the rules that detach the
-# state, a high cosine means less: they leave out the same small part, and gradient descent, too,
-# would need many iterations to follow it there.
+# state, a high cosine is no such sign: what they leave out is small in every step, and decides.
 #
 # Which changes a rule can make
 # -----------------------------
@@ -215,10 +214,11 @@ fig.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
 # errors are of three outputs, not of 32 units, at every step.
 #
 # Before training, none of the steps lies in few modes. As the network learns, even the step that
-# sees no past is to nine tenths in five modes of gradient descent: these modes are made by
-# :math:`P` and :math:`K`, which all rules but one share. The exception is the functional gradient
-# :math:`P P^{*}`, which pushes every step of every trial as the error demands. It shows what
-# :math:`K`, the sharing of weights between steps and trials, forbids.
+# sees no past is to nine tenths in five modes of gradient descent, and that of feedback alignment
+# in twenty: these modes are made by :math:`P` and :math:`K`, which all rules but one share. The
+# exception is the functional gradient :math:`P P^{*}`, which pushes every step of every trial as
+# the error demands. It shows what :math:`K`, the sharing of weights between steps and trials,
+# forbids.
 #
 # How far do such operators explain training?
 # -------------------------------------------
@@ -239,5 +239,4 @@ plt.show()
 
 # %%
 # Ten iterations of Adam at a time, the linearised steps explain all but about 15 % of the change of
-# the outputs; fifty at a time, all but 37 %, most of which they lose when the memory forms. Take as
-# many checkpoints as the question needs.
+# the outputs; fifty at a time, all but 37 %, and the error jumps where the memory forms.

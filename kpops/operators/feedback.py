@@ -8,7 +8,7 @@ from torch import Tensor
 from kpops.engines.base import Engine
 from kpops.labels import Space
 from kpops.operators.propagator import EngineOperator
-from kpops.operators.shapes import Outputs, States
+from kpops.operators.shapes import InCodomain, InDomain
 
 
 class OutputFeedback(EngineOperator):
@@ -31,8 +31,8 @@ class OutputFeedback(EngineOperator):
         self.block_diagonal_dims = outputs.dims[:-1]
         self.weights = weights
 
-    def _apply(self, q: Outputs) -> States:
+    def _apply(self, q: InDomain) -> InCodomain:
         return self.engine.trajectory.restrict(q @ self.weights.mT)
 
-    def _apply_adjoint(self, q: States) -> Outputs:
+    def _apply_adjoint(self, q: InCodomain) -> InDomain:
         return self.engine.trajectory.restrict(q @ self.weights)

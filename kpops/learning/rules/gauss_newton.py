@@ -61,7 +61,7 @@ class DampedInverse(TrajectoryOperator):
 def gauss_newton(
     lin: Linearization, *, damping: float, error: str = "state", tol: float | None = None
 ) -> TrajectoryOperator:
-    """P J (J* P* P J + lambda)^-1 J* P*, or with C for output errors; lambda is `damping`.
+    """P J (J* P* P J + l)^-1 J* P*, or with C for errors of outputs; l is `damping`.
 
     By one singular value decomposition where the matrix of the smallest equivalent factor fits,
     else by conjugate gradients to the relative residual `tol`.
@@ -77,10 +77,9 @@ def gauss_newton(
     return (_of_states if error == "state" else _of_outputs)(lin, float(damping), float(tol))
 
 
-# With W W* = Phi, W of as few columns as there are, and all that W is used for below, the results
-# depend on Phi alone: W (W* W + l)^-1 W* = Phi (Phi + l)^-1. With W = U s V* its gains are
-# s^2 / (s^2 + l); for outputs, D = [C W, J_C] = U s V* and the step of all parameters moves the
-# states by [W, 0] V s / (s^2 + l) U*.
+# R depends on Phi = P J J* P* alone: with any W of few columns and W W* = Phi it is
+# W (W* W + l)^-1 W* = Phi (Phi + l)^-1, and with W = U s V* its gains are s^2 / (s^2 + l). Of
+# outputs, D = [C W, J_C] = U s V*, and R = [W, 0] V s / (s^2 + l) U*.
 
 
 def _of_states(lin: Linearization, damping: float, tol: float) -> TrajectoryOperator:
