@@ -49,7 +49,8 @@ def learning_rule(lin: Linearization, rule: str, **options: Any) -> TrajectoryOp
 
     Notes
     -----
-    B are fixed random weights, drawn by ``rng``, a seed or a Generator.
+    R is the part of the step by the parameters that learn in the linearization. B are fixed random
+    weights, drawn by ``rng``, a seed or a Generator.
 
     ======================= ================== ====================== ==========================
     rule                    R                  error of               options
@@ -78,16 +79,17 @@ def learning_rule(lin: Linearization, rule: str, **options: Any) -> TrajectoryOp
       **rflo** (Murray 2019, eLife 8, e43299): nothing goes back through recurrent weights, and
       eligibility traces decay by `leak`, which is ``1 - alpha`` of a
       :class:`kpops.models.LeakyCell` in its rate form. B reaches the units that the readout sees.
-    - **random update** is a control and no rule of the literature: B replaces J*, or with
-      ``error="output"`` J* P* C*, so a step knows neither activity nor weights.
+    - **random update** is a control and no rule of the literature: B replaces J*, and a step knows
+      nothing of the activity; or with ``error="output"`` J* P* C*, and nothing of the weights.
     - **functional gradient**: every step of every trial is pushed along its own adjoint.
     - **preconditioned**: M is frozen at the step. `preconditioner` is a flat diagonal, an operator
       on the space of parameters, or a dict by the parameters' names, of arrays of their shapes or
       of tuples of matrices, one for each dimension, of which M is the Kronecker product (Shampoo,
       K-FAC). **optimizer**: M of the next step of a torch SGD, Adam, AdamW, RMSprop or Adagrad
       without weight decay, in the state in which it is, between ``loss.backward()`` and
-      ``optimizer.step()``. `model` is the module that it trains. The attribute ``drift`` of R is
-      what earlier gradients add: ``dh = -eta (R Err + drift)``.
+      ``optimizer.step()``. `model` is the module that it trains, and M is that of the gradients
+      which its parameters hold. The attribute ``drift`` of R is what earlier gradients add:
+      ``dh = -eta (R Err + drift)``.
     - **gauss-newton**: P J (J* P* P J + l)^-1 J* P*, with l the `damping`. With
       ``error="output"`` the least squares are those of the outputs, and a readout that learns
       takes part: P J (J* P* C* C P J + l)^-1 J* P* C*. This is natural gradient where outputs are
