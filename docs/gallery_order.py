@@ -11,6 +11,7 @@ ORDER = [
     "fixed_points.py",
     "lyapunov.py",
     "truncated_flow.py",
+    "learning_rules.py",
     "edge_of_stability.py",
     "theorem_1.py",
     "g_sweep.py",

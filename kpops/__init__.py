@@ -18,10 +18,12 @@ from kpops.dynamics.lyapunov_statistics import entropy_bound, kaplan_yorke_dimen
 from kpops.learning.collapse import collapse
 from kpops.learning.gradient_flow import gradient_flow, truncated_flow
 from kpops.learning.interference import accumulate_interference, interference, interference_operator
+from kpops.learning.learning_rule import learning_rule
 from kpops.learning.over_training import over_training
 from kpops.learning.rank_bounds import rank_bounds
 from kpops.learning.stability import stability
 from kpops.learning.step_results import MeasureError
+from kpops.learning.telescope import telescope
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
 from kpops.linearizing import linearize
@@ -86,6 +88,7 @@ __all__ = [
     "interference",
     "interference_operator",
     "kaplan_yorke_dimension",
+    "learning_rule",
     "linearize",
     "linearize_at",
     "lyapunov_spectrum",
@@ -101,6 +104,7 @@ __all__ = [
     "stationary_response",
     "svds",
     "tasks",
+    "telescope",
     "testing",
     "trace",
     "training",

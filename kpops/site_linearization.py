@@ -81,6 +81,18 @@ class SiteLinearization(Linearization):
         return S
 
     @cached_property
+    def J_C(self) -> None:
+        """None, where the outputs depend on the parameters by the sites alone; else an error."""
+        y = torch.ones(1, *self.output_space.shape, dtype=self.dtype, device=self.device)
+        whole = self.output_sensitivity.apply_adjoint(y)
+        by_sites = self.sensitivity.apply_adjoint(self.C.apply_adjoint(y))
+        if (whole - by_sites).norm() > torch.finfo(self.dtype).eps ** 0.5 * whole.norm():
+            raise ValueError(
+                "the outputs depend on parameters beside the sites: add the parts that make the "
+                "outputs to sites="
+            )
+
+    @cached_property
     def output_ntk(self) -> TrajectoryOperator:
         """The neural tangent kernel of the outputs, dy/dtheta (dy/dtheta)*."""
         ntk = self.output_sensitivity @ self.output_sensitivity.H

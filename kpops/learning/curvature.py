@@ -136,7 +136,7 @@ def hessian(
     adjoint = lin.P.apply_adjoint(at_states) / lin.forcing_step
     _refuse_without_second(lin)
     D = _outputs_by_parameters(lin)
-    parts = lin.sensitivity, C, lin._readout_jacobian, H
+    parts = lin.sensitivity, C, lin.J_C, H
     return Hessian(D.domain, lin.engine, names, *parts, adjoint[0], error[0])
 
 
@@ -150,9 +150,9 @@ def _outputs_by_parameters(lin: Linearization) -> TrajectoryOperator:
     if isinstance(lin, SiteLinearization):
         return lin.sensitivity if lin.readout is None else lin.output_sensitivity
     D = lin.sensitivity if lin.readout is None else lin.C @ lin.sensitivity
-    if lin._readout_jacobian is None:
+    if lin.J_C is None:
         return D
-    return SideBySide(_every_parameter(lin), D, lin._readout_jacobian)
+    return SideBySide(_every_parameter(lin), D, lin.J_C)
 
 
 def _every_parameter(lin: Linearization) -> Space:

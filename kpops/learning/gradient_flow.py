@@ -59,7 +59,8 @@ def gradient_flow(
         ``adjoint`` (trial, time, unit): P* Err, the total derivative of the loss;
         ``parameter_step`` (parameter): -J* P* Err, minus the gradient;
         ``forcing`` (trial, time, unit): J applied to that step, the change of each time step alone;
-        ``state_change`` (trial, time, unit): P applied to the forcing, -P K P* Err.
+        ``state_change`` (trial, time, unit): P applied to the forcing, -P K P* Err;
+        with a readout, ``output_error`` (trial, time, output): dL/dy, of which Err is C*.
 
     Raises
     ------
@@ -102,6 +103,10 @@ def gradient_flow(
     def states(block: Tensor, long_name: str) -> xr.DataArray:
         return lin.space.label(to_numpy(block[0]), long_name=long_name)
 
+    read_out = {}
+    if lin.readout is not None:
+        values = to_numpy(of_outputs[0])
+        read_out["output_error"] = lin.output_space.label(values, long_name="output error dL/dy")
     return xr.Dataset(
         {
             "loss": labelled((), to_numpy(value), "loss"),
@@ -112,6 +117,7 @@ def gradient_flow(
             ),
             "forcing": states(forcing, "forcing J dtheta per learning rate"),
             "state_change": states(state_change, "state change -P K P* Err per learning rate"),
+            **read_out,
         },
         attrs={**lin.attrs, "configuration": json.dumps(configuration)},
     )
