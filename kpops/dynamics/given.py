@@ -62,8 +62,9 @@ def bring(array: Any, like: Tensor, name: str, convert: bool) -> Tensor:
 
 
 def steady_input(recurrence: Recurrence, x: Tensor) -> Tensor:
-    """What every step but the first reads if the user's input is constantly x (feature,)."""
-    return recurrence.prepare_inputs(x.expand(1, 2, -1))[0, 1]
+    """What every step but the first reads if the input is constantly x (feature,) or rows of x."""
+    rows = recurrence.prepare_inputs(x.reshape(-1, 1, x.shape[-1]).expand(-1, 2, -1))[:, 1]
+    return rows.reshape(*x.shape[:-1], rows.shape[-1])
 
 
 def n_inputs(recurrence: Recurrence, n_read: int | None = None) -> int:
