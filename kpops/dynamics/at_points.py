@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from kpops import snapshot
 from kpops.arrays import as_tensor, to_numpy
@@ -66,11 +65,11 @@ def linearize_at(
 
     Notes
     -----
-    *Trajectories.* Every step starts at the point itself, so A[t] = df/dh(x, h*) for all t. The model does not run
-    on from there: rounding would drive it away from an unstable point, at every step by a factor
-    ``|lambda|``. The block of P from time s to time t is A^(t - s), and K repeats one block over
-    all pairs of steps of a point. At a slow point this is the motion about it without its drift.
-    The states are f(h*), which is h* except for its speed.
+    *Trajectories.* Every step starts at the point itself, so A[t] = df/dh(x, h*) for all t. The
+    model does not run on from there: rounding would drive it away from an unstable point, at every
+    step by a factor ``|lambda|``. The block of P from time s to time t is A^(t - s), and K repeats
+    one block over all pairs of steps of a point. At a slow point this is the motion about it
+    without its drift. The states are f(h*), which is h* except for its speed.
 
     *Fixed points*, such as those of implicit layers (deep equilibrium models). From h* = f(h*,
     theta) follows ``dh*/dtheta = (I - A)^-1 df/dtheta``, which is P J with the *resolvent* P = (I -
@@ -177,7 +176,7 @@ def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
         raise ValueError(
             f"points has shape {tuple(np.shape(points))}, expected (point, unit) with one or more"
         )
-    if np.ndim(x) == 2 and len(x) != len(points):
+    if np.ndim(x) > 1 and np.shape(x)[:-1] != (len(points),):
         raise ValueError(
             f"input has shape {tuple(np.shape(x))} for {len(points)} points: pass one for each, or "
             "one (feature,) for all"

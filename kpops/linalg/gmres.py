@@ -39,14 +39,14 @@ def gmres(
         error = length / (b.norm(dim=-1) + norm * x.norm(dim=-1)).clamp_min(tiny)
         if spent >= MOST_MATVECS or bool((error <= tol).all()):
             return x, error
-        V, H = _arnoldi(matvec, r / length.clamp_min(tiny)[..., None], min(size, b.shape[-1]))
+        basis, H = _arnoldi(matvec, r / length.clamp_min(tiny)[..., None], min(size, b.shape[-1]))
         goal = torch.zeros_like(H[..., :1])
         goal[..., 0, 0] = length
         y = torch.linalg.lstsq(H, goal, driver="gels").solution[..., 0]
-        x = x + torch.einsum("...j,j...i->...i", y, V)
+        x = x + torch.einsum("...j,j...i->...i", y, basis)
         r = b - matvec(x)
         norm = torch.maximum(norm, H.norm(dim=-2).amax(-1))
-        spent += len(V) + 1
+        spent += len(basis) + 1
         size = min(2 * size, _LONGEST)
 
 
@@ -54,20 +54,20 @@ def _arnoldi(
     matvec: Callable[[Systems], Systems], start: Systems, n: int
 ) -> tuple[Float[Tensor, "step *system entry"], Float[Tensor, "*system more step"]]:
     """V, of n vectors, and H, from unit vectors."""
-    V = start.new_zeros(n + 1, *start.shape)
+    basis = start.new_zeros(n + 1, *start.shape)
     H = start.new_zeros(*start.shape[:-1], n + 1, n)
-    V[0] = start
+    basis[0] = start
     for j in range(n):
-        w = matvec(V[j])
+        w = matvec(basis[j])
         before = w.norm(dim=-1)
         for _ in range(2):  # one pass leaves an error of the order of what it removes
-            along = torch.einsum("j...i,...i->j...", V[: j + 1], w)
-            w = w - torch.einsum("j...,j...i->...i", along, V[: j + 1])
+            along = torch.einsum("j...i,...i->j...", basis[: j + 1], w)
+            w = w - torch.einsum("j...,j...i->...i", along, basis[: j + 1])
             H[..., : j + 1, j] += along.movedim(0, -1)
         left = w.norm(dim=-1)
         # What is left is rounding if the space holds the solution. All that follows is zero then,
         # and the 1 makes its coefficient zero.
         left = torch.where(left > 16 * torch.finfo(w.dtype).eps * before, left, 0)
         H[..., j + 1, j] = torch.where(before > 0, left, 1)
-        V[j + 1] = torch.where(left > 0, 1 / left, 0)[..., None] * w
-    return V[:n], H
+        basis[j + 1] = torch.where(left > 0, 1 / left, 0)[..., None] * w
+    return basis[:n], H

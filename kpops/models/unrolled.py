@@ -144,7 +144,7 @@ class Unrolled(nn.Module):
             raise ValueError(f"input_shape={self.input_shape}: a block of this form {wanted} as x")
         if x is not None:
             given = matching(x, like, "x")
-            if tuple(given.shape[1:]) != tuple(self.input_shape):
+            if given.shape[1:] != self.input_shape:
                 raise ValueError(
                     f"x has shape {tuple(given.shape)}, expected (trial, *input_shape) with "
                     f"input_shape={self.input_shape}"
