@@ -124,6 +124,52 @@ def test_it_is_the_limit_of_many_steps(layer):
     close(again.P.to_dense(), at_rest(layer, 3).P.to_dense(), 1e-14)
 
 
+def test_at_the_points_of_a_search():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(3, 3), nn.Tanh()).double()
+    stack = Unrolled(block, (2, 3))
+    points = kpops.fixed_points(stack, torch.randn(4, 6).double())
+    lin = kpops.linearize_at(stack, points)
+    slope = 1 - lin.states.values.reshape(-1, 1) ** 2
+    A = slope * np.kron(np.eye(2), block[0].weight.detach())
+    assert points.sizes["point"] == 1 and lin.space.coords["channel"].values[5] == 2
+    close(lin.P.to_dense(), np.linalg.inv(np.eye(6) - A))
+
+
+def test_interference_of_points(layer, solver):
+    lin = at_rest(layer)
+    P, J = implicit(layer)
+    found = kpops.interference_operator(lin, "b", "a", by=["a", "b", "a"]).to_dense()
+    a, b = np.r_[0:6, 12:18], np.r_[6:12]
+    sensitivity = (P @ J).numpy()
+    close(found, sensitivity[b] @ sensitivity[a].T)
+
+
+def test_many_units_take_no_matrix():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 40)).double()
+    stack = Unrolled(Added(block), (30, 40), (30, 40))
+    x = torch.randn(2, 30, 40).double()
+    h = rest(stack.block, {}, x).detach()
+    lin = kpops.linearize_at(stack, h.flatten(1), input=x.flatten(1))
+    error = torch.randn(2, 1, 1200).double()
+    gradient = torch.autograd.grad(
+        (rest(stack.block, {}, x).flatten(1) * error[:, 0]).sum(), list(block.parameters())
+    )
+    close(lin.sensitivity.H @ error, torch.cat([g.flatten() for g in gradient]))
+    close(lin.P_inv @ (lin.P @ error), error, 1e-13)
+    assert lin.P.factors is None and "jacobians" not in vars(lin.engine)
+
+
+class Added(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x, h):
+        return self.block(h) + x
+
+
 def test_a_step_of_gradient_descent_is_that_of_implicit_differentiation(layer, solver):
     block, weights, x, _ = layer
     torch.manual_seed(1)
