@@ -75,10 +75,10 @@ def linearize_at(
     theta) follows ``dh*/dtheta = (I - A)^-1 df/dtheta``, which is P J with the *resolvent* P = (I -
     A)^-1, the limit of the last step of ever longer trajectories at a stable point. There is one
     step, P K P* is the tangent kernel of the fixed point, ``lin.output_ntk`` that of outputs, and
-    :func:`kpops.gradient_flow` differentiates implicitly. Up to 1024 units P is solved for by
-    factors of I - A. Beyond, GMRES solves for each vector and point without the matrix, to a
-    backward error of 16 units of rounding (``|q - (I - A) v|`` over ``|q| + |I - A| |v|``), or
-    raises a ValueError that names the point.
+    :func:`kpops.gradient_flow` differentiates implicitly. Up to 1024 units, and 2^26 numbers in
+    the matrices of all points, I - A is factored. Beyond, GMRES solves for each vector and point
+    without the matrix, to a backward error of 16 units of rounding (``|q - (I - A) v|`` over ``|q|
+    + |I - A| |v|``), or raises a ValueError that names the point.
 
     Examples
     --------

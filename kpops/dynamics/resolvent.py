@@ -10,10 +10,10 @@ from torch import Tensor
 from kpops.engines.base import Engine
 from kpops.engines.differential import Differential
 from kpops.engines.exclusive import exclusive_compute
-from kpops.engines.rowwise import on_each
+from kpops.engines.rowwise import TEMPORARIES, on_each
 from kpops.engines.threads import enough_for
 from kpops.labels import Space
-from kpops.linalg.exact import is_cheap
+from kpops.linalg.exact import DENSE_ENTRIES, is_cheap
 from kpops.linalg.gmres import MOST_MATVECS, NUMBERS_PER_ENTRY, gmres
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
@@ -25,8 +25,8 @@ from kpops.operators.shapes import States
 class Resolvent(EngineOperator):
     """P = (I - A)^-1 at fixed points: a constant forcing q moves them by v, with ``v = A v + q``.
 
-    Up to 1024 units the matrices are factored. Beyond, GMRES solves for each vector and point,
-    to a backward error of 16 units of rounding.
+    Up to 1024 units, and 2^26 numbers in the matrices of all points, they are factored. Beyond,
+    GMRES solves for each vector and point, to a backward error of 16 units of rounding.
 
     Parameters
     ----------
@@ -45,12 +45,13 @@ class Resolvent(EngineOperator):
         super().__init__(engine, space, space, "P")
         self.block_diagonal_dims = ("trial", "time")
         self.factors: tuple[Tensor, Tensor] | None = None
-        if is_cheap(space.shape[-1]):
+        n_units = space.shape[-1]
+        if is_cheap(n_units) and space.size * n_units <= DENSE_ENTRIES:
             A = engine.step_jacobians(0)
             matrices = torch.eye(len(A[0])).to(A) - A
             growth = torch.linalg.cond(matrices, p=1)
             self.factors = torch.linalg.lu_factor_ex(matrices)[:2]
-        else:
+        else:  # any vector has a part in the direction that grows
             q = torch.arange(space.size).to(engine.trajectory.states).cos().view(1, *space.shape)
             growth = (self._apply(q).norm(dim=-1) / q.norm(dim=-1))[0, :, 0]
         singular = ~(growth < 1 / noise_floor(growth.dtype))
@@ -92,7 +93,8 @@ class Resolvent(EngineOperator):
         return f"point {self.domain.coords['trial'].values[int(chosen.nonzero()[0, 0])]}"
 
     def _numbers_per_vector(self) -> int:
-        return (3 if self.factors is not None else NUMBERS_PER_ENTRY) * self.domain.size
+        held = 3 if self.factors is not None else NUMBERS_PER_ENTRY + TEMPORARIES
+        return held * self.domain.size
 
 
 class InverseResolvent(EngineOperator):

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_SHORTEST, _LONGEST = 8, 64
+_SHORTEST, _LONGEST = 8, 128
 MOST_MATVECS = 1000
 NUMBERS_PER_ENTRY = _LONGEST + 4
 """Numbers that are held at once for each entry of a right-hand side."""
