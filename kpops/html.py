@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
+from kpops.dynamics.resolvent import Resolvent
 from kpops.engines.memory import readable
 from kpops.kinds import table_of
 from kpops.labels import Space
@@ -93,7 +94,7 @@ def factors(op: TrajectoryOperator) -> frozenset[str]:
         return factors(op.parent)
     if isinstance(op, ParameterOperator):
         return frozenset({"J", "J*"})
-    known = {Propagator: "P", ParameterJacobian: "J", ReadoutJacobian: "C"}
+    known = {Propagator: "P", Resolvent: "P", ParameterJacobian: "J", ReadoutJacobian: "C"}
     return frozenset({known[type(op)]} if type(op) in known else ())
 
 

@@ -307,7 +307,7 @@ class Linearization(Shown):
         forcing = f", forcing {self.attrs['forcing']}" if "forcing" in self.attrs else ""
         dtype = self.attrs["dtype"] + precision_remark(self.precision)
         return (
-            f"<Linearization of {type(self.model).__name__} {self.space}, "
+            f"<{type(self).__name__} of {type(self.model).__name__} {self.space}, "
             f"{n_parameters} learning parameters{readout}{parts}\n"
             f" measure {self.measure}{forcing}{self.reading}, {dtype} on {self.device}, "
             f"engine {self.engine.name}: {self.engine_reason}{remark}\n"

@@ -22,7 +22,16 @@ from kpops.distributed.parts import Parts
 from kpops.engines.site_engine import SiteTrajectory
 from kpops.kinds import described
 from kpops.labels import Coordinate, Space, coordinates_of
-from kpops.models.sites import Rows, Site, SiteNetwork, as_called, default_paths, hooked, plain
+from kpops.models.sites import (
+    Rows,
+    Site,
+    SiteNetwork,
+    as_called,
+    default_paths,
+    hooked,
+    places_of,
+    plain,
+)
 from kpops.models.stepping import let_step
 from kpops.snapshot import copied, refuse_mixed
 
@@ -234,7 +243,7 @@ def site_space(
     labels = {"site": np.repeat(names, network.sizes)}
     if any(site.call > 1 for site in network.sites):
         labels["call"] = np.repeat([site.call for site in network.sites], network.sizes)
-    places = [_places(site) for site in network.sites]
+    places = [places_of(site.shape, site.channels_first) for site in network.sites]
     for name in dict.fromkeys(name for place in places for name in place):
         missing = [np.full(size, -1) for size in network.sizes]
         found = [place.get(name, m) for place, m in zip(places, missing, strict=True)]
@@ -249,18 +258,6 @@ def site_space(
     if taken:
         raise ValueError(f"inputs has the coordinates {taken}, which sites have: rename them")
     return Space(("trial", "unit"), (n_trials, n_units), own | coords, parts)
-
-
-def _places(site: Site) -> dict[str, np.ndarray]:
-    """Channel and position of every unit, by the shape of a trial."""
-    shape, axis = site.shape, 0 if site.channels_first else len(site.shape) - 1
-    inside = [i for i in range(len(shape)) if i != axis]
-    names = {1: ["position"], 2: ["row", "column"]}.get(len(inside))
-    if names is None:
-        names = [f"position_{i + 1}" for i in range(len(inside))]
-    places = np.indices(shape).reshape(len(shape), -1)
-    found = {"channel": places[axis]} if shape else {}
-    return found | {name: places[i] for name, i in zip(names, inside, strict=True)}
 
 
 def output_space(shape: tuple[int, ...], space: Space) -> Space:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from kpops import snapshot
 from kpops.arrays import as_tensor, to_numpy
 from kpops.dynamics.given import bring, n_inputs, steady_input
-from kpops.dynamics.search_points import Map
+from kpops.dynamics.resolvent import FixedPointLinearization
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.trajectory import Trajectory
 from kpops.kinds import described
 from kpops.labels import Coordinate, Space, without_multiindex
-from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 from kpops.linearizing import linearize
 from kpops.maturity import experimental
 from kpops.models.initial_state import LearnedStart
 from kpops.models.recurrence import as_recurrence
-from kpops.operators.base import Product, TrajectoryOperator
+from kpops.operators.base import TrajectoryOperator
 from kpops.precision import in_full_precision
 from kpops.read_inputs import Reading
 from kpops.scalars import check_count
@@ -34,9 +32,9 @@ from kpops.scalars import check_count
 @in_full_precision
 @torch.inference_mode(False)
 def linearize_at(
-    model: Any, points: Any, n_steps: int, *, input: Any = None, **options: Any
+    model: Any, points: Any, n_steps: int | None = None, *, input: Any = None, **options: Any
 ) -> Linearization:
-    """Linearise a model about trajectories that stay at given points.
+    """Linearise a model at given points: about trajectories that stay there, or at fixed points.
 
     Parameters
     ----------
@@ -45,10 +43,11 @@ def linearize_at(
         that :func:`kpops.linearize` takes.
     points : Dataset, DataArray, Tensor or array_like
         States (point, unit), or the result of :func:`fixed_points`.
-    n_steps : int
-        Length T of the trajectories.
+    n_steps : int, optional
+        Length T of the trajectories. Default: the points are fixed points, and P = (I - A)^-1.
     input : array_like, optional
-        Constant input x (feature,). Default: that of the Dataset, else zeros.
+        Constant input x (feature,), or one for each point (point, feature). Default: that of the
+        Dataset, else zeros.
     **options
         For a model: options of :func:`kpops.linearize` other than ``h0`` and ``mask``.
 
@@ -60,15 +59,26 @@ def linearize_at(
     Raises
     ------
     TypeError, ValueError
-        As for :func:`kpops.linearize`; or if a linearization comes with options.
+        As for :func:`kpops.linearize`; or if a linearization comes with options. Without `n_steps`,
+        if a point is not fixed, or A has an eigenvalue of 1 there, to rounding; later, if GMRES
+        does not converge.
 
     Notes
     -----
-    Every step starts at the point itself, so A[t] = df/dh(x, h*) for all t. The model does not run
-    on from there: rounding would drive it away from an unstable point, at every step by a factor
-    ``|lambda|``. The block of P from time s to time t is A^(t - s), and K repeats one block over
-    all pairs of steps of a point. At a slow point this is the motion about it without its drift.
-    The states are f(h*), which is h* except for its speed.
+    *Trajectories.* Every step starts at the point itself, so A[t] = df/dh(x, h*) for all t. The
+    model does not run on from there: rounding would drive it away from an unstable point, at every
+    step by a factor ``|lambda|``. The block of P from time s to time t is A^(t - s), and K repeats
+    one block over all pairs of steps of a point. At a slow point this is the motion about it
+    without its drift. The states are f(h*), which is h* except for its speed.
+
+    *Fixed points*, such as those of implicit layers (deep equilibrium models). From h* = f(h*,
+    theta) follows ``dh*/dtheta = (I - A)^-1 df/dtheta``, which is P J with the *resolvent* P = (I -
+    A)^-1, the limit of the last step of ever longer trajectories at a stable point. There is one
+    step, P K P* is the tangent kernel of the fixed point, ``lin.output_ntk`` that of outputs, and
+    :func:`kpops.gradient_flow` differentiates implicitly. Up to 1024 units, and 2^26 numbers in
+    the matrices of all points, I - A is factored. Beyond, GMRES solves for each vector and point
+    without the matrix, to a backward error of 16 units of rounding (``|q - (I - A) v|`` over ``|q|
+    + |I - A| |v|``), or raises a ValueError that names the point.
 
     Examples
     --------
@@ -78,8 +88,14 @@ def linearize_at(
     >>> lin = kpops.linearize_at(cell, torch.zeros(1, 1, dtype=torch.float64), 4)
     >>> (lin.P @ torch.tensor([[[1.0], [0], [0], [0]]], dtype=torch.float64)).ravel().tolist()
     [1.0, 1.5, 2.25, 3.375]
+
+    P of the fixed point itself, 1 / (1 - 1.5):
+
+    >>> kpops.linearize_at(cell, torch.zeros(1, 1, dtype=torch.float64)).P.to_dense()
+    array([[-2.]])
     """
-    check_count("n_steps", n_steps, 1)
+    if n_steps is not None:
+        check_count("n_steps", n_steps, 1)
     given = options if isinstance(model, Linearization) else {"h0", "mask"} & set(options)
     if given:
         raise ValueError(
@@ -107,21 +123,19 @@ def stationary_response(
     Returns
     -------
     TrajectoryOperator
-        R J, from the parameters to (trial, time, unit), with a trial for each point, and one step.
-        J is that of one step at the point, and R = (I - A)^-1 the first factor of the product.
+        P J, from the parameters to (trial, time, unit), with a trial for each point, and one step:
+        ``sensitivity`` of the linearization that :func:`linearize_at` makes without `n_steps`.
 
     Raises
     ------
     TypeError, ValueError
-        As for :func:`linearize_at`; or if a point is not fixed, or A has an eigenvalue of 1 there,
-        to rounding, which makes the response infinite.
+        As for :func:`linearize_at`.
 
     Notes
     -----
-    From h* = f(h*, theta). With the eigenvectors of :func:`fixed_points`, ``dh*/dtheta = sum_i r_i
-    (l_i . df/dtheta) / (1 - lambda_i)``: near a bifurcation at lambda = 1 one channel dominates,
-    and the stationary kernel R J J* R* tends to rank one. At stable points it is the limit of P J
-    at the last step of long trajectories.
+    With the eigenvectors of :func:`fixed_points`, ``dh*/dtheta = sum_i r_i (l_i . df/dtheta) / (1 -
+    lambda_i)``: near a bifurcation at lambda = 1 one channel dominates, and the stationary kernel P
+    K P* tends to rank one.
 
     Examples
     --------
@@ -139,73 +153,11 @@ def stationary_response(
     >>> kpops.stationary_response(Linear(), torch.tensor([[4.0]])).to_dense()
     array([[8., 2.]], dtype=float32)
     """
-    lin = linearize_at(model, points, 1, input=input, **options)
-    h, x = lin.trajectory.states[:, 0], lin.trajectory.inputs[0, 0]
-    with exclusive_compute(h.device):
-        f = Map(lin.recurrence, x)
-        speed = f.change(h).norm(dim=1)
-        # At this distance from a fixed point, half of the digits of the response may be wrong.
-        bound = torch.finfo(h.dtype).eps ** 0.5 * (h.shape[1] ** 0.5 + h.norm(dim=1))
-        if (speed > bound).any():
-            worst = int((speed / bound).argmax())
-            raise ValueError(
-                f"point {lin.space.coords['trial'][1][worst]} moves by {float(speed[worst]):.2g} "
-                "in a step: pass fixed points, for example those of kind 'fixed'"
-            )
-        jacobians = f.jacobians(h)
-    response = Product(Resolvent(jacobians, lin.space), lin.J)
-    response.attrs = lin.attrs
-    return response
-
-
-class Resolvent(TrajectoryOperator):
-    """R = (I - A)^-1 at points: a constant forcing q moves them by v, with ``v = A v + q``.
-
-    Parameters
-    ----------
-    jacobians : Tensor, shape (point, unit, unit)
-        A at the points.
-    space : Space
-        (trial, time, unit), with a trial for each point.
-
-    Raises
-    ------
-    ValueError
-        If I - A is singular to rounding.
-    """
-
-    def __init__(self, jacobians: Tensor, space: Space) -> None:
-        super().__init__(
-            space, space, dtype=jacobians.dtype, device=jacobians.device, symbol="(I - A)^-1"
-        )
-        self.block_diagonal_dims = ("trial", "time")
-        matrices = torch.eye(jacobians.shape[1]).to(jacobians) - jacobians
-        singular = torch.linalg.svdvals(matrices)
-        bad = singular[:, -1] <= noise_floor(jacobians.dtype) * singular[:, 0]
-        if bad.any():
-            point = space.coords["trial"][1][int(bad.nonzero()[0, 0])]
-            raise ValueError(
-                f"A has an eigenvalue of 1, to rounding, at point {point}, whose response is "
-                "infinite: leave the point out"
-            )
-        self.factors = torch.linalg.lu_factor(matrices)
-
-    def _apply(self, block: Tensor) -> Tensor:
-        return self._solve(block, adjoint=False)
-
-    def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self._solve(block, adjoint=True)
-
-    def _solve(self, block: Tensor, *, adjoint: bool) -> Tensor:
-        # (block, trial, time, unit) -> (trial, unit, block * time), a matrix for each point
-        n_block, n_points, n_steps, n_units = block.shape
-        columns = block.permute(1, 3, 0, 2).reshape(n_points, n_units, -1)
-        solved = torch.linalg.lu_solve(*self.factors, columns, adjoint=adjoint)
-        return solved.reshape(n_points, n_units, n_block, n_steps).permute(2, 0, 3, 1).contiguous()
+    return linearize_at(model, points, input=input, **options).sensitivity
 
 
 def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
-    """States (point, unit), the input or None, and the labels of the points."""
+    """States (point, unit), the input or inputs or None, and the labels of the points."""
     if isinstance(points, xr.Dataset):
         missing = [name for name in ("state", "input") if name not in points]
         if missing:
@@ -224,6 +176,11 @@ def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
         raise ValueError(
             f"points has shape {tuple(np.shape(points))}, expected (point, unit) with one or more"
         )
+    if np.ndim(x) > 1 and np.shape(x)[:-1] != (len(points),):
+        raise ValueError(
+            f"input has shape {tuple(np.shape(x))} for {len(points)} points: pass one for each, or "
+            "one (feature,) for all"
+        )
     return points, x, np.arange(len(points)) if labels is None else labels
 
 
@@ -235,7 +192,7 @@ def _at(model: Any, states: Any, x: Any, options: dict[str, Any]) -> Linearizati
     recurrent = parts.recurrent
     inputs = np.zeros(n_inputs(as_recurrence(recurrent)), h.dtype) if x is None else x
     inputs = to_numpy(as_tensor(inputs, "input"))
-    inputs = np.broadcast_to(inputs, (len(h), 1, inputs.shape[-1]))
+    inputs = np.broadcast_to(inputs, (len(h), inputs.shape[-1]))[:, None]
     start = None if isinstance(recurrent, LearnedStart) else h
     parameters = parts.own_names(options.pop("parameters", None))
     x = xr.DataArray(inputs, dims=("trial", "time", "feature"))
@@ -245,28 +202,41 @@ def _at(model: Any, states: Any, x: Any, options: dict[str, Any]) -> Linearizati
 
 
 def _stay(
-    lin: Linearization, states: Any, x: Any, labels: np.ndarray, n_steps: int, *, convert: bool
+    lin: Linearization,
+    states: Any,
+    x: Any,
+    labels: np.ndarray,
+    n_steps: int | None,
+    *,
+    convert: bool,
 ) -> Linearization:
-    """The linearization with steps that all start at the same states and read the same input."""
+    """The linearization with steps that all start at the same states and read the same input.
+
+    Without a number of steps it is that of fixed points.
+    """
+    kind = Linearization if n_steps is not None else FixedPointLinearization
+    n_steps = int(n_steps or 1)
     like = lin.trajectory.states
     n_units, n_features = like.shape[2], n_inputs(lin.recurrence, lin.trajectory.inputs.shape[2])
     h = bring(states, like, "points", convert)
     x = like.new_zeros(n_features) if x is None else bring(x, like, "input", convert)
-    if (h.shape[1:], x.shape) != ((n_units,), (n_features,)):
+    n_points = len(h)
+    if h.shape[1] != n_units or x.shape not in ((n_features,), (n_points, n_features)):
         raise ValueError(
             f"points has shape {tuple(h.shape)} and input {tuple(x.shape)}, expected (point, "
-            f"{n_units}) and ({n_features},) for this linearization"
+            f"{n_units}) and ({n_features},) for this linearization, or an input for each point"
         )
-    n_points = len(h)
-    inputs = steady_input(lin.recurrence, x).expand(n_points, n_steps, -1).contiguous()
+    steady = steady_input(lin.recurrence, x.expand(n_points, -1))
+    inputs = steady[:, None].expand(-1, n_steps, -1).contiguous()
     with exclusive_compute(h.device):
-        new = lin.recurrence(inputs[:, 0], h)
-    before, after = (part[:, None].expand(-1, n_steps, -1).contiguous() for part in (h, new))
+        moved = lin.recurrence(inputs[:, 0], h)
+    before, after = (part[:, None].expand(-1, n_steps, -1).contiguous() for part in (h, moved))
     coords = {
         "trial": Coordinate(("trial",), labels),
         "time": Coordinate(("time",), np.arange(1, n_steps + 1)),
         **{k: c for k, c in lin.space.coords.items() if c.dims in ((), ("unit",))},
     }
-    space = Space(("trial", "time", "unit"), (n_points, int(n_steps), n_units), coords)
+    space = Space(("trial", "time", "unit"), (n_points, n_steps, n_units), coords)
     trajectory = Trajectory(inputs, before, after, None, lin.precision)
-    return replace(lin, trajectory=trajectory, space=space, reading=Reading())
+    new = {"trajectory": trajectory, "space": space, "reading": Reading()}
+    return kind(**{f.name: getattr(lin, f.name) for f in fields(Linearization)} | new)

@@ -62,8 +62,9 @@ def bring(array: Any, like: Tensor, name: str, convert: bool) -> Tensor:
 
 
 def steady_input(recurrence: Recurrence, x: Tensor) -> Tensor:
-    """What every step but the first reads if the user's input is constantly x (feature,)."""
-    return recurrence.prepare_inputs(x.expand(1, 2, -1))[0, 1]
+    """What every step but the first reads if the input is constantly x (feature,) or rows of x."""
+    rows = recurrence.prepare_inputs(torch.atleast_2d(x)[:, None].expand(-1, 2, -1))[:, 1]
+    return rows if x.ndim == 2 else rows[0]
 
 
 def n_inputs(recurrence: Recurrence, n_read: int | None = None) -> int:

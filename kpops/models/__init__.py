@@ -13,6 +13,7 @@ from kpops.models.piecewise_linear import PLRNNCell, ShallowPLRNNCell
 from kpops.models.recurrence import ModuleRecurrence, Recurrence, as_recurrence
 from kpops.models.sde import NeuralSDE
 from kpops.models.torch_rnn import TorchRecurrence
+from kpops.models.unrolled import Unrolled
 from kpops.models.wrapping import TeacherForced
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "ShallowPLRNNCell",
     "TeacherForced",
     "TorchRecurrence",
+    "Unrolled",
     "as_recurrence",
     "initialize_recurrent",
     "spectral_radius",

@@ -196,7 +196,7 @@ class ModuleRecurrence(Recurrence):
             input_size=int(input_size) if is_whole(input_size) else None,
         )
         _refuse_patched(module)
-        _refuse_exchanged(module)
+        refuse_exchanged(module)
         if arguments(module)[1] < 2:
             raise ValueError(
                 f"{type(module).__name__}.forward takes no state, so it is no step (x_t, h): pass "
@@ -352,7 +352,7 @@ def _refuse_patched(module: nn.Module) -> None:
                 )
 
 
-def _refuse_exchanged(module: nn.Module) -> None:
+def refuse_exchanged(module: nn.Module) -> None:
     """Refuse a forward whose argument names say that the state comes first."""
     try:
         names = list(inspect.signature(module.forward).parameters)[:2]

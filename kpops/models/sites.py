@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -83,6 +84,18 @@ class Site:
 
     def __str__(self) -> str:
         return f"{self.path or 'the network'}, call {self.call}"
+
+
+def places_of(shape: tuple[int, ...], channels_first: bool) -> dict[str, np.ndarray]:
+    """Channel and position of every number of an array of this shape."""
+    axis = 0 if channels_first else len(shape) - 1
+    inside = [i for i in range(len(shape)) if i != axis]
+    names = {1: ["position"], 2: ["row", "column"]}.get(len(inside))
+    if names is None:
+        names = [f"position_{i + 1}" for i in range(len(inside))]
+    places = np.indices(shape).reshape(len(shape), -1)
+    found = {"channel": places[axis]} if shape else {}
+    return found | {name: places[i] for name, i in zip(names, inside, strict=True)}
 
 
 @dataclass(eq=False)

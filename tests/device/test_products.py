@@ -5,6 +5,10 @@ import simulated
 import torch
 from dense import relative
 from linearized import MODELS, linearized
+from torch import nn
+
+import kpops
+from kpops.dynamics import resolvent
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's
 
@@ -45,3 +49,21 @@ def test_matvecs_equal_those_of_the_cpu_and_do_not_wait(name, engine, with_mask,
         assert image.device == op.device
         assert relative(image.cpu(), there) < 1e-12
     assert all(torch.equal(a.cpu(), b) for a, b in zip(arguments, blocks, strict=True))
+
+
+@pytest.mark.parametrize("by_factors", [True, False])
+@pytest.mark.parametrize("product", ["P", "P*", "P_inv", "flow"])
+def test_matvecs_at_fixed_points_equal_those_of_the_cpu(product, by_factors, monkeypatch):
+    monkeypatch.setattr(resolvent, "is_cheap", lambda size: by_factors)
+    torch.manual_seed(0)
+    cell, h = nn.RNNCell(2, 20).double(), torch.zeros(3, 20).double()
+    for _ in range(200):
+        h = cell(torch.zeros(3, 2).double(), h).detach()
+    op = operator(kpops.linearize_at(cell, h, device=simulated.NAME), product)
+    on_cpu = operator(kpops.linearize_at(cell, h), product)
+    q = torch.randn(4, 3, 1, 20).double()
+    argument = q.to(op.device)
+    op.apply(argument)  # what is made at first use may wait
+    with simulated.watched(forbidden=by_factors):
+        image = op.apply(argument)
+    assert relative(image.cpu(), on_cpu.apply(q)) < 1e-12

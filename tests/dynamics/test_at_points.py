@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 import kpops
 import kpops.testing
-from kpops.dynamics.at_points import Resolvent, linearize_at, stationary_response
+from kpops.dynamics.at_points import linearize_at, stationary_response
 from kpops.dynamics.fixed_points import fixed_points
 
 X = torch.tensor([0.3, -0.2], dtype=torch.float64)
@@ -237,10 +237,12 @@ def test_where_there_is_no_response_it_is_refused():
     slow = torch.full((1, HIDDEN), 0.5).double()
     with pytest.raises(ValueError, match=r"point 0 moves by .* in a step: pass fixed points"):
         stationary_response(gru(), slow)
-    space = linearize_at(gru(), torch.cat([slow, slow]), 1).space
-    A = torch.stack([0.5 * torch.eye(HIDDEN), torch.eye(HIDDEN)]).double()
+    cell = nn.RNNCell(1, 2, nonlinearity="relu", bias=False).double()
+    with torch.no_grad():
+        cell.weight_hh.copy_(torch.diag(torch.tensor([0.5, 1])))
+    points = torch.tensor([[0.0, -1], [0, 1]]).double().relu()
     with pytest.raises(ValueError, match="eigenvalue of 1, to rounding, at point 1"):
-        Resolvent(A, space)
+        linearize_at(cell, points)
 
 
 @pytest.mark.parametrize(
