@@ -226,6 +226,12 @@ class Linearization(Shown):
         """The gradient by the parameters, from those by the outputs and P* Err; (1, parameter)."""
         return self.J.apply_adjoint(adjoint)
 
+    def second_order(
+        self, adjoint: Tensor, dtheta: Tensor, dh: Tensor, names: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """As of the engine: of the steps, weighted by the adjoint, applied to (dtheta, dh)."""
+        return self.engine.second_order(adjoint, dtheta, dh, names)
+
     # The readout as a function of rows.
 
     def _readout_map(self) -> RowFunction:

@@ -186,10 +186,10 @@ def _recurrent(
     """The recurrent part of a model and its readout; None if it has none, and none is asked for."""
     try:
         return snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
-    except NotRecurrentError:
+    except NotRecurrentError as error:
         alone = next(model.children(), None) is None  # more likely a part than a network
         if h0 is not None or mask is not None or alone:
-            raise
+            raise ValueError(str(error)) from None
         return None
 
 

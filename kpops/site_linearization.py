@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ from kpops.arrays import to_numpy
 from kpops.distributed.agreement import Processes, fingerprint
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.rowwise import Rowwise
-from kpops.engines.site_engine import SecondOrder, SiteEngine
+from kpops.engines.site_engine import SiteEngine
 from kpops.labels import Space
 from kpops.linearization import Linearization
 from kpops.models.sites import SiteNetwork
@@ -116,10 +116,17 @@ class SiteLinearization(Linearization):
         """The snapshot of the network."""
         return self.network.module
 
-    @cached_property
-    def second_order_of_outputs(self) -> SecondOrder:
-        """The second derivative of the outputs, or of the sites where there are none."""
-        return SecondOrder(self.engine.pushed if self.readout is None else self._outputs)
+    def second_order(
+        self, error: Tensor, dtheta: Tensor, dy: Tensor, names: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """That of error . y(theta), applied to dtheta; and zero, since it does not depend on y.
+
+        y are the outputs, or the sites where there are none.
+        """
+        rows = self.engine.pushed if self.readout is None else self._outputs
+        fixed = dtheta.new_zeros(len(dtheta), *rows.h.shape)
+        by_theta, _ = rows.second_order(error.flatten(1), dtheta, fixed, names)
+        return by_theta, torch.zeros_like(dy)
 
     @property
     def structure(self) -> dict[str, bool]:

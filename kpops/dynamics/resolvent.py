@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property, partial
 
 import torch
@@ -139,3 +140,11 @@ class FixedPointLinearization(Linearization):
     def P_inv(self) -> TrajectoryOperator:
         """P^-1 = I - A, its inverse."""
         return self._rescaled(InverseResolvent(self.engine, self.space), -1)
+
+    def second_order(
+        self, adjoint: Tensor, dtheta: Tensor, dh: Tensor, names: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """As of :class:`Linearization`; the step starts from the state that it changes."""
+        rows = adjoint.flatten(0, 1), dtheta, dh.flatten(1, 2)
+        by_theta, by_h = self.engine.rows.second_order(*rows, names)
+        return by_theta, by_h.view_as(dh)

@@ -88,25 +88,6 @@ class TrialRows(Rowwise):
         return {k: v for k, v in super().__getstate__().items() if k != "_differential"}
 
 
-class SecondOrder:
-    """The second derivative of outputs y(theta) of trials, or of other rows of theirs."""
-
-    def __init__(self, rows: Rowwise) -> None:
-        self.rows = rows
-
-    def second_order(
-        self,
-        c: Float[Tensor, " trial *output"],
-        dtheta: Parameters,
-        dy: Tensor,
-        names: Sequence[str],
-    ) -> tuple[Parameters, Tensor]:
-        """That of c . y(theta), applied to dtheta; and zero, since it does not depend on y."""
-        fixed = dtheta.new_zeros(len(dtheta), *self.rows.h.shape)
-        by_theta, _ = self.rows.second_order(c.flatten(1), dtheta, fixed, names)
-        return by_theta, torch.zeros_like(dy)
-
-
 class SiteEngine:
     """Actions of the linearised network on blocks (block, trial, unit) or (block, parameter).
 

@@ -129,15 +129,14 @@ def hessian(
     if isinstance(lin, SiteLinearization):
         _refuse_without_second_of_network(lin)
         D = _outputs_by_parameters(lin)
-        engine: Any = lin.second_order_of_outputs
-        return Hessian(D.domain, engine, names, D, None, None, H, error[0], error[0])
+        return Hessian(D.domain, lin.second_order, names, D, None, None, H, error[0], error[0])
     C = None if lin.readout is None else lin.C
     at_states = error if C is None else C.apply_adjoint(error)
     adjoint = lin.P.apply_adjoint(at_states) / lin.forcing_step
     _refuse_without_second(lin)
     D = _outputs_by_parameters(lin)
     parts = lin.sensitivity, C, lin.J_C, H
-    return Hessian(D.domain, lin.engine, names, *parts, adjoint[0], error[0])
+    return Hessian(D.domain, lin.second_order, names, *parts, adjoint[0], error[0])
 
 
 # linearization.py cannot import losses, which need it.

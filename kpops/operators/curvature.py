@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from kpops.engines.base import Engine
 from kpops.engines.differential import Differential
 from kpops.engines.rowwise import on_each
 from kpops.labels import Space
@@ -126,8 +125,9 @@ class Hessian(TrajectoryOperator):
     ----------
     domain : Space
         The parameters of the model, then those of the readout.
-    engine, names
-        The engine of the linearization and the names of the model's parameters.
+    second_order, names
+        The action of M but for the readout (:meth:`kpops.Linearization.second_order`), and the
+        names of the model's parameters.
     S : TrajectoryOperator
         The sensitivity.
     C : ReadoutJacobian or None
@@ -145,7 +145,7 @@ class Hessian(TrajectoryOperator):
     def __init__(
         self,
         domain: Space,
-        engine: Engine,
+        second_order: Callable[..., tuple[Tensor, Tensor]],
         names: tuple[str, ...],
         S: TrajectoryOperator,
         C: ReadoutJacobian | None,
@@ -155,7 +155,7 @@ class Hessian(TrajectoryOperator):
         error: Tensor,
     ) -> None:
         super().__init__(domain, domain, symbol="L''", self_adjoint=True, **S.alike(H))
-        self.engine, self.names = engine, names
+        self.second_order, self.names = second_order, names
         self.S, self.C, self.J_C, self.of_loss = S, C, J_C, H
         self.adjoint, self.error = adjoint, error
         self.parts = S.parts
@@ -164,7 +164,7 @@ class Hessian(TrajectoryOperator):
         n = self.S.domain.size
         dtheta, own = q.split([n, q.shape[1] - n], dim=1)
         dh = self.S.apply(dtheta)
-        by_theta, by_h = self.engine.second_order(self.adjoint, dtheta, dh, self.names)
+        by_theta, by_h = self.second_order(self.adjoint, dtheta, dh, self.names)
         if self.C is None:
             by_own, by_h = own.new_zeros(own.shape), by_h + self.of_loss.apply(dh)
         else:
