@@ -21,6 +21,7 @@ from kpops.learning.interference import accumulate_interference, interference, i
 from kpops.learning.over_training import over_training
 from kpops.learning.rank_bounds import rank_bounds
 from kpops.learning.step_results import MeasureError
+from kpops.learning.subspaces import subspace
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
 from kpops.linearizing import linearize
@@ -97,6 +98,7 @@ __all__ = [
     "spectral_density",
     "spectral_norm",
     "stationary_response",
+    "subspace",
     "svds",
     "tasks",
     "testing",
