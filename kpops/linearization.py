@@ -187,16 +187,23 @@ class Linearization(Shown):
         return self._rescaled(ReadoutJacobian(rows, self.trajectory, self.space, self.output_space))
 
     @cached_property
-    def output_ntk(self) -> TrajectoryOperator:
-        """C P K P* C*, and J_C J_C* if the readout has parameters that learn: the output NTK."""
-        through_states = self.C @ self.flow @ self.C.H
+    def J_C(self) -> TrajectoryOperator | None:
+        """J_C, of the outputs by the readout's own parameters; None if none of them learns."""
         own = self.readout_parameters
         if not own:
-            return through_states
+            return None
         rows = Rowwise(self._readout_map(), own, *self._readout_rows())
         space = parameter_space({n: p.numel() for n, p in own.items()})
         J_C = ReadoutParameterJacobian(rows, self.trajectory, space, self.output_space)
-        own_part = J_C @ J_C.H
+        return self._rescaled(J_C)
+
+    @cached_property
+    def output_ntk(self) -> TrajectoryOperator:
+        """C P K P* C*, and J_C J_C* if the readout has parameters that learn: the output NTK."""
+        through_states = self.C @ self.flow @ self.C.H
+        if self.J_C is None:
+            return through_states
+        own_part = self.J_C @ self.J_C.H
         return through_states + (own_part if self._scale == 1 else self._scale * own_part)
 
     def _rescaled(self, operator: Any, power: int = 0) -> TrajectoryOperator:

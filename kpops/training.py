@@ -1,8 +1,16 @@
 """Train a model with checkpoints, read them back, and measure as the training goes."""
 
+from kpops.learning.activations import (
+    activation_ratio,
+    feature_updates,
+    fit_activation_ratio,
+    softmax_collapse,
+)
 from kpops.learning.checkpoints import Checkpoints, checkpoints
+from kpops.learning.homogeneity import homogeneity, naive_loss_minimization
 from kpops.learning.measured import Measured, lightning_callback
 from kpops.learning.options import logarithmic, mean_below
+from kpops.learning.stability_gap import stability_gap
 from kpops.learning.subspaces import InSubspace
 from kpops.learning.training import train
 from kpops.learning.watching import Watch
@@ -13,11 +21,18 @@ __all__ = [
     "InSubspace",
     "Measured",
     "Watch",
+    "activation_ratio",
     "checkpoints",
     "correlated_modes",
+    "feature_updates",
+    "fit_activation_ratio",
+    "homogeneity",
     "lightning_callback",
     "logarithmic",
     "mean_below",
+    "naive_loss_minimization",
+    "softmax_collapse",
+    "stability_gap",
     "train",
     "weight_pca",
     "weight_trajectories",

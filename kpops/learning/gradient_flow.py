@@ -87,7 +87,7 @@ def gradient_flow(
     (False, True)
     """
     require_linearization(lin, spread=True)
-    value, of_outputs = _gradient(lin, targets, loss, loss_mask)
+    value, of_outputs = gradient_of_outputs(lin, targets, loss, loss_mask)
     error = of_outputs if lin.readout is None else lin.C.apply_adjoint(of_outputs)
     adjoint = lin.P.apply_adjoint(error)
     step = -lin.J.apply_adjoint(adjoint)
@@ -241,7 +241,7 @@ def truncated_flow(
     )
 
 
-def _gradient(
+def gradient_of_outputs(
     lin: Linearization, targets: Any, loss: Loss, loss_mask: Any
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient by the outputs (by the states, if there is no readout)."""
