@@ -8,6 +8,7 @@ from kpops.learning.activations import (
 )
 from kpops.learning.checkpoints import Checkpoints, checkpoints
 from kpops.learning.homogeneity import homogeneity, naive_loss_minimization
+from kpops.learning.kernel_evolution import kernel_evolution
 from kpops.learning.measured import Measured, lightning_callback
 from kpops.learning.options import logarithmic, mean_below
 from kpops.learning.stability_gap import stability_gap
@@ -27,6 +28,7 @@ __all__ = [
     "feature_updates",
     "fit_activation_ratio",
     "homogeneity",
+    "kernel_evolution",
     "lightning_callback",
     "logarithmic",
     "mean_below",
