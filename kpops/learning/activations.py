@@ -19,7 +19,6 @@ from kpops.linearization import Linearization
 from kpops.maturity import experimental
 
 
-@experimental
 def softmax_collapse(outputs: Any, *, dtype: torch.dtype | None = None) -> xr.Dataset:
     """Share of samples whose softmax is exactly one class in floating point.
 

@@ -92,7 +92,6 @@ def homogeneity(lin: Linearization) -> xr.Dataset:
     )
 
 
-@experimental
 @in_full_precision
 def naive_loss_minimization(
     lin: Linearization, targets: Any, loss: Loss = "cross_entropy", *, loss_mask: Any = None

@@ -8,10 +8,8 @@ from typing import Any
 import xarray as xr
 
 from kpops.learning.interference import accumulate_interference
-from kpops.maturity import experimental
 
 
-@experimental
 def stability_gap(
     result: xr.Dataset, learning_rate: float = 1.0, *, learned: Iterable[Any] | None = None
 ) -> xr.Dataset:

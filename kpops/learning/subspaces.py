@@ -19,12 +19,10 @@ from kpops.labels import Space, disagreeing
 from kpops.learning.required import require_linearization
 from kpops.linalg.orthonormal import orthonormal
 from kpops.linearization import Linearization
-from kpops.maturity import experimental
 from kpops.operators import DenseOperator, Restriction, TrajectoryOperator
 from kpops.scalars import check_count, generator
 
 
-@experimental
 def subspace(lin: Linearization, basis: Any, *, rng: Any = None) -> TrajectoryOperator:
     """R: from coordinates in a subspace of the parameters to the parameters.
 
@@ -124,7 +122,6 @@ def _orthonormal_columns(basis: Any, space: Space, like: Tensor) -> Tensor:
     return columns.mT
 
 
-@experimental
 class InSubspace(nn.Module):
     """A model whose parameters learn in a random subspace through their present values.
 

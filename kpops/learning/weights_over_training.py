@@ -19,14 +19,12 @@ from kpops.learning.analysis import checked_steps, pairs_of
 from kpops.learning.checkpoints import checkpoints as read_checkpoints
 from kpops.learning.required import labelled
 from kpops.learning.trajectories import trajectory_dimension
-from kpops.maturity import experimental
 from kpops.precision import in_full_precision
 from kpops.scalars import check_count
 from kpops.scalars import generator as seeded
 from kpops.spectral._result import mode_variables
 
 
-@experimental
 def weight_trajectories(
     checkpoints: str | os.PathLike[str] | Iterable[tuple[int, Mapping[str, Any]]],
     parameters: Iterable[str] | Callable[[str], bool] | None = None,
@@ -132,7 +130,6 @@ def _read(weights: Any) -> xr.DataArray:
     return weights
 
 
-@experimental
 def weight_pca(weights: Any, *, threshold: float = 0.95) -> xr.Dataset:
     """Principal components of the path of the weights over training.
 
@@ -182,7 +179,6 @@ def weight_pca(weights: Any, *, threshold: float = 0.95) -> xr.Dataset:
     return pca.assign(score=score.assign_attrs(long_name="score of the weights", units="1"))
 
 
-@experimental
 @in_full_precision
 def correlated_modes(
     weights: Any, n_modes: int, *, sample: int = 1000, rng: Any = None
