@@ -53,12 +53,12 @@ def update(optimizer, learned):
 
 
 # %%
-# Between the switches we train by Adam until the tasks so far are learned. After a switch come 100
+# Between the switches we train by Adam until the tasks so far are learned. After a switch come 150
 # steps of plain gradient descent on the recurrent weights, of which interference is measured at
 # every iteration, as :class:`kpops.training.Measured` does in any loop. The curves of
 # :func:`kpops.training.stability_gap` add up, step by step, what each task did to each other.
 
-ETA, STEPS = 0.03, 100
+ETA, STEPS = 0.015, 150
 measure = functools.partial(kpops.interference, targets=trials.targets, num_matvecs=0)
 gaps, true = [], []
 for number in (1, 2):
@@ -111,9 +111,9 @@ for ax in axes[:, 0]:
 plt.show()
 
 # %%
-# *Top*: when the third task is added, both old ones rise within about ten iterations and then
-# recover. When the second one is added, the first is still rising after a hundred: its opposite
-# takes longer to learn. The sum of what interference predicts step by step (solid) follows the true
+# *Top*: when the third task is added, both old ones rise for some twenty iterations and then
+# recover. When the second one is added, the first is still rising at the end: its opposite takes
+# longer to learn. The sum of what interference predicts step by step (solid) follows the true
 # loss (dashed), but for terms of the order of the learning rate.
 #
 # *Bottom*: the small change is what is left of two large ones. At first the other tasks push the

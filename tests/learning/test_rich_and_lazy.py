@@ -180,9 +180,13 @@ def test_diagonal_networks_are_lazy_at_a_large_scale_and_rich_at_a_small_one():
         pairs = [(0, diagonal(alpha, 6).state_dict()), (1, net.state_dict())]
         result = kpops.over_training(net, pairs, x, kernel_evolution)
         moved.append(float(result.distance_to_first[1]))
+        # The kernel is 4 X diag(u^2 + v^2) X^T, and u^2 + v^2 = (beta^2 + 4 alpha^4)^(1/2).
+        first, last = X @ X.T, X * np.sqrt(beta**2 + 4 * alpha**4) @ X.T
+        first, last = (kernel / np.linalg.norm(kernel) for kernel in (first, last))
+        assert moved[-1] == pytest.approx(((first - last) ** 2).sum() / 2, rel=1e-5, abs=1e-14)
     assert abs(beta - least_squares).max() < 1e-3
     assert excess[0] < 0.5 < 0.9 < excess[1] < excess[2] < 1.001
-    assert moved[2] < 1e-3 < 0.01 < moved[1] < moved[0]
+    assert moved[2] < 1e-6 < 1e-5 < moved[1] < 1e-3 < 0.01 < moved[0]
 
 
 def test_the_mean_of_the_posterior_of_a_linear_network_is_kernel_regression():
