@@ -118,4 +118,4 @@ plt.show()
 #
 # *Bottom*: the small change is what is left of two large ones. At first the other tasks push the
 # loss up, and the old task has no gradient to resist. Then its own trials pull the loss down, by
-# nearly as much. An evaluation at the end, where the curve has come back, would see none of it.
+# nearly as much. An evaluation at the end alone would miss most of it.

@@ -155,7 +155,7 @@ for ax in axes:
 # *Left*: dots are subspaces, and the dotted line is the known answer. In ten dimensions every
 # subspace contains a solution, but two of these three are so oblique to the constraints that
 # gradient descent does not get there in time. *Right*: the line is the training of all parameters,
-# and the dotted line 90 % of it, which some three hundred dimensions reach.
+# and the dotted line 90 % of it, which takes a little more than three hundred dimensions.
 #
 # What the subspace sees
 # ----------------------

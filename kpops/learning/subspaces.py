@@ -72,7 +72,7 @@ def subspace(lin: Linearization, basis: Any, *, rng: Any = None) -> TrajectoryOp
     >>> recurrent.domain
     (parameter: 192)
     """
-    space = require_linearization(lin, spread=True).parameter_space
+    space = require_linearization(lin).parameter_space
     names = [basis] if isinstance(basis, str) else basis
     if isinstance(names, list | tuple) and names and all(isinstance(n, str) for n in names):
         restriction = Restriction(space, {"parameter": names}, lin.dtype, lin.device)
@@ -81,7 +81,7 @@ def subspace(lin: Linearization, basis: Any, *, rng: Any = None) -> TrajectoryOp
         return extension
     like = torch.empty((), dtype=lin.dtype, device=lin.device)
     if isinstance(basis, int | np.integer):
-        columns = random_basis(space.size, basis, generator(rng, lin.space.parts), like, "basis")
+        columns = random_basis(space.size, basis, generator(rng), like, "basis")
     else:
         columns = _orthonormal_columns(basis, space, like)
     coordinates = Space(("coordinate",), (columns.shape[1],))
