@@ -23,6 +23,7 @@ from kpops.learning.over_training import over_training
 from kpops.learning.rank_bounds import rank_bounds
 from kpops.learning.stability import stability
 from kpops.learning.step_results import MeasureError
+from kpops.learning.subspaces import subspace
 from kpops.learning.telescope import telescope
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
@@ -102,6 +103,7 @@ __all__ = [
     "spectral_norm",
     "stability",
     "stationary_response",
+    "subspace",
     "svds",
     "tasks",
     "telescope",

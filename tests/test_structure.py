@@ -30,8 +30,8 @@ ROOMS = [
 # what only some systems have; what changes the warnings' filters when it is imported; and Zarr,
 # which is slow to import.
 LATE = (
-    *("cupy", "cupyx", "matplotlib", "neurogym", "resource", "scipy.spatial", "scipy.special"),
-    *("icechunk", "zarr"),
+    *("cupy", "cupyx", "matplotlib", "neurogym", "resource", "scipy.cluster", "scipy.optimize"),
+    *("scipy.spatial", "scipy.special", "icechunk", "zarr"),
 )
 COMPILED = ("kpops.engines.cpu.", "kpops.engines.cuda.")  # by Numba and Triton
 DRAWING = ("kpops.plot.locators",)

@@ -25,7 +25,6 @@ from kpops.studies.results import Measure
 from kpops.studies.study import FailedPointsWarning
 
 
-@experimental
 class Measured:
     """Take a measure of a model at some steps of its training.
 
