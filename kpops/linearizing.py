@@ -140,7 +140,8 @@ def linearize(
             raise TypeError("model is a Linearization already: use it as it is")
         parts = None if sites is not None else _recurrent(model, inputs, dtype, readout, h0, mask)
         if parts is None:
-            _refuse_given(h0=h0, mask=mask)
+            how = {"engine": engine, "gates": gates}
+            _refuse_given(h0=h0, mask=mask, **{k: v for k, v in how.items() if v != "auto"})
             return linearize_sites(
                 processes, model, inputs, None if sites == "auto" else sites,
                 parameters=parameters, readout=readout, measure=measure,
@@ -186,14 +187,16 @@ def _recurrent(
     """The recurrent part of a model and its readout; None if it has none, and none is asked for."""
     try:
         return snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
-    except NotRecurrentError:
+    except NotRecurrentError as error:
         alone = next(model.children(), None) is None  # more likely a part than a network
         if h0 is not None or mask is not None or alone:
-            raise
+            raise ValueError(str(error)) from error
         return None
 
 
 def _refuse_given(**arguments: Any) -> None:
     given = [name for name, value in arguments.items() if value is not None]
     if given:
-        raise ValueError(f"{given} is given with sites=, which are those of a network without time")
+        raise ValueError(
+            f"{given} is given with sites=, which are those of a network without time: leave it out"
+        )

@@ -248,8 +248,8 @@ def _stay(
     lin: Linearization, states: Any, x: Any, labels: np.ndarray, n_steps: int, *, convert: bool
 ) -> Linearization:
     """The linearization with steps that all start at the same states and read the same input."""
-    like = lin.trajectory.states
-    n_units, n_features = like.shape[2], n_inputs(lin.recurrence, lin.trajectory.inputs.shape[2])
+    recurrence, like = lin.recurrence, lin.trajectory.states
+    n_units, n_features = like.shape[2], n_inputs(recurrence, lin.trajectory.inputs.shape[2])
     h = bring(states, like, "points", convert)
     x = like.new_zeros(n_features) if x is None else bring(x, like, "input", convert)
     if (h.shape[1:], x.shape) != ((n_units,), (n_features,)):
@@ -258,7 +258,7 @@ def _stay(
             f"{n_units}) and ({n_features},) for this linearization"
         )
     n_points = len(h)
-    inputs = steady_input(lin.recurrence, x).expand(n_points, n_steps, -1).contiguous()
+    inputs = steady_input(recurrence, x).expand(n_points, n_steps, -1).contiguous()
     with exclusive_compute(h.device):
         new = lin.recurrence(inputs[:, 0], h)
     before, after = (part[:, None].expand(-1, n_steps, -1).contiguous() for part in (h, new))
