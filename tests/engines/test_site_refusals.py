@@ -152,6 +152,24 @@ def test_the_network_is_refused(name):
         kpops.linearize(network, torch.randn(shape).double(), sites=sites.get(name, "auto"))
 
 
+@pytest.mark.parametrize("kind", ["padding_idx", "scale_grad_by_freq", "max_norm", "PReLU"])
+def test_modules_of_torch_without_a_true_derivative_are_refused(kind):
+    options = {
+        "padding_idx": {kind: 1},
+        "scale_grad_by_freq": {kind: True},
+        "max_norm": {kind: 1.0},
+    }
+    first, inputs = (
+        nn.Embedding(5, 4, **options.get(kind, {})),
+        torch.tensor([[1], [1]]),
+    )
+    if kind == "PReLU":  # has two derivatives at 0, where it is
+        first, inputs = nn.Sequential(nn.Linear(3, 4, bias=False), nn.PReLU()), torch.zeros(2, 3)
+    network = nn.Sequential(first, nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"is not the derivative|disagree|cannot be taken"):
+        kpops.linearize(network, inputs, sites="auto")
+
+
 def plain():
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
 
