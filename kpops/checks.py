@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, NoReturn
 
 import torch
@@ -60,6 +61,12 @@ def refuse_unfit(model: Any, what: str) -> None:
             functions[f"{prefix}forward of {what}"] = type(part).forward
             own = {k: v for k, v in vars(part).items() if not hasattr(type(part), k)}
             functions |= {f"{prefix}{k} of {what}": v for k, v in own.items() if callable(v)}
+            added = [f for kind in hooks for f in getattr(part, f"_{kind}").values()]
+            functions |= {  # objects are copied with the model
+                f"the hook {prefix}{f.__name__} of {what}": f
+                for f in added
+                if isinstance(f, FunctionType | MethodType)
+            }
     for name, function in functions.items():
         found = brought_along(function)
         if found is not None:

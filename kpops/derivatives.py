@@ -38,6 +38,7 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}
 _ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 _REMEDIES = {
     "saved tensor hooks": "leave out torch.utils.checkpoint",
+    "checkpoint": "leave out torch.utils.checkpoint",
     "setup_context": "give the autograd.Function a setup_context and generate_vmap_rule = True, "
     "and leave out backward hooks of modules",
     "vmap": "write it without branches on values, .item() and changes in place; an "

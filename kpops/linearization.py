@@ -287,20 +287,24 @@ class Linearization(Shown):
         4 1.4 GiB
         """
         names = tuple(self.parameters)
+        self._check_estimate(trials, vectors, processes)
         if trials is not None:
-            for name, count in (("trials", trials), ("vectors", vectors), ("processes", processes)):
-                check_count(name, count, 0 if name == "vectors" else 1)
             each = -(-trials // processes)
             parts = self.recurrence, names, self.trajectory, self._options
             with exclusive_compute(self.device):
                 return memory_of_many(*parts, each, vectors)
-        if (vectors, processes) != (1, 1):
+        with exclusive_compute(self.device):
+            return memory_estimate(self.recurrence, names, self.trajectory, self._options)
+
+    def _check_estimate(self, trials: Any, vectors: Any, processes: Any) -> None:
+        if trials is not None:
+            for name, count in (("trials", trials), ("vectors", vectors), ("processes", processes)):
+                check_count(name, count, 0 if name == "vectors" else 1)
+        elif (vectors, processes) != (1, 1):
             raise ValueError(
                 f"vectors={vectors} and processes={processes} are for an estimate of many trials: "
                 "pass trials="
             )
-        with exclusive_compute(self.device):
-            return memory_estimate(self.recurrence, names, self.trajectory, self._options)
 
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.parameters.values())

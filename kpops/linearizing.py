@@ -59,10 +59,11 @@ def linearize(
         model's dtype. No gradient flows back to the inputs.
     sites : iterable of str or "auto", optional
         Names of parts, as in ``named_modules``, whose outputs are the states of any network; see
-        :doc:`/any_network`. ``"auto"`` takes the parts that have parameters, and is the default
-        for a network that is not recurrent. Then `h0` and `mask` have no meaning, `inputs` are any
-        tree of arrays with trials first, a tuple for several arguments of forward, a dict for those
-        with names; and `readout` is a function from what the network returns to its outputs.
+        :doc:`/any_network`. ``"auto"`` takes the parts that have parameters and are called, and
+        is the default for a network that is not recurrent. Then `h0`, `mask`, `engine` and `gates`
+        have no meaning, `inputs` are any tree of arrays with trials first, a tuple for several
+        arguments of forward, a dict for those with names; and `readout` is a function from what
+        the network returns to its outputs.
     h0 : array_like or DataArray, optional
         Initial state (trial, unit) or (unit,), or what the module itself takes. Default: zero.
     parameters : iterable of str or callable, optional
@@ -140,7 +141,8 @@ def linearize(
             raise TypeError("model is a Linearization already: use it as it is")
         parts = None if sites is not None else _recurrent(model, inputs, dtype, readout, h0, mask)
         if parts is None:
-            _refuse_given(h0=h0, mask=mask)
+            how = {"engine": engine, "gates": gates}
+            _refuse_given(h0=h0, mask=mask, **{k: v for k, v in how.items() if v != "auto"})
             return linearize_sites(
                 processes, model, inputs, None if sites == "auto" else sites,
                 parameters=parameters, readout=readout, measure=measure,
@@ -189,11 +191,13 @@ def _recurrent(
     except NotRecurrentError as error:
         alone = next(model.children(), None) is None  # more likely a part than a network
         if h0 is not None or mask is not None or alone:
-            raise ValueError(str(error)) from None
+            raise ValueError(str(error)) from error
         return None
 
 
 def _refuse_given(**arguments: Any) -> None:
     given = [name for name, value in arguments.items() if value is not None]
     if given:
-        raise ValueError(f"{given} is given with sites=, which are those of a network without time")
+        raise ValueError(
+            f"{given} is given with sites=, which are those of a network without time: leave it out"
+        )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kpops import site_snapshot
 from kpops.arrays import to_numpy
+from kpops.checks import same_random_state
 from kpops.distributed.agreement import Processes, fingerprint
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.rowwise import Rowwise
@@ -20,6 +21,8 @@ from kpops.engines.site_engine import SiteEngine
 from kpops.labels import Space
 from kpops.linearization import Linearization
 from kpops.models.sites import SiteNetwork
+from kpops.models.whole import Parts as Whole
+from kpops.models.whole import unwrap
 from kpops.operators import ReadoutJacobian, ReadoutParameterJacobian, TrajectoryOperator
 from kpops.precision import check_precision
 from kpops.read_inputs import Reading
@@ -40,7 +43,10 @@ class SiteLinearization(Linearization):
     trajectory: Any
 
     def __post_init__(self) -> None:
-        self.engine: Any = SiteEngine(self.network, self.parameters, self.trajectory)
+        # Without the readout, which may be a function that does not pickle.
+        network = replace(self.network, readout=None, _swapped=None)
+        self.engine: Any = SiteEngine(network, self.parameters, self.trajectory)
+        self.engine_reason = "runs that are pushed and cut"
 
     @cached_property
     def outputs(self) -> xr.DataArray:
@@ -143,6 +149,7 @@ class SiteLinearization(Linearization):
         trials, vectors, processes
             As for :meth:`Linearization.memory_estimate`.
         """
+        self._check_estimate(trials, vectors, processes)
         here = len(self.trajectory.states) if trials is None else -(-trials // processes)
         numbers = here * self.trajectory.activations
         return {self.engine.name: (8 + 3 * (vectors - 1)) * numbers * self.dtype.itemsize}
@@ -183,21 +190,24 @@ def linearize_sites(
     precision: str,
 ) -> SiteLinearization:
     """Linearise a network about the values of its sites; arguments as of `linearize`."""
-    module = site_snapshot.of_network(model, dtype, device)
-    learning = learning_parameters(dict(module.named_parameters()), parameters)
+    network, path = unwrap(model)
+    own_names = Whole(network, path=path).own_names
+    module = site_snapshot.of_network(network, dtype, device)
+    readout = site_snapshot.of_readout(readout)
+    learning = learning_parameters(dict(module.named_parameters()), own_names(parameters))
     like = next(iter(learning.values()))
     check_precision(precision, like.dtype)
     rows, coords = site_snapshot.read_rows(inputs, like, convert=dtype is not None)
     module.requires_grad_(False)
-    with exclusive_compute(like.device):
-        found = site_snapshot.find_sites(module, sites, rows, readout)
+    with exclusive_compute(like.device), same_random_state(like):
+        found = site_snapshot.find_sites(module, own_names(sites), rows, readout)
         trajectory = site_snapshot.run(found, rows, learning, precision)
     network, n_trials = found.network, len(rows)
     facts = {
         "dtype": str(like.dtype),
         "sites": tuple(map(str, network.sites)),
         "units": sum(network.sizes),
-        "model": type(model).__name__,
+        "model": type(module).__name__,
         "learning parameters": tuple(learning),
         "measure": measure,
         "precision": precision,

@@ -5,7 +5,7 @@ Unfit networks and inputs are refused here, before any work is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from kpops.arrays import as_tensor
-from kpops.checks import differ, is_plain, refuse_unfit, same_random_state
+from kpops.checks import differ, refuse_unfit
 from kpops.derivatives import Rows as Checked
 from kpops.derivatives import refuse_unlike_training
 from kpops.distributed.parts import Parts
 from kpops.engines.site_engine import SiteTrajectory
 from kpops.kinds import described
 from kpops.labels import Coordinate, Space, coordinates_of
+from kpops.models.recurrence import refuse_patched
 from kpops.models.sites import (
     Rows,
     Site,
     SiteNetwork,
+    WithOutputs,
     as_called,
     default_paths,
     hooked,
@@ -33,7 +35,7 @@ from kpops.models.sites import (
     plain,
 )
 from kpops.models.stepping import let_step
-from kpops.snapshot import copied, refuse_mixed
+from kpops.snapshot import copied, moved, refuse_mixed
 
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
@@ -44,9 +46,29 @@ _CHANNELS_FIRST = (
 )
 
 
+def of_readout(readout: Any) -> Callable[[Any], Any] | None:
+    """Private copy of a readout, which has no parameters."""
+    if readout is None:
+        return None
+    if not callable(readout) or isinstance(readout, type):
+        raise TypeError(
+            f"readout is {described(readout)}, expected a function from what the network returns "
+            "to its outputs"
+        )
+    if isinstance(readout, nn.Module) and next(readout.parameters(), None) is not None:
+        raise ValueError(
+            f"readout is {described(readout)} with parameters: make it a part of the network, for "
+            "example by nn.Sequential(network, readout)"
+        )
+    refuse_unfit(readout, "the readout")
+    return copied(readout) if isinstance(readout, nn.Module) else readout
+
+
 def read_rows(inputs: Any, like: Tensor, *, convert: bool) -> tuple[Rows, dict[str, Coordinate]]:
     """The inputs as a tree of tensors with trials first, and the user's labels of trials."""
     coords: dict[str, Coordinate] = {}
+    if isinstance(inputs, Mapping) and not isinstance(inputs, xr.Dataset):
+        inputs = dict(inputs)  # what tokenizers return is none
 
     def read(array: Any) -> Any:
         if array is None or isinstance(array, bool | int | float | str):
@@ -57,6 +79,11 @@ def read_rows(inputs: Any, like: Tensor, *, convert: bool) -> tuple[Rows, dict[s
         if isinstance(array, xr.DataArray):
             if "trial" not in array.dims:
                 raise ValueError(f"inputs has dims {array.dims}, and none of them is trial")
+            if "mask" in array.coords and not array.mask.all():
+                raise ValueError(
+                    "inputs brings a mask, which sites do not read: give it to the network as "
+                    "another input, and drop the coordinate by drop_vars('mask')"
+                )
             array = array.transpose("trial", ...)
             coords.update(coordinates_of(array, ("trial",)))
             array = array.data
@@ -93,9 +120,8 @@ def of_network(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {described(model)}, and sites are those of an nn.Module")
     refuse_unfit(model, "the model")
-    mine = copied(model)
-    if dtype is not None or device is not None:
-        mine = mine.to(device=device, dtype=dtype)
+    refuse_patched(model)
+    mine = moved(copied(model), dtype, device)
     refuse_mixed(mine)
     let_step(mine)
     return mine
@@ -110,28 +136,34 @@ class Found(NamedTuple):
 
 def find_sites(module: nn.Module, wanted: Any, rows: Rows, readout: Any) -> Found:
     """The sites by the paths `wanted`, from two runs, one of them without the last trial."""
-    paths = _read_paths(module, wanted)
-    n = len(rows)
+    paths, n = _read_paths(module, wanted), len(rows)
     # With a trial alone it is repeated: where the trials are is what grows with their number.
     few, many = (rows[: n - 1], rows) if n > 1 else (rows, rows.expanded(2))
     (before, a, _), (after, b, held) = _observe(module, paths, few), _observe(module, paths, many)
     if before.keys() != after.keys():
-        raise ValueError("the number of calls of the sites depends on the inputs")
+        raise ValueError(
+            "the number of calls of the sites depends on the inputs: let every run call the same "
+            "parts, or choose sites that do not vary"
+        )
+    called = list(dict.fromkeys(path for path, _ in before))
+    if wanted is None and called != paths:
+        return find_sites(module, called or [""], rows, readout)
+    like = next(module.parameters())
     sites = []
     for (path, call), small in before.items():
         large = after[path, call]
-        axis = _trial_axis(small, large, len(few), len(many), f"site {path!r}")
+        axis = _trial_axis(small, large, len(few), len(many), f"site {path!r}", like, called)
         shape = tuple(size for i, size in enumerate(large.shape) if i != axis)
         first = isinstance(module.get_submodule(path), _CHANNELS_FIRST)
         sites.append(Site(path, call, axis, shape, first and len(shape) > 1))
-    missing = [path for path in paths if path not in {s.path for s in sites}]
+    missing = [path for path in paths if path not in called]
     if missing:
         raise ValueError(f"sites {missing} are never called in a run: choose others")
     network = SiteNetwork(module, tuple(sites), readout)
     if readout is not None or isinstance(a, Tensor):
         small, large = network.read(a), network.read(b)
         what = "what readout returns" if readout else "the output of the network"
-        network.output_axis = _trial_axis(small, large, len(few), len(many), what)
+        network.output_axis = _trial_axis(small, large, len(few), len(many), what, like)
     return Found(network, held // len(many))
 
 
@@ -170,7 +202,7 @@ def _observe(
     try:
         with torch.no_grad(), hooked(module, dict.fromkeys(paths), seen), plain():
             returned = module(*args, **kwargs)
-    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         shapes = tree_map(lambda x: tuple(x.shape), rows.tree)
         raise ValueError(
             f"{type(module).__name__} cannot be run on inputs of shape {shapes}: {error}"
@@ -181,34 +213,52 @@ def _observe(
     return outputs, returned, held
 
 
-def _trial_axis(small: Tensor, large: Tensor, few: int, many: int, what: str) -> int:
-    if not large.is_floating_point() or large.is_complex():
+def _trial_axis(
+    small: Tensor, large: Tensor, few: int, many: int, what: str, like: Tensor, paths: Any = ()
+) -> int:
+    if not large.is_floating_point():
         raise TypeError(f"{what} is of dtype {large.dtype}, and kpops differentiates real numbers")
+    if large.dtype != like.dtype:
+        raise TypeError(
+            f"{what} is {large.dtype}, the model {like.dtype}: a buffer, a constant or autocast "
+            "of another dtype? Convert it, or pass dtype= to kpops.linearize"
+        )
+    if not large.numel():
+        raise ValueError(f"{what} has shape {tuple(large.shape)}, and no numbers: choose another")
     pairs = enumerate(zip(small.shape, large.shape, strict=False))
     grown = [i for i, sizes in pairs if sizes == (few, many)]
     if small.ndim != large.ndim or len(grown) != 1:
         raise ValueError(
             f"{what} has shape {tuple(large.shape)} for {many} trials and {tuple(small.shape)} for "
-            f"{few}: no dimension of it is that of the trials, so choose another part"
+            f"{few}: no dimension of it is that of the trials, so choose other parts"
+            + (f", from {list(paths)}" if len(paths) > 1 else "")
         )
     return grown[0]
 
 
 def run(found: Found, rows: Rows, learning: dict[str, Tensor], precision: str) -> SiteTrajectory:
     """Run the network, and refuse one that is random, mixes trials or has wrong derivatives."""
-    network, _ = found
-    name = type(network.module).__name__
+    plain, name = found.network, type(found.network.module).__name__
+    network = WithOutputs(plain.module, plain.sites, plain.readout, plain.output_axis)
     never_run = network.renewed()
-    with torch.no_grad(), same_random_state(next(iter(learning.values()))):
+    n_units, n = sum(network.sizes), len(rows)
+    some = [slice(1), slice(n - 1, n), slice(0, n, 2)] if n > 1 else []
+    with torch.no_grad():
         buffers = [b.clone() for b in network.module.buffers()]
         given = tree_map(torch.clone, rows.tree)
-        zeros = next(iter(learning.values())).new_zeros(len(rows), sum(network.sizes))
+        zeros = next(iter(learning.values())).new_zeros(n, n_units)
         try:
-            states = network.step({}, Rows(given), zeros)
-        except RuntimeError as error:
-            raise ValueError(f"{name} cannot be run with its sites pushed: {error}") from error
-        again = network.step({}, rows, zeros)
-        alone = network.step({}, rows[:1], zeros[:1])
+            values = network.step({}, Rows(given), zeros)
+            again = network.step({}, rows, zeros)
+            alone = [network.step({}, rows[trials], zeros[trials]) for trials in some]
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name} cannot be run with its sites pushed, or on some trials alone "
+                f"(batch normalisation in training mode?): {error}"
+            ) from error
+        states = values[:, :n_units].clone()
+        as_it_is = network.with_outputs(*network.run({}, rows, lambda _, y: (y.clone(), y)))
+        cut = network.cut({}, rows, states)
     changed = not all(map(torch.equal, network.module.buffers(), buffers))
     if changed or not all(map(torch.equal, tree_leaves(given), tree_leaves(rows.tree))):
         what = "buffers (batch normalisation in training mode?)" if changed else "inputs"
@@ -220,18 +270,35 @@ def run(found: Found, rows: Rows, learning: dict[str, Tensor], precision: str) -
             f"the site {network.sites[site]} is not finite, first in trial {trial}: scale the "
             "inputs, or check the weights"
         )
-    scale = states.abs().max()
-    if differ(again, states, scale):
+    if not values.isfinite().all():
+        trial = int((~values.isfinite().all(1)).nonzero()[0, 0])
+        raise ValueError(f"the outputs of {name} are not finite, first in trial {trial}")
+
+    def unlike(a: Tensor, b: Tensor) -> bool:
+        """Whether sites or outputs differ, each relative to the largest."""
+        columns = [slice(n_units), slice(n_units, b.shape[1])][: 1 + (b.shape[1] > n_units)]
+        return any(differ(a[:, c], b[:, c], values[:, c].abs().max()) for c in columns)
+
+    if unlike(again, values):
         raise ValueError(f"two runs of {name} differ: it is random; call model.eval()")
-    if differ(alone, states[:1], scale):
+    if any(unlike(a, values[trials]) for a, trials in zip(alone, some, strict=True)):
         raise ValueError(
-            f"{name} mixes trials: the first trial alone gives other values than among the others "
-            "(batch normalisation in training mode?); call model.eval()"
+            f"{name} mixes trials: some of them alone give other values than among the others "
+            "(batch normalisation in training mode? Inputs whose trials are not first, as for "
+            "batch_first=False?); call model.eval(), or transpose them within the network"
         )
-    if not is_plain(network.module):
-        refuse_unlike_training(
-            f"a run of {name}", network, never_run, Checked(learning, rows, zeros)
+    if unlike(as_it_is, values):
+        raise ValueError(
+            f"{name} gives other values when a site is a copy of the output of its part: change "
+            "no view of an output in place, or choose other sites"
         )
+    if unlike(cut, states):
+        raise ValueError(
+            f"the sites of {name} depend on one another in more ways than by their values, as by "
+            "a gradient that forward takes: choose other sites"
+        )
+    checked = Checked(learning, rows, zeros)
+    refuse_unlike_training(f"a run of {name}", network, never_run, checked)
     return SiteTrajectory(rows, states, found.activations, precision)
 
 

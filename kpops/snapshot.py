@@ -70,18 +70,24 @@ def of_model(
     recurrence = as_recurrence(model)
     if parts.time_major is not None:
         recurrence.time_major = parts.time_major
+    recurrence = moved(recurrence, dtype, device)
+    refuse_mixed(recurrence.module)
+    return recurrence
+
+
+def moved(module: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Any:
+    """A module in `dtype` and on `device` where given."""
     if dtype is not None:
         numpy_dtype(dtype)  # refuses what is not float32 or float64
-        recurrence = recurrence.to(dtype)
+        module = module.to(dtype)
     if device is not None:
         try:
-            recurrence = recurrence.to(device)
+            module = module.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
                 f"device={device!r}: pass 'cpu', or 'cuda' where it is ({error})"
             ) from error
-    refuse_mixed(recurrence.module)
-    return recurrence
+    return module
 
 
 def of_readout(

@@ -216,8 +216,8 @@ def _stay(
     """
     kind = Linearization if n_steps is not None else FixedPointLinearization
     n_steps = int(n_steps or 1)
-    like = lin.trajectory.states
-    n_units, n_features = like.shape[2], n_inputs(lin.recurrence, lin.trajectory.inputs.shape[2])
+    recurrence, like = lin.recurrence, lin.trajectory.states
+    n_units, n_features = like.shape[2], n_inputs(recurrence, lin.trajectory.inputs.shape[2])
     h = bring(states, like, "points", convert)
     x = like.new_zeros(n_features) if x is None else bring(x, like, "input", convert)
     n_points = len(h)
@@ -226,7 +226,7 @@ def _stay(
             f"points has shape {tuple(h.shape)} and input {tuple(x.shape)}, expected (point, "
             f"{n_units}) and ({n_features},) for this linearization, or an input for each point"
         )
-    steady = steady_input(lin.recurrence, x.expand(n_points, -1))
+    steady = steady_input(recurrence, x.expand(n_points, -1))
     inputs = steady[:, None].expand(-1, n_steps, -1).contiguous()
     with exclusive_compute(h.device):
         moved = lin.recurrence(inputs[:, 0], h)

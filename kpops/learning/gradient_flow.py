@@ -21,6 +21,7 @@ from kpops.spectral.truncation import truncate
 
 
 @in_full_precision
+@torch.inference_mode(False)
 def gradient_flow(
     lin: Linearization, targets: Any, loss: Loss = "mse", *, loss_mask: Any = None
 ) -> xr.Dataset:

@@ -195,7 +195,7 @@ class ModuleRecurrence(Recurrence):
             state_size=int(size) if is_whole(size) else None,
             input_size=int(input_size) if is_whole(input_size) else None,
         )
-        _refuse_patched(module)
+        refuse_patched(module)
         refuse_exchanged(module)
         if arguments(module)[1] < 2:
             raise ValueError(
@@ -341,11 +341,13 @@ def arguments(model: nn.Module) -> tuple[int, float]:
     return sum(p.default is p.empty for p in plain), math.inf if any_number else len(plain)
 
 
-def _refuse_patched(module: nn.Module) -> None:
+def refuse_patched(module: nn.Module) -> None:
     """Refuse a function in the place of a method, since it keeps the weights that it refers to."""
     for name, part in module.named_modules():
         for key, value in vars(part).items():
-            if isinstance(value, FunctionType) and hasattr(type(part), key):
+            # Copies make anew what torch.compile has made.
+            compiled = hasattr(part, "_orig_mod") or key == "_compiled_call_impl"
+            if isinstance(value, FunctionType) and hasattr(type(part), key) and not compiled:
                 raise ValueError(
                     f"{name or 'the model'} ({type(part).__name__}) has a function in the place of "
                     f"its {key}, which would not follow copies of its weights: write a subclass"

@@ -12,6 +12,7 @@ The value of both is what the parts compute, with what is added in the first.
 from __future__ import annotations
 
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -76,11 +77,11 @@ class Site:
 
     def flat(self, output: Tensor) -> Sites:
         """The output as rows of trials."""
-        return output.movedim(self.axis, 0).flatten(1)
+        return output.movedim(self.axis, 0).reshape(output.shape[self.axis], -1)
 
     def shaped(self, rows: Sites) -> Tensor:
         """Rows of trials as the part returns them."""
-        return rows.unflatten(1, self.shape).movedim(0, self.axis)
+        return rows.reshape(len(rows), *self.shape).movedim(0, self.axis)
 
     def __str__(self) -> str:
         return f"{self.path or 'the network'}, call {self.call}"
@@ -93,7 +94,7 @@ def places_of(shape: tuple[int, ...], channels_first: bool) -> dict[str, np.ndar
     names = {1: ["position"], 2: ["row", "column"]}.get(len(inside))
     if names is None:
         names = [f"position_{i + 1}" for i in range(len(inside))]
-    places = np.indices(shape).reshape(len(shape), -1)
+    places = np.indices(shape).reshape(len(shape), math.prod(shape))
     found = {"channel": places[axis]} if shape else {}
     return found | {name: places[i] for name, i in zip(names, inside, strict=True)}
 
@@ -119,13 +120,16 @@ class SiteNetwork:
 
     def step(self, parameters: dict[str, Tensor], x: Any, d: Sites) -> Sites:
         """The sites of the run in which `d` is pushed."""
+        return self._joined(self._push(parameters, x, d)[0])
+
+    def _push(self, parameters: dict[str, Tensor], x: Rows, d: Sites) -> tuple[list[Tensor], Any]:
         pushes = d.split(self.sizes, dim=1)
 
         def push(number: int, output: Tensor) -> tuple[Tensor, Tensor]:
             value = output + self.sites[number].shaped(pushes[number])
             return value, value.clone()  # what follows may change it in place
 
-        return self._joined(self.run(parameters, x, push)[0])
+        return self.run(parameters, x, push)
 
     def cut(self, parameters: dict[str, Tensor], x: Rows, h: Sites) -> Sites:
         """The sites of the run in which all that follows sees `h`."""
@@ -162,7 +166,7 @@ class SiteNetwork:
         def seen(path: str, call: int, output: Tensor) -> Tensor:
             number = numbers.get((path, call))
             if number is None:
-                raise ValueError(f"{path} is called once more than at linearization")
+                raise ValueError(f"{path} is called once more than at linearization: {_VARIES}")
             value, follows = at(number, output)
             values[number] = self.sites[number].flat(value)
             return follows
@@ -173,7 +177,7 @@ class SiteNetwork:
             returned = functional_call(module, parameters, args, kwargs)
         missing = [str(site) for site, v in zip(self.sites, values, strict=True) if v is None]
         if missing:
-            raise ValueError(f"the network did not call {missing}, as at linearization")
+            raise ValueError(f"the network did not call {missing}, as at linearization: {_VARIES}")
         return values, returned
 
     def read_by(self, paths: list[str], x: Rows) -> dict[tuple[str, int], Tensor]:
@@ -195,7 +199,7 @@ class SiteNetwork:
 
     def renewed(self) -> SiteNetwork:
         """A network with the same tensors that sees no call made from here on."""
-        return SiteNetwork(stand_in(self.module), self.sites, self.readout, self.output_axis)
+        return type(self)(stand_in(self.module), self.sites, self.readout, self.output_axis)
 
     def flops(self, n_trials: int) -> int:
         """Approximate operations of a run: each weight is used once for every trial."""
@@ -214,6 +218,22 @@ class SiteNetwork:
         return {**self.__dict__, "_swapped": None}
 
 
+class WithOutputs(SiteNetwork):
+    """A network whose step returns its outputs, too, after the sites, as far as it has them."""
+
+    def step(self, parameters: dict[str, Tensor], x: Rows, d: Sites) -> Sites:
+        """The sites and the outputs of the run in which `d` is pushed."""
+        return self.with_outputs(*self._push(parameters, x, d))
+
+    def with_outputs(self, values: list[Tensor], returned: Any) -> Sites:
+        """The rows of a run."""
+        outputs = [] if self.output_axis is None else [self.read(returned).flatten(1)]
+        return self._joined([*values, *outputs])
+
+
+_VARIES = "let every run call the same parts, or choose sites that do not vary"
+
+
 @contextmanager
 def hooked(
     module: nn.Module, paths: dict[str, Any], seen: Callable[[str, int, Tensor], Tensor]
@@ -230,7 +250,10 @@ def hooked(
                 "the first of several, is one"
             )
         new = seen(path, calls[path], first)
-        return new if first is output else type(output)([new, *output[1:]])
+        if first is output:
+            return new
+        several = new, *output[1:]
+        return type(output)(*several) if hasattr(output, "_fields") else type(output)(several)
 
     with ExitStack() as stack:
         for path in paths:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kpops.kinds import described
 from kpops.models.recurrence import Recurrence, as_recurrence
 
 _LAYERS = (nn.RNN, nn.GRU, nn.LSTM)
@@ -19,7 +20,7 @@ def let_step(module: nn.Module) -> None:
     has no place where a state could be changed. ``step`` returns its argument, the state.
     """
     for layer in list(module.modules()):
-        if type(layer) in _LAYERS and "step" not in layer._modules:
+        if type(layer) in _LAYERS and not hasattr(layer, "step"):
             try:
                 recurrence = as_recurrence(layer)
             except ValueError:  # bidirectional, or with projections
@@ -39,7 +40,10 @@ class Stepped:
         """Outputs of all steps and the last state, as the layer itself returns them."""
         layer: Any = self.recurrence.module
         if not isinstance(x, Tensor) or x.ndim != 3:
-            raise ValueError(f"{type(layer).__name__} in a network with sites reads 3 dimensions")
+            raise ValueError(
+                f"{type(layer).__name__} reads {described(x)}, and in a network with sites a "
+                "tensor of 3 dimensions: pad sequences to one length, keep the dimension of trials"
+            )
         x = x if layer.batch_first else x.transpose(0, 1)
         gated = isinstance(layer, nn.LSTM)
         if hx is None:

@@ -61,7 +61,7 @@ def take_apart(
     readout replaces that of the model. A model is refused if it is scripted (TypeError), or takes
     whole sequences and is not a recurrent part with a readout of its states (ValueError).
     """
-    model, outer = _unwrap(model)
+    model, outer = unwrap(model)
     if not isinstance(model, nn.Module) or is_registered(model):
         return Parts(model, readout, outer)
     if _is_plain_network(model):
@@ -88,7 +88,7 @@ def take_apart(
     )
 
 
-def _unwrap(model: Any) -> tuple[Any, str]:
+def unwrap(model: Any) -> tuple[Any, str]:
     """The module that wrappers run, and its path in them."""
     path = ""
     while (name := _wrapped(model)) is not None:
