@@ -159,8 +159,8 @@ class SiteEngine:
         return self.parameter_jvp(self.parameter_vjp(q, names), names)
 
     def flow(self, q: Block, names: Sequence[str]) -> Block:
-        """P J J* P* q."""
-        return self.propagate(self.parameter_gram(self.backpropagate(q), names))
+        """P J J* P* q, by P J = dh/dtheta, which is one pass and not two."""
+        return self.pushed.parameter_jvp(self.pushed.parameter_vjp(q, names), names)
 
     def factor_size(self, names: Sequence[str]) -> int | None:
         """No factor of K is known that is thinner than J."""

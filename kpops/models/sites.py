@@ -112,11 +112,11 @@ class SiteNetwork:
             value = output + self.sites[number].shaped(pushes[number])
             return value, value.clone()  # what follows may change it in place
 
-        return self._joined(self.run(parameters, x, push)[0])
+        return Joined.apply(*self.run(parameters, x, push)[0])
 
     def cut(self, parameters: dict[str, Tensor], x: Rows, h: Sites) -> Sites:
         """The sites of the run in which all that follows sees `h`."""
-        return self._joined(self._cut(parameters, x, h)[0])
+        return Joined.apply(*self._cut(parameters, x, h)[0])
 
     def cut_outputs(self, parameters: dict[str, Tensor], x: Rows, h: Sites) -> Sites:
         """The outputs of that run, as rows."""
@@ -177,11 +177,34 @@ class SiteNetwork:
             parameters, x, lambda i, output: (output, self.sites[i].shaped(stored[i]).clone())
         )
 
-    def _joined(self, values: list[Tensor]) -> Sites:
-        return torch.cat(values, dim=1)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_swapped": None}
+
+
+class Joined(torch.autograd.Function):
+    """Rows of all sites, side by side.
+
+    The backward pass of ``torch.cat`` takes its argument apart site by site, and the derivative of
+    that adds up as many arrays of all sites. That of one split is one ``torch.cat``.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*values: Tensor) -> Sites:
+        return torch.cat(values, dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Sites) -> None:
+        ctx.sizes = [value.shape[1] for value in inputs]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Sites) -> Any:
+        return gradient.split(ctx.sizes, dim=1)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Sites:
+        return torch.cat(tangents, dim=1)
 
 
 @contextmanager
