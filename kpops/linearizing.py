@@ -60,7 +60,7 @@ def linearize(
     sites : iterable of str or "auto", optional
         Names of parts, as in ``named_modules``, whose outputs are the states of any network; see
         :doc:`/any_network`. ``"auto"`` takes the parts that have parameters, and is the default
-        for a network that is not recurrent. Then `h0` and `mask` have no meaning, `inputs` are any
+        for a network that is not recurrent, and for inputs in a dict. Then `h0` and `mask` have no meaning, `inputs` are any
         tree of arrays with trials first, a tuple for several arguments of forward, a dict for those
         with names; and `readout` is a function from what the network returns to its outputs.
     h0 : array_like or DataArray, optional
@@ -138,7 +138,8 @@ def linearize(
             raise ValueError(f"measure={measure!r}: choose 'sum' or 'mean'")
         if isinstance(model, Linearization):
             raise TypeError("model is a Linearization already: use it as it is")
-        parts = None if sites is not None else _recurrent(model, inputs, dtype, readout, h0, mask)
+        named = sites is not None or isinstance(inputs, dict)  # which no recurrence reads
+        parts = None if named else _recurrent(model, inputs, dtype, readout, h0, mask)
         if parts is None:
             _refuse_given(h0=h0, mask=mask)
             return linearize_sites(

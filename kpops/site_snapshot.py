@@ -199,7 +199,6 @@ def run(found: Found, rows: Rows, learning: dict[str, Tensor], precision: str) -
         except RuntimeError as error:
             raise ValueError(f"{name} cannot be run with its sites pushed: {error}") from error
         again = network.step({}, rows, zeros)
-        alone = network.step({}, rows[:1], zeros[:1])
     changed = not all(map(torch.equal, network.module.buffers(), buffers))
     if changed or not all(map(torch.equal, tree_leaves(given), tree_leaves(rows.tree))):
         what = "buffers (batch normalisation in training mode?)" if changed else "inputs"
@@ -214,6 +213,8 @@ def run(found: Found, rows: Rows, learning: dict[str, Tensor], precision: str) -
     scale = states.abs().max()
     if differ(again, states, scale):
         raise ValueError(f"two runs of {name} differ: it is random; call model.eval()")
+    with torch.no_grad():
+        alone = network.step({}, rows[:1], zeros[:1])
     if differ(alone, states[:1], scale):
         raise ValueError(
             f"{name} mixes trials: the first trial alone gives other values than among the others "
