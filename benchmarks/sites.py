@@ -12,9 +12,9 @@ import argparse
 import json
 import multiprocessing
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Problem:
             if self.kind == "transformer":
                 return Attention(self.width, self.depth).eval()
             sizes = [64] + [self.width] * self.depth
-            pairs = [(nn.Linear(a, b), nn.ReLU()) for a, b in zip(sizes, sizes[1:], strict=False)]
+            pairs = [(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
             return nn.Sequential(*sum(pairs, ()), nn.Linear(self.width, CLASSES))
 
     def inputs(self) -> Tensor:
@@ -160,8 +160,8 @@ def spectrum(problem: Problem) -> dict[str, Any]:
     """Seconds of all eigenvalues of K, by kpops and of the dense matrix, which autograd makes."""
     lin = kpops.linearize(problem.module(), problem.inputs())
     ours, found = seconds(lambda: kpops.eigvalsh(lin.K).eigenvalue.values, "cpu")
-    module, x, states = problem.module(), problem.inputs(), lin.trajectory.states
-    weights = {name: p.detach() for name, p in module.named_parameters()}
+    states = lin.trajectory.states
+    weights = {name: p.detach() for name, p in problem.module().named_parameters()}
 
     def dense() -> Tensor:
         # Each layer sees the features of the network as it is.
@@ -176,9 +176,8 @@ def spectrum(problem: Problem) -> dict[str, Any]:
     if not apart <= 1e-4:
         raise AssertionError(f"the spectra of K differ by {apart:.1e} of the largest eigenvalue")
     record = {"size": states.numel(), "kpops_s": ours, "dense_s": theirs, "ratio": theirs / ours}
-    print(
-        f"all {len(found)} eigenvalues of K: {ours:.2f} s, dense {theirs:.2f} s, x{theirs / ours:.1f}"
-    )
+    shown = f"{ours:.2f} s, dense {theirs:.2f} s, x {theirs / ours:.1f}"
+    print(f"all {len(found)} eigenvalues of K: {shown}")
     return record
 
 

@@ -14,6 +14,8 @@ ORDER = [
     "theorem_1.py",
     "g_sweep.py",
     "interference.py",
+    "ntk_of_an_mlp.py",
+    "ntk_of_a_transformer.py",
     "results_with_xarray.py",
     "speed.py",
     "claims.py",

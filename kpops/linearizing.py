@@ -60,9 +60,10 @@ def linearize(
     sites : iterable of str or "auto", optional
         Names of parts, as in ``named_modules``, whose outputs are the states of any network; see
         :doc:`/any_network`. ``"auto"`` takes the parts that have parameters, and is the default
-        for a network that is not recurrent, and for inputs in a dict. Then `h0` and `mask` have no meaning, `inputs` are any
-        tree of arrays with trials first, a tuple for several arguments of forward, a dict for those
-        with names; and `readout` is a function from what the network returns to its outputs.
+        for a network that is not recurrent, and for inputs in a dict. Then `h0` and `mask` have no
+        meaning, `inputs` are any tree of arrays with trials first, a tuple for several arguments of
+        forward, a dict for those with names; and `readout` is a function from what the network
+        returns to its outputs.
     h0 : array_like or DataArray, optional
         Initial state (trial, unit) or (unit,), or what the module itself takes. Default: zero.
     parameters : iterable of str or callable, optional

@@ -112,11 +112,11 @@ class SiteNetwork:
             value = output + self.sites[number].shaped(pushes[number])
             return value, value.clone()  # what follows may change it in place
 
-        return Joined.apply(*self.run(parameters, x, push)[0])
+        return joined(self.run(parameters, x, push)[0])
 
     def cut(self, parameters: dict[str, Tensor], x: Rows, h: Sites) -> Sites:
         """The sites of the run in which all that follows sees `h`."""
-        return Joined.apply(*self._cut(parameters, x, h)[0])
+        return joined(self._cut(parameters, x, h)[0])
 
     def cut_outputs(self, parameters: dict[str, Tensor], x: Rows, h: Sites) -> Sites:
         """The outputs of that run, as rows."""
@@ -181,8 +181,8 @@ class SiteNetwork:
         return {**self.__dict__, "_swapped": None}
 
 
-class Joined(torch.autograd.Function):
-    """Rows of all sites, side by side.
+class _Joined(torch.autograd.Function):
+    """Concatenation whose backward pass is a single operation.
 
     The backward pass of ``torch.cat`` takes its argument apart site by site, and the derivative of
     that adds up as many arrays of all sites. That of one split is one ``torch.cat``.
@@ -192,19 +192,29 @@ class Joined(torch.autograd.Function):
 
     @staticmethod
     def forward(*values: Tensor) -> Sites:
+        """Return the values in one array."""
         return torch.cat(values, dim=1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Sites) -> None:
+        """Keep the number of units of each."""
         ctx.sizes = [value.shape[1] for value in inputs]
 
     @staticmethod
     def backward(ctx: Any, gradient: Sites) -> Any:
+        """Return the part of each."""
         return gradient.split(ctx.sizes, dim=1)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Sites:
+        """Do the same to tangents."""
         return torch.cat(tangents, dim=1)
+
+
+def joined(values: list[Tensor]) -> Sites:
+    """Rows of all sites, side by side."""
+    apply: Any = _Joined.apply
+    return apply(*values)
 
 
 @contextmanager
