@@ -228,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sites", description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    found = measure((MLP, TRANSFORMER), SPECTRUM, Limits(few=5, most_s=60), (1, 16))
+    found = measure((MLP, TRANSFORMER), SPECTRUM, Limits(few=3, most_s=60), (1, 8))
     given.out.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -139,8 +139,7 @@ def linearize(
             raise ValueError(f"measure={measure!r}: choose 'sum' or 'mean'")
         if isinstance(model, Linearization):
             raise TypeError("model is a Linearization already: use it as it is")
-        named = sites is not None or isinstance(inputs, dict)  # which no recurrence reads
-        parts = None if named else _recurrent(model, inputs, dtype, readout, h0, mask)
+        parts = None if sites is not None else _recurrent(model, inputs, dtype, readout, h0, mask)
         if parts is None:
             _refuse_given(h0=h0, mask=mask)
             return linearize_sites(
@@ -186,11 +185,14 @@ def _recurrent(
     model: Any, inputs: Any, dtype: torch.dtype | None, readout: Any, h0: Any, mask: Any
 ) -> Parts | None:
     """The recurrent part of a model and its readout; None if it has none, and none is asked for."""
+    # A module without children is more likely a part than a network.
+    network = isinstance(model, nn.Module) and next(model.children(), None) is not None
+    if network and isinstance(inputs, dict):  # which no recurrence reads
+        return None
     try:
         return snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
     except NotRecurrentError:
-        alone = next(model.children(), None) is None  # more likely a part than a network
-        if h0 is not None or mask is not None or alone:
+        if h0 is not None or mask is not None or not network:
             raise
         return None
 
