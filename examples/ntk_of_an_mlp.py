@@ -96,7 +96,7 @@ fitted.spines[["top", "right"]].set_visible(False)
 # Layer by layer
 # --------------
 #
-# The diagonal blocks of :math:`P K P^{*}` are the tangent kernels of the layers, and ``select``
+# The blocks of :math:`P K P^{*}` are the tangent kernels of the layers, and ``select``
 # restricts to them by the label ``site``. Those of :math:`K` are what a layer can do by its own
 # weights alone. The table has their participation ratios.
 
