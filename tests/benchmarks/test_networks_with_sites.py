@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import kpops
 from benchmarks import sites
 from benchmarks.sites import MLP, TRANSFORMER, Problem
 from benchmarks.timing import Limits
+from kpops.models.sites import plain
 
 LIMITS = Limits(at_least=2, enough_s=0.0, at_most=2, few=2)
 SMALL = {"MLP": Problem("MLP", 8, 2, 6), "transformer": Problem("transformer", 16, 1, 3)}
@@ -29,6 +32,22 @@ def test_all_contenders_are_timed_on_both_kernels(kind):
         for name, ms in record["ms_per_vector"].items():
             assert record["ratio"][name] == ms / record["ms_per_vector"]["kpops"] > 0
         assert "curvlinops" not in record["ratio"] or record["operator"] == "NTK"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of others
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("operator", ["NTK", "P K P*"])
+def test_kpops_does_no_more_operations_than_the_others(kind, operator):
+    problem, counted = SMALL[kind], {}
+    lin = kpops.linearize(problem.module(), problem.inputs())
+    space = lin.output_space if operator == "NTK" else lin.space
+    with plain():
+        for name, product in sites.contenders(problem, operator).items():
+            product(torch.ones(1, *space.shape))
+            with FlopCounterMode(display=False) as counter:
+                product(torch.ones(1, *space.shape))
+            counted[name] = counter.get_total_flops()
+    assert 0 < counted["kpops"] == min(counted.values())
 
 
 def test_a_wrong_product_stops_the_run():
