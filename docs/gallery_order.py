@@ -16,6 +16,8 @@ ORDER = [
     "theorem_1.py",
     "g_sweep.py",
     "interference.py",
+    "ntk_of_an_mlp.py",
+    "ntk_of_a_transformer.py",
     "continual.py",
     "grokking.py",
     "intrinsic_dimension.py",

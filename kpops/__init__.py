@@ -30,6 +30,7 @@ from kpops.linearization import Linearization
 from kpops.linearizing import linearize
 from kpops.models.network import Network
 from kpops.operators import TrajectoryOperator
+from kpops.site_linearization import SiteLinearization
 from kpops.spectral import (
     alignment,
     controllability_gramian,
@@ -68,6 +69,7 @@ __all__ = [
     "LongWorkWarning",
     "MeasureError",
     "Network",
+    "SiteLinearization",
     "Study",
     "StudyError",
     "TrajectoryOperator",

@@ -59,11 +59,11 @@ def linearize(
         model's dtype. No gradient flows back to the inputs.
     sites : iterable of str or "auto", optional
         Names of parts, as in ``named_modules``, whose outputs are the states of any network; see
-        :doc:`/any_network`. ``"auto"`` takes the parts that have parameters and are called, and
-        is the default for a network that is not recurrent. Then `h0`, `mask`, `engine` and `gates`
-        have no meaning, `inputs` are any tree of arrays with trials first, a tuple for several
-        arguments of forward, a dict for those with names; and `readout` is a function from what
-        the network returns to its outputs.
+        :doc:`/any_network`. ``"auto"`` takes the parts that have parameters and are called, and is
+        the default for a network that is not recurrent, and for inputs in a dict. Then `h0`,
+        `mask`, `engine` and `gates` have no meaning; `inputs` are any tree of arrays with trials
+        first, a tuple for several arguments of forward, a dict for those with names; and `readout`
+        is a function from what the network returns to its outputs.
     h0 : array_like or DataArray, optional
         Initial state (trial, unit) or (unit,), or what the module itself takes. Default: zero.
     parameters : iterable of str or callable, optional
@@ -186,11 +186,14 @@ def _recurrent(
     model: Any, inputs: Any, dtype: torch.dtype | None, readout: Any, h0: Any, mask: Any
 ) -> Parts | None:
     """The recurrent part of a model and its readout; None if it has none, and none is asked for."""
+    # A module without children is more likely a part than a network.
+    network = isinstance(model, nn.Module) and next(model.children(), None) is not None
+    if network and isinstance(inputs, dict):  # which no recurrence reads
+        return None
     try:
         return snapshot.take_apart(model, inputs, dtype, readout=readout, h0=h0)
     except NotRecurrentError as error:
-        alone = next(model.children(), None) is None  # more likely a part than a network
-        if h0 is not None or mask is not None or alone:
+        if h0 is not None or mask is not None or not network:
             raise ValueError(str(error)) from error
         return None
 

@@ -36,6 +36,18 @@ class SiteLinearization(Linearization):
     It has the attributes of :class:`Linearization`, with `network`, the snapshot and its sites, in
     the place of `recurrence`. `space` has the dimensions (trial, unit), where ``site`` labels the
     units.
+
+    Examples
+    --------
+    >>> import torch, kpops
+    >>> net = torch.nn.Sequential(
+    ...     torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2)
+    ... )
+    >>> lin = kpops.linearize(net, torch.randn(5, 4))
+    >>> lin.flow.select(site="0")
+    <R P K P* R* (trial: 5, unit: 6), float32 on cpu, PSD>
+    >>> lin.output_ntk
+    <dy/dtheta dy/dtheta* (trial: 5, output: 2), float32 on cpu, PSD>
     """
 
     recurrence: Any = field(init=False)

@@ -19,7 +19,8 @@ NOTE = [".. admonition:: Experimental", "", "   May change in a later version"]
 # Nobody calls these by name: warnings, errors, and what `linearize` makes. The gallery's
 # `four_task_mix` is a `mix`.
 ERRORS = {"MeasureError", "StudyError"}
-SETTLED = {"Linearization", "ModuleRecurrence", "TorchRecurrence", "mix", *ERRORS}
+MADE = {"Linearization", "SiteLinearization", "ModuleRecurrence", "TorchRecurrence"}
+SETTLED = {*MADE, "mix", *ERRORS}
 
 
 def public():

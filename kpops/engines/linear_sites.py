@@ -54,13 +54,31 @@ class LinearSite:
         """V V^T."""
         return self.rows @ self.rows.mT
 
+    @cached_property
+    def is_wide(self) -> bool:
+        """Whether V V^T is smaller than what it replaces."""
+        return len(self.rows) <= _ROWS * self.rows.shape[1]
+
+    @cached_property
+    def side_by_side(self) -> slice | None:
+        """The units, if they have no others between them: no copy is made of such."""
+        first = int(self.places[0, 0])
+        units = torch.arange(first, first + self.places.numel()).to(self.places)
+        return slice(first, first + len(units)) if units.equal(self.places.flatten()) else None
+
     def taken(self, q: Block) -> Fields:
         """Entries of the units, with rows (trial, position)."""
-        return q[:, :, self.places].flatten(1, 2)
+        if self.side_by_side is None:
+            return q[:, :, self.places].flatten(1, 2)
+        return q[:, :, self.side_by_side].unflatten(2, self.places.shape).flatten(1, 2)
 
     def add(self, image: Block, fields: Fields) -> None:
         """Add entries of the units."""
-        image[:, :, self.places] += fields.unflatten(1, self.features.shape[:2])
+        parts = fields.unflatten(1, self.features.shape[:2])
+        if self.side_by_side is None:
+            image[:, :, self.places] += parts
+        else:
+            image[:, :, self.side_by_side] += parts.flatten(2)
 
     def jvp(self, dw: Tensor | None, db: Tensor | None) -> Fields:
         """J of changes (block, output, feature) and (block, output)."""
@@ -79,8 +97,8 @@ class LinearSite:
         """``(V V^T [+ 1]) h'`` for those of the parameters that are named."""
         image = torch.zeros_like(fields)
         if self.weight in names:
-            few = len(self.rows) <= _ROWS * self.rows.shape[1]
-            image = self.gram @ fields if few else self.rows @ (self.rows.mT @ fields)
+            v = self.rows
+            image = self.gram @ fields if self.is_wide else v @ (v.mT @ fields)
         return image + fields.sum(1, keepdim=True) if self.bias in names else image
 
     def factor(self, names: Sequence[str]) -> Float[Tensor, "row column"]:

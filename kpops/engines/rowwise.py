@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -109,10 +109,10 @@ class Rowwise:
             gradients = maps.D.vjp(u)
             return torch.cat([gradients[name].reshape(-1) for name in names])
 
-        total = q.new_zeros(len(q), sum(self.sizes(names)))
-        for maps in self._parameter_maps(names):
-            total += maps.rows._each(partial(flat, maps), q[:, maps.where])
-        return total
+        chunks = self._parameter_maps(names)
+        return reduce(
+            torch.add, (maps.rows._each(partial(flat, maps), q[:, maps.where]) for maps in chunks)
+        )
 
     def second_order(
         self,

@@ -186,8 +186,11 @@ class SiteEngine:
         return image
 
     def flow(self, q: Block, names: Sequence[str]) -> Block:
-        """P J J* P* q."""
-        return self.propagate(self.parameter_gram(self.backpropagate(q), names))
+        """P J J* P* q; where K is not cheap by P J = dh/dtheta, one pass and not two."""
+        sites, others = self._split(names)
+        if not others and all(site.is_wide for site in sites):
+            return self.propagate(self.parameter_gram(self.backpropagate(q), names))
+        return self.pushed.parameter_jvp(self.pushed.parameter_vjp(q, names), names)
 
     def factor_size(self, names: Sequence[str]) -> int | None:
         """No factor of K is known that is thinner than J."""

@@ -120,7 +120,7 @@ class SiteNetwork:
 
     def step(self, parameters: dict[str, Tensor], x: Any, d: Sites) -> Sites:
         """The sites of the run in which `d` is pushed."""
-        return self._joined(self._push(parameters, x, d)[0])
+        return joined(self._push(parameters, x, d)[0])
 
     def _push(self, parameters: dict[str, Tensor], x: Rows, d: Sites) -> tuple[list[Tensor], Any]:
         pushes = d.split(self.sizes, dim=1)
@@ -133,7 +133,7 @@ class SiteNetwork:
 
     def cut(self, parameters: dict[str, Tensor], x: Rows, h: Sites) -> Sites:
         """The sites of the run in which all that follows sees `h`."""
-        return self._joined(self._cut(parameters, x, h)[0])
+        return joined(self._cut(parameters, x, h)[0])
 
     def cut_outputs(self, parameters: dict[str, Tensor], x: Rows, h: Sites) -> Sites:
         """The outputs of that run, as rows."""
@@ -211,9 +211,6 @@ class SiteNetwork:
             parameters, x, lambda i, output: (output, self.sites[i].shaped(stored[i]).clone())
         )
 
-    def _joined(self, values: list[Tensor]) -> Sites:
-        return torch.cat(values, dim=1)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_swapped": None}
 
@@ -228,7 +225,43 @@ class WithOutputs(SiteNetwork):
     def with_outputs(self, values: list[Tensor], returned: Any) -> Sites:
         """The rows of a run."""
         outputs = [] if self.output_axis is None else [self.read(returned).flatten(1)]
-        return self._joined([*values, *outputs])
+        return joined([*values, *outputs])
+
+
+class _Joined(torch.autograd.Function):
+    """Concatenation whose backward pass is a single operation.
+
+    The backward pass of ``torch.cat`` takes its argument apart site by site, and the derivative of
+    that adds up as many arrays of all sites. That of one split is one ``torch.cat``.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*values: Tensor) -> Sites:
+        """Return the values in one array."""
+        return torch.cat(values, dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Sites) -> None:
+        """Keep the number of units of each."""
+        ctx.sizes = [value.shape[1] for value in inputs]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Sites) -> Any:
+        """Return the part of each."""
+        return gradient.split(ctx.sizes, dim=1)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Sites:
+        """Do the same to tangents."""
+        return torch.cat(tangents, dim=1)
+
+
+def joined(values: list[Tensor]) -> Sites:
+    """Rows of all sites, side by side."""
+    apply: Any = _Joined.apply
+    return apply(*values)
 
 
 _VARIES = "let every run call the same parts, or choose sites that do not vary"

@@ -264,3 +264,14 @@ def test_P_is_lower_triangular_over_sites_and_K_block_diagonal():
     assert not P[later].any()
     np.testing.assert_array_equal(P[same], np.eye(len(P))[same])
     assert not lin.K.to_dense()[site[:, None] != site].any()
+
+
+def test_a_part_whose_backward_pass_has_no_derivative_is_linearised_in_forward_mode():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Hardsigmoid(), nn.Linear(4, 2)).double()
+    x = torch.randn(3, 3).double()
+    lin = kpops.linearize(net, x)
+    P, _, dh, dy = dense(net, x, sites_of(lin))
+    close(lin.P.to_dense(), P)
+    close(lin.flow.to_dense(), dh @ dh.T)
+    close(lin.output_ntk.to_dense(), dy @ dy.T)

@@ -427,3 +427,34 @@ def test_collapse_starts_from_the_modes_before(monkeypatch):
     fresh = measure(kpops.linearize(rnn, inputs))
     one, other = followed.eigenvalue.isel(step=1)[:3], fresh.eigenvalue[:3]
     np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_network_without_recurrence_is_followed_by_its_sites(tmp_path, kept):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    checkpoints = []
+    for step in (0, 7):
+        checkpoints.append((step, copy.deepcopy(net.state_dict())))
+        nn.init.normal_(net[1].weight)
+    tokens = torch.tensor([[0, 3], [1, 4], [2, 2]])
+
+    def kernels(lin):
+        traces = {"hidden": lin.flow.select(site="1"), "outputs": lin.output_ntk}
+        return {name: float(kpops.trace(op).estimate) for name, op in traces.items()}
+
+    store = tmp_path / "kernels.zarr" if kept else None
+    options = {"sites": ["1", "3"]}
+    result = kpops.over_training(net, checkpoints, tokens, kernels, options=options, store=store)
+    for step, state in checkpoints:
+        net.load_state_dict(state)
+        rows = torch.func.jacrev(lambda p: torch.func.functional_call(net, p, tokens))(
+            dict(net.named_parameters())
+        )
+        expected = sum(float(x.detach().square().sum()) for x in rows.values())
+        assert float(result.outputs.sel(step=step)) == pytest.approx(expected, rel=1e-12)
+    assert result.hidden[0] != result.hidden[1]
+    if kept:
+        again = {"sites": ["3"]}
+        with pytest.raises(ValueError, match="option sites"):
+            kpops.over_training(net, checkpoints, tokens, kernels, options=again, store=store)
