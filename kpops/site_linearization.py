@@ -167,8 +167,13 @@ class SiteLinearization(Linearization):
         return {self.engine.name: (8 + 3 * (vectors - 1)) * numbers * self.dtype.itemsize}
 
     def __repr__(self) -> str:
-        sites = dict(zip(map(str, self.network.sites), self.network.sizes, strict=True))
-        shown = ", ".join(f"{name}: {n}" for name, n in sites.items())
+        sizes: dict[str, list[int]] = {}
+        for site in self.network.sites:
+            sizes.setdefault(site.path or "output", []).append(site.size)
+        shown = ", ".join(
+            f"{name} ({n[0]}" + (f" in each of {len(n)} calls)" if len(n) > 1 else ")")
+            for name, n in sizes.items()
+        )
         n_parameters = sum(p.numel() for p in self.parameters.values())
         return (
             f"<SiteLinearization of {self.attrs['model']} {self.space}, "
