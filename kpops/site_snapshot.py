@@ -254,7 +254,7 @@ def run(found: Found, rows: Rows, learning: dict[str, Tensor], precision: str) -
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{name} cannot be run with its sites pushed, or on some trials alone "
-                f"(batch normalisation in training mode?): {error}"
+                f"(batch normalisation in training mode? Then call model.eval()): {error}"
             ) from error
         states = values[:, :n_units].clone()
         as_it_is = network.with_outputs(*network.run({}, rows, lambda _, y: (y.clone(), y)))

@@ -8,7 +8,7 @@ needed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -39,7 +39,7 @@ class Blocks(ABC):
     """Columns of the largest M."""
 
     @abstractmethod
-    def scaled(self, factor: float) -> Self:
+    def scaled(self, factor: float) -> Blocks:
         """The parts of a multiple."""
 
     @abstractmethod

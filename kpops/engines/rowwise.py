@@ -19,10 +19,11 @@ from torch.func import grad, vjp, vmap
 
 from kpops.engines.differential import Differential
 from kpops.engines.threads import enough_for
+from kpops.models.sites import Rows
 from kpops.precision import in_full_precision
 
-RowFunction = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
-Inputs = Float[Tensor, "row feature"]
+RowFunction = Callable[[dict[str, Tensor], Any, Tensor], Tensor]
+Inputs = Float[Tensor, "row feature"] | Rows
 States = Float[Tensor, "row unit"]
 Tangents = Float[Tensor, "block row unit"]
 Outputs = Float[Tensor, "block row output"]

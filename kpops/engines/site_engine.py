@@ -21,6 +21,7 @@ from kpops.models.sites import Rows, SiteNetwork
 
 Block = Float[Tensor, "block trial unit"]
 Parameters = Float[Tensor, "block parameter"]
+Fields = Float[Tensor, "block trial *places"]
 
 # Bytes of the activations of the vectors that are taken together, and how often each is held.
 _BYTES, _HELD = 2**28, 3
@@ -52,7 +53,7 @@ class SiteTrajectory:
         """The trials at these positions."""
         return replace(self, inputs=self.inputs[index], states=self.states[index])
 
-    def restrict(self, q: Block) -> Block:
+    def restrict(self, q: Fields) -> Fields:
         """Return q: there is no padding."""
         return q
 

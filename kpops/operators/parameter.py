@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from kpops.engines.base import Engine
 from kpops.engines.blocks import Blocks
 from kpops.engines.exclusive import exclusive_compute
 from kpops.labels import Space
 from kpops.operators.base import Product, TrajectoryOperator
-from kpops.operators.propagator import EngineOperator, Propagator
+from kpops.operators.propagator import AnyEngine, EngineOperator, Propagator
 from kpops.operators.shapes import Parameters, States
 
 
@@ -26,7 +25,7 @@ class ParameterJacobian(EngineOperator):
     pools_trials = True
 
     def __init__(
-        self, engine: Engine, parameters: Space, space: Space, names: Sequence[str]
+        self, engine: AnyEngine, parameters: Space, space: Space, names: Sequence[str]
     ) -> None:
         super().__init__(engine, parameters, space, "J")
         self.names = tuple(names)
@@ -46,7 +45,7 @@ class ThinFactor(EngineOperator):
 
     pools_trials = True
 
-    def __init__(self, engine: Engine, size: int, space: Space, names: Sequence[str]) -> None:
+    def __init__(self, engine: AnyEngine, size: int, space: Space, names: Sequence[str]) -> None:
         super().__init__(engine, Space(("coefficient",), (size,)), space, "F")
         self.names = tuple(names)
 
@@ -75,7 +74,7 @@ class ParameterOperator(EngineOperator):
     """
 
     def __init__(
-        self, engine: Engine, space: Space, names: Sequence[str], scale: float, symbol: str = "K"
+        self, engine: AnyEngine, space: Space, names: Sequence[str], scale: float, symbol: str = "K"
     ) -> None:
         super().__init__(engine, space, space, symbol, self_adjoint=True, positive=True)
         self.names = tuple(names)

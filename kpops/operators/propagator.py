@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
-from kpops.engines.base import Engine
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
 from kpops.operators.shapes import States
+
+AnyEngine: TypeAlias = Any
+"""An Engine, or a SiteEngine."""
 
 
 class EngineOperator(TrajectoryOperator):
     """An operator that an engine computes."""
 
     def __init__(
-        self, engine: Engine, domain: Space, codomain: Space, symbol: str, **known: Any
+        self, engine: AnyEngine, domain: Space, codomain: Space, symbol: str, **known: Any
     ) -> None:
         h = engine.trajectory.states
         known |= {"precision": engine.trajectory.precision}
@@ -31,13 +33,13 @@ class Propagator(EngineOperator):
 
     Parameters
     ----------
-    engine : Engine
+    engine : Engine or SiteEngine
         Computes the recursion.
     space : Space
         The trajectory space (trial, time, unit).
     """
 
-    def __init__(self, engine: Engine, space: Space) -> None:
+    def __init__(self, engine: AnyEngine, space: Space) -> None:
         super().__init__(engine, space, space, "P")
         self.block_diagonal_dims = ("trial",)
 
@@ -54,7 +56,7 @@ class InversePropagator(EngineOperator):
     No recursion: every step is independent of the others. Parameters as for :class:`Propagator`.
     """
 
-    def __init__(self, engine: Engine, space: Space) -> None:
+    def __init__(self, engine: AnyEngine, space: Space) -> None:
         super().__init__(engine, space, space, "P^-1")
         self.block_diagonal_dims = ("trial",)
 

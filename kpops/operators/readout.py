@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpops.engines.rowwise import Rowwise
+from kpops.engines.site_engine import SiteTrajectory
 from kpops.engines.trajectory import Trajectory
 from kpops.labels import Space
 from kpops.operators.base import TrajectoryOperator
@@ -14,7 +15,12 @@ from kpops.operators.shapes import Outputs, Parameters, States
 
 class _ReadoutOperator(TrajectoryOperator):
     def __init__(
-        self, rows: Rowwise, trajectory: Trajectory, domain: Space, outputs: Space, symbol: str
+        self,
+        rows: Rowwise,
+        trajectory: Trajectory | SiteTrajectory,
+        domain: Space,
+        outputs: Space,
+        symbol: str,
     ) -> None:
         h, precision = trajectory.states, trajectory.precision
         super().__init__(
@@ -55,7 +61,7 @@ class ReadoutJacobian(_ReadoutOperator):
     """
 
     def __init__(
-        self, rows: Rowwise, trajectory: Trajectory, states: Space, outputs: Space
+        self, rows: Rowwise, trajectory: Trajectory | SiteTrajectory, states: Space, outputs: Space
     ) -> None:
         super().__init__(rows, trajectory, states, outputs, "C")
         self.block_diagonal_dims = states.dims[:-1]
@@ -79,7 +85,7 @@ class ReadoutParameterJacobian(_ReadoutOperator):
     def __init__(
         self,
         rows: Rowwise,
-        trajectory: Trajectory,
+        trajectory: Trajectory | SiteTrajectory,
         parameters: Space,
         outputs: Space,
         symbol: str = "J_C",

@@ -66,9 +66,9 @@ def test_block_krylov_waits_twice_for_each_product_of_a_block(monkeypatch, funct
         monkeypatch.setattr(op, side, lambda q, act=act: products.append(len(q)) or act(q))
 
     def counted(method):
-        def act(*arguments):
+        def act(*arguments, **options):
             with simulated.watched() as (here, _):
-                result = method(*arguments)
+                result = method(*arguments, **options)
             waits.append(here.total())
             return result
 
