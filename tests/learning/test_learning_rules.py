@@ -389,6 +389,26 @@ def test_rules_about_time_refuse_states_without():
 
 
 @pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("truncated bptt", {"steps": 1}),
+        ("detached bptt", {"steps": 1}),
+        ("output feedback", {"steps": 1}),
+        ("feedback alignment", {}),
+        ("rflo", {"leak": 0.5}),
+    ],
+)
+def test_rules_about_single_steps_refuse_fixed_points(rule, options):
+    cell = nn.RNN(1, UNITS, bias=False).double()  # with a fixed point at 0
+    points = torch.zeros(1, UNITS, dtype=torch.float64)
+    readout = nn.Linear(UNITS, OUTPUTS).double()
+    with pytest.raises(ValueError, match="at fixed points P is the limit of all steps"):
+        kpops.learning_rule(kpops.linearize_at(cell, points, readout=readout), rule, **options)
+    lin = kpops.linearize_at(cell, points, 1, readout=readout)
+    assert kpops.learning_rule(lin, rule, **options).codomain == lin.space
+
+
+@pytest.mark.parametrize(
     ("rule", "options", "error", "told"),
     [
         ("sgd", {}, ValueError, "rule='sgd': choose one of 'gradient descent', "),

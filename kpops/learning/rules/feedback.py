@@ -36,6 +36,7 @@ def feedback_alignment(
             f"feedback alignment of {type(lin.recurrence.module).__name__}, whose weights are not "
             "known: register a kpops.models.GatedRecurrence for it, or choose 'output feedback'"
         )
+    time_of(lin)
     source = RandomVectors(rng)
     B = _feedback(lin, weights, source)
     engine = FeedbackEngine(lin.recurrence, lin.parameters, lin.trajectory, source)
