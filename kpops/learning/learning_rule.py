@@ -96,9 +96,9 @@ def learning_rule(lin: Linearization, rule: str, **options: Any) -> TrajectoryOp
       Gaussian with unit variance. Exact where the matrix fits, else by conjugate gradients to a
       relative residual `tol`, with a warning if they miss it.
     - **momentum**: `steps` steps of SGD as torch does them, by heavy ball or Nesterov, after a
-      first one, whose gradient torch does not dampen. R maps pairs along a first dimension ``part``: (Err, u) to (-dh / eta, u afterwards), with
-      ``u = P J v`` the velocity v of the optimizer seen on the trajectories,
-      ``lin.sensitivity @ v``.
+      first one, whose gradient torch does not dampen. R maps pairs along a first dimension
+      ``part``: (Err, u) to (-dh / eta, u afterwards), with ``u = P J v`` the velocity v of the
+      optimizer seen on the trajectories, ``lin.sensitivity @ v``.
 
     Examples
     --------
