@@ -331,7 +331,8 @@ def test_the_measure_and_the_unit_of_forcing_change_no_real_step():
         h0 = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         times = ode.inputs(0.25 * torch.arange(6.0), n_trials=3).double()
         found.append(kpops.linearize(ode, times, h0=h0, readout=readout))
-    for rule, options in {**rules, "rflo": {"leak": 0.3, "rng": 0}}.items():
+    rules |= {"rflo": {"leak": 0.3, "rng": 0}, "random update": {"rng": 0}}
+    for rule, options in rules.items():
         a, b = (kpops.learning_rule(lin, rule, **options).to_dense() for lin in found)
         assert relative(b, a) < 1e-12, rule
 

@@ -68,7 +68,9 @@ def random_update(
     remedy = "take fewer trials or steps, or fewer parameters by parameters="
     check_allocation(what, rows * columns * like.itemsize, like.device, remedy)
     valid = lin.trajectory.restrict(torch.ones(1, *of.shape, dtype=like.dtype, device=like.device))
-    drawn = RandomVectors(rng).normal(rows, range(columns), like) / columns**0.5
+    # J*, which B replaces before P*, is per rate where rates force.
+    size = columns**0.5 * (lin.forcing_step if error == "state" else 1)
+    drawn = RandomVectors(rng).normal(rows, range(columns), like) / size
     B = DenseOperator(drawn * valid.flatten(), of, lin.parameter_space, symbol="B")
     B.attrs = lin.attrs
     return lin.sensitivity @ B if error == "output" else lin.sensitivity @ B @ lin.P.H
