@@ -86,6 +86,11 @@ def error_space(lin: Linearization, error: str) -> Any:
 def _feedback(lin: Linearization, weights: Any, source: RandomVectors) -> TrajectoryOperator:
     """B, given or drawn: to the units that the readout sees, normal with variance 1 over them."""
     like = lin.trajectory.states
+    if lin.output_space.dims[:-1] != lin.space.dims[:-1]:
+        raise ValueError(
+            f"the outputs have the dimensions {lin.output_space.dims}, and feedback weights are "
+            "(unit, output): pass a readout= that flattens them, such as lambda y: y.flatten(1)"
+        )
     shape = lin.space.shape[-1], lin.output_space.shape[-1]
     if weights is None:
         drawn = source.normal(1, range(shape[0] * shape[1]), like).view(shape)
