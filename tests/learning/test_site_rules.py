@@ -70,6 +70,22 @@ def test_gradient_descent_and_gauss_newton():
     np.testing.assert_allclose(R.to_dense(), dense, atol=1e-11)
 
 
+def test_an_optimizer_of_nested_parts_with_names_that_end_alike():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 3)).double()
+    x, optimizer = torch.randn(5, 3).double(), Adam(net.parameters())
+    F.cross_entropy(net(x), LABELS).backward()
+    lin = kpops.linearize(net, x)
+    R = kpops.learning_rule(lin, "optimizer", optimizer=optimizer, model=net)
+    g = torch.cat([p.grad.flatten() for p in net.parameters()]).numpy()
+    step = np.sign(g) / (1 + 1e-8 / abs(g))  # the first step of Adam
+    flow = kpops.gradient_flow(lin, LABELS, "cross_entropy")
+    np.testing.assert_allclose(np.ravel(R @ flow.error), lin.sensitivity @ step, atol=1e-12)
+    moved = nn.Sequential(net[1], net[0])  # its "0.weight" is that of another part
+    with pytest.raises(ValueError, match=r"0\.weight has changed"):
+        kpops.learning_rule(lin, "optimizer", optimizer=optimizer, model=moved)
+
+
 class Residual(nn.Module):
     """With a way past the part ``branch``."""
 
