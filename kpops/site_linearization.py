@@ -16,6 +16,7 @@ from kpops.arrays import to_numpy
 from kpops.checks import same_random_state
 from kpops.distributed.agreement import Processes, fingerprint
 from kpops.engines.exclusive import exclusive_compute
+from kpops.engines.random_vectors import RandomVectors
 from kpops.engines.rowwise import Rowwise
 from kpops.engines.site_engine import SiteEngine
 from kpops.labels import Space
@@ -101,14 +102,19 @@ class SiteLinearization(Linearization):
     @cached_property
     def J_C(self) -> None:
         """None, where the outputs depend on the parameters by the sites alone; else an error."""
-        y = torch.ones(1, *self.output_space.shape, dtype=self.dtype, device=self.device)
-        whole = self.output_sensitivity.apply_adjoint(y)
+        _refuse(*self._gradients())
+
+    def refuse_beside(self) -> None:
+        """Refuse a network of which a gradient step moves the sites by more than their errors."""
+        if self.readout is not None:
+            _refuse(*(self.sensitivity.apply(gradient) for gradient in self._gradients()))
+
+    def _gradients(self) -> tuple[Tensor, Tensor]:
+        """Of a random sum of the outputs, by the parameters: whole, and by the sites alone."""
+        shape, numbers = self.output_space.shape, range(self.output_space.size)
+        y = RandomVectors(0).normal(1, numbers, self.trajectory.states).view(1, *shape)
         by_sites = self.sensitivity.apply_adjoint(self.C.apply_adjoint(y))
-        if (whole - by_sites).norm() > torch.finfo(self.dtype).eps ** 0.5 * whole.norm():
-            raise ValueError(
-                "the outputs depend on parameters beside the sites: add the parts that make the "
-                "outputs to sites="
-            )
+        return self.output_sensitivity.apply_adjoint(y), by_sites
 
     @cached_property
     def output_ntk(self) -> TrajectoryOperator:
@@ -180,6 +186,14 @@ class SiteLinearization(Linearization):
             f"{n_parameters} learning parameters\n"
             f" measure {self.measure}, {self.attrs['dtype']} on {self.device}\n"
             f" sites: {shown}>"
+        )
+
+
+def _refuse(whole: Tensor, by_sites: Tensor) -> None:
+    if (whole - by_sites).norm() > torch.finfo(whole.dtype).eps ** 0.5 * whole.norm():
+        raise ValueError(
+            "the outputs depend on parameters beside the sites: add the parts that make the "
+            "outputs to sites="
         )
 
 

@@ -13,7 +13,7 @@ from kpops import work
 from kpops.arrays import as_tensor, to_numpy
 from kpops.learning.loss_of_outputs import LossOfOutputs
 from kpops.learning.losses import Loss
-from kpops.learning.required import labelled, require_linearization
+from kpops.learning.required import labelled, refuse_beside, require_linearization
 from kpops.linearization import Linearization
 from kpops.precision import in_full_precision
 from kpops.spectral._result import mode_variables
@@ -206,6 +206,7 @@ def truncated_flow(
     True
     """
     flow = gradient_flow(lin, targets, loss, loss_mask=loss_mask)
+    refuse_beside(lin)
     top = truncate(lin.flow, k, tol=tol, rng=rng, modes=modes)
 
     def flat(field: xr.DataArray) -> Tensor:

@@ -18,7 +18,7 @@ from kpops.kinds import described
 from kpops.learning import task_alignment as tasks
 from kpops.learning.gradient_flow import gradient_flow
 from kpops.learning.losses import Loss
-from kpops.learning.required import labelled
+from kpops.learning.required import labelled, refuse_beside
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 from kpops.maturity import experimental
@@ -205,6 +205,7 @@ def interference(
         statistics["state_tuning_cosine"] = tasks.tuning(states)
     if targets is not None:
         flow = gradient_flow(lin, targets, loss, loss_mask=loss_mask)
+        refuse_beside(lin)
         variables["loss"] = flow.loss
         rows = tasks.trial_gradients(lin, as_tensor(flow.adjoint.values, "adjoint").to(lin.device))
         _add_effects(add, lin, groups, rows)

@@ -167,8 +167,14 @@ class _Centring:
 
     def __init__(self, lin: Linearization, space: Space) -> None:
         ones = torch.ones(1, *space.shape, dtype=lin.dtype, device=lin.device)
-        steps = space.shape[:2] == lin.space.shape[:2]
-        self.valid = lin.trajectory.restrict(ones) if steps else ones
+        steps = space.dims[:2] == lin.space.dims[:2]
+        whole = steps and space.shape[:2] == lin.space.shape[:2]
+        if steps and not whole and lin.trajectory.mask is not None:
+            raise ValueError(
+                f"the kernel acts on {space}, a part of trials with a mask, whose valid steps are "
+                "not known there: linearise that part alone, or keep all trials and steps"
+            )
+        self.valid = lin.trajectory.restrict(ones) if whole else ones
         self.axis = 1 + space.dims.index("trial") if "trial" in space.dims else None
         self.space = space
 

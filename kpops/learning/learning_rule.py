@@ -12,6 +12,7 @@ from kpops.learning.rules.registry import RULES
 from kpops.linearization import Linearization
 from kpops.operators import TrajectoryOperator
 from kpops.precision import in_full_precision
+from kpops.site_linearization import SiteLinearization
 
 
 @in_full_precision
@@ -41,7 +42,8 @@ def learning_rule(lin: Linearization, rule: str, **options: Any) -> TrajectoryOp
     ------
     ValueError
         If the rule is unknown, an option is out of range or does not fit, there is no readout where
-        the rule needs one, or no time.
+        the rule needs one, or no time, as at fixed points; or if a gradient reaches parameters of
+        the sites of a network on a way beside the sites.
     TypeError
         If `lin` is no linearization, or the options are not those of the rule.
     MemoryError
@@ -95,10 +97,10 @@ def learning_rule(lin: Linearization, rule: str, **options: Any) -> TrajectoryOp
       takes part: P J (J* P* C* C P J + l)^-1 J* P* C*. This is natural gradient where outputs are
       Gaussian with unit variance. Exact where the matrix fits, else by conjugate gradients to a
       relative residual `tol`, with a warning if they miss it.
-    - **momentum**: `steps` steps of SGD as torch does them, by heavy ball or Nesterov. R maps
-      pairs along a first dimension ``part``: (Err, u) to (-dh / eta, u afterwards), with
-      ``u = P J v`` the velocity v of the optimizer seen on the trajectories,
-      ``lin.sensitivity @ v``.
+    - **momentum**: `steps` steps of SGD as torch does them, by heavy ball or Nesterov, after a
+      first one, whose gradient torch does not dampen. R maps pairs along a first dimension
+      ``part``: (Err, u) to (-dh / eta, u afterwards), with ``u = P J v`` the velocity v of the
+      optimizer seen on the trajectories, ``lin.sensitivity @ v``.
 
     Examples
     --------
@@ -129,4 +131,6 @@ def learning_rule(lin: Linearization, rule: str, **options: Any) -> TrajectoryOp
         wrong = f"has no option {unknown}" if unknown else f"needs {missing}"
         takes = f"its options are {names}" if names else "it has none"
         raise TypeError(f"the rule {rule!r} {wrong}: {takes}")
+    if isinstance(lin, SiteLinearization):
+        lin.refuse_beside()
     return RULES[rule](lin, **options)

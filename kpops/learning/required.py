@@ -33,6 +33,15 @@ def require_linearization(
     raise TypeError(f"{argument} is {described(lin)}, no Linearization: {remedy}")
 
 
+def refuse_beside(lin: Linearization) -> None:
+    """Refuse outputs of a network that depend on parameters beside its sites.
+
+    Their part of the gradient is missing in ``J* P* Err``.
+    """
+    if lin.readout is not None:
+        lin.J_C  # noqa: B018, refuses them
+
+
 def labelled(dims: str | tuple[str, ...], values: Any, long_name: str) -> tuple[Any, ...]:
     """Dims, values and attributes, as xarray takes them."""
     return dims, values, {"long_name": long_name, "units": "1"}

@@ -140,6 +140,18 @@ def test_states_without_a_readout_and_other_kernels(trained):
         kernel_evolution(lin, centred=True, kernel=lambda lin: lin.K.expand_average("time"))
 
 
+def test_kernels_of_other_spaces_know_which_steps_are_valid(trained):
+    _, _, x, _, mask = trained
+    lin = kpops.linearize(nn.GRU(2, T, batch_first=True).double(), x, mask=mask)
+    reduced = lin.flow.partial_trace(keep=("trial", "unit"))
+    over_units = kernel_evolution(lin, kernel=lambda _: reduced, centred=True)
+    centring = np.kron(np.eye(B) - 1 / B, np.eye(T))
+    expected = np.linalg.norm(centring @ reduced.to_dense() @ centring)
+    assert float(over_units.norm) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="linearise that part alone"):
+        kernel_evolution(lin, kernel=lambda lin: lin.flow.select(time=[2, 3]), centred=True)
+
+
 def test_the_zero_kernel_has_no_distance(trained):
     network, _, x, _, _ = trained
     lin = kpops.linearize(network.recurrent, x)

@@ -331,7 +331,8 @@ def test_the_measure_and_the_unit_of_forcing_change_no_real_step():
         h0 = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         times = ode.inputs(0.25 * torch.arange(6.0), n_trials=3).double()
         found.append(kpops.linearize(ode, times, h0=h0, readout=readout))
-    for rule, options in {**rules, "rflo": {"leak": 0.3, "rng": 0}}.items():
+    rules |= {"rflo": {"leak": 0.3, "rng": 0}, "random update": {"rng": 0}}
+    for rule, options in rules.items():
         a, b = (kpops.learning_rule(lin, rule, **options).to_dense() for lin in found)
         assert relative(b, a) < 1e-12, rule
 
@@ -386,6 +387,26 @@ def test_rules_about_time_refuse_states_without():
     for rule, options in (("truncated bptt", {"steps": 2}), ("rflo", {"leak": 0.5})):
         with pytest.raises(ValueError, match=r"dimensions \('trial', 'site', 'unit'\)"):
             kpops.learning_rule(lin, rule, **options)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("truncated bptt", {"steps": 1}),
+        ("detached bptt", {"steps": 1}),
+        ("output feedback", {"steps": 1}),
+        ("feedback alignment", {}),
+        ("rflo", {"leak": 0.5}),
+    ],
+)
+def test_rules_about_single_steps_refuse_fixed_points(rule, options):
+    cell = nn.RNN(1, UNITS, bias=False).double()  # with a fixed point at 0
+    points = torch.zeros(1, UNITS, dtype=torch.float64)
+    readout = nn.Linear(UNITS, OUTPUTS).double()
+    with pytest.raises(ValueError, match="at fixed points P is the limit of all steps"):
+        kpops.learning_rule(kpops.linearize_at(cell, points, readout=readout), rule, **options)
+    lin = kpops.linearize_at(cell, points, 1, readout=readout)
+    assert kpops.learning_rule(lin, rule, **options).codomain == lin.space
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,15 @@ def test_momentum_in_the_augmented_state(settings, steps):
         assert distances[1] / distances[0] == pytest.approx(0.1, rel=0.05)
 
 
+def test_without_momentum_nothing_is_dampened():
+    network, optimizer, inputs, targets = after_ten_steps(lambda p: SGD(p, 0.05, dampening=0.4))
+    lin = kpops.linearize(network, inputs)
+    error = kpops.gradient_flow(lin, targets).error.values
+    R = kpops.learning_rule(lin, "momentum", momentum=0, dampening=0.4)
+    change = (R @ np.stack([error, np.zeros_like(error)]))[0]
+    assert_falls_linearly(mover(network, optimizer, inputs, targets)[0], torch.from_numpy(-change))
+
+
 def test_wrong_use_is_refused():
     network, optimizer, inputs, _ = after_ten_steps(lambda p: SGD(p, 0.05, momentum=0.9))
     lin = kpops.linearize(network, inputs)

@@ -83,3 +83,25 @@ def test_interference_of_classes():
     a, b = gradient([0, 1]), gradient([2, 3, 4])
     found = float(result.loss_change.sel(task="a", task_in="b"))
     assert found == pytest.approx(-float(a @ b), rel=1e-10)
+
+
+def test_what_needs_every_gradient_at_the_sites_refuses_outputs_beside_them():
+    net, x = Skipping().double(), torch.randn(5, 3).double()
+    lin = kpops.linearize(net, x, sites=["into"])
+    y = torch.zeros(5, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="the outputs depend on parameters beside the sites"):
+        kpops.interference(lin, [0, 0, 1, 1, 1], targets=y)
+    with pytest.raises(ValueError, match="the outputs depend on parameters beside the sites"):
+        kpops.truncated_flow(lin, y, 2)
+
+
+def test_outputs_beside_the_sites_are_found_where_they_add_up_to_nothing():
+    class Opposite(Skipping):
+        def forward(self, x):
+            y = super().forward(x)
+            return torch.cat([y, -y], 1)
+
+    net, x = Opposite().double(), torch.randn(5, 3).double()
+    with pytest.raises(ValueError, match="the outputs depend on parameters beside the sites"):
+        kpops.linearize(net, x, sites=["into"]).J_C  # noqa: B018
+    assert kpops.linearize(net, x).J_C is None

@@ -36,6 +36,7 @@ def feedback_alignment(
             f"feedback alignment of {type(lin.recurrence.module).__name__}, whose weights are not "
             "known: register a kpops.models.GatedRecurrence for it, or choose 'output feedback'"
         )
+    time_of(lin)
     source = RandomVectors(rng)
     B = _feedback(lin, weights, source)
     engine = FeedbackEngine(lin.recurrence, lin.parameters, lin.trajectory, source)
@@ -67,7 +68,9 @@ def random_update(
     remedy = "take fewer trials or steps, or fewer parameters by parameters="
     check_allocation(what, rows * columns * like.itemsize, like.device, remedy)
     valid = lin.trajectory.restrict(torch.ones(1, *of.shape, dtype=like.dtype, device=like.device))
-    drawn = RandomVectors(rng).normal(rows, range(columns), like) / columns**0.5
+    # J*, which B replaces before P*, is per rate where rates force.
+    size = columns**0.5 * (lin.forcing_step if error == "state" else 1)
+    drawn = RandomVectors(rng).normal(rows, range(columns), like) / size
     B = DenseOperator(drawn * valid.flatten(), of, lin.parameter_space, symbol="B")
     B.attrs = lin.attrs
     return lin.sensitivity @ B if error == "output" else lin.sensitivity @ B @ lin.P.H
@@ -83,6 +86,11 @@ def error_space(lin: Linearization, error: str) -> Any:
 def _feedback(lin: Linearization, weights: Any, source: RandomVectors) -> TrajectoryOperator:
     """B, given or drawn: to the units that the readout sees, normal with variance 1 over them."""
     like = lin.trajectory.states
+    if lin.output_space.dims[:-1] != lin.space.dims[:-1]:
+        raise ValueError(
+            f"the outputs have the dimensions {lin.output_space.dims}, and feedback weights are "
+            "(unit, output): pass a readout= that flattens them, such as lambda y: y.flatten(1)"
+        )
     shape = lin.space.shape[-1], lin.output_space.shape[-1]
     if weights is None:
         drawn = source.normal(1, range(shape[0] * shape[1]), like).view(shape)

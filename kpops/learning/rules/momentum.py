@@ -73,6 +73,8 @@ def momentum(
         check_real(name, value)
         if not 0 <= value <= 1:
             raise ValueError(f"{name}={value}: choose a number from 0 to 1")
+    if momentum == 0:
+        dampening = 0  # torch then keeps no velocity, and steps along the whole gradient
     gradient, velocity = torch.eye(2, dtype=torch.float64)
     moved = torch.zeros(2, dtype=torch.float64)
     for _ in range(steps):

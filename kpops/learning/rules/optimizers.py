@@ -91,9 +91,11 @@ def next_step(
             "the rule 'preconditioned', or follow its real steps by kpops.telescope"
         )
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    every = dict(model.named_parameters())
+    whole = all(n in every and _is_same(every[n], p) for n, p in parameters.items())
     diagonals, rests, rates = [], [], set()
     for name, linearised in parameters.items():
-        p = _find(name, linearised, model)
+        p = every[name] if whole else _find(name, linearised, every)
         group = groups.get(id(p))
         if group is None:
             raise ValueError(f"the optimizer does not train {name}: leave it out by parameters=")
@@ -119,9 +121,8 @@ def next_step(
     return diagonals, torch.cat(rests)
 
 
-def _find(name: str, linearised: Tensor, model: nn.Module) -> nn.Parameter:
-    """The parameter of the model that was linearised under that name."""
-    every = dict(model.named_parameters())
+def _find(name: str, linearised: Tensor, every: Mapping[str, nn.Parameter]) -> nn.Parameter:
+    """The parameter of the model, of which a part was linearised, under that name."""
     found = [n for n in every if n == name or n.endswith(f".{name}")]
     if len(found) != 1:
         raise ValueError(
@@ -129,9 +130,13 @@ def _find(name: str, linearised: Tensor, model: nn.Module) -> nn.Parameter:
             f"recurrent part that was linearised; the names here are {list(every)[:6]}"
         )
     p = every[found[0]]
-    if p.shape != linearised.shape or not torch.equal(p.detach().to(linearised), linearised):
+    if not _is_same(p, linearised):
         raise ValueError(
             f"{name} has changed since the model was linearised: linearise it at its present "
             "weights"
         )
     return p
+
+
+def _is_same(p: Tensor, linearised: Tensor) -> bool:
+    return p.shape == linearised.shape and torch.equal(p.detach().to(linearised), linearised)

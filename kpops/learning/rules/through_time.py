@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kpops.dynamics.resolvent import FixedPointLinearization
 from kpops.linearization import Linearization
 from kpops.operators import TrajectoryOperator
 from kpops.operators.base import Scaled
@@ -52,10 +53,15 @@ def unscaled(lin: Linearization, op: TrajectoryOperator) -> TrajectoryOperator:
 
 
 def time_of(lin: Linearization) -> int:
-    """Number of steps; refuses spaces without time."""
+    """Number of steps; refuses spaces without time, and fixed points."""
     if "time" not in lin.space.dims:
         raise ValueError(
             f"the states have the dimensions {lin.space.dims}, and this rule is about time: "
             "linearise a recurrent network, or choose a rule without steps"
+        )
+    if isinstance(lin, FixedPointLinearization):
+        raise ValueError(
+            "at fixed points P is the limit of all steps, and this rule is about single ones: pass "
+            "n_steps to kpops.linearize_at, or choose a rule without steps"
         )
     return lin.space.sizes["time"]
