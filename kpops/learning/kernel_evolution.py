@@ -80,13 +80,13 @@ def kernel_evolution(
     The distance of Fort, Dziugaite, Paul, Kharaghani, Roy and Ganguli (NeurIPS 2020, Deep learning
     versus kernel learning) is one minus the alignment of both kernels (:func:`kpops.alignment`),
 
-        S(K, K') = 1 - <K, K'> / (|K| |K'|) = | K / |K| - K' / |K'| |^2 / 2.
+        S(K, K') = 1 - <K, K'> / (||K|| ||K'||) = || K / ||K|| - K' / ||K'|| ||^2 / 2.
 
     It is computed by the right side, which keeps its digits where training is lazy and the distance
     small. With z uniform on the sphere of squared radius n, <K z, K' z> has the mean <K, K'>. The
     distance of any two checkpoints i and j follows from their images in the same way.
 
-    The alignment with the targets is ``y* K y / (|K| |y|^2)``, the cosine of K and y y*
+    The alignment with the targets is ``y* K y / (||K|| ||y||^2)``, the cosine of K and y y*
     (Cristianini and others 2001; centred: Cortes, Mohri and Rostamizadeh 2012). Baratin and others
     (AISTATS 2021, Implicit regularization via neural feature alignment) follow it over training.
 

@@ -47,9 +47,9 @@ class Unrolled(nn.Module):
 
     Notes
     -----
-    ``h0`` may have the shape (trial, *shape). Attention is computed in plain operations. The same
-    network with the block as a site has the same P, K and P K P*. At fixed points of the block see
-    :func:`kpops.linearize_at`.
+    ``h0`` may have the shape ``(trial, *shape)``. Attention is computed in plain operations. The
+    same network with the block as a site has the same P, K and ``P K P*``. At fixed points of the
+    block see :func:`kpops.linearize_at`.
 
     Examples
     --------
@@ -114,8 +114,8 @@ class Unrolled(nn.Module):
         ----------
         depth : int
             How often the block is applied.
-        x : array_like, shape (trial, *input_shape), optional
-            Inputs of the block, if it takes them.
+        x : array_like, optional
+            Inputs of the block, if it takes them, of shape ``(trial, *input_shape)``.
         n_trials : int
             Number of trials, if it takes none.
 
