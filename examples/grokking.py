@@ -147,7 +147,7 @@ axes[0].set(title="fraction correct", ylim=(-0.03, 1.03))
 axes[1].set(title="collapsed softmax", ylim=(-0.03, 1.03))
 axes[2].set(title="cosine with the weights")
 axes[3].set(title="length of the gradient")
-axes[0].legend(frameon=False, fontsize=8, loc="center right")
+axes[1].legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="upper left")
 for ax in axes:
     ax.set_xlabel("training step")
     ax.spines[["top", "right"]].set_visible(False)

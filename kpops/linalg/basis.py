@@ -182,5 +182,5 @@ class Basis:
             return self.space.inner(block, block)
 
 
-def _subtract(coefficients: Tensor, rows: Block, block: Block) -> None:
+def _subtract(coefficients: Tensor, rows: Tensor, block: Block) -> None:
     block.baddbmm_(coefficients.mT.to(block.dtype), rows, alpha=-1)
