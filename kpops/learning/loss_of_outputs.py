@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import xarray as xr
 from torch import Tensor
 
 from kpops.distributed.agreement import in_step
@@ -52,6 +53,8 @@ class LossOfOutputs:
                 loss_mask, steps, trajectory.mask, trajectory.states, lin.reading
             )
             wanted = read_targets(targets, steps, weights, lin.reading)
+            if loss == "cross_entropy" and "time" not in space.dims:
+                _refuse_ambiguous(targets, space)
             wanted = objective.fit(wanted, space.shape, weights)
             if space.parts.many and not isinstance(loss, str):
                 raise ValueError(
@@ -99,6 +102,17 @@ class LossOfOutputs:
                 "outputs[range(len(outputs)), (weights > 0).sum(1) - 1]"
             )
         return whole, restricted
+
+
+def _refuse_ambiguous(targets: Any, space: Space) -> None:
+    """Refuse labels of outputs whose sizes do not tell which dimension is that of the classes."""
+    places, classes = space.shape[1:-1], space.shape[-1]
+    if classes in places and not isinstance(targets, xr.DataArray):
+        raise ValueError(
+            f"the outputs {space} have {classes} positions and as many classes: if the classes are "
+            f"last, pass xarray.DataArray(targets, dims={space.dims[:-1]}); if they are first, as "
+            "of a convolution, pass readout=lambda y: y.movedim(1, -1) to kpops.linearize"
+        )
 
 
 def _refuse_others(value: Tensor, outputs: Tensor) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -105,3 +106,15 @@ def test_outputs_beside_the_sites_are_found_where_they_add_up_to_nothing():
     with pytest.raises(ValueError, match="the outputs depend on parameters beside the sites"):
         kpops.linearize(net, x, sites=["into"]).J_C  # noqa: B018
     assert kpops.linearize(net, x).J_C is None
+
+
+def test_classes_and_positions_of_one_number_are_told_apart():
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double(), torch.randn(5, 2, 3).double()
+    lin, labels = kpops.linearize(net, x, sites="auto"), torch.ones(5, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"2 positions and as many classes.*dims=.*movedim"):
+        kpops.gradient_flow(lin, labels, "cross_entropy")
+    named = xr.DataArray(labels, dims=("trial", "position"))
+    loss = F.cross_entropy(net(x).flatten(0, 1), labels.flatten())
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
+    step = kpops.gradient_flow(lin, named, "cross_entropy").parameter_step
+    np.testing.assert_allclose(step, -gradient, rtol=1e-10, atol=1e-14)
