@@ -206,7 +206,7 @@ class SiteEngine:
     def linear(self) -> list[LinearSite]:
         """The linear layers whose outputs are sites.
 
-        None if a weight has another effect, too, as by ``F.linear``: that shows in J*.
+        Empty if one of their weights has another effect, too, as by ``F.linear``: that shows in J*.
         """
         h = self.trajectory.states
         found = linear_sites(self.network, self.parameters, self.trajectory.inputs, h)
