@@ -63,7 +63,8 @@ def take_turns(
     """
     times: dict[Any, list[float]] = {name: [] for name in acts}
     while waiting := [name for name in acts if not limits.reached(times[name])]:
-        for name in waiting:
+        first = max(map(len, times.values())) % len(waiting)
+        for name in waiting[first:] + waiting[:first]:  # none always follows the same one
             if not times[name] or times[name][-1] < limits.warm_s:
                 acts[name]()
             times[name].append(seconds(acts[name], device)[0])

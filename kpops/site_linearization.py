@@ -24,7 +24,12 @@ from kpops.linearization import Linearization
 from kpops.models.sites import SiteNetwork
 from kpops.models.whole import Parts as Whole
 from kpops.models.whole import unwrap
-from kpops.operators import ReadoutJacobian, ReadoutParameterJacobian, TrajectoryOperator
+from kpops.operators import (
+    OutputKernel,
+    ReadoutJacobian,
+    ReadoutParameterJacobian,
+    TrajectoryOperator,
+)
 from kpops.precision import check_precision
 from kpops.read_inputs import Reading
 from kpops.snapshot import learning_parameters
@@ -92,7 +97,7 @@ class SiteLinearization(Linearization):
         return C
 
     @cached_property
-    def output_sensitivity(self) -> TrajectoryOperator:
+    def output_sensitivity(self) -> ReadoutParameterJacobian:
         """dy/dtheta: C P J, and what the outputs depend on the parameters by beside the sites."""
         spaces = self.parameter_space, self.output_space
         S = ReadoutParameterJacobian(self._outputs, self.trajectory, *spaces, "dy/dtheta")
@@ -119,7 +124,7 @@ class SiteLinearization(Linearization):
     @cached_property
     def output_ntk(self) -> TrajectoryOperator:
         """The neural tangent kernel of the outputs, dy/dtheta (dy/dtheta)*."""
-        ntk = self.output_sensitivity @ self.output_sensitivity.H
+        ntk: Any = OutputKernel(self.output_sensitivity)
         return ntk if self._scale == 1 else self._scale * ntk
 
     def parameter_gradient(self, of_outputs: Tensor, adjoint: Tensor) -> Tensor:

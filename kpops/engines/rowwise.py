@@ -115,6 +115,10 @@ class Rowwise:
             torch.add, (maps.rows._each(partial(flat, maps), q[:, maps.where]) for maps in chunks)
         )
 
+    def parameter_gram(self, q: Outputs, names: Sequence[str]) -> Outputs:
+        """Apply D D^T, restricted to the parameters `names`."""
+        return self.parameter_jvp(self.parameter_vjp(q, names), names)
+
     def second_order(
         self,
         c: Float[Tensor, "row output"],

@@ -76,6 +76,12 @@ class TrialRows(Rowwise):
     def _of_h(self) -> Differential:
         return self._differential
 
+    def parameter_gram(self, q: Block, names: Sequence[str]) -> Block:
+        """As of all rows, with no flat array of the parameters of every vector in between."""
+        ((_, _, D),) = self._parameter_maps(names)
+        jvp = D.jvp
+        return self._each(lambda u: jvp(D.vjp(u)), q)
+
     def _chunks(self, copies: int = 1) -> Iterator[tuple[slice, Rowwise]]:
         yield slice(None), self
 
@@ -117,18 +123,18 @@ class SiteEngine:
         self.parameters = parameters
         self.trajectory = trajectory
 
-    def rows(self, function: Any, h: Tensor) -> Rowwise:
+    def rows(self, function: Any, h: Tensor) -> TrialRows:
         """Derivatives of a function of the network at all trials."""
         rows = self.parameters, self.trajectory.inputs, h
         return TrialRows(self.network, function, *rows, activations=self.trajectory.activations)
 
     @cached_property
-    def pushed(self) -> Rowwise:
+    def pushed(self) -> TrialRows:
         """The run in which something is added to the sites."""
         return self.rows(self.network.step, torch.zeros_like(self.trajectory.states))
 
     @cached_property
-    def cut(self) -> Rowwise:
+    def cut(self) -> TrialRows:
         """The run in which all that follows a site sees the states."""
         return self.rows(self.network.cut, self.trajectory.states)
 
@@ -179,9 +185,7 @@ class SiteEngine:
     def parameter_gram(self, q: Block, names: Sequence[str]) -> Block:
         """J J* q."""
         sites, others = self._split(names)
-        image = torch.zeros_like(q)
-        if others:
-            image = self.cut.parameter_jvp(self.cut.parameter_vjp(q, others), others)
+        image = self.cut.parameter_gram(q, others) if others else torch.zeros_like(q)
         for site in sites:
             site.add(image, site.kron(site.taken(q), names))
         return image
@@ -191,7 +195,7 @@ class SiteEngine:
         sites, others = self._split(names)
         if not others and all(site.is_wide for site in sites):
             return self.propagate(self.parameter_gram(self.backpropagate(q), names))
-        return self.pushed.parameter_jvp(self.pushed.parameter_vjp(q, names), names)
+        return self.pushed.parameter_gram(q, names)
 
     def factor_size(self, names: Sequence[str]) -> int | None:
         """No factor of K is known that is thinner than J."""

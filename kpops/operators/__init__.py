@@ -16,7 +16,7 @@ from kpops.operators.low_rank import LowRank
 from kpops.operators.parameter import FlowOperator, ParameterJacobian, ParameterOperator, ThinFactor
 from kpops.operators.partial_trace import PartialTrace, ProbedGram, ProbedTrace
 from kpops.operators.propagator import InversePropagator, Propagator
-from kpops.operators.readout import ReadoutJacobian, ReadoutParameterJacobian
+from kpops.operators.readout import OutputKernel, ReadoutJacobian, ReadoutParameterJacobian
 from kpops.operators.reduce import Average, Restriction
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "LossHessian",
     "LossRoot",
     "LowRank",
+    "OutputKernel",
     "ParameterJacobian",
     "ParameterOperator",
     "PartialTrace",

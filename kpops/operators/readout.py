@@ -9,7 +9,7 @@ from kpops.engines.rowwise import Rowwise
 from kpops.engines.site_engine import SiteTrajectory
 from kpops.engines.trajectory import Trajectory
 from kpops.labels import Space
-from kpops.operators.base import TrajectoryOperator
+from kpops.operators.base import Product, TrajectoryOperator
 from kpops.operators.shapes import Outputs, Parameters, States
 
 
@@ -98,3 +98,22 @@ class ReadoutParameterJacobian(_ReadoutOperator):
 
     def _apply_adjoint(self, q: Outputs) -> Parameters:
         return self.rows.parameter_vjp(self._by_row(q), self.names)
+
+
+class OutputKernel(Product):
+    """S S*, for the derivative S of the outputs of a network by its parameters."""
+
+    def __init__(self, S: ReadoutParameterJacobian) -> None:
+        super().__init__(S, S.H)
+        self.S = S
+
+    def _apply(self, q: Outputs) -> Outputs:
+        S = self.S
+        if self.parts.many:  # between the two, processes add up
+            return super()._apply(q)
+        image = S.rows.parameter_gram(S._by_row(q), S.names)
+        S.count(2 * len(q))
+        return S._in(S.codomain, image)
+
+    def _apply_adjoint(self, q: Outputs) -> Outputs:
+        return self._apply(q)

@@ -219,6 +219,17 @@ def test_default_sites_are_the_children_with_parameters(name):
     assert list(dict.fromkeys(lin.space.coords["site"].values)) == default
 
 
+def test_the_kernel_of_the_outputs_is_that_of_its_factors():
+    torch.manual_seed(0)
+    lin = kpops.linearize(mlp().double(), torch.randn(4, 3).double())
+    S = lin.output_sensitivity
+    for n in 1, 5:
+        q, before = torch.randn(n, *lin.output_space.shape).double(), S.num_matvecs
+        got = lin.output_ntk @ q
+        assert S.num_matvecs - before == 2 * n
+        close(got, S.apply(S.apply_adjoint(q)))
+
+
 def test_the_last_block_is_the_ntk_of_torch_func():
     torch.manual_seed(0)
     net, x = mlp().double(), torch.randn(4, 3).double()
