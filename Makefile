@@ -9,7 +9,7 @@ READY = $(VENV)/.ready
 export MPLBACKEND ?= agg
 
 .PHONY: checkpoints demo test shapes test-slow test-distributed test-gpu test-simulated test-latest \
-	test-processors fuzz lint types doctest docs benchmarks check clean coverage
+	test-processors fuzz lint types doctest docs benchmarks bench-check check clean coverage
 
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two minutes)
 	$(BIN)/python examples/dynamic_collapse.py --output outputs
@@ -71,6 +71,9 @@ checkpoints: $(READY)  ## train the networks of the gallery and of Reproduction 
 benchmarks: $(READY)  ## products beside other ways to them, growth, memory, spectra (an hour)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python -m benchmarks
+
+bench-check: $(READY)  ## fifteen ratios of times beside the committed ones (three minutes)
+	$(BIN)/python -m benchmarks.watch
 
 check: lint types test test-slow test-distributed doctest docs  ## what CI runs, but for the demo
 

@@ -39,7 +39,9 @@ class Limits:
         )
 
 
-def seconds(act: Callable[[], Any], device: str) -> tuple[float, Any]:
+def seconds(
+    act: Callable[[], Any], device: str, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, Any]:
     """Time one call, on a GPU by its own clock."""
     if torch.device(device).type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -48,13 +50,16 @@ def seconds(act: Callable[[], Any], device: str) -> tuple[float, Any]:
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / 1e3, result
-    begin = time.perf_counter()
+    begin = clock()
     result = act()
-    return time.perf_counter() - begin, result
+    return clock() - begin, result
 
 
 def take_turns(
-    acts: dict[Any, Callable[[], Any]], device: str, limits: Limits
+    acts: dict[Any, Callable[[], Any]],
+    device: str,
+    limits: Limits,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Any, list[float]]:
     """Times of repeated calls, one of each in turn, so that the machine's noise hits all alike.
 
@@ -67,7 +72,7 @@ def take_turns(
         for name in waiting[first:] + waiting[:first]:  # none always follows the same one
             if not times[name] or times[name][-1] < limits.warm_s:
                 acts[name]()
-            times[name].append(seconds(acts[name], device)[0])
+            times[name].append(seconds(acts[name], device, clock)[0])
     return times
 
 
