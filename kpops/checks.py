@@ -22,7 +22,7 @@ from kpops.models.readout import RowReadout
 from kpops.models.recurrence import ModuleRecurrence, Recurrence, is_hooked
 from kpops.models.wrapping import Wrapping
 
-_ROWS_TOGETHER = 4096
+ROWS_TOGETHER = 4096
 """Steps that are taken at once and compared with those taken one by one."""
 
 # The module, before it is run.
@@ -186,7 +186,7 @@ def refuse_trajectory(
     name = type(recurrence.module).__name__
     rows = (trajectory.inputs, trajectory.previous, trajectory.states)
     scale = trajectory.states.abs().max()
-    pieces = zip(*(r.flatten(0, 1).split(_ROWS_TOGETHER) for r in rows), strict=True)
+    pieces = zip(*(r.flatten(0, 1).split(ROWS_TOGETHER) for r in rows), strict=True)
     if any(differ(recurrence(x, h), new, scale) for x, h, new in pieces):
         raise ValueError(
             f"{name} gives another state when all steps are taken at once: it mixes trials, "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp
 
-from kpops.engines.differential import Differential
+from kpops.engines.differential import Differential, plain_gradients
 from kpops.engines.rowwise import Rowwise
 from kpops.models.readout import RowReadout
 from kpops.models.recurrence import Recurrence
@@ -217,15 +217,8 @@ def _gradients(
 
 def _by_training(subject: Subject, rows: Rows, cotangent: Tensor) -> dict[str, Tensor | None]:
     """Gradients by plain autograd; None where the value does not depend on the parameter."""
-    with torch.enable_grad():
-        leaves = {n: p.clone().requires_grad_() for n, p in rows.parameters.items()}
-        h = rows.h.clone().requires_grad_()
-        value = subject.step(leaves, rows.x, h)
-        every: dict[str, Tensor] = {STATE: h, **leaves}
-        if not value.requires_grad:
-            return dict.fromkeys(every)
-        gradients = torch.autograd.grad(value, [*every.values()], cotangent, allow_unused=True)
-    return dict(zip(every, gradients, strict=True))
+    by_state, by_parameter = plain_gradients(subject.step, *rows, cotangent)
+    return {STATE: by_state, **by_parameter}
 
 
 def _by_operators(subject: Subject, rows: Rows, cotangent: Tensor) -> _ByOperators:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from kpops import snapshot
+from kpops.checks import ROWS_TOGETHER
 from kpops.distributed.agreement import in_step
 from kpops.engines.exclusive import exclusive_compute
+from kpops.engines.threads import PARTS_OF_A_STEP, enough_for
 from kpops.linearization import Linearization
 from kpops.models.whole import Parts
 from kpops.models.whole_run import NotRecurrentError
@@ -157,27 +159,30 @@ def linearize(
         convert = dtype is not None
         x, valid, coords, reading = read_inputs(inputs, mask, recurrence, like, convert=convert)
         recurrence.requires_grad_(False)  # no autograd graph is ever needed
-        with exclusive_compute(like.device):
-            h = recurrence.initial_state(read_state(h0, dtype, coords), len(x), x[:, 0])
-            trajectory = snapshot.run_from(recurrence, x, h, valid, learning)
-            trajectory = replace(trajectory, precision=precision)
-            readout, own = snapshot.of_readout(parts, recurrence, trajectory.states, convert)
-        trajectory, space = snapshot.spread(
-            processes, trajectory, coords, recurrence, readout, measure, learning
-        )
-        linearization = Linearization(
-            recurrence=recurrence,
-            parameters=learning,
-            trajectory=trajectory,
-            space=space,
-            reading=reading,
-            readout=readout,
-            readout_parameters=own,
-            measure=measure,
-            engine_asked=engine,
-            gates_asked=gates,
-            remark=parts.remark,
-        )
+        # Small steps of a small network, also where checks take many of them together.
+        together = min(x.shape[0] * x.shape[1], ROWS_TOGETHER)
+        with enough_for(recurrence.flops(together) / PARTS_OF_A_STEP):
+            with exclusive_compute(like.device):
+                h = recurrence.initial_state(read_state(h0, dtype, coords), len(x), x[:, 0])
+                trajectory = snapshot.run_from(recurrence, x, h, valid, learning)
+                trajectory = replace(trajectory, precision=precision)
+                readout, own = snapshot.of_readout(parts, recurrence, trajectory.states, convert)
+            trajectory, space = snapshot.spread(
+                processes, trajectory, coords, recurrence, readout, measure, learning
+            )
+            linearization = Linearization(
+                recurrence=recurrence,
+                parameters=learning,
+                trajectory=trajectory,
+                space=space,
+                reading=reading,
+                readout=readout,
+                readout_parameters=own,
+                measure=measure,
+                engine_asked=engine,
+                gates_asked=gates,
+                remark=parts.remark,
+            )
         processes.agree({"engine": linearization.engine.name})
         return linearization
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from kpops.engines import cuda_graph
 from kpops.engines.blocks import Blocks
+from kpops.engines.differential import plain_gradients
 from kpops.engines.rowwise import Rowwise
 from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.recurrence import Recurrence
@@ -196,14 +197,19 @@ class Engine(ABC):
             If they differ by more than rounding. It says what is `wrong` with the module; ``{}``
             there stands for the kind of recurrence.
         """
-        states = self.trajectory.states
+        states, rows = self.trajectory.states, self.rows
         q = torch.arange(states.numel()).to(states).cos().view(1, *states.shape)
-        rows = q.flatten(1, 2)
-        pairs = [(self._vjp_steps(q), self.rows.state_vjp(rows))]
+        learning = {name: rows.parameters[name] for name in names}
+        at = rows.function, learning, rows.x, rows.h
+        by_state, by_parameter = plain_gradients(*at, q.flatten(0, 2))
+        pairs = [(self._vjp_steps(q), {"h": rows.h}, {"h": by_state})]
         if names:
-            pairs.append((self.parameter_vjp(q, names), self.rows.parameter_vjp(rows, names)))
-        for ours, reference in pairs:
-            gap, size = (ours.flatten() - reference.flatten()).norm(), reference.norm()
+            pairs.append((self.parameter_vjp(q, names), learning, by_parameter))
+        for ours, values, gradients in pairs:
+            every = ((value, gradients[name]) for name, value in values.items())
+            parts = [torch.zeros_like(v) if g is None else g for v, g in every]
+            reference = torch.cat([part.flatten() for part in parts])
+            gap, size = (ours.flatten() - reference).norm(), reference.norm()
             if not gap <= torch.finfo(ours.dtype).eps ** 0.5 * size:
                 wrong = wrong.format(type(self.recurrence).__name__)
                 raise ValueError(

@@ -56,3 +56,24 @@ def _load_forward_mode() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
+
+
+def plain_gradients(
+    function: Callable[[dict[str, Tensor], Any, Tensor], Tensor],
+    parameters: dict[str, Tensor],
+    x: Any,
+    h: Tensor,
+    cotangent: Tensor,
+) -> tuple[Tensor | None, dict[str, Tensor | None]]:
+    """c^T dy of ``y = f(theta, x, h)`` by h and by each parameter, as training takes it.
+
+    None where y does not depend on it. It imports neither torch's compiler nor SymPy, which take
+    two seconds, as do the first derivative of torch.func and the first cotangent of autograd.
+    """
+    with torch.enable_grad():
+        leaves = [v.clone().requires_grad_() for v in (h, *parameters.values())]
+        value = function(dict(zip(parameters, leaves[1:], strict=True)), x, leaves[0])
+        gradients: Any = [None] * len(leaves)
+        if value.requires_grad:
+            gradients = torch.autograd.grad((cotangent * value).sum(), leaves, allow_unused=True)
+    return gradients[0], dict(zip(parameters, gradients[1:], strict=True))

@@ -19,6 +19,9 @@ import torch
 FEW_FLOPS = 2.5e7
 """Operations that one thread has done before a second one would pay."""
 
+PARTS_OF_A_STEP = 10
+"""Operations of torch, or more, among which the flops of a step are shared."""
+
 
 def enough(flops: float) -> int:
     """Number of threads that pay for so many operations: all that torch is set to use, or one."""

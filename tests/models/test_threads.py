@@ -1,4 +1,7 @@
-"""Copies, pickles and searches while another thread computes with the same linearization."""
+"""Copies, pickles and searches while another thread computes with the same linearization.
+
+And on how many threads a small network is linearised.
+"""
 
 import copy
 import pickle
@@ -76,3 +79,31 @@ def test_pickles_while_another_thread_computes():
         thread.join()
     for data in pickles[::20]:
         assert relative(pickle.loads(data)[1] @ q, expected) < 1e-14
+
+
+seen = set()
+
+
+class Seeing(nn.Module):
+    """A cell that notes how many threads its steps may use."""
+
+    hidden_size = 4
+
+    def __init__(self):
+        super().__init__()
+        self.W = nn.Linear(6, 4).double()
+
+    def forward(self, x, h):
+        seen.add((torch.get_num_threads(), len(h) > 30))
+        return torch.tanh(self.W(torch.cat([x, h], -1)))
+
+
+def test_a_small_network_is_linearised_on_one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        kpops.linearize(Seeing(), normal(3, 11, 2), readout=nn.Linear(4, 1).double())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {(1, False), (1, True)}  # one step after another, and all at once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +16,29 @@ class Weights(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """Which diagonals stand where, as in :class:`kpops.engines.gated.gates.Pattern`."""
+    """Which diagonals stand where, as in :class:`kpops.engines.gated.gates.Pattern`.
 
-    carry: np.ndarray  # (v, w, position)
-    gains: np.ndarray  # (v, map, position)
-    slopes: np.ndarray  # (w, position), or (w, -1) for the identity
+    Each is a matrix of terms (into, source, diagonal, whether the first there), by
+    :func:`terms`; for P*, what P adds to is the source.
+    """
+
+    carry: np.ndarray
+    gains: np.ndarray
+    slopes: np.ndarray
+
+
+def terms(pairs: Iterable[tuple[int, int, int]], *, swapped: bool, first: bool) -> np.ndarray:
+    """Terms d[p] * source[i] of into[v], of all (v, i, p); `swapped`, of into[i] from source[v].
+
+    If `first`, the first term of a sum overwrites what is there.
+    """
+    found: list[tuple[int, int, int, bool]] = []
+    begun = set()
+    for v, i, p in pairs:
+        into, source = (i, v) if swapped else (v, i)
+        found.append((into, source, p, first and into not in begun))
+        begun.add(into)
+    return np.array(found, dtype=np.int64).reshape(-1, 4)
 
 
 class Span(NamedTuple):
@@ -37,4 +56,7 @@ class Place(NamedTuple):
     has_below: bool  # a layer below passes something up
     has_above: bool  # a layer above takes it
     full_state: bool  # what is passed is the full state, not only its increment beside q
-    column: int  # where the input maps begin
+    n_variables: int  # number of variables of the layer
+    n_recurrent: int  # number of recurrent maps
+    first_input: int  # which map is the first of the input
+    source: int  # the variable that the recurrent maps take, or -1 if they take features

@@ -10,16 +10,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
 from numba.extending import get_cython_function_address, intrinsic
+from numba.np.arrayobj import make_array
 from threadpoolctl import ThreadpoolController
 
 
@@ -78,53 +78,56 @@ def thread_limited(threads: int) -> Iterator[None]:
         library.MKL_Set_Num_Threads_Local(before)
 
 
-@intrinsic
-def _call(typing, address, ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc):
-    """Call the Fortran routine at `address`, which takes everything by reference."""
-    signature = types.void(address, ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc)
+def _product(typing, gemm, a, b, c, beta, transpose_a=False, transpose_b=False):
+    """C = A B + beta C, with A^T or B^T if so said; rows may be strided, columns not.
+
+    Of more than two dimensions, all but the first are the columns, side by side. `gemm` is the
+    address of the routine. An intrinsic, since a compiled function would be compiled anew for each
+    layout of the three.
+    """
+    # A row-major matrix is the transpose of a column-major one: C^T = B^T A^T.
+    flags = [types.Omitted(f) if isinstance(f, bool) else f for f in (transpose_a, transpose_b)]
+    signature = types.void(gemm, a, b, c, beta, *flags)
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        address, ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc = values
         integer, byte = ir.IntType(32), ir.IntType(8)
 
-        def by_reference(value: Any, kind: Any = None) -> Any:
-            value = value if kind is None else builder.trunc(value, kind)
-            slot = cgutils.alloca_once_value(builder, value)
-            return builder.bitcast(slot, byte.as_pointer())
+        def by_reference(value: Any) -> Any:
+            return builder.bitcast(cgutils.alloca_once_value(builder, value), byte.as_pointer())
 
-        def pointer(value: Any) -> Any:
-            return builder.inttoptr(value, byte.as_pointer())
+        def largest(first: Any, second: Any) -> Any:
+            return builder.select(builder.icmp_signed(">", first, second), first, second)
 
-        m, n, k, lda, ldb, ldc = (by_reference(v, integer) for v in (m, n, k, lda, ldb, ldc))
-        ta, tb = by_reference(ta, byte), by_reference(tb, byte)
-        alpha, beta = by_reference(ir.Constant(beta.type, 1.0)), by_reference(beta)
-        arguments = (ta, tb, m, n, k, alpha, pointer(a), lda, pointer(b), ldb, beta, pointer(c))
+        def matrix(i: int) -> tuple[Any, tuple[Any, Any], Any]:
+            """Address, sizes and leading dimension, which BLAS wants also of a single row."""
+            array = make_array(signature.args[i])(context, builder, values[i])
+            rows, *others = cgutils.unpack_tuple(builder, array.shape)
+            columns = reduce(builder.mul, others)
+            apart = builder.sdiv(builder.extract_value(array.strides, 0), array.itemsize)
+            leading = largest(largest(apart, columns), ir.Constant(apart.type, 1))
+            data = builder.bitcast(array.data, byte.as_pointer())
+            return data, (rows, columns), by_reference(builder.trunc(leading, integer))
+
+        def flag(i: int) -> Any:
+            given = signature.args[i]
+            known = isinstance(given, types.Omitted)
+            return ir.Constant(ir.IntType(1), given.value) if known else values[i]
+
+        (a, size_a, lda), (b, _, ldb), (c, size_c, ldc) = map(matrix, (1, 2, 3))
+        of_a, of_b = flag(5), flag(6)
+        inner = builder.select(of_a, *size_a)
+        m, n, k = (by_reference(builder.trunc(x, integer)) for x in (*size_c[::-1], inner))
+        letters = [
+            builder.select(f, *(ir.Constant(byte, ord(x)) for x in "TN")) for f in (of_b, of_a)
+        ]
+        ta, tb = map(by_reference, letters)
+        alpha, beta = by_reference(ir.Constant(values[4].type, 1.0)), by_reference(values[4])
         function_type = ir.FunctionType(ir.VoidType(), [byte.as_pointer()] * 13)
-        function = builder.inttoptr(address, function_type.as_pointer())
-        builder.call(function, (*arguments, ldc))
+        function = builder.inttoptr(values[0], function_type.as_pointer())
+        builder.call(function, (ta, tb, m, n, k, alpha, b, ldb, a, lda, beta, c, ldc))
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-_N, _T = ord("N"), ord("T")
-
-
-@numba.njit(nogil=True, cache=True)
-def _leading(matrix):
-    """Distance of the rows. A single row or column may have any stride; BLAS wants the width."""
-    return max(matrix.strides[0] // matrix.itemsize, matrix.shape[1], 1)
-
-
-@numba.njit(nogil=True, cache=True)
-def product(gemm, a, b, c, beta, transpose_a=False, transpose_b=False):
-    """C = A B + beta C, with A^T or B^T if so said; rows may be strided, columns not.
-
-    `gemm` is the address of the routine.
-    """
-    # A row-major matrix is the transpose of a column-major one: C^T = B^T A^T.
-    _call(  # type: ignore[call-arg]  # the first argument is Numba's
-        gemm, _T if transpose_b else _N, _T if transpose_a else _N, c.shape[1], c.shape[0],
-        a.shape[0] if transpose_a else a.shape[1], b.ctypes.data, _leading(b), a.ctypes.data,
-        _leading(a), beta, c.ctypes.data, _leading(c),
-    )  # fmt: skip
+product: Any = intrinsic(_product)

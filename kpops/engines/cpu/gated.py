@@ -8,7 +8,8 @@ another. How K is split stands in :mod:`kpops.engines.cpu.gram`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from kpops.arrays import numpy_dtype
 from kpops.engines import threads
-from kpops.engines.cpu.arguments import Lists, Place, Span, Weights
+from kpops.engines.cpu.arguments import Lists, Place, Span, Weights, terms
 from kpops.engines.gated.engine import GatedEngine
-from kpops.engines.gated.gates import Pairs
+from kpops.engines.gated.gates import Pairs, Pattern
 from kpops.engines.gated.gram import Gram
 from kpops.engines.gated.layer import Layer
 from kpops.engines.memory import uninitialised_like
@@ -117,21 +118,21 @@ class GatedNumbaEngine(GatedEngine):
         from kpops.engines.cpu.gated_kernels import backpropagate_rows, propagate_rows
 
         n_rows = q.shape[0] * q.shape[1]
-        has_below, has_above = layer.index > 0, layer is not self.layers[-1]
-        gains, n_maps = _gains_through_time(layer, has_below=has_below)
-        shapes = [(n_rows, n, layer.hidden) for n in (layer.variables, n_maps)]
-        state, maps, features = self._buffers(q, [*shapes, (n_rows, layer.hidden)])
-        column = (n_maps - layer.pattern.n_inputs) * layer.hidden if has_below else 0
+        gains, n_maps = _gains_through_time(layer)
+        n_variables = layer.variables * len(self.layers)
+        shapes = [(n_rows, n, layer.hidden) for n in (n_variables, 1, n_maps)]
+        room = self._buffers(q, shapes)  # states, features and maps
         kernel: Kernel = backpropagate_rows if backwards else propagate_rows
         weights = self._weights(layer, transposed=not backwards)
         work = 2 * n_rows * q.shape[2] * n_maps * layer.hidden**2
         bounds = threads.split(n_rows, threads.enough(work), _ROWS)
         vectors = layer.by_variable(q).numpy(), layer.by_variable(v).numpy(), passed.numpy()
-        lists, room = _lists(layer, gains), (state, features, maps)
+        lists = _lists(layer.pattern, layer.first_variable, gains, backwards)
+        place = self._place(layer, n_maps, full_state=full_state)
 
         def run(gemm: int, d: np.ndarray, start: int, rows: Span) -> None:
-            place = Place(start, layer.first_variable, has_below, has_above, full_state, column)
-            kernel(gemm, weights, *vectors, d, lists, *room, place, rows)
+            new, at = q.new_empty(shapes[0][1:]).numpy(), place._replace(start=start)
+            kernel(gemm, weights, *vectors, d, lists, *room, new, at, rows)
 
         self._over_time(segments, bounds, run)
 
@@ -143,22 +144,40 @@ class GatedNumbaEngine(GatedEngine):
 
         n_block, n_trials = q.shape[:2]
         shape = n_block * n_trials, layer.variables, layer.hidden
-        size = layer.hidden, layer.variables * layer.hidden
-        kernel: Kernel = gated_assembled_kernels.propagate_trials
-        if backwards:
-            kernel, size = gated_assembled_kernels.backpropagate_trials, size[::-1]
         weight = self._weights(layer, transposed=not backwards).recurrent
-        lists = _lists(layer, _triples(layer.pattern.recurrent))
+        if backwards:
+            kernel: Kernel = gated_assembled_kernels.backpropagate_trials
+            size: tuple[int, ...] = layer.variables * layer.hidden, layer.hidden
+        else:
+            kernel = gated_assembled_kernels.propagate_trials
+            size = layer.hidden, layer.variables, layer.hidden
+            weight = weight.reshape(layer.hidden, -1, layer.hidden)
+        lists = _lists(layer.pattern, 0, layer.pattern.recurrent, backwards)
         buffers = self._buffers(q, [shape, shape])
         few = math.ceil(n_trials / (4 * torch.get_num_threads()))
         bounds = threads.split(n_trials, torch.get_num_threads(), few)
         vectors = layer.by_variable(q).numpy(), layer.by_variable(v).numpy()
+        place = self._place(layer, layer.pattern.n_recurrent, full_state=False)
 
         def run(gemm: int, d: np.ndarray, start: int, trials: Span) -> None:
-            matrix = q.new_empty(size).numpy()
-            kernel(gemm, weight, *vectors, d, lists, *buffers, matrix, start, trials)
+            matrix, at = q.new_empty(size).numpy(), place._replace(start=start)
+            kernel(gemm, weight, *vectors, d, lists, *buffers, matrix, at, trials)
 
         self._over_time(segments, bounds, run)
+
+    def _place(self, layer: Layer, n_maps: int, *, full_state: bool) -> Place:
+        has_below = layer.index > 0
+        return Place(
+            start=0,
+            variable=layer.first_variable,
+            has_below=has_below,
+            has_above=layer is not self.layers[-1],
+            full_state=full_state,
+            n_variables=layer.variables,
+            n_recurrent=layer.pattern.n_recurrent,
+            first_input=n_maps - layer.pattern.n_inputs if has_below else 0,
+            source=_only_source(layer),
+        )
 
     def _over_time(
         self,
@@ -196,13 +215,13 @@ class GatedNumbaEngine(GatedEngine):
 
         kernel: Kernel = gated_kernels.pass_rows
         weight = self._weights(layer, transposed=up).input
-        inputs = _triples(layer.pattern.inputs)
+        inputs = [(layer.first_variable + v, g, p) for v, g, p in layer.pattern.inputs]
+        added = terms(inputs, swapped=not up, first=False)
         shape = gated_kernels.CHUNK, layer.pattern.n_inputs, layer.hidden
-        variables = layer.first_variable, below.first_variable
 
         def run(gemm: int, d: np.ndarray, start: int, rows: Span) -> None:
             maps, vectors = v.new_empty(shape).numpy(), layer.by_variable(v).numpy()
-            kernel(gemm, weight, vectors, d, inputs, maps, start, *variables, rows, up)
+            kernel(gemm, weight, vectors, d, added, maps, start, below.first_variable, rows, up)
 
         n_rows = v.shape[0] * v.shape[1]
         bounds = threads.split(n_rows, torch.get_num_threads(), n_rows)
@@ -220,7 +239,7 @@ class GatedNumbaEngine(GatedEngine):
         wide = self.assembled_from(layer)
         return wide is not None and n_block >= wide and n_trials >= torch.get_num_threads()
 
-    def _buffers(self, like: Tensor, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+    def _buffers(self, like: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         """Workspaces of these shapes, kept for the next matvec; the first is set to zero."""
         key = tuple(shapes)
         if key not in self._room:
@@ -248,7 +267,7 @@ def _segments(layer: Layer, backwards: bool, window: slice | None = None) -> Seg
         yield segment.start, layer.diagonals(segment).movedim(0, 2).contiguous().numpy()
 
 
-def _gains_through_time(layer: Layer, *, has_below: bool) -> tuple[np.ndarray, int]:
+def _gains_through_time(layer: Layer) -> tuple[Pairs, int]:
     """Diagonals that recurrent maps, and input maps from a layer below, meet; number of maps.
 
     Input maps are numbered after the recurrent ones, or as these where they meet the same
@@ -257,17 +276,25 @@ def _gains_through_time(layer: Layer, *, has_below: bool) -> tuple[np.ndarray, i
     pattern = layer.pattern
     n_maps = pattern.n_recurrent
     same = pattern.inputs == pattern.recurrent and pattern.n_inputs == n_maps
-    if same or not has_below:
-        return _triples(pattern.recurrent), n_maps
+    if same or layer.index == 0:
+        return pattern.recurrent, n_maps
     shifted = tuple((v, n_maps + g, p) for v, g, p in pattern.inputs)
-    return _triples(pattern.recurrent + shifted), n_maps + pattern.n_inputs
+    return pattern.recurrent + shifted, n_maps + pattern.n_inputs
 
 
-def _triples(pairs: Pairs) -> np.ndarray:
-    return np.array(pairs, dtype=np.int64).reshape(-1, 3)
+def _only_source(layer: Layer) -> int:
+    """The variable that is what the recurrent maps multiply, or -1 if they multiply features."""
+    (w, p), *others = layer.pattern.slopes or ((-1, 0),)
+    return layer.first_variable + w if p is None and not others else -1
 
 
-def _lists(layer: Layer, gains: np.ndarray) -> Lists:
-    slopes = [(w, -1 if p is None else p) for w, p in layer.pattern.slopes]
-    every = np.array(slopes, dtype=np.int64).reshape(-1, 2)
-    return Lists(_triples(layer.pattern.carry), gains, every)
+@cache
+def _lists(pattern: Pattern, first: int, gains: Pairs, backwards: bool) -> Lists:
+    """The terms of a layer whose variables begin at the `first` one of the stack."""
+    carry = [(first + v, first + w, p) for v, w, p in pattern.carry]
+    slopes = [(0, first + w, p) for w, p in pattern.slopes if p is not None]
+    return Lists(
+        terms(carry, swapped=backwards, first=False),
+        terms([(first + v, g, p) for v, g, p in gains], swapped=backwards, first=False),
+        terms(slopes, swapped=backwards, first=not backwards),
+    )

@@ -19,7 +19,7 @@ from torch import Tensor
 from kpops.arrays import numpy_dtype
 from kpops.engines import threads
 from kpops.engines.cpu import blas, gated_kernels
-from kpops.engines.cpu.arguments import Span
+from kpops.engines.cpu.arguments import Span, terms
 from kpops.engines.gated.gram import Cotangent, Gram
 from kpops.engines.gated.layer import Layer
 from kpops.engines.trajectory import Block
@@ -37,11 +37,13 @@ class CompiledGram(Gram):
     def __init__(self, layer: Layer, weights: dict[str, tuple[bool, bool]]) -> None:
         super().__init__(layer, weights)
         self.gemm = blas.gemm_address(numpy_dtype(layer.previous.dtype))
-        gains: list[tuple[int, int, int, bool]] = []
-        for i, part in enumerate(self.parts):
-            for v, p in part.gains:
-                gains.append((i, v, p, v not in [g[1] for g in gains]))
-        self.gains = np.array(gains, dtype=np.int64)
+        gains = [
+            (i, layer.first_variable + v, p)
+            for i, part in enumerate(self.parts)
+            for v, p in part.gains
+        ]
+        self.gathered = terms(gains, swapped=False, first=True)
+        self.spread = terms(gains, swapped=True, first=True)
         self.runs = np.array(_runs(self), dtype=np.int64)
 
     def apply(self, q: Block, into: Block) -> None:
@@ -52,7 +54,7 @@ class CompiledGram(Gram):
             first = layer.units.start + v * layer.hidden
             into[..., first : first + layer.hidden] = 0
         for some in self._groups(len(q)):
-            self._run(gated_kernels.spread, into[some], self._gather(q[some]))
+            self._run(gated_kernels.spread, self.spread, into[some], self._gather(q[some]))
 
     def vjp(self, q: Block) -> Cotangent:
         """F* q."""
@@ -72,15 +74,17 @@ class CompiledGram(Gram):
             sums = self._room(1, len(into[some]))
             for w, total in self._views(cotangent, sums):
                 total[:] = w[some].numpy()
-            self._run(gated_kernels.spread, into[some], sums)
+            self._run(gated_kernels.spread, self.spread, into[some], sums)
 
     def _gather(self, q: Block) -> list[np.ndarray]:
         """The sums of all vectors, as of one task of rows."""
         sums = self._room(self._tasks(len(q))[1], len(q))
-        self._run(gated_kernels.gather, q, sums)
+        self._run(gated_kernels.gather, self.gathered, q, sums)
         return [total.sum(0, keepdims=True) if len(total) > 1 else total for total in sums]
 
-    def _run(self, kernel: Callable[..., Any], q: Block, sums: list[np.ndarray]) -> None:
+    def _run(
+        self, kernel: Callable[..., Any], added: np.ndarray, q: Block, sums: list[np.ndarray]
+    ) -> None:
         """Run a kernel over tasks of vectors and rows, segment after segment."""
         layer = self.layer
         bounds, by_rows = self._tasks(len(q))
@@ -101,8 +105,7 @@ class CompiledGram(Gram):
                 span, r, chunks = tasks[i]
                 y = q.new_empty(n_rows, len(self.parts), layer.hidden).numpy()
                 own = tuple(total[r % len(total)] for total in sums)
-                place = start, layer.first_variable, span, Span(*chunks)
-                kernel(self.gemm, *arrays, own, self.gains, self.runs, y, *place)
+                kernel(self.gemm, *arrays, own, added, self.runs, y, start, span, Span(*chunks))
 
             run = partial(task, arrays=arrays, start=segment.start, tasks=tasks)
             threads.each(run, len(tasks))

@@ -26,12 +26,17 @@ def _recur(gemm, jacobians, q, v, state, b, backwards):
     one, n_steps = state.dtype.type(1), q.shape[2]
     for i in range(n_steps):
         t = n_steps - 1 - i if backwards else i
-        v[:, b, t] = q[:, b, t]
+        # Entry by entry: an assignment of arrays takes Numba two seconds more to compile.
+        for k in range(q.shape[0]):
+            for n in range(q.shape[3]):
+                v[k, b, t, n] = q[k, b, t, n]
         if i > 0 and backwards:
             product(gemm, state[b], jacobians[b, t + 1], v[:, b, t], one)
         elif i > 0:
             product(gemm, state[b], jacobians[b, t], v[:, b, t], one, transpose_b=True)
-        state[b] = v[:, b, t]
+        for k in range(q.shape[0]):
+            for n in range(q.shape[3]):
+                state[b, k, n] = v[k, b, t, n]
 
 
 def recur(jacobians: Tensor, q: Tensor, *, backwards: bool) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kpops.distributed.parts import WHOLE, Parts
 from kpops.engines.random_vectors import RandomVectors
+from kpops.engines.threads import enough_for
 
 Features = list[Float[Tensor, "row _"]]
 _CHUNK = 4096  # rows converted to float64 at a time
@@ -38,17 +39,19 @@ def thin_factor(features: Features, parts: Parts = WHOLE) -> Float[Tensor, "row 
     of the dtype (in float64 up to eps times the number of rows, where the eigenvalues themselves
     are rounded): no row loses more in any direction, and a sum over rows rounds away as much.
     """
-    values, vectors = _leading_vectors(features, parts)
     n_rows = len(features[0])
-    z = features[0].new_empty(n_rows, len(values))
-    of_rows = _takes_rows(features, parts)
-    if of_rows:  # left singular vectors of the unit rows
-        unit = torch.cat([_unit(u) for _, u in _in_float64(features)])
-        turn = _turn(unit.mT @ (vectors / values.sqrt()))
-    else:
-        vectors = vectors @ _turn(vectors)
-    for rows, u in _in_float64(features):
-        z[rows] = _lengths(u) * (vectors[rows] * values.sqrt()) @ turn if of_rows else u @ vectors
+    with enough_for(2 * min(n_rows, _CHUNK) * _width(features) ** 2):
+        values, vectors = _leading_vectors(features, parts)
+        z = features[0].new_empty(n_rows, len(values))
+        of_rows = _takes_rows(features, parts)
+        if of_rows:  # left singular vectors of the unit rows
+            unit = torch.cat([_unit(u) for _, u in _in_float64(features)])
+            turn = _turn(unit.mT @ (vectors / values.sqrt()))
+        else:
+            vectors = vectors @ _turn(vectors)
+        for rows, u in _in_float64(features):
+            left = _lengths(u) * (vectors[rows] * values.sqrt()) @ turn if of_rows else u @ vectors
+            z[rows] = left
     return z
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from kpops.engines.gated.combine import Diagonals, Terms, Units, combine
 from kpops.engines.gated.gates import Pairs, Pattern, differentiate
 from kpops.engines.memory import device_bytes
+from kpops.engines.threads import PARTS_OF_A_STEP, enough_for
 from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
 from kpops.precision import in_full_precision, product
@@ -131,17 +132,19 @@ class Layer:
         ).movedim(2, 0)
         per_step = n_trials * self.hidden * self.previous.element_size()
         size = max(1, slice_bytes(self.previous.device) // (4 * per_step))
-        for t in range(0, n_steps, size):
-            part = slice(t, min(t + size, n_steps))
-            here = slice(time.start + part.start, time.start + part.stop)
-            pattern, diagonals = self._differentiate(slice(None), here)
-            if pattern != self.pattern:
-                raise ValueError(
-                    f"the gates of {type(self.recurrence.module).__name__} take another form at "
-                    "other states: write them without branches on values (torch.where)"
-                )
-            for kept, diagonal in zip(result, diagonals, strict=True):
-                kept[:, part] = diagonal.unflatten(0, (n_trials, -1))
+        with enough_for(self.flops(min(size, n_steps)) / PARTS_OF_A_STEP):
+            for t in range(0, n_steps, size):
+                part = slice(t, min(t + size, n_steps))
+                here = slice(time.start + part.start, time.start + part.stop)
+                pattern, diagonals = self._differentiate(slice(None), here)
+                if pattern != self.pattern:
+                    name = type(self.recurrence.module).__name__
+                    raise ValueError(
+                        f"the gates of {name} take another form at other states: write them "
+                        "without branches on values (torch.where)"
+                    )
+                for kept, diagonal in zip(result, diagonals, strict=True):
+                    kept[:, part] = diagonal.unflatten(0, (n_trials, -1))
         return result
 
     def _differentiate(self, trials: slice, time: slice) -> tuple[Pattern, list[Tensor]]:
