@@ -17,12 +17,18 @@ from kpops.kinds import described
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     """NumPy dtype of a torch dtype, which must be float32 or float64."""
-    if dtype not in (torch.float32, torch.float64):
+    if dtype not in _DTYPES:
         raise TypeError(
             f"dtype {dtype} is not supported: use torch.float32 or torch.float64, "
             "for example by dtype=torch.float32 in kpops.linearize"
         )
-    return np.dtype(str(dtype).removeprefix("torch."))
+    return _DTYPES[dtype]
+
+
+_DTYPES: dict[torch.dtype, np.dtype] = {
+    torch.float32: np.dtype("float32"),
+    torch.float64: np.dtype("float64"),
+}
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,12 +190,25 @@ class Space(Shown):
         long_name: str | None = None,
     ) -> xr.DataArray:
         """Label an array of shape ``(*block, *shape)``."""
+        attrs = {} if long_name is None else {"long_name": long_name, "units": "1"}
+        if not block_dims and not block_coords:
+            result = self._labelled.copy(deep=False, data=values)
+            result.name, result.attrs = name, attrs
+            return result
         own = {k: c.described(k) for k, c in self.coords.items()}
         coords = {**own, **(block_coords or {})}
-        attrs = {} if long_name is None else {"long_name": long_name, "units": "1"}
         return xr.DataArray(
             values, dims=block_dims + self.dims, coords=coords, name=name, attrs=attrs
         )
+
+    @cached_property
+    def _labelled(self) -> xr.DataArray:
+        """A vector of zeros, without memory of its own: a copy takes a tenth of new indexes."""
+        coords = {k: c.described(k) for k, c in self.coords.items()}
+        return xr.DataArray(np.broadcast_to(0.0, self.shape), dims=self.dims, coords=coords)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k != "_labelled"}
 
 
 def enter(q: Any, space: Space, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Restore]:
@@ -282,17 +296,17 @@ def without_multiindex(array: xr.DataArray) -> xr.DataArray:
     """`array` with the levels of each MultiIndex as plain coordinates."""
     indexes = array.xindexes.items()
     several = [n for n, i in indexes if isinstance(i, xr.indexes.PandasMultiIndex)]
-    return array.reset_index([n for n in several if n in array.dims])
+    return array.reset_index([n for n in several if n in array.dims]) if several else array
 
 
 def disagreeing(array: xr.DataArray, space: Space) -> list[str]:
     """Index coordinates, also levels of a MultiIndex, that have other values in `space`."""
     indexed = set(map(str, array.xindexes)) & set(space.coords)
-    array = without_multiindex(array)
+    theirs = without_multiindex(array).coords.variables
     return sorted(
         n
-        for n in indexed & set(map(str, array.coords))
-        if not np.array_equal(array[n].values, space.coords[n].values)
+        for n in indexed & set(map(str, theirs))
+        if not np.array_equal(theirs[n].values, space.coords[n].values)
     )
 
 
@@ -310,10 +324,12 @@ def _enter_dataarray(
             f"q's by q.drop_vars({labels})"
         )
     block_dims = tuple(str(d) for d in q.dims if d not in space.dims)
-    q = q.transpose(*block_dims, *space.dims)
+    order = (*block_dims, *space.dims)
+    q = q if q.dims == order else q.transpose(*order)
     kind = _kind_of(q.data)
     block_shape = q.shape[: len(block_dims)]
-    block_coords = {k: c for k, c in q.coords.items() if set(c.dims) <= set(block_dims)}
+    of_block = [k for k, c in q.coords.variables.items() if set(c.dims) <= set(block_dims)]
+    block_coords = {k: q.coords[k] for k in of_block}
     tensor = on_device(as_tensor(q.data, "q"), device, dtype)
 
     def restore(result: Tensor, codomain: Space) -> xr.DataArray:

@@ -11,7 +11,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import starmap
 from operator import call
 from typing import Any, TypeVar
@@ -42,6 +42,12 @@ def remark(precision: str | None) -> str:
     return {"tf32x3": " by 3 x TF32", "tf32": " by TF32"}.get(precision or "", "")
 
 
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Keep autocast out; where it is off, nothing is entered, which takes as long as a kernel."""
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
+
+
 def in_full_precision(function: Function) -> Function:
     """Keep out of a function what lowers the precision of products: autocast, TF32, bfloat16."""
 
@@ -49,7 +55,7 @@ def in_full_precision(function: Function) -> Function:
     def wrapped(*arguments: Any, **options: Any) -> Any:
         with ExitStack() as stack:
             for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-                stack.enter_context(torch.autocast(device, enabled=False))
+                stack.enter_context(without_autocast(device))
             stack.enter_context(Computing("highest"))
             return function(*arguments, **options)
 

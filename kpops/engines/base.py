@@ -139,7 +139,7 @@ class Engine(ABC):
         self, dtheta: Float[Tensor, "block parameter"], names: Sequence[str]
     ) -> Block:
         """J dtheta, for the parameters `names`."""
-        return self.trajectory.restrict(self._unflatten(self.rows.parameter_jvp(dtheta, names)))
+        return self.trajectory.restrict_(self._unflatten(self.rows.parameter_jvp(dtheta, names)))
 
     def parameter_vjp(self, q: Block, names: Sequence[str]) -> Float[Tensor, "block parameter"]:
         """J* q, for the parameters `names`."""
@@ -228,8 +228,7 @@ class Engine(ABC):
         return self._recorder(name, action, q) if records else action(q)
 
     def _restricted(self, action: Callable[[Tensor], Tensor], q: Block) -> Block:
-        restrict = self.trajectory.restrict
-        return restrict(action(restrict(q)))
+        return self.trajectory.restrict_(action(self.trajectory.restrict(q)))
 
     def _unflatten(self, rows: Float[Tensor, "block row unit"]) -> Block:
         return rows.unflatten(1, self.trajectory.states.shape[:2])

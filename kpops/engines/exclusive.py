@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import torch
 
 from kpops.engines.cuda_graph import is_recording
-from kpops.precision import Computing
+from kpops.precision import Computing, without_autocast
 
 # functional_call swaps the weights of a module while it runs, and the levels of torch.func belong
 # to the process, so two matvecs at a time would spoil each other.
@@ -27,13 +27,14 @@ if hasattr(os, "register_at_fork"):  # a child forked in the midst of a matvec w
 @contextmanager
 def exclusive_compute(device: torch.device, precision: str = "highest") -> Iterator[None]:
     """One computation at a time, without autograd, autocast and cuDNN, at a precision."""
+    inference = torch.is_inference_mode_enabled()
     with (
         TORCH_FUNC_LOCK,
-        torch.inference_mode(False),
+        torch.inference_mode(False) if inference else nullcontext(),
         torch.no_grad(),
-        torch.autocast(device.type, enabled=False),
+        without_autocast(device.type),
         Computing(precision),
-        _in_turn(device),
+        _in_turn(device) if device.type != "cpu" else nullcontext(),
     ):
         yield
 
@@ -41,7 +42,7 @@ def exclusive_compute(device: torch.device, precision: str = "highest") -> Itera
 @contextmanager
 def _in_turn(device: torch.device) -> Iterator[None]:
     """Computations on several streams of a GPU follow each other, as they share what is kept."""
-    if device.type == "cpu" or is_recording():
+    if is_recording():
         yield
         return
     stream = torch.accelerator.current_stream(device)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from kpops.distributed.parts import WHOLE, Parts
 
+ALWAYS_FITS = 2**28
+"""Bytes that are taken without a look at the free memory, which takes time."""
 _HUGE = 2**22  # bytes from which a result is worth huge pages
 
 REMEDY = (
@@ -50,6 +52,8 @@ def check_allocation(
 
     Processes that compute together raise it together, by the largest need and the least memory.
     """
+    if n_bytes <= ALWAYS_FITS and not parts.many:
+        return
     free, n_bytes = int(parts.least(free_bytes(device))), int(parts.largest(n_bytes))
     if n_bytes > free:
         needs = f"{what} needs {readable(n_bytes)}, {readable(free)} are free on {device}"

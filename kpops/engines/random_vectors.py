@@ -26,10 +26,11 @@ from kpops.scalars import generator
 Words = Sequence[Int[Tensor, "vector counter"]]
 Rows = Float[Tensor, "vector entry"]
 
-# Entries at a time: temporaries stay in a core's cache, or fill a GPU and 2^28 bytes.
-_ON_CPU, _ON_DEVICE = 2**16, 2**24
-# Normal entries on the CPU for which it pays to load Numba.
-_COMPILED = 2**20
+# Entries at a time: temporaries stay in a core's cache, and torch takes so few on one thread; or
+# they fill a GPU and 2^28 bytes.
+_ON_CPU, _ON_DEVICE = 2**15, 2**24
+# Counters on the CPU for which it pays to load Numba. The words are the same to the bit.
+_COMPILED = 2**15
 
 
 class RandomVectors:
@@ -50,8 +51,6 @@ class RandomVectors:
         In float64, then rounded to the dtype; the last bits are those of the device's log, cos and
         sin.
         """
-        if like.device.type == "cpu" and k * len(entries) >= _COMPILED:
-            return _compiled(self.key, self._next(k), entries, like)
         return _drawn(_box_muller, 4, self.key, self._next(k), entries, like)
 
     def signs(self, k: int, entries: range, like: Tensor) -> Float[Tensor, "{k} entry"]:
@@ -91,30 +90,44 @@ def _drawn(
     like: Tensor,
 ) -> Rows:
     """Entries that `transform` makes from the words of each counter, n of them."""
-    device = like.device
-    result = room((len(vectors), len(entries)), like.dtype, device)
-    size = _ON_CPU if device.type == "cpu" else _ON_DEVICE
-    with threads.enough_for(size):  # on the CPU, many small operations
-        for part, rows, columns in _parts(result, vectors, entries, size):
-            first = columns.start // n
-            c = torch.arange(first, -(-columns.stop // n), device=device)
-            j = torch.arange(rows.start, rows.stop, device=device)[:, None]
-            block = transform(encrypt(key, (c & WORD, c >> 32, j, 0)))
-            start = columns.start - n * first
-            part.copy_(block[:, start : start + len(columns)])
+    result = room((len(vectors), len(entries)), like.dtype, like.device)
+    on_cpu = like.device.type == "cpu"
+    parts = _parts(result, vectors, entries, _ON_CPU if on_cpu else _ON_DEVICE)
+    compiled = on_cpu and result.numel() >= n * _COMPILED
+    make = _compiled if compiled else _on_tensors
+
+    def draw(i: int) -> None:
+        part, rows, columns = parts[i]
+        first, stop = columns.start // n, -(-columns.stop // n)
+        block = transform(make(key, rows, range(first, stop), like.device))
+        start = columns.start - n * first
+        # Inference mode belongs to threads: another may not write into its tensors.
+        into = torch.from_numpy(part.numpy()) if compiled else part
+        into.copy_(block[:, start : start + len(columns)])
+
+    if compiled:
+        threads.each(draw, len(parts))
+    else:
+        with threads.enough_for(0):  # many small operations
+            for i in range(len(parts)):
+                draw(i)
     return result
 
 
-def _compiled(key: tuple[int, int], vectors: range, entries: range, like: Tensor) -> Rows:
+def _on_tensors(
+    key: tuple[int, int], vectors: range, counters: range, device: torch.device
+) -> Words:
+    c = torch.arange(counters.start, counters.stop, device=device)
+    j = torch.arange(vectors.start, vectors.stop, device=device)[:, None]
+    return encrypt(key, (c & WORD, c >> 32, j, 0))
+
+
+def _compiled(key: tuple[int, int], vectors: range, counters: range, device: torch.device) -> Words:
     from kpops.engines.cpu import philox_kernels
 
-    result = room((len(vectors), len(entries)), like.dtype, like.device)
-    parts = [
-        (part.numpy(), *key, rows.start, columns.start)
-        for part, rows, columns in _parts(result, vectors, entries, _ON_CPU)
-    ]
-    threads.each(lambda i: philox_kernels.fill(*parts[i]), len(parts))
-    return result
+    words = np.empty((4, len(vectors), len(counters)), np.int64)
+    philox_kernels.fill(words, *key, vectors.start, counters.start)
+    return tuple(map(torch.from_numpy, words))
 
 
 def _parts(

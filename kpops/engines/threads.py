@@ -47,19 +47,24 @@ def enough_for(flops: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def each(task: Callable[[int], None], n_tasks: int) -> None:
+def each(task: Callable[[int], None], n_tasks: int, flops: float = math.inf) -> None:
     """Run ``task(0) .. task(n_tasks - 1)`` on as many threads as torch is set to use.
 
-    With fewer tasks than threads, BLAS takes the spare threads inside each task.
+    With fewer tasks than threads, BLAS takes the spare threads inside each task, if all of them
+    have more than a few `flops` to do.
     """
     from kpops.engines.cpu import blas  # Numba is slow to import, and not always needed
 
     threads = min(torch.get_num_threads(), n_tasks)
-    inside = max(1, torch.get_num_threads() // max(1, n_tasks))
+    inside = max(1, enough(flops) // max(1, n_tasks))
+    limit = blas.limiter()
 
     def limited(i: int) -> None:
-        with blas.thread_limited(inside):
+        before = limit(inside)
+        try:
             task(i)
+        finally:
+            limit(before)
 
     with blas.process_limited(inside):
         if threads <= 1:

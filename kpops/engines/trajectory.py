@@ -54,3 +54,7 @@ class Trajectory:
     def restrict(self, q: Block) -> Block:
         """Return q with zeros at the steps that are not valid."""
         return q if self.mask is None else q.masked_fill(~self.mask[..., None], 0)
+
+    def restrict_(self, q: Block) -> Block:
+        """The same in place."""
+        return q if self.mask is None else q.masked_fill_(~self.mask[..., None], 0)

@@ -11,7 +11,6 @@ import torch
 import xarray as xr
 
 from kpops import work
-from kpops.arrays import to_numpy
 from kpops.labels import Space
 from kpops.learning.required import labelled, require_linearization
 from kpops.learning.trajectories import trajectory_dimension
@@ -21,6 +20,7 @@ from kpops.linalg.ranks.registry import KINDS, rank_spec
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 from kpops.operators import TrajectoryOperator
+from kpops.operators.dense import DenseOperator
 from kpops.precision import in_full_precision
 from kpops.scalars import generator as seeded
 from kpops.spectral._result import modes_of
@@ -30,6 +30,7 @@ from kpops.spectral.rank import effective_rank
 Kinds = list[tuple[str, bool]]  # kinds of effective rank, and whether they are of the reduction
 
 _NUMERICAL = 1e-6
+_MODES = "eigenvalue", "eigenfunction"
 
 
 @in_full_precision
@@ -165,18 +166,16 @@ def _of_operator(
 ) -> xr.Dataset:
     """Ranks of an operator and modes of its reduction."""
     any_reduced = num_modes or any(of_reduced for _, of_reduced in kinds)
-    reduced = _reduced(op, kept.dims) if any_reduced else None
+    reduced = _reduced(op, kept.dims) if any_reduced else op
     ranks = [effective_rank(reduced if r else op, kind, **options) for kind, r in kinds]
-    result = _ranks([float(r.estimate) for r in ranks], [float(r.stderr) for r in ranks], op.dtype)
+    found = _ranks([float(r.estimate) for r in ranks], [float(r.stderr) for r in ranks], op.dtype)
     if num_modes:
         v0 = None
-        if previous is not None and isinstance(reduced, TrajectoryOperator):
+        if previous is not None and not isinstance(reduced, DenseOperator):
             v0 = previous.eigenfunction.sel(operator=op.symbol, drop=True)
         modes = eigsh(reduced, num_modes, v0=v0, rng=options["rng"])
-        block = torch.from_numpy(modes.eigenfunction.values).reshape(-1, *kept.shape)
-        result["eigenvalue"] = modes.eigenvalue.drop_vars("operator")
-        result["eigenfunction"] = modes_of(block, kept, "eigenfunction")
-    return result
+        found |= {name: modes[name].drop_vars("operator") for name in _MODES}
+    return xr.Dataset(found)
 
 
 def _of_trajectories(
@@ -187,25 +186,23 @@ def _of_trajectories(
     singular, floor = torch.from_numpy(variance.values).sqrt(), noise_floor(lin.dtype)
     specs = [rank_spec(kind, threshold, _NUMERICAL) for kind, _ in kinds]
     ranks = [of_spectrum(singular, spec, False, floor) for spec in specs]
-    result = _ranks(ranks, [0.0] * len(ranks), lin.K.dtype)
+    found = _ranks(ranks, [0.0] * len(ranks), lin.K.dtype)
     if num_modes:
         modes = np.arange(1, num_modes + 1)
         none = torch.full((num_modes, *kept.shape), torch.nan, dtype=lin.dtype)
-        result["eigenvalue"] = variance.reindex(mode=modes)
-        result["eigenfunction"] = modes_of(none, kept, "eigenfunction")
-    return result
+        found["eigenvalue"] = variance.reindex(mode=modes)
+        found["eigenfunction"] = modes_of(none, kept, "eigenfunction")
+    return xr.Dataset(found)
 
 
-def _ranks(estimates: list[float], errors: list[float], dtype: np.dtype) -> xr.Dataset:
-    return xr.Dataset(
-        {
-            "effective_rank": labelled("kind", np.array(estimates, dtype), "effective rank"),
-            "stderr": labelled("kind", np.array(errors, dtype), "standard error"),
-        }
-    )
+def _ranks(estimates: list[float], errors: list[float], dtype: np.dtype) -> dict[str, Any]:
+    return {
+        "effective_rank": labelled("kind", np.array(estimates, dtype), "effective rank"),
+        "stderr": labelled("kind", np.array(errors, dtype), "standard error"),
+    }
 
 
-def _reduced(op: TrajectoryOperator, keep: tuple[str, ...]) -> Any:
+def _reduced(op: TrajectoryOperator, keep: tuple[str, ...]) -> TrajectoryOperator:
     """The reduction, as a matrix if that is small, so that it is computed only once."""
     reduced = op.expand_average(keep)
     if not is_cheap(reduced.shape[0]) or reduced.root is None:
@@ -213,4 +210,6 @@ def _reduced(op: TrajectoryOperator, keep: tuple[str, ...]) -> Any:
     root = reduced.root
     unit = torch.eye(reduced.shape[0], dtype=op.torch_dtype, device=op.device)
     rows = root.apply_adjoint(unit.unflatten(1, reduced.domain.shape)).flatten(1)
-    return to_numpy(rows @ rows.mT)
+    return DenseOperator(
+        rows @ rows.mT, reduced.domain, reduced.domain, symbol=reduced.symbol, positive=True
+    )

@@ -14,15 +14,12 @@ from torch import Tensor
 from kpops import work
 from kpops.arrays import is_cupy, numpy_dtype
 from kpops.engines.exclusive import exclusive_compute
-from kpops.engines.memory import free_bytes, named_allocations, readable
+from kpops.engines.memory import ALWAYS_FITS, free_bytes, named_allocations, readable
 from kpops.kinds import Shown, described, is_array
 from kpops.labels import Space, enter
 from kpops.maturity import warn_renamed
 from kpops.operators.shapes import Given, Image, InCodomain, InDomain
 from kpops.precision import remark
-
-_ALWAYS_FITS = 2**28
-"""Bytes that a matvec may take without a look at the free memory, which takes time."""
 
 
 class Action(LinearOperator, Shown):
@@ -238,7 +235,7 @@ def _chunked(act: Callable[[Tensor], Tensor], block: Given, needed: int, results
 
     For each vector, argument and result take `results` bytes, and the action `needed` beside.
     """
-    if needed * len(block) <= _ALWAYS_FITS:
+    if needed * len(block) <= ALWAYS_FITS:
         return act(block)
     room = free_bytes(block.device) // 2 - results * len(block)
     size = max(1, room // needed)

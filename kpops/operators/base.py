@@ -348,12 +348,16 @@ class Scaled(TrajectoryOperator):
 
     def _times(self, image: Image) -> Image:
         scaled = self.factor * image
-        if abs(self.factor) > 1 and scaled.isinf().any() and not image.isinf().any():
+        if abs(self.factor) > 1 and not scaled.sum().isfinite() and _overflows(image, scaled):
             raise OverflowError(
                 f"{self!r} leaves the range of {self.torch_dtype}: use a smaller factor, or "
                 "linearise with dtype=torch.float64"
             )
         return scaled
+
+
+def _overflows(image: Image, scaled: Image) -> bool:
+    return bool(scaled.isinf().any() and not image.isinf().any())
 
 
 def _factors(operator: TrajectoryOperator) -> list[TrajectoryOperator]:

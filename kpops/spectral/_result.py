@@ -33,13 +33,15 @@ def estimates(values: Any, long_name: str) -> dict[str, tuple[tuple[()], Any, di
     }
 
 
-def mode_variables(variables: Mapping[str, tuple[Any, str]]) -> dict[str, xr.DataArray]:
-    """Label numbers per mode, tensors or arrays; name to (values, long_name)."""
-    result = {}
+def mode_variables(variables: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:
+    """Label numbers per mode, tensors or arrays, as many of each; name to (values, long_name).
+
+    The numbers of the modes, which a Dataset takes as coordinate, are among the result.
+    """
+    result: dict[str, Any] = {}
     for name, (values, long_name) in variables.items():
         array = to_numpy(values) if isinstance(values, Tensor) else values
-        coords = {"mode": _numbered(len(array))}
-        result[name] = xr.DataArray(array, coords, "mode", attrs=unitless(long_name))
+        result |= {name: ("mode", array, unitless(long_name)), "mode": _numbered(len(array))}
     return result
 
 
@@ -56,19 +58,23 @@ def modes_of(block: Tensor, space: Space, long_name: str) -> xr.DataArray:
 
 
 def modes_dataset(
-    op: TrajectoryOperator, found: LeadingModes, value: str, long_name: str, **settings: Any
+    op: TrajectoryOperator,
+    found: LeadingModes,
+    value: str,
+    long_name: str,
+    functions: Mapping[str, xr.DataArray],
+    **settings: Any,
 ) -> xr.Dataset:
-    """Values, residuals and convergence of modes; the caller adds their functions."""
+    """Values, residuals and convergence of modes, beside their functions."""
     values = undone(found.values, found.unit, op, "spectrum")
+    per_mode = {
+        value: (values, long_name),
+        "residual": (found.residual, "relative residual"),
+        "converged": (found.converged, "whether the residual meets the tolerance"),
+        "cluster": (found.cluster, "modes not told apart"),
+    }
     return xr.Dataset(
-        mode_variables(
-            {
-                value: (values, long_name),
-                "residual": (found.residual, "relative residual"),
-                "converged": (found.converged, "whether the residual meets the tolerance"),
-                "cluster": (found.cluster, "modes not told apart"),
-            }
-        ),
+        {**mode_variables(per_mode), **functions},
         coords=identity(op),
         attrs={
             **configuration(op, method=found.method, **settings),

@@ -159,5 +159,6 @@ def eigsh(
     )
     require_self_adjoint(op)
     found = eigenpairs(op, k, options, which=which)
-    result = modes_dataset(op, found, "eigenvalue", "eigenvalue", k=int(k), which=which, tol=tol)
-    return result.assign(eigenfunction=modes_of(found.vectors[0], op.domain, "eigenfunction"))
+    functions = {"eigenfunction": modes_of(found.vectors[0], op.domain, "eigenfunction")}
+    settings = {"k": int(k), "which": which, "tol": tol}
+    return modes_dataset(op, found, "eigenvalue", "eigenvalue", functions, **settings)

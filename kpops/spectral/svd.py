@@ -110,12 +110,12 @@ def svds(
     )
     found = singular_triplets(op, k, options)
     left, right = found.vectors
-    result = modes_dataset(op, found, "singular_value", "singular value", k=int(k), tol=tol)
     functions = {
         "left": modes_of(left, op.codomain, "left singular function"),
         "right": _right_modes(op, right),
     }
-    return result.assign(functions)
+    settings = {"k": int(k), "tol": tol}
+    return modes_dataset(op, found, "singular_value", "singular value", functions, **settings)
 
 
 def _right_modes(op: TrajectoryOperator, rights: Tensor) -> xr.DataArray:

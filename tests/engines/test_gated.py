@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from dense import relative
 from torch import nn
 
 import kpops
-from kpops.engines import threads
+from kpops.engines import memory, threads
 from kpops.engines.cpu import gated as gated_numba
 from kpops.engines.gated import layer as gated_layer
 from kpops.engines.gated.features import numerical_rank, thin_factor
@@ -437,9 +438,31 @@ def test_memory_estimate_is_what_is_kept(name, gates):
     kept = sum(layer._stored.nbytes for layer in lin.engine.layers)
     kept += sum(z.nbytes for gram in grams for z in gram.factors)
     assert estimate["gated"] == kept
-    transposed = lin.engine._transposed.values()
+    transposed = [p.weights for (_, back), p in lin.engine._passages.items() if not back]
     assert len(transposed) == len(lin.engine.layers)
     assert estimate["gated_numba"] == kept + sum(w.nbytes for pair in transposed for w in pair)
+
+
+@pytest.mark.parametrize("name", ["rnn_tanh", "gru_two_layers", "lstm"])
+def test_flow_takes_the_memory_of_its_result_alone(name, monkeypatch):
+    lin, rooms, make = linearize(BY_NAME[name], "gated_numba"), [], memory.room
+    monkeypatch.setattr(memory, "room", lambda *of: rooms.append(make(*of)) or rooms[-1])
+    q = torch.randn(3, *lin.space.shape, dtype=torch.float64)
+    before = q.clone()
+    image = lin.flow.apply(q)
+    assert [new.data_ptr() for new in rooms] == [image.data_ptr()]
+    assert torch.equal(q, before) and image.data_ptr() != q.data_ptr()
+    assert relative(image, (lin.P @ lin.K @ lin.P.H).apply(q)) < 1e-14
+
+
+def test_threads_do_not_share_the_memory_of_a_matvec():
+    lin = linearize(BY_NAME["gru"], "gated_numba")
+    blocks = torch.randn(8, 20, 3, *lin.space.shape, dtype=torch.float64)
+    expected = [[lin.flow.apply(q) for q in some] for some in blocks]
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda some: [lin.flow.apply(q) for q in some], blocks)
+    for some, others in zip(expected, found, strict=True):
+        assert all(map(torch.equal, some, others))
 
 
 def test_memory_estimate_knows_which_parameters_learn():
@@ -514,7 +537,7 @@ def test_blocks_that_do_not_fit_are_taken_in_pieces(monkeypatch):
     sizes = []
     propagate = lin.engine.propagate
     monkeypatch.setattr(lin.engine, "propagate", lambda b: (sizes.append(len(b)), propagate(b))[1])
-    monkeypatch.setattr("kpops.operators.action._ALWAYS_FITS", 0)
+    monkeypatch.setattr("kpops.operators.action.ALWAYS_FITS", 0)
     monkeypatch.setattr("kpops.operators.action.free_bytes", lambda device: 50 * 480)
     for op, image in zip((lin.P, lin.K, lin.flow, lin.J.H), whole, strict=True):
         assert relative(op.apply(q), image) < 1e-14

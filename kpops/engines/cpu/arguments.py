@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kpops.engines.gated.layer import Layer
+from kpops.engines.trajectory import Block
+
 
 class Weights(NamedTuple):
     """W and U of a layer, or both transposed; U is empty for the first layer."""
@@ -60,3 +63,8 @@ class Place(NamedTuple):
     n_recurrent: int  # number of recurrent maps
     first_input: int  # which map is the first of the input
     source: int  # the variable that the recurrent maps take, or -1 if they take features
+
+
+def by_variable(layer: Layer, *blocks: Block) -> tuple[np.ndarray, ...]:
+    """Blocks as (block, trial, time, variable of the stack, hidden)."""
+    return tuple(q.numpy().reshape(*q.shape[:3], -1, layer.hidden) for q in blocks)

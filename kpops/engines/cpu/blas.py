@@ -8,8 +8,8 @@ faster. It is used where PyTorch exports it. Matrices are row-major.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,11 @@ def gemm_address(dtype: np.dtype) -> int:
     return pointer
 
 
-@contextmanager
-def process_limited(threads: int) -> Iterator[None]:
+def process_limited(threads: int) -> AbstractContextManager[object]:
     """Limit SciPy's BLAS to so many threads, where it is the one that is called."""
     if _torch_blas() is not None:
-        yield
-    else:
-        with _scipy_blas().limit(limits=threads, user_api="blas"):
-            yield
+        return nullcontext()
+    return _scipy_blas().limit(limits=threads, user_api="blas")
 
 
 @cache
@@ -64,18 +61,11 @@ def _scipy_blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-@contextmanager
-def thread_limited(threads: int) -> Iterator[None]:
-    """Limit PyTorch's BLAS to so many threads when it is called from this thread."""
+@cache
+def limiter() -> Callable[[int], int]:
+    """Limit PyTorch's BLAS to so many threads when called from this thread; returns the last."""
     library = _torch_blas()
-    if library is None:
-        yield
-        return
-    before = library.MKL_Set_Num_Threads_Local(threads)
-    try:
-        yield
-    finally:
-        library.MKL_Set_Num_Threads_Local(before)
+    return (lambda threads: threads) if library is None else library.MKL_Set_Num_Threads_Local
 
 
 def _product(typing, gemm, a, b, c, beta, transpose_a=False, transpose_b=False):

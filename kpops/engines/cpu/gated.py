@@ -8,10 +8,9 @@ another. How K is split stands in :mod:`kpops.engines.cpu.gram`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,19 +19,17 @@ from torch import Tensor
 
 from kpops.arrays import numpy_dtype
 from kpops.engines import threads
-from kpops.engines.cpu.arguments import Lists, Place, Span, Weights, terms
+from kpops.engines.cpu.arguments import Lists, Place, Span, Weights, by_variable, terms
 from kpops.engines.gated.engine import GatedEngine
-from kpops.engines.gated.gates import Pairs, Pattern
+from kpops.engines.gated.gates import Pairs
 from kpops.engines.gated.gram import Gram
-from kpops.engines.gated.layer import Layer
+from kpops.engines.gated.layer import Layer, Segments, side_by_side
 from kpops.engines.memory import uninitialised_like
 from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence
 
 Kernel = Callable[..., None]
-Segments = Iterator[tuple[int, np.ndarray]]
-"""First steps and diagonals (trial, time, diagonal, hidden) of the segments of time."""
 
 # Rows of a task of P at most: what a task works on, beside the weights, should fit in a core's
 # second cache.
@@ -40,7 +37,15 @@ _ROWS = 192
 # Vectors from which the Jacobian of a step is assembled: with weights that stay in a core's cache,
 # and with larger ones, which assembling reads from afar for every trial.
 _CACHE_BYTES = 2**20
-_WIDE, _WIDE_OUTSIDE = 32, 128
+_WIDE, _WIDE_OUTSIDE = 16, 128
+
+
+class Passage(NamedTuple):
+    """What a recursion through a layer takes in one direction, whatever the block."""
+
+    weights: Weights
+    lists: Lists
+    n_maps: int
 
 
 class GatedNumbaEngine(GatedEngine):
@@ -51,10 +56,10 @@ class GatedNumbaEngine(GatedEngine):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._room: dict[tuple[Any, ...], list[np.ndarray]] = {}  # of the last matvec
-        self._transposed: dict[int, Weights] = {}  # of each layer
+        self._passages: dict[tuple[int, bool], Passage] = {}  # of each layer, by direction
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_room": {}, "_transposed": {}}
+        return {**super().__getstate__(), "_room": {}, "_passages": {}}
 
     @classmethod
     def refuses(cls, recurrence: Recurrence, device: torch.device) -> str | None:
@@ -73,12 +78,34 @@ class GatedNumbaEngine(GatedEngine):
 
     # Through time.
 
+    def flow(self, q: Block, names: Sequence[str]) -> Block:
+        """P J J* P* q, in the memory of the result.
+
+        Each kernel has read an entry before it writes there. To get fresh memory for the result of
+        each takes longer than the arithmetic of a cheap cell.
+        """
+        if not self._direct(names):
+            return super().flow(q, names)
+        v = self._through_time(q, backwards=True, full_state=True)
+        self.trajectory.restrict_(self._apply_grams(v, names, into=v))
+        return self.trajectory.restrict_(self._recur(v, backwards=False, full_state=True, into=v))
+
     def _recur(
-        self, q: Block, *, backwards: bool, full_state: bool = False, window: slice | None = None
+        self,
+        q: Block,
+        *,
+        backwards: bool,
+        full_state: bool = False,
+        window: slice | None = None,
+        into: Block | None = None,
     ) -> Block:
-        """Run a recursion over all of time, or over a push and the steps of a window."""
+        """Run a recursion over all of time, or over a push and the steps of a window.
+
+        The result is written `into` a block. It may be q itself, if there is one layer or layers
+        pass on full states: then every entry of q has been read before.
+        """
         q = q.contiguous()
-        v = uninitialised_like(q)
+        v = uninitialised_like(q) if into is None else into
         n_block, n_trials, n_steps, _ = q.shape
         stacked = len(self.layers) > 1
         shape = (n_steps, n_block * n_trials, self.layers[0].hidden) if stacked else (0, 0, 0)
@@ -118,23 +145,21 @@ class GatedNumbaEngine(GatedEngine):
         from kpops.engines.cpu.gated_kernels import backpropagate_rows, propagate_rows
 
         n_rows = q.shape[0] * q.shape[1]
-        gains, n_maps = _gains_through_time(layer)
+        weights, lists, n_maps = self._passage(layer, backwards)
         n_variables = layer.variables * len(self.layers)
         shapes = [(n_rows, n, layer.hidden) for n in (n_variables, 1, n_maps)]
         room = self._buffers(q, shapes)  # states, features and maps
         kernel: Kernel = backpropagate_rows if backwards else propagate_rows
-        weights = self._weights(layer, transposed=not backwards)
         work = 2 * n_rows * q.shape[2] * n_maps * layer.hidden**2
         bounds = threads.split(n_rows, threads.enough(work), _ROWS)
-        vectors = layer.by_variable(q).numpy(), layer.by_variable(v).numpy(), passed.numpy()
-        lists = _lists(layer.pattern, layer.first_variable, gains, backwards)
+        vectors = *by_variable(layer, q, v), passed.numpy()
         place = self._place(layer, n_maps, full_state=full_state)
 
         def run(gemm: int, d: np.ndarray, start: int, rows: Span) -> None:
             new, at = q.new_empty(shapes[0][1:]).numpy(), place._replace(start=start)
             kernel(gemm, weights, *vectors, d, lists, *room, new, at, rows)
 
-        self._over_time(segments, bounds, run)
+        self._over_time(segments, bounds, run, work)
 
     def _recur_by_trials(
         self, layer: Layer, q: Block, v: Block, segments: Segments, backwards: bool
@@ -144,7 +169,7 @@ class GatedNumbaEngine(GatedEngine):
 
         n_block, n_trials = q.shape[:2]
         shape = n_block * n_trials, layer.variables, layer.hidden
-        weight = self._weights(layer, transposed=not backwards).recurrent
+        (weight, _), lists, n_maps = self._passage(layer, backwards)
         if backwards:
             kernel: Kernel = gated_assembled_kernels.backpropagate_trials
             size: tuple[int, ...] = layer.variables * layer.hidden, layer.hidden
@@ -152,12 +177,11 @@ class GatedNumbaEngine(GatedEngine):
             kernel = gated_assembled_kernels.propagate_trials
             size = layer.hidden, layer.variables, layer.hidden
             weight = weight.reshape(layer.hidden, -1, layer.hidden)
-        lists = _lists(layer.pattern, 0, layer.pattern.recurrent, backwards)
         buffers = self._buffers(q, [shape, shape])
         few = math.ceil(n_trials / (4 * torch.get_num_threads()))
         bounds = threads.split(n_trials, torch.get_num_threads(), few)
-        vectors = layer.by_variable(q).numpy(), layer.by_variable(v).numpy()
-        place = self._place(layer, layer.pattern.n_recurrent, full_state=False)
+        vectors = by_variable(layer, q, v)
+        place = self._place(layer, n_maps, full_state=False)
 
         def run(gemm: int, d: np.ndarray, start: int, trials: Span) -> None:
             matrix, at = q.new_empty(size).numpy(), place._replace(start=start)
@@ -184,6 +208,7 @@ class GatedNumbaEngine(GatedEngine):
         segments: Segments,
         bounds: list[int],
         run: Callable[[int, np.ndarray, int, Span], None],
+        flops: float = math.inf,
     ) -> None:
         """Call run(gemm, diagonals, first step, part) for all segments, and parts on all cores."""
         from kpops.engines.cpu import blas
@@ -195,18 +220,19 @@ class GatedNumbaEngine(GatedEngine):
             def task(i: int, d: np.ndarray = d, start: int = start) -> None:
                 run(gemm, d, start, parts[i])
 
-            threads.each(task, len(parts))
+            threads.each(task, len(parts), flops)
 
-    def _weights(self, layer: Layer, *, transposed: bool) -> Weights:
-        if transposed and layer.index in self._transposed:
-            return self._transposed[layer.index]
-        below = layer.input_weight if layer.index > 0 else None
-        both = layer.recurrent_weight, layer.previous.new_empty(0, 0) if below is None else below
-        if not transposed:
-            return Weights(*(w.contiguous().numpy() for w in both))
-        copies = (w.mT.clone(memory_format=torch.contiguous_format).numpy() for w in both)
-        self._transposed[layer.index] = Weights(*copies)
-        return self._transposed[layer.index]
+    def _passage(self, layer: Layer, backwards: bool) -> Passage:
+        key = layer.index, backwards
+        if key not in self._passages:
+            below = layer.input_weight if layer.index > 0 else None
+            none = layer.previous.new_empty(0, 0)
+            w, u = layer.recurrent_weight, none if below is None else below
+            both = (w, u) if backwards else (w.mT, u.mT)
+            gains, n_maps = _gains_through_time(layer)
+            weights = Weights(*(x.contiguous().numpy() for x in both))
+            self._passages[key] = Passage(weights, _lists(layer, gains, backwards), n_maps)
+        return self._passages[key]
 
     # Single steps.
 
@@ -214,13 +240,13 @@ class GatedNumbaEngine(GatedEngine):
         from kpops.engines.cpu import gated_kernels
 
         kernel: Kernel = gated_kernels.pass_rows
-        weight = self._weights(layer, transposed=up).input
+        weight = self._passage(layer, not up).weights.input
         inputs = [(layer.first_variable + v, g, p) for v, g, p in layer.pattern.inputs]
         added = terms(inputs, swapped=not up, first=False)
         shape = gated_kernels.CHUNK, layer.pattern.n_inputs, layer.hidden
 
         def run(gemm: int, d: np.ndarray, start: int, rows: Span) -> None:
-            maps, vectors = v.new_empty(shape).numpy(), layer.by_variable(v).numpy()
+            maps, (vectors,) = v.new_empty(shape).numpy(), by_variable(layer, v)
             kernel(gemm, weight, vectors, d, added, maps, start, below.first_variable, rows, up)
 
         n_rows = v.shape[0] * v.shape[1]
@@ -261,10 +287,9 @@ def _segments(layer: Layer, backwards: bool, window: slice | None = None) -> Seg
     if window is not None:
         d = layer.diagonals(slice(max(0, window.start - 1), window.stop))
         d = d if window.start > 0 else torch.cat([d[:, :, :1], d], dim=2)
-        yield 0, d.movedim(0, 2).contiguous().numpy()
+        yield 0, side_by_side(d)
         return
-    for segment in layer.segments()[:: -1 if backwards else 1]:
-        yield segment.start, layer.diagonals(segment).movedim(0, 2).contiguous().numpy()
+    yield from layer.by_step(backwards=backwards)
 
 
 def _gains_through_time(layer: Layer) -> tuple[Pairs, int]:
@@ -288,11 +313,11 @@ def _only_source(layer: Layer) -> int:
     return layer.first_variable + w if p is None and not others else -1
 
 
-@cache
-def _lists(pattern: Pattern, first: int, gains: Pairs, backwards: bool) -> Lists:
-    """The terms of a layer whose variables begin at the `first` one of the stack."""
-    carry = [(first + v, first + w, p) for v, w, p in pattern.carry]
-    slopes = [(0, first + w, p) for w, p in pattern.slopes if p is not None]
+def _lists(layer: Layer, gains: Pairs, backwards: bool) -> Lists:
+    """The terms of a layer, by the variables of the stack."""
+    first = layer.first_variable
+    carry = [(first + v, first + w, p) for v, w, p in layer.pattern.carry]
+    slopes = [(0, first + w, p) for w, p in layer.pattern.slopes if p is not None]
     return Lists(
         terms(carry, swapped=backwards, first=False),
         terms([(first + v, g, p) for v, g, p in gains], swapped=backwards, first=False),

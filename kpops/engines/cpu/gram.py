@@ -19,7 +19,7 @@ from torch import Tensor
 from kpops.arrays import numpy_dtype
 from kpops.engines import threads
 from kpops.engines.cpu import blas, gated_kernels
-from kpops.engines.cpu.arguments import Span, terms
+from kpops.engines.cpu.arguments import Span, by_variable, terms
 from kpops.engines.gated.gram import Cotangent, Gram
 from kpops.engines.gated.layer import Layer
 from kpops.engines.trajectory import Block
@@ -36,24 +36,23 @@ class CompiledGram(Gram):
 
     def __init__(self, layer: Layer, weights: dict[str, tuple[bool, bool]]) -> None:
         super().__init__(layer, weights)
-        self.gemm = blas.gemm_address(numpy_dtype(layer.previous.dtype))
-        gains = [
-            (i, layer.first_variable + v, p)
-            for i, part in enumerate(self.parts)
-            for v, p in part.gains
-        ]
+        self.dtype = numpy_dtype(layer.previous.dtype)
+        self.gemm = blas.gemm_address(self.dtype)
+        self.columns = len(self.parts) * layer.hidden
+        places = [(i, v, p) for i, part in enumerate(self.parts) for v, p in part.gains]
+        gains = [(i, layer.first_variable + v, p) for i, v, p in places]
         self.gathered = terms(gains, swapped=False, first=True)
         self.spread = terms(gains, swapped=True, first=True)
         self.runs = np.array(_runs(self), dtype=np.int64)
+        self.unmoved = set(range(layer.variables)) - {v for _, v, _ in places}
 
     def apply(self, q: Block, into: Block) -> None:
         """Write K q into `into`."""
         q, layer = q.contiguous(), self.layer
-        moved = {v for part in self.parts for v, _ in part.gains}
-        for v in set(range(layer.variables)) - moved:
+        for v in self.unmoved:
             first = layer.units.start + v * layer.hidden
             into[..., first : first + layer.hidden] = 0
-        for some in self._groups(len(q)):
+        for some in self._groups(q.shape[0]):
             self._run(gated_kernels.spread, self.spread, into[some], self._gather(q[some]))
 
     def vjp(self, q: Block) -> Cotangent:
@@ -78,7 +77,7 @@ class CompiledGram(Gram):
 
     def _gather(self, q: Block) -> list[np.ndarray]:
         """The sums of all vectors, as of one task of rows."""
-        sums = self._room(self._tasks(len(q))[1], len(q))
+        sums = self._room(self._tasks(q.shape[0])[1], q.shape[0])
         self._run(gated_kernels.gather, self.gathered, q, sums)
         return [total.sum(0, keepdims=True) if len(total) > 1 else total for total in sums]
 
@@ -87,50 +86,55 @@ class CompiledGram(Gram):
     ) -> None:
         """Run a kernel over tasks of vectors and rows, segment after segment."""
         layer = self.layer
-        bounds, by_rows = self._tasks(len(q))
+        n_vectors = q.shape[0]
+        bounds, by_rows = self._tasks(n_vectors)
         vectors = [Span(*pair) for pair in pairwise(bounds)]
-        per_row = len(self.parts) * layer.hidden * q.element_size()
-        n_rows = max(_LEAST_ROWS, _CHUNK_BYTES // per_row)
-        for segment in layer.segments():
-            d = layer.diagonals(segment).movedim(0, 2).contiguous()
-            factors, x = self.factors, q
+        n_rows = max(_LEAST_ROWS, _CHUNK_BYTES // (self.columns * self.dtype.itemsize))
+        factors = tuple(z.numpy() for z in self.factors)
+        for start, d in layer.by_step():
+            (x,), arrays = by_variable(layer, q), (d, *factors)
             if d.shape[1] == q.shape[2]:  # whole trials side by side as one, for larger products
-                d, *factors = (z.flatten(0, 1).unsqueeze(0) for z in (d, *factors))
-                x = q.flatten(1, 2).unsqueeze(1)
-            arrays = d.numpy(), tuple(z.numpy() for z in factors), layer.by_variable(x).numpy()
-            bounds = threads.split(len(d) * -(-d.shape[1] // n_rows), by_rows, 2**62)
+                arrays = tuple(a.reshape(1, -1, *a.shape[2:]) for a in arrays)
+                x = x.reshape(n_vectors, 1, -1, *x.shape[3:])
+            n_chunks = len(arrays[0]) * -(-arrays[0].shape[1] // n_rows)
+            bounds = threads.split(n_chunks, by_rows, 2**62)
             tasks = [(k, r, c) for k in vectors for r, c in enumerate(pairwise(bounds))]
 
             def task(i: int, arrays: tuple[Any, ...], start: int, tasks: list[Any]) -> None:
                 span, r, chunks = tasks[i]
-                y = q.new_empty(n_rows, len(self.parts), layer.hidden).numpy()
+                y = np.empty((n_rows, len(self.parts), layer.hidden), self.dtype)
                 own = tuple(total[r % len(total)] for total in sums)
                 kernel(self.gemm, *arrays, own, added, self.runs, y, start, span, Span(*chunks))
 
-            run = partial(task, arrays=arrays, start=segment.start, tasks=tasks)
-            threads.each(run, len(tasks))
+            given = arrays[0], arrays[1:], x
+            run = partial(task, arrays=given, start=start, tasks=tasks)
+            threads.each(run, len(tasks), self._flops(n_vectors))
 
     def _tasks(self, n_vectors: int) -> tuple[list[int], int]:
         """Bounds of the vectors of a task, and into how many tasks the rows are split."""
-        n = torch.get_num_threads()
+        n = threads.enough(self._flops(n_vectors))
         if n_vectors % n == 0 or n_vectors >= 4 * n:
             return threads.split(n_vectors, n, n_vectors), 1
         return [0, n_vectors], n
+
+    def _flops(self, n_vectors: int) -> int:
+        """Operations of one half of K on so many vectors."""
+        return 2 * n_vectors * sum(z.numel() for z in self.factors) * self.columns
 
     def _groups(self, n_vectors: int) -> Iterator[slice]:
         """Vectors of the block that are taken together; none if nothing learns."""
         if not self.parts:
             return
-        per_vector = sum(total.nbytes for total in self._room(1, 1))
+        rank = sum(z.shape[-1] for z in self.factors)
+        per_vector = rank * self.columns * self.dtype.itemsize
         size = max(1, torch.get_num_threads() * _SUMS_BYTES // per_vector)
         for start in range(0, n_vectors, size):
             yield slice(start, start + size)
 
     def _room(self, n_tasks: int, n_vectors: int) -> list[np.ndarray]:
         """Zeros for each factor, (task of rows, vector, rank, part * hidden)."""
-        columns = len(self.parts) * self.layer.hidden
-        shapes = [(n_tasks, n_vectors, z.shape[-1], columns) for z in self.factors]
-        return [np.zeros(shape, numpy_dtype(self.layer.previous.dtype)) for shape in shapes]
+        shapes = [(n_tasks, n_vectors, z.shape[-1], self.columns) for z in self.factors]
+        return [np.zeros(shape, self.dtype) for shape in shapes]
 
     def _views(
         self, cotangent: Cotangent, sums: list[np.ndarray]

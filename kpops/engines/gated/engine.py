@@ -279,7 +279,7 @@ class GatedEngine(Engine):
                     maps = maps + bias[:, None, None].expand(-1, *u.shape[:2], -1)
                 assert isinstance(maps, Tensor)
                 layer.jvp_maps(d, source, maps, result[:, :, time, layer.units])
-        return self.trajectory.restrict(self._pass_up(result))
+        return self.trajectory.restrict_(self._pass_up(result))
 
     def parameter_vjp(self, q: Block, names: Sequence[str]) -> Float[Tensor, "block parameter"]:
         """J* q, for the parameters `names`."""
@@ -322,11 +322,11 @@ class GatedEngine(Engine):
         if not self._direct(names):
             return super().parameter_gram(q, names)
         cotangent = self._pass_down(self.trajectory.restrict(q))
-        return self.trajectory.restrict(self._pass_up(self._apply_grams(cotangent, names)))
+        return self.trajectory.restrict_(self._pass_up(self._apply_grams(cotangent, names)))
 
-    def _apply_grams(self, q: Block, names: Sequence[str]) -> Block:
-        """K_l q_l of all layers."""
-        result = uninitialised_like(q)
+    def _apply_grams(self, q: Block, names: Sequence[str], into: Block | None = None) -> Block:
+        """K_l q_l of all layers; written `into` a block."""
+        result = uninitialised_like(q) if into is None else into
         for gram in self._grams_of(names):
             gram.apply(q, into=result)
         return result
@@ -344,7 +344,7 @@ class GatedEngine(Engine):
         for gram, part in zip(grams, w.split([gram.width for gram in grams], dim=1), strict=True):
             if gram.parts:
                 gram.jvp(gram.split(part), into=result)
-        return self.trajectory.restrict(self._pass_up(result))
+        return self.trajectory.restrict_(self._pass_up(result))
 
     def factor_vjp(self, q: Block, names: Sequence[str]) -> Float[Tensor, "block coefficient"]:
         """F* q."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,12 +17,14 @@ from kpops.engines.gated.combine import Diagonals, Terms, Units, combine
 from kpops.engines.gated.gates import Pairs, Pattern, differentiate
 from kpops.engines.memory import device_bytes
 from kpops.engines.threads import PARTS_OF_A_STEP, enough_for
-from kpops.engines.trajectory import Block, Trajectory
+from kpops.engines.trajectory import Trajectory
 from kpops.models.gated import GatedRecurrence
 from kpops.precision import in_full_precision, product
 
 Maps = Float[Tensor, "block *steps map"]
 Features = Float[Tensor, "block *steps feature"]
+Segments = Iterable[tuple[int, np.ndarray]]
+"""First steps and diagonals (trial, step, diagonal, hidden) of the segments of time."""
 
 # Bytes of one temporary of a pointwise action: on the CPU it stays in the cache and in the
 # allocator's hands, a GPU wants few and large launches, within a part of its memory.
@@ -107,6 +110,17 @@ class Layer:
         """The diagonals at these steps."""
         return self._compute(time) if self.gates == "recomputed" else self._stored[:, :, time]
 
+    def by_step(self, *, backwards: bool = False) -> Segments:
+        """The segments, for compiled code; in the order of time, or `backwards`."""
+        if self.gates != "recomputed":
+            return self._stored_by_step
+        order = self.segments()[:: -1 if backwards else 1]
+        return ((segment.start, side_by_side(self.diagonals(segment))) for segment in order)
+
+    @cached_property
+    def _stored_by_step(self) -> Segments:
+        return [(0, side_by_side(self._stored))]
+
     def slices(self, block: int) -> Iterator[tuple[slice, Diagonals]]:
         """Pieces of time small enough for pointwise actions on so many vectors, and diagonals."""
         widest = max(self.pattern.n_recurrent, self.pattern.n_inputs, self.variables)
@@ -153,7 +167,7 @@ class Layer:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__}  # at once, for the sake of other threads
-        recomputed = ("_stored", "recurrent_weight", "input_weight")  # which is cheap
+        recomputed = "_stored", "_stored_by_step", "recurrent_weight", "input_weight"  # cheaply
         return {k: v for k, v in state.items() if k not in recomputed}
 
     def flops(self, n_vectors: int) -> int:
@@ -293,12 +307,13 @@ class Layer:
         """Where the layer's variables begin among those of the stack."""
         return self.units.start // self.hidden
 
-    def by_variable(self, q: Block) -> Float[Tensor, "block trial time variable hidden"]:
-        """Units of the stack by its variables."""
-        return q.unflatten(-1, (-1, self.hidden))
-
     def _split(self, units: Tensor) -> tuple[Tensor, ...]:
         return units.split(self.hidden, dim=-1)
+
+
+def side_by_side(d: Float[Tensor, "diagonal trial step hidden"]) -> np.ndarray:
+    """The diagonals of a step side by side, as those that are stored lie in memory."""
+    return d.movedim(0, 2).contiguous().numpy()
 
 
 def slice_bytes(device: torch.device) -> int:

@@ -137,15 +137,25 @@ class UnitBlocks(Blocks):
         mine, theirs = ((b.units, b.n_units, b.n_rows) for b in (self, other))
         return mine == theirs
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def trace(self) -> float:
-        """Sum of all eigenvalues."""
-        traces = [self.factors(u).double().square().sum() for u in self.chunks()]
-        return float(self.parts.sum(torch.stack(traces).sum()))
+        """Sum of all eigenvalues: ``D_vg[b, t, i]^2 Z_g[b, t, a]^2``, first over i and over a."""
+        layer = self.gram.layer
+        total = layer.previous.new_zeros((), dtype=torch.float64)
+        for segment in layer.segments():
+            d = layer.diagonals(segment).double().square().sum(-1)
+            for part in self.gram.parts:
+                z = torch.cat([z[:, segment] for z in self.gram.of(part)], -1).double()
+                gains = d[[p for _, p in part.gains]].sum(0)
+                total += (gains * z.square().sum(-1)).sum()
+        return self.scale * float(self.parts.sum(total))
 
     def inner(self, other: UnitBlocks) -> float:
         """tr(K K'), for K' of the same trials, times and units."""
-        total = 0.0
-        for units in self.chunks():
-            cross = self.parts.sum(self.factors(units).mT @ other.factors(units))
-            total += float(cross.double().square().sum())
-        return total
+        if other is self:
+            crosses = self.grams()
+        else:
+            pairs = ((self.factors(units), other.factors(units)) for units in self.chunks())
+            crosses = (self.parts.sum(mine.mT @ theirs) for mine, theirs in pairs)
+        return sum(float(cross.double().square().sum()) for cross in crosses)
