@@ -1,73 +1,112 @@
-"""Certify that no larger mode is missing, by a second search that seldom overlooks one."""
+r"""Certify that no larger mode is missing, from one random vector that seldom overlooks one.
+
+Let S be what is left of A once the modes found are deflated, and u an eigenvector of S of an
+eigenvalue at or above a level. From a random unit vector ``q_0``, with any numbers ``a_j``, the
+three-term recurrence
+
+    b_j q_{j+1} = S q_j - a_j q_j - b_{j-1} q_{j-1},    ||q_{j+1}|| = 1,
+
+makes ``q_j = p_j(S) q_0``, where the polynomials ``p_j`` obey the same recurrence. So
+``u . q_j = p_j(lambda) (u . q_0)``, and as ``|u . q_j| <= 1``, the start has a component of at most
+``1 / p_j(lambda)`` along u. If ``p_0, ..., p_j`` are positive at the level, then by Sturm's theorem
+their zeros lie below it, and ``p_j`` increases from there on: the component is at most
+``1 / p_j(level)``, a number known from the ``a_j`` and ``b_j`` alone. A random vector of n entries
+has a component as small as c with probability at most ``c sqrt(2 n / pi)``.
+
+With ``a_j = q_j . S q_j`` this is Lanczos, whose ``p_j`` grow fastest. That the ``q_j`` are
+orthogonal is not used: no basis is kept, and none is made orthogonal. Rounding adds to ``u . q_0``
+numbers that do not depend on it, which makes no small sum likelier.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
-from kpops.linalg.lanczos import Deflation, Lanczos, run
+import torch
+
+from kpops import work
+from kpops.engines.random_vectors import RandomVectors
+from kpops.linalg.lanczos import Deflation, Lanczos
 from kpops.linalg.probes import Block
 from kpops.linalg.problem import Modes, SpectralProblem, by_problem
 from kpops.linalg.search import Search
+from kpops.transfers import beside, on_host
 
-# Vectors of a block that looks for one mode, to see whether any is missing.
-SMALL_BLOCK = 2
 # Probability that a mode is missing at which it counts as excluded.
 _UNSEEN = 1e-6
-# Extent of the rest, as a fraction of the level, that counts as rounding.
-_FLAT = 1e-12
+# Images that are shorter than so many rounding units of the largest mode are rounding.
+_FLAT = 4
 
 
 def certify_leading(
     problem: SpectralProblem, modes: Modes, search: Search, process: Lanczos | None = None
 ) -> bool:
-    """Whether nothing larger is left once these modes are deflated, by a fresh random block.
+    """Whether nothing larger is left once these modes are deflated.
 
     A method may converge to other modes than the leading ones, or find too few copies of one. Where
-    `process`, which found them, is given, whatever else it knows is deflated as well.
+    `process`, which found them, is given, some of what else it knows is deflated as well.
     """
     least = float(modes.values.abs().min())
     largest = float(modes.values.abs().max())
+    if not largest:  # the image of a random block is zero
+        return True
     unit = math.sqrt(least * largest) if search.squares else largest
     level = least + 0.5 * search.tol * unit
     if process is None:
-        deflation = Deflation(by_problem(problem.sides, modes.problem, modes.vectors[0]), level)
+        vectors = by_problem(problem.sides, modes.problem, modes.vectors[0])
+        deflation = Deflation(vectors, vectors[:, :0], level)
     else:
-        deflation = process.deflation(level)
+        most = int(modes.problem.bincount().max())  # that one problem has
+        deflation = process.deflation(level, most, positive=problem.positive)
+    return _nothing_above(problem, deflation, search, largest)
+
+
+def _nothing_above(
+    problem: SpectralProblem, deflation: Deflation, search: Search, largest: float
+) -> bool:
+    """Whether the chance that a mode above the level is unseen has become small enough."""
+    space, level = problem.space, deflation.level
+    tiny = torch.finfo(space.dtype).tiny
+    floor = _FLAT * torch.finfo(space.dtype).eps * largest
+    sums = space.parts.sum
 
     def off(x: Block) -> Block:
-        return x - problem.space.parts.sum(x @ deflation.vectors.mT) @ deflation.vectors
+        return x - sums(x @ deflation.vectors.mT) @ deflation.vectors
 
-    def decided(theta: float, spent: int) -> bool:
-        degree = spent // block - (1 if problem.positive else 2)
-        return theta > level or _chance(problem, theta, deflation.level, degree, block) <= _UNSEEN
+    def unit(x: Block) -> Block:
+        for _ in range(2):
+            x = off(x)
+            lengths = space.lengths(x)[..., None]
+            x = x / lengths.clamp_min(tiny).to(x.dtype)
+        return x * (lengths > 0.5)  # else it was rounding: nothing is left
 
-    left = search.budget - search.spent
-    rest = replace(search, k=1, budget=left, floor=largest, ended=decided, near=None, callback=None)
-    block = min(SMALL_BLOCK, problem.space.total)
-    if not rest.can_afford(block):
-        return False
-    found = run(
-        Lanczos(lambda x: off(problem.act(off(x))), problem.space, rest, block), rest, block
-    )
-    search.spend(rest.spent)
-    return found.n_certified == 1 and float(found.values[0].abs()) <= deflation.level
-
-
-def _chance(problem: SpectralProblem, theta: float, level: float, degree: int, block: int) -> float:
-    """Bound the probability that a value above `level` is unseen when the largest is `theta`.
-
-    A Chebyshev polynomial of this degree is T times as large at the level as anywhere in the
-    interval [low, theta]. From a start whose component along the hidden mode is c, the mode would
-    show as a value above theta unless ``c^2 T^2 (level - theta) <= theta - low``. A random vector
-    of n entries has a component that small with probability at most ``c sqrt(2 n / pi)`` (after
-    Kuczynski and Wozniakowski 1992, Estimating the largest eigenvalue by the power and Lanczos
-    algorithms with a random start). Every vector of the block has to miss the mode.
-    """
-    if theta >= level or degree < 1:
-        return 1.0 if theta else 0.0
-    low = 0.0 if problem.positive else -theta
-    ratio = (level - theta) / max(theta - low, _FLAT * level)
-    growth = degree * math.acosh(1 + 2 * ratio) - math.log(2)
-    log_miss = 0.5 * math.log(2 * problem.space.total / math.pi / ratio) - growth
-    return problem.space.total_problems * math.exp(min(0.0, block * log_miss))
+    q = unit(space.normal_blocks(RandomVectors(search.rng), 1))
+    before, last = torch.zeros_like(q), torch.zeros(len(q), dtype=torch.float64)
+    sides = torch.tensor([[1.0]] if problem.positive else [[1.0], [-1.0]], dtype=torch.float64)
+    old, new = torch.zeros(2, len(sides), len(q), dtype=torch.float64)
+    new += 1
+    limit = space.total_problems * math.sqrt(2 * space.total / math.pi) / _UNSEEN
+    for _ in range(2 * space.total):  # after that, all is rounding
+        if not search.can_afford(1):
+            break
+        image = problem.act(q)
+        search.spend(1)
+        image += sums(q @ deflation.coupling.mT) @ deflation.coupling
+        a = space.inner(q, image)
+        image = off(image - a.to(q.dtype) * q - beside(last, q)[:, None, None] * before)
+        more = space.inner(q, image)  # of long images along q, rounding is left
+        a, image = a + more, image - more.to(q.dtype) * q
+        length = space.lengths(image)[..., None]
+        before, q = q, image / length.clamp_min(tiny).to(q.dtype)
+        a, length = (part.flatten() for part in on_host(a, length))
+        flat = length < floor
+        if space.worst(float(flat.any())):
+            q = unit(q)
+        b = length.clamp_min(floor)
+        old, new = new, ((level - sides * a) * new - last * old) / b
+        last = torch.where(flat, 0.0, b)  # what is left of the image is rounding, a new start
+        work.tell("certifying that no larger mode is missing")
+        least = -space.worst(-float(new.min()))
+        if least <= 0 or least >= limit:
+            return least > 0
+    return False

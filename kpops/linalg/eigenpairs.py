@@ -14,7 +14,7 @@ from kpops import work
 from kpops.engines.memory import free_bytes
 from kpops.kinds import described
 from kpops.linalg.arpack import arpack
-from kpops.linalg.certify import SMALL_BLOCK, certify_leading
+from kpops.linalg.certify import certify_leading
 from kpops.linalg.exact import is_cheap, is_small, leading
 from kpops.linalg.lanczos import AT_LEAST, Lanczos, block_lanczos, run
 from kpops.linalg.lobpcg import lobpcg
@@ -33,6 +33,8 @@ METHODS: dict[str, Callable[..., Modes]] = {
     "arpack": arpack,
 }
 _MAX_MATVECS = 20_000
+# Vectors of a block that looks for few modes.
+SMALL_BLOCK = 2
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,12 @@ def solve(
 def _in_blocks(problem: SpectralProblem, search: Search) -> tuple[Modes, int]:
     """Block Krylov from few vectors, which takes fewer matvecs; from more if copies are missing.
 
-    A block of k vectors sees every copy of a repeated eigenvalue that is wanted.
+    A block of k vectors sees every copy of a repeated eigenvalue that is wanted. Where there are as
+    many problems as wanted modes, most have one at best, for which one vector takes fewest matvecs.
     """
-    process = Lanczos(problem.act, problem.space, search, SMALL_BLOCK)
-    modes = run(process, search, SMALL_BLOCK)
+    few = 1 if SMALL_BLOCK < search.k <= problem.space.total_problems else SMALL_BLOCK
+    process = Lanczos(problem.act, problem.space, search, few)
+    modes = run(process, search, few)
     if search.k <= SMALL_BLOCK and search.near is None:
         return modes, modes.n_certified
     # A basis from `near` knows too little beside the modes for that to be deflated.

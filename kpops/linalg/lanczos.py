@@ -45,8 +45,9 @@ _MEMORY = 0.25
 _PART, _SOON, _LATE = 0.6, 1.05, 1.25
 # Singular values below this fraction of the largest are lost to their squares in float64.
 _LOST = 1e-6
-# Most modes that are deflated, and how far each may lower the level, as a fraction of it.
-_ASIDE, _LOWERED = 20, 1e-3
+# Modes that are deflated beside those found, and how far one may lower the level, as a fraction of
+# its distance.
+_ASIDE, _LOWERED = 10, 0.05
 
 Values = Float[Tensor, "problem mode"]
 Axes = Float[Tensor, "problem basis mode"]
@@ -59,11 +60,14 @@ class Deflation(NamedTuple):
     ----------
     vectors
         Its orthonormal basis; zeros where a problem has fewer.
+    coupling
+        C, by which ``C* C`` is added to the rest.
     level
-        What the rest has to lie below.
+        What the rest, with that, has to lie below.
     """
 
     vectors: Block
+    coupling: Block
     level: float
 
 
@@ -155,26 +159,34 @@ class Lanczos(Process):
         self.residuals = _residuals(axes[:, self.first :], self.gram)
         return self.values, self.residuals
 
-    def deflation(self, level: float) -> Deflation:
-        """Choose modes to deflate so that nothing above `level` can hide behind them.
+    def deflation(self, level: float, n: int, *, positive: bool) -> Deflation:
+        """Deflate n modes and some more, so that nothing above `level` can hide behind them.
 
-        In a basis of them and the rest, ``A = [[H, E*], [E, B]]``, where the columns of E are as
-        long as their residuals r_j. By Sylvester's law of inertia A has as many eigenvalues above
-        the level as H, if ``B - E (H - level)^-1 E*`` lies below it; so if B lies below the level
-        less the sum of ``r_j^2 / (level - h_j)``. That allows modes with large residuals, and the
-        more are deflated, the further down is the rest.
+        In a basis of them and the rest, ``A = [[H, E*], [E, B]]``, where the columns of E are their
+        residual vectors. By Sylvester's law of inertia A has as many eigenvalues above the level as
+        H, if ``B + E (level - H)^-1 E*`` lies below it; modes above the level only lower that sum.
+        All residual vectors are combinations of the remainder, so the sum is ``B + C* C`` with one
+        row of C for each vector of a block. This allows modes with large residuals, and the more
+        are deflated, the further down is the rest.
+
+        Eigenvalues of both signs have to lie below the level in magnitude. It is then lowered by
+        ``||C||^2`` instead, and modes that would lower it much are not deflated.
         """
-        size = self.values.abs()
+        size, best = self.values.abs().topk(min(n + _ASIDE, self.values.shape[1]), dim=1)
         gap = (level - size).clamp_min(torch.finfo(size.dtype).tiny)
-        lowered = torch.where(size < level, self.residuals**2 / gap, 0)
-        score = torch.where(lowered <= _LOWERED * level, size, -1)
-        scores, best = score.topk(min(_ASIDE, size.shape[1]), dim=1)
-        most = int((scores >= 0).sum(1).max())
-        taken, best = scores[:, :most] >= 0, best[:, :most]
+        weights = torch.where(size < level, 1 / gap, 0)
+        lowered = self.residuals.gather(1, best).square() * weights
+        taken = (lowered <= _LOWERED * gap) | (torch.arange(len(gap[0])) < n) | positive
         axes = _picked(self.axes[0], best) * taken[:, None]
         vectors = beside(axes.mT, self.basis.rows) @ self.basis.rows
-        lost = self.basis.space.worst(float((lowered.gather(1, best) * taken).sum(1).max()))
-        return Deflation(vectors, level - lost)
+        ends = axes[:, self.first :]
+        squares, turn = torch.linalg.eigh((ends * weights[:, None]) @ ends.mT)
+        rows = (turn * squares.clamp_min(0).sqrt()[:, None]).mT
+        if positive:
+            return Deflation(vectors, beside(rows, self.remainder) @ self.remainder, level)
+        lost = torch.linalg.eigvalsh(rows @ self.gram @ rows.mT)[:, -1].max()
+        lost = self.basis.space.worst(float(lost))
+        return Deflation(vectors, self.remainder[:, :0], level - lost)
 
 
 class Bidiagonal(Process):
@@ -269,8 +281,6 @@ def run(process: Process, search: Search, block: int) -> Modes:
                 n_certified = n_certified if process.sound and not early else 0
                 return Modes(every[problem, mode], problem, vectors, n_certified)
             next_look = pace.next_look(search.spent // process.cost, basis.n, search.distance)
-            if search.ended is not None:  # it may end soon, and looks at small bases are cheap
-                next_look = basis.n + 1
             if full:
                 kept = min(2 * search.k + block, process.room - 2 * block)  # at least k + block
                 process.keep(values, values.abs().argsort(dim=1, descending=True)[:, :kept])

@@ -50,14 +50,10 @@ class Search:
         Called with a :class:`Progress` after each look; if it returns True, the search ends.
     squares
         Whether the values are squares of the singular values that are wanted.
-    floor
-        Least value that the tolerance is relative to.
     rounding
         Relative residual below which rounding decides.
     near
         Start vectors, near which the modes are expected.
-    ended
-        Whether the largest magnitude in sight and the matvecs so far are enough to stop.
 
     Attributes
     ----------
@@ -75,10 +71,8 @@ class Search:
     rng: np.random.Generator
     callback: Callable[[Progress], Any] | None = None
     squares: bool = False
-    floor: float = 0.0
     rounding: float = 0.0
     near: Float[Tensor, "problem vector entry"] | None = None
-    ended: Callable[[float, int], bool] | None = None
 
     def __post_init__(self) -> None:
         self.aim = _MARGIN * self.tol
@@ -111,7 +105,7 @@ class Search:
         size = values.abs().flatten()
         chosen = size.argsort(descending=True)[: self.k]
         leading, gaps = size[chosen], residuals.flatten()[chosen]
-        scale = size.max().clamp_min(self.floor)
+        scale = size.max()
         unconverged = residuals.flatten() > self._slack(size, scale)
         tiny = torch.finfo(scale.dtype).tiny
         far = (gaps / self._slack(leading, scale).clamp_min(tiny)).max()
@@ -122,8 +116,6 @@ class Search:
             reach = torch.where(unconverged, size + residuals.flatten(), 0).max()
             found = ~unconverged[chosen] & (leading + self._slack(leading, scale) >= reach)
         self._report(values.flatten()[chosen], gaps, scale, int(found.sum()))
-        if self.ended is not None and self.ended(float(size.max()), self.spent):
-            return chosen, len(chosen)
         return chosen, int(found.long().cumprod(0).sum())
 
     def _slack(self, size: Float[Tensor, " mode"], scale: Float[Tensor, ""]) -> Tensor:
@@ -135,8 +127,7 @@ class Search:
     def _report(self, values: Tensor, residuals: Tensor, scale: Tensor, found: int) -> None:
         tiny = torch.finfo(scale.dtype).tiny
         worst = float(residuals.max() / scale.clamp_min(tiny))
-        left = f"{found} of {self.k} modes" if self.ended is None else "certifying"
-        work.tell(f"{left}, residual {worst:.1e} of {self.aim:.1e}")
+        work.tell(f"{found} of {self.k} modes, residual {worst:.1e} of {self.aim:.1e}")
         if self.callback is None:
             return
         absent = values.new_full((self.k - len(values),), torch.nan)
