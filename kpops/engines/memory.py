@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kpops.distributed.parts import WHOLE, Parts
 
-ALWAYS_FITS = 2**28
+ALWAYS_FITS = 2**24
 """Bytes that are taken without a look at the free memory, which takes time."""
 _HUGE = 2**22  # bytes from which a result is worth huge pages
 
