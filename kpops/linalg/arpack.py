@@ -59,8 +59,8 @@ def arpack(act: Act, space: VectorSpace, search: Search, block: int) -> Modes:
         def matvec(x: np.ndarray) -> np.ndarray:
             return off_found(apply(off_found(x.ravel())))
 
-        drawn = search.rng.standard_normal(n if near is None else len(near))
-        start = off_found((drawn if near is None else drawn @ near).astype(dtype))
+        drawn = search.rng.standard_normal(n) if near is None else near
+        start = off_found(drawn.astype(dtype))
         vectors = min(n, max(2 * k + 1, 20))
         left = search.budget - search.spent - vectors
         linear = scipy.sparse.linalg.LinearOperator((n, n), matvec=matvec, dtype=dtype)
@@ -79,7 +79,7 @@ def arpack(act: Act, space: VectorSpace, search: Search, block: int) -> Modes:
         return values[order], modes[:, order]
 
     seeded = {"rng": search.rng} if _DRAWS else {}
-    near = None if search.near is None else to_numpy(search.near[0])
+    near = None if search.near is None else to_numpy(search.near[0, 0])
     values, vectors = look(np.zeros((n, 0), dtype), k, 0.0, near)
     done = len(values) == k
     while done and vectors.shape[1] < n - 1:

@@ -93,13 +93,10 @@ class Basis:
     def random(self, n: int, near: Block | None = None) -> Float[Tensor, "problem new entry"]:
         """Random vectors, orthonormal and orthogonal to the basis.
 
-        The vectors of `near`, scaled to the norm of the others, replace the first of them; if they
-        are more than `n`, random mixtures of them do.
+        The vectors of `near`, at most n, replace the first of them, scaled to their norm.
         """
         block = self._draw(n)
         if near is not None:
-            if near.shape[1] > n:
-                near = RandomVectors(self.rng).normal(n, range(near.shape[1]), near) @ near
             lengths = self.space.lengths(near).amax(1, keepdim=True)
             scale = self.space.total**0.5 / torch.where(lengths > 0, lengths, 1)
             block[:, : near.shape[1]] = near * scale[..., None].to(near.dtype)

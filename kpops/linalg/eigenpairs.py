@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from kpops import work
 from kpops.engines.memory import free_bytes
+from kpops.engines.random_vectors import RandomVectors
 from kpops.kinds import described
 from kpops.linalg.arpack import arpack
 from kpops.linalg.certify import certify_leading
@@ -140,19 +142,36 @@ def solve(
     problem: SpectralProblem, method: str, search: Search, options: Options
 ) -> tuple[Float[Tensor, " mode"], Float[Tensor, " mode *dims"], int]:
     """Eigenvalues and eigenfunctions found, and how many are known to be the leading ones."""
-    near = options.near
+    near, small = options.near, method == "block-krylov" and options.block_size is None
+    size = options.block_size or search.k + 2
     if near is not None:
+        most = 1 if small or method == "arpack" else min(size, problem.space.total)
+        near = _mixed(near, most, search.rng)
         search.near = problem.bring(near)
         search.spend(math.ceil(len(near) / 2) if problem.moves else 0)
-    if method == "block-krylov" and options.block_size is None:
+    if small:
         modes, n_certified = _in_blocks(problem, search)
     else:
-        size = options.block_size or search.k + 2
         modes = METHODS[method](problem.act, problem.space, search, size)
         random = near is None and method == "block-krylov"
         sees_all = method == "arpack" or (random and size >= search.k)
         n_certified = modes.n_certified if sees_all else _certified(problem, modes, search)
     return *problem.lift(modes), n_certified
+
+
+def _mixed(
+    near: Float[Tensor, " vector *dims"], n: int, rng: np.random.Generator
+) -> Float[Tensor, " mixture *dims"]:
+    """At most n start vectors: random mixtures of those given, if these are more.
+
+    The Krylov space of ``s = v_1 + ... + v_k + e`` holds polynomials in A that single out every v_i
+    and are small along e. Each further degree costs one matvec and serves all modes, while the
+    v_i as a block, which have an e each, cost k. Signs, since no mode may get a small coefficient.
+    """
+    if len(near) <= n:
+        return near
+    signs = RandomVectors(rng).signs(n, range(len(near)), near)
+    return (signs @ flatten_vectors(near)).unflatten(1, near.shape[1:])
 
 
 def _in_blocks(problem: SpectralProblem, search: Search) -> tuple[Modes, int]:
@@ -162,12 +181,12 @@ def _in_blocks(problem: SpectralProblem, search: Search) -> tuple[Modes, int]:
     many problems as wanted modes, most have one at best, for which one vector takes fewest matvecs.
     """
     few = 1 if SMALL_BLOCK < search.k <= problem.space.total_problems else SMALL_BLOCK
-    process = Lanczos(problem.act, problem.space, search, few)
-    modes = run(process, search, few)
+    size = few if search.near is None else search.near.shape[1]
+    process = Lanczos(problem.act, problem.space, search, size)
+    modes = run(process, search, size)
     if search.k <= SMALL_BLOCK and search.near is None:
         return modes, modes.n_certified
-    # A basis from `near` knows too little beside the modes for that to be deflated.
-    n_certified = _certified(problem, modes, search, process if search.near is None else None)
+    n_certified = _certified(problem, modes, search, process)
     enough = search.budget - search.spent > AT_LEAST * (search.k + 2)
     if n_certified == search.k or search.stopped or not enough:
         return modes, n_certified

@@ -36,8 +36,9 @@ from kpops.transfers import beside, on_host
 _BLOCKS, _VECTORS = 40, 400
 # Blocks before any mode counts as found. The first residuals of a nearly flat spectrum are small
 # whatever stands out of it: they show d / sqrt(n) of an outlier at distance d. Each block brings it
-# nearer, by d over the width of the rest.
-AT_LEAST = 6
+# nearer, by d over the width of the rest. A search near known modes may be rasher, since a
+# certificate follows: one that fails costs matvecs.
+AT_LEAST, _AT_LEAST_NEAR = 6, 3
 # Fraction of the free memory that the bases may take.
 _MEMORY = 0.25
 # A look at the modes of the basis costs as much as some matvecs. The next one comes after this
@@ -251,7 +252,9 @@ class Bidiagonal(Process):
 def run(process: Process, search: Search, block: int) -> Modes:
     """Expand the bases until the wanted modes are found, or the search must end."""
     basis, pace, blocks = process.basis, _Pace(), 0
-    next_look = max(search.k, min(AT_LEAST * block, process.room - block))
+    at_least = AT_LEAST if search.near is None else _AT_LEAST_NEAR
+    fewest = -(-search.k // basis.space.total_problems)
+    next_look = max(fewest, min(at_least * block, process.room - block))
 
     def look(values: Values, residuals: Values) -> tuple[Values, Tensor, int]:
         every = basis.space.everywhere(values)
@@ -268,7 +271,7 @@ def run(process: Process, search: Search, block: int) -> Modes:
         if not search.can_afford(process.cost * block) or complete or full or basis.n >= next_look:
             values, residuals = process.glance(search.k)
             every, chosen, n_certified = look(values, residuals * (not complete))
-            early = blocks < AT_LEAST and not complete
+            early = blocks < at_least and not complete
             ended = (n_certified == search.k and not early) or complete
             stopped = search.stopped  # read once: Ctrl-C may come at any time
             if process.rough and (ended or full or stopped):

@@ -28,6 +28,10 @@ from kpops.transfers import beside, on_device
 Triplets = tuple[Float[Tensor, "mode rows"], Float[Tensor, " mode"], Float[Tensor, "mode columns"]]
 """Left singular vectors, singular values and right singular vectors that were found."""
 
+Images = tuple[Float[Tensor, "mode rows"] | None, Float[Tensor, "mode columns"] | None]
+"""A of the right singular vectors and A* of the left ones, where a solver has computed them."""
+_UNKNOWN: Images = (None, None)
+
 
 def singular_triplets(op: TrajectoryOperator, k: int, options: Options = DEFAULTS) -> LeadingModes:
     """Leading singular triplets of an operator."""
@@ -39,12 +43,12 @@ def singular_triplets(op: TrajectoryOperator, k: int, options: Options = DEFAULT
     if method == "exact":
         work.refuse_interrupted()
         triplets, n_certified = _exact(op, k, insist), k
-        residual = _residual(op, *triplets)
+        residual = _residual(op, triplets, _UNKNOWN)
     else:
         solver = _by_krylov if method == "block-krylov" else _by_gram
         with work.held(options.on_interrupt):
-            triplets, n_certified = solver(op, method, search, options)
-            residual = _residual(op, *triplets)
+            triplets, images, n_certified = solver(op, method, search, options)
+            residual = _residual(op, triplets, images)
     left, values, right, residual = padded(search.k, *triplets, residual)
     signs = VectorSpace.of(op, op.domain).signs(right)[:, None]
     lefts = (signs * left).reshape(-1, *op.codomain.shape)
@@ -90,7 +94,7 @@ def _placed(
 
 def _by_krylov(
     op: TrajectoryOperator, method: str, search: Search, options: Options
-) -> tuple[Triplets, int]:
+) -> tuple[Triplets, Images, int]:
     """By A*A, with one basis instead of two, as long as it keeps the digits that are wanted.
 
     Rounding of A*A, relative to s_1^2, is s_1 / s_k times as much for the triplet.
@@ -108,15 +112,16 @@ def _by_krylov(
         return stop or lost(leading, may_be)
 
     first = replace(search, budget=search.budget // 2, callback=watch)
-    triplets, n_certified = _by_gram(op, method, first, options)
+    triplets, images, n_certified = _by_gram(op, method, first, options)
     search.spent = 2 * first.spent
     values = triplets[1].tolist()
     enough = search.budget - search.spent > 2 * AT_LEAST * (search.k + 2)
     if search.stopped or not enough or len(values) < search.k:
-        return triplets, n_certified
+        return triplets, images, n_certified
     if not lost(values[0], values[-1]):
-        return triplets, n_certified
-    return _by_bidiagonal(op, search, options.block_size)
+        return triplets, images, n_certified
+    triplets, n_certified = _by_bidiagonal(op, search, options.block_size)
+    return triplets, _UNKNOWN, n_certified
 
 
 def _by_bidiagonal(
@@ -160,7 +165,7 @@ def _certifies(op: TrajectoryOperator, triplets: Triplets, search: Search) -> bo
 
 def _by_gram(
     op: TrajectoryOperator, method: str, search: Search, options: Options
-) -> tuple[Triplets, int]:
+) -> tuple[Triplets, Images, int]:
     problem = SpectralProblem(op, symmetric=False, together=method == "arpack")
     search.squares = True
     _, block, n_certified = solve(problem, method, search, options)
@@ -176,19 +181,20 @@ def _by_gram(
     n_certified = min(n_certified, int(kept.long().cumprod(0).sum()))
     other = (beside(axes, basis) @ basis).to(op.torch_dtype)
     one = beside(turn.mT, block) @ flatten_vectors(block)
+    of_one = beside(turn.mT, image) @ image
     left, right = (one, other) if problem.moves else (other, one)
-    return (left, beside(values, block), right), n_certified
+    images = (None, of_one) if problem.moves else (of_one, None)
+    return (left, beside(values, block), right), images, n_certified
 
 
-def _residual(
-    op: TrajectoryOperator,
-    left: Float[Tensor, "mode rows"],
-    values: Float[Tensor, " mode"],
-    right: Float[Tensor, "mode columns"],
-) -> Float[Tensor, " mode"]:
+def _residual(op: TrajectoryOperator, triplets: Triplets, images: Images) -> Float[Tensor, " mode"]:
     """max(||A v - s u||, ||A* u - s v||) / max s."""
-    forth = flatten_vectors(op.apply(right.reshape(-1, *op.domain.shape)))
-    back = flatten_vectors(op.apply_adjoint(left.reshape(-1, *op.codomain.shape)))
+    left, values, right = triplets
+    forth, back = images
+    if forth is None:
+        forth = flatten_vectors(op.apply(right.reshape(-1, *op.domain.shape)))
+    if back is None:
+        back = flatten_vectors(op.apply_adjoint(left.reshape(-1, *op.codomain.shape)))
     gaps = forth - values[:, None] * left, back - values[:, None] * right
     spaces = (VectorSpace.of(op, space) for space in (op.codomain, op.domain))
     return relative(values, *(s.lengths(gap) for s, gap in zip(spaces, gaps, strict=True)))

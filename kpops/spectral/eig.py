@@ -58,8 +58,9 @@ def eigsh(
         algebraically.
     v0 : Tensor, array_like or DataArray, optional
         A vector of the domain of `op`, or a block of them with the leading dimension ``mode``, near
-        the modes: for example the ``eigenfunction`` of an earlier result. Iterations start there
-        and take fewer matvecs the nearer it is. A second search still certifies that no mode is
+        the modes: for example the ``eigenfunction`` of an earlier result. Iterations start there,
+        block-krylov from one random mixture of them, and take somewhat fewer matvecs: in a Krylov
+        space a decade of accuracy costs only a few. A second search still certifies that no mode is
         missing; for k of 1 or 2 it costs about what `v0` saves. Vectors of NaN are ignored.
     method : {"auto", "exact", "block-krylov", "lobpcg", "arpack"}
         ``"exact"``: from the structure of the operator (K of a gated cell is block diagonal over

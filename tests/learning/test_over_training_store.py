@@ -101,6 +101,19 @@ def test_the_result_is_that_without_a_store(store, measure):
         }
 
 
+def test_modes_after_an_interruption_are_those_of_one_run_to_the_bit(store):
+    def started(lin, previous):
+        v0 = None if previous is None else previous.eigenfunction
+        return kpops.eigsh(lin.flow, 3, v0=v0, method="block-krylov", rng=0)
+
+    for n in (1, 3, len(STATES)):
+        result = follow(started, STATES[:n], store=store)
+    xr.testing.assert_identical(result, follow(started))
+    alone = follow(lambda lin: kpops.eigsh(lin.flow, 3, method="block-krylov", rng=0))
+    assert not result.eigenfunction.equals(alone.eigenfunction)  # the last bits show the start
+    np.testing.assert_allclose(result.eigenvalue, alone.eigenvalue, rtol=1e-5)
+
+
 def test_nothing_is_measured_twice_and_new_checkpoints_are_added(store):
     measure = Counter()
     follow(measure, STATES[1:3], store=store)
