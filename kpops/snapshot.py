@@ -206,8 +206,8 @@ def run_from(
         last = valid.sum(1) - 1
         steps = torch.minimum(torch.arange(x.shape[1], device=x.device), last[:, None])
         x = x.gather(1, steps[..., None].expand_as(x))
-    _refuse_nonfinite(x, "inputs")
-    _refuse_nonfinite(h[:, None], "h0")
+    refuse_nonfinite(x, "inputs")
+    refuse_nonfinite(h[:, None], "h0")
     never_run = None if is_known(recurrence) else recurrence.renewed()
     refuse_step(recurrence, x[:, 0], h)
     trajectory = run_on(recurrence, x, h, valid)
@@ -220,7 +220,7 @@ def run_from(
 @named_allocations(lambda: "a run of the model")
 def run_on(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -> Trajectory:
     """Run a recurrence that has been checked; at steps that are not valid the state stays."""
-    _refuse_nonfinite(x, "inputs")
+    refuse_nonfinite(x, "inputs")
     with torch.no_grad(), enough_for(recurrence.flops(len(x))):
         previous: list[Tensor] = []
         states: list[Tensor] = []
@@ -239,7 +239,7 @@ def run_on(recurrence: Recurrence, x: Tensor, h: Tensor, valid: Tensor | None) -
             states.append(new)
             h = new
     trajectory = Trajectory(x, torch.stack(previous, 1), torch.stack(states, 1), valid)
-    _refuse_nonfinite(trajectory.states, "the state")
+    refuse_nonfinite(trajectory.states, "the state")
     return trajectory
 
 
@@ -248,7 +248,10 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _refuse_nonfinite(values: Tensor, what: str) -> None:
+def refuse_nonfinite(values: Tensor, what: str) -> None:
+    """Refuse values (trial, time, feature) that are not finite, by the first of them."""
+    if values.sum().isfinite():  # which takes one pass; a sum of finite values may overflow
+        return
     bad = ~values.isfinite().all(-1)
     if bad.any():
         time = int(bad.any(0).nonzero()[0, 0])

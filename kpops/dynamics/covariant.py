@@ -181,7 +181,7 @@ def _forward(
                 + (f"take k={mode} or fewer" if mode else "begin after that step")
             )
         if piece.stop in index:
-            frames[:, index[piece.stop]] = piece.frames
+            frames[:, index[piece.stop]] = piece.q.frames
         if piece.stop > marks[0]:
             triangles.append((piece.stop, piece.triangle))
     return triangles

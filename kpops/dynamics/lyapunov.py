@@ -118,7 +118,9 @@ def lyapunov_spectrum(
     tangent near eps^(-1/4), that is 8e3 in float64 and 54 in float32, so that the error of each
     logarithm is near eps^(3/4). If the ratio passes eps^(-1/2), fewer steps are tried. For each
     trial of a cell of G gates, a step costs about 2 G S^2 k operations and a QR 4 S k^2; the memory
-    is that of a chunk of steps.
+    is that of a chunk of steps. On the CPU, runs of 2000 steps and more of gated cells are
+    compiled; the states of nn.RNN, nn.GRU, nn.LSTM and the leaky cells then agree with those of the
+    module to rounding, which chaos amplifies.
 
     A Jacobian may be singular, for example if units of a piecewise-linear network are off. From
     then on as many modes as it annihilates are ``-inf``, without a standard error. If one step

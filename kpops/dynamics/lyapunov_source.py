@@ -16,9 +16,15 @@ from kpops.dynamics.given import like_what, read_model
 from kpops.engines.trajectory import Trajectory
 from kpops.labels import Coordinate, Space
 from kpops.linearization import Linearization
+from kpops.models.gated import GatedRecurrence
 from kpops.models.recurrence import Recurrence, as_recurrence
 from kpops.read_inputs import read_inputs, read_state, trajectory_space
 from kpops.scalars import check_count, check_real
+
+# Steps from which a run is compiled. Loading compiled code takes as long as torch's overhead in as
+# many steps, and the first compilation of a machine that of fifty times as many.
+COMPILED_FROM = 2000
+_CHECKED = 8  # steps that compiled code repeats
 
 
 @dataclass(frozen=True)
@@ -50,29 +56,64 @@ class Source:
         later = self.inputs[:, 1:]  # the first step may read something else
         return "autonomous" if bool((later == later[:, :1]).all()) else "driven"
 
-    def chunks(self, size: int) -> Iterator[tuple[int, Trajectory]]:
-        """Consecutive pieces of at most `size` steps, each after the position of its first step."""
+    @property
+    def compiles(self) -> bool:
+        """Whether the run is long enough for code compiled for the CPU."""
+        return self.start.device.type == "cpu" and self.space.shape[1] >= COMPILED_FROM
+
+    def chunks(self, size: int) -> Iterator[tuple[int, Trajectory, list[Tensor] | None]]:
+        """Consecutive pieces of at most `size` steps, each after the position of its first step.
+
+        With each come the diagonals of its layers (trial, time, role, hidden), if it was compiled.
+        """
         n_steps = self.space.shape[1]
         h, whole = self.start, self.stored
         for first in range(0, n_steps, size):
             time = slice(first, min(first + size, n_steps))
+            diagonals = None
             if whole is None:
-                piece = self._run(h, time)
+                piece, diagonals = self._run(h, time)
                 h = piece.states[:, -1]
             else:
                 mask = None if whole.mask is None else whole.mask[:, time]
                 inputs, previous = whole.inputs[:, time], whole.previous[:, time]
                 piece = Trajectory(inputs, previous, whole.states[:, time], mask)
-            yield first, piece
+            yield first, piece, diagonals
 
-    def _run(self, h: Tensor, time: slice) -> Trajectory:
-        inputs = self.inputs[:, time]
-        if time.start == 0:
-            return snapshot.run_from(self.recurrence, inputs, h, None)
+    def _run(self, h: Tensor, time: slice) -> tuple[Trajectory, list[Tensor] | None]:
+        inputs, known = self.inputs[:, time], self._known
+        if time.start == 0 and known is None:
+            return snapshot.run_from(self.recurrence, inputs, h, None), None
         try:
-            return snapshot.run_on(self.recurrence, inputs, h, None)
+            if known is None:
+                return snapshot.run_on(self.recurrence, inputs, h, None), None
+            return self._run_compiled(known, h, inputs, check=time.start == 0)
         except ValueError as error:
+            if time.start == 0:
+                raise
             raise ValueError(f"{error}; here steps count from step {time.start + 1}") from error
+
+    @property
+    def _known(self) -> GatedRecurrence | None:
+        """The recurrence, if its run is compiled."""
+        recurrence = self.recurrence
+        if not self.compiles or not isinstance(recurrence, GatedRecurrence):
+            return None
+        return None if recurrence.formula is None else recurrence
+
+    def _run_compiled(
+        self, recurrence: GatedRecurrence, h: Tensor, inputs: Tensor, *, check: bool
+    ) -> tuple[Trajectory, list[Tensor]]:
+        from kpops.engines.cpu import states as compiled
+
+        snapshot.refuse_nonfinite(inputs, "inputs")
+        states, diagonals = compiled.run(recurrence, inputs, h)
+        if check:
+            begun = snapshot.run_from(recurrence, inputs[:, :_CHECKED], h, None).states
+            compiled.assert_near(states[:, :_CHECKED], begun, "states")
+        snapshot.refuse_nonfinite(states, "the state")
+        previous = torch.cat([h[:, None], states[:, :-1]], dim=1)
+        return Trajectory(inputs, previous, states, None), diagonals
 
     def labels(self, positions: Sequence[int], k: int, dt: float | None) -> Space:
         """Space (trial, time, unit, mode) of k modes at the states after `positions` steps."""

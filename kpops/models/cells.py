@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kpops.models.gated import Affine, GatedRecurrence, Tensors
+from kpops.models.gated import Affine, Formula, GatedRecurrence, Tensors
 from kpops.models.recurrence import as_recurrence, is_real, is_whole, unless_changed
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
@@ -289,6 +289,7 @@ class _LeakyRecurrence(GatedRecurrence):
         bias = None if module.bias is None else "bias"
         super().__init__(module, [Affine("weight_hh", input="weight_ih", input_bias=bias)])
         self.input_size = module.input_size
+        self.formula = Formula(module.form.upper(), module.activation, module.alpha)
 
     def features(self, state: Tensors) -> Tensor:
         return self.module.rates(state[0])

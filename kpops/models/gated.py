@@ -46,6 +46,18 @@ class Affine(NamedTuple):
     input_bias: str | None = None
 
 
+class Formula(NamedTuple):
+    """What the gates of a known cell are, for code that does not call :meth:`gates`.
+
+    `cell` is ``"GRU"``, ``"LSTM"``, or ``"RATE"`` or ``"CURRENT"``, the forms of a LeakyCell; an
+    RNN is a leaky cell with alpha = 1.
+    """
+
+    cell: str
+    activation: str = "tanh"
+    alpha: float = 1.0
+
+
 class GatedRecurrence(Recurrence):
     """A stack of layers, each of affine maps followed by elementwise gates.
 
@@ -94,6 +106,7 @@ class GatedRecurrence(Recurrence):
     """
 
     module: Any
+    formula: Formula | None = None  # of cells that kpops knows; a subclass may change the gates
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kpops.models.gated import Affine, GatedRecurrence, Tensors
+from kpops.models.gated import Affine, Formula, GatedRecurrence, Tensors
 from kpops.models.recurrence import as_recurrence, is_hooked, matching
 
 Gates = Callable[[Tensors, Tensors, Tensors], Tensors]
@@ -51,6 +51,12 @@ _GATES: dict[str, Gates] = {
     "GRU": _gru,
     "LSTM": _lstm,
 }
+_FORMULAS = {
+    "RNN_TANH": Formula("RATE", "tanh"),
+    "RNN_RELU": Formula("RATE", "relu"),
+    "GRU": Formula("GRU"),
+    "LSTM": Formula("LSTM"),
+}
 
 
 class TorchRecurrence(GatedRecurrence):
@@ -78,6 +84,8 @@ class TorchRecurrence(GatedRecurrence):
             time_major=not getattr(module, "batch_first", True),
         )
         self.mode = mode
+        if type(self) is TorchRecurrence:
+            self.formula = _FORMULAS[mode]
 
     @staticmethod
     def _refuse_unsupported(module: Any) -> None:

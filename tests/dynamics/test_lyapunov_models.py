@@ -1,5 +1,7 @@
 """Lyapunov exponents of any model, against textbook loops over dense Jacobians."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -18,16 +20,20 @@ from systems import (
 from torch import nn
 
 import kpops
-from kpops.dynamics import lyapunov_tangent
+from kpops.dynamics import lyapunov_source, lyapunov_steps, lyapunov_tangent
 from kpops.dynamics.lyapunov import lyapunov_spectrum
+from kpops.dynamics.lyapunov_source import read_source
+from kpops.engines import threads as engine_threads
+from kpops.models.torch_rnn import TorchRecurrence
 
 MODELS = {
-    "small gru": (lambda: nn.GRUCell(2, 4), 4, 4, "_JacobianSteps"),
-    "lstm": (lambda: nn.LSTMCell(2, 10), 20, 2, "_CompiledSteps"),
-    "stack": (lambda: nn.GRU(2, 12, num_layers=2, batch_first=True), 24, 2, "_CompiledSteps"),
-    "wide rnn": (lambda: nn.RNN(2, 66, batch_first=True), 66, 66, "_CompiledSteps"),
-    "own cell, all": (lambda: Residual(20), 20, 20, "_JacobianSteps"),
-    "own cell, few": (lambda: Residual(20), 20, 2, "_Steps"),
+    "small gru": (lambda: nn.GRUCell(2, 4), 4, 4, "JacobianSteps"),
+    "lstm": (lambda: nn.LSTMCell(2, 10), 20, 2, "CompiledSteps"),
+    "stack": (lambda: nn.GRU(2, 12, num_layers=2, batch_first=True), 24, 2, "CompiledSteps"),
+    "wide rnn": (lambda: nn.RNN(2, 66, batch_first=True), 66, 66, "CompiledSteps"),
+    "own gates": (lambda: kpops.models.PLRNNCell(2, 20), 20, 2, "CompiledSteps"),
+    "own cell, all": (lambda: Residual(20), 20, 20, "JacobianSteps"),
+    "own cell, few": (lambda: Residual(20), 20, 2, "Steps"),
 }
 
 
@@ -35,6 +41,12 @@ MODELS = {
 def case(request):
     build, n_units, k, kind = MODELS[request.param]
     return random_cell(build(), scale=1.2), n_units, k, kind
+
+
+@pytest.fixture(autouse=True)
+def _compiled(monkeypatch):
+    """Short runs are compiled, too."""
+    monkeypatch.setattr(lyapunov_source, "COMPILED_FROM", 1)
 
 
 def driven(model, n_units, n_trials=3, n_steps=12):
@@ -47,15 +59,14 @@ def driven(model, n_units, n_trials=3, n_steps=12):
 def test_exponents_are_those_of_a_plain_loop_over_dense_jacobians(case):
     model, n_units, k, kind = case
     inputs, h0, jacobians = driven(model, n_units)
-    recurrence = kpops.models.as_recurrence(model)
-    cpu = torch.device("cpu")
-    assert lyapunov_tangent._kind_of_steps(recurrence, n_units, k, cpu).__name__ == kind
+    source, _ = read_source(model, k, inputs, h0, None, None, None)
+    assert lyapunov_steps.kind_of_steps(source, k).__name__ == kind
     result = lyapunov_spectrum(model, k, inputs=inputs, h0=h0, frame_transient=3, rng=5)
     expected = textbook(jacobians, k, 5, begin=3)
     np.testing.assert_allclose(result.trial_exponent, expected, atol=1e-10)
     np.testing.assert_allclose(result.exponent, expected.mean(0), atol=1e-10)
     assert result.attrs["dynamics"] == "driven"
-    if kind == "_JacobianSteps" and k == n_units:
+    if kind == "JacobianSteps" and k == n_units:
         log_det = np.linalg.slogdet(jacobians[:, 3:])[1].mean()
         assert float(result.mean_log_det) == pytest.approx(log_det, abs=1e-10)
         assert float(result.exponent.sum()) == pytest.approx(log_det, abs=1e-10)
@@ -63,20 +74,67 @@ def test_exponents_are_those_of_a_plain_loop_over_dense_jacobians(case):
         assert "mean_log_det" not in result
 
 
-@pytest.mark.parametrize("name", ["lstm", "stack", "wide rnn"])
-def test_what_is_compiled_for_the_cpu_gives_what_other_devices_compute(name, monkeypatch):
-    build, n_units, k, _ = MODELS[name]
+CELLS = {
+    "rnn": (lambda: nn.RNN(2, 20, num_layers=2, batch_first=True), 3),
+    "relu": (lambda: nn.RNNCell(2, 20, nonlinearity="relu"), 3),
+    "gru": (lambda: nn.GRU(2, 12, num_layers=2, batch_first=True), 2),
+    "gru, all": (lambda: nn.GRU(2, 66, batch_first=True), 66),
+    "lstm": (lambda: nn.LSTM(2, 9, num_layers=3, batch_first=True), 3),
+    "lstm, many": (lambda: nn.LSTMCell(2, 40, bias=False), 70),
+    "rate": (lambda: kpops.models.LeakyCell(2, 20, alpha=0.3, activation="relu"), 3),
+    "current": (lambda: kpops.models.LeakyCell(2, 20, alpha=0.3, form="current"), 3),
+    "low rank": (lambda: kpops.models.LowRankCell(2, 20, rank=2, alpha=1), 2),
+    "own gates": (lambda: kpops.models.PLRNNCell(2, 20), 3),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_compiled_gives_what_torch_computes(name, threads, monkeypatch):
+    build, k = CELLS[name]
     model = random_cell(build(), scale=1.2)
-    inputs, h0, _ = driven(model, n_units)
+    n_units = kpops.models.as_recurrence(model).state_size
+    inputs, h0 = normal(3, 12, 2, seed=1), normal(3, n_units, seed=2)
     mask = torch.arange(12) < torch.tensor([[12], [7], [10]])
-    lins = kpops.linearize(model, inputs, h0=h0), kpops.linearize(model, inputs, h0=h0, mask=mask)
-    compiled = [lyapunov_spectrum(lin, k, frame_transient=2, rng=5) for lin in lins]
-    monkeypatch.setattr(
-        lyapunov_tangent, "_kind_of_steps", lambda *given: lyapunov_tangent._GatedSteps
-    )
-    for lin, ours in zip(lins, compiled, strict=True):
-        plain = lyapunov_spectrum(lin, k, frame_transient=2, rng=5)
-        np.testing.assert_allclose(ours.trial_exponent, plain.trial_exponent, atol=1e-12)
+    lin = kpops.linearize(model, inputs, h0=h0, mask=mask)
+    calls = [lambda: lyapunov_spectrum(lin, k, frame_transient=2, rng=5)]
+    calls += [lambda: lyapunov_spectrum(model, k, inputs=inputs, h0=h0, frame_transient=2, rng=5)]
+    monkeypatch.setattr(engine_threads, "FEW_FLOPS", 0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        compiled = [call() for call in calls]
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(lyapunov_source, "COMPILED_FROM", math.inf)
+    for call, ours in zip(calls, compiled, strict=True):
+        np.testing.assert_allclose(ours.trial_exponent, call().trial_exponent, atol=1e-11)
+
+
+def test_short_runs_compile_nothing(monkeypatch):
+    monkeypatch.setattr(lyapunov_source, "COMPILED_FROM", 13)
+    model, inputs = random_cell(nn.GRU(2, 20, batch_first=True)), normal(3, 13, 2)
+    kinds = []
+    for n in (12, 13):
+        source, k = read_source(model, 2, inputs[:, :n], None, None, None, None)
+        kinds.append(lyapunov_steps.kind_of_steps(source, k).__name__)
+        ((_, _, known),) = source.chunks(20)
+        assert (known is not None) == (n == 13)
+    assert kinds == ["GatedSteps", "CompiledSteps"]
+
+
+def test_a_changed_subclass_has_no_formula():
+    class Slower(TorchRecurrence):
+        def gates(self, from_x, from_h, state):
+            (new,) = super().gates(from_x, from_h, state)
+            return (0.5 * (new + state[0]),)
+
+    model = random_cell(nn.GRU(2, 20, batch_first=True), scale=1.5)
+    inputs, h0, jacobians = driven(Slower(model, "GRU"), 20)
+    assert Slower(model, "GRU").formula is None
+    result = lyapunov_spectrum(Slower(model, "GRU"), 2, inputs=inputs, h0=h0, rng=5)
+    expected = textbook(jacobians, 2, 5, begin=1)
+    np.testing.assert_allclose(result.trial_exponent, expected, atol=1e-10)
 
 
 def test_a_linearization_gives_what_its_model_gives(case):
@@ -106,6 +164,24 @@ def test_partial_spectra_of_chaos_are_the_leading_part_of_the_full_one(model):
     h0 = 0.1 * normal(4, 2) if isinstance(model, Henon) else normal(4, 3) + 5
     full, part = (lyapunov_spectrum(model, k, h0=h0, n_steps=1000, rng=3) for k in (None, 1))
     np.testing.assert_allclose(part.exponent[0], full.exponent[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("dtype", "rate"), [(torch.float32, 0.3), (torch.float64, -1.7)])
+@pytest.mark.parametrize("k", [1, 3])
+def test_growth_in_common_needs_few_qrs_and_stays_within_the_range_of_the_dtype(dtype, rate, k):
+    n = 900
+    values = np.exp(rate + 0.01 * np.arange(3)[::-1])
+    model = Linear(torch.diag(torch.as_tensor(values, dtype=dtype)))
+    h0 = torch.zeros(1, 3, dtype=dtype)
+    source, _ = read_source(model, k, None, h0, n, None, None)
+    pieces = list(lyapunov_tangent.evolve_frames(source, k, [0, n], None, 0))
+    growth = sum(piece.growth for piece in pieces)[0]
+    range_ = math.log(torch.finfo(dtype).max)
+    assert all(float(piece.growth.abs().max()) < range_ / 2 for piece in pieces)
+    assert len(pieces) < n * abs(rate) / (range_ / 4) + 8
+    if k == 3:  # the volume does not depend on how far the frame has turned
+        expected = n * np.log(values).sum()
+        assert float(growth.sum()) == pytest.approx(expected, rel=100 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("interval", [1, 7, 1000])

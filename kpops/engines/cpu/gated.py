@@ -23,7 +23,7 @@ from kpops.engines.cpu.arguments import Lists, Place, Span, Weights, by_variable
 from kpops.engines.gated.engine import GatedEngine
 from kpops.engines.gated.gates import Pairs
 from kpops.engines.gated.gram import Gram
-from kpops.engines.gated.layer import Layer, Segments, side_by_side
+from kpops.engines.gated.layer import Layer, Segments
 from kpops.engines.memory import uninitialised_like
 from kpops.engines.trajectory import Block, Trajectory
 from kpops.models.gated import GatedRecurrence
@@ -91,15 +91,9 @@ class GatedNumbaEngine(GatedEngine):
         return self.trajectory.restrict_(self._recur(v, backwards=False, full_state=True, into=v))
 
     def _recur(
-        self,
-        q: Block,
-        *,
-        backwards: bool,
-        full_state: bool = False,
-        window: slice | None = None,
-        into: Block | None = None,
+        self, q: Block, *, backwards: bool, full_state: bool = False, into: Block | None = None
     ) -> Block:
-        """Run a recursion over all of time, or over a push and the steps of a window.
+        """Run a recursion over all of time.
 
         The result is written `into` a block. It may be q itself, if there is one layer or layers
         pass on full states: then every entry of q has been read before.
@@ -111,25 +105,12 @@ class GatedNumbaEngine(GatedEngine):
         shape = (n_steps, n_block * n_trials, self.layers[0].hidden) if stacked else (0, 0, 0)
         passed = q.new_empty(shape)
         for layer in self.layers[:: -1 if backwards else 1]:
-            segments = _segments(layer, backwards, window)
+            segments = layer.by_step(backwards=backwards)
             if self._assembles(layer, n_block, n_trials):
                 self._recur_by_trials(layer, q, v, segments, backwards)
             else:
                 self._recur_by_rows(layer, q, v, passed, segments, backwards, full_state)
         return v
-
-    def transport(
-        self, v: Float[Tensor, "block trial unit"], time: slice
-    ) -> Float[Tensor, "block trial unit"]:
-        """Product of A over the steps of a slice of time, on tangent vectors.
-
-        It is P of a push before the first of these steps, seen at the last.
-        """
-        shape = *v.shape[:2], time.stop - time.start + 1, v.shape[2]
-        # NumPy's zeros: torch's threads would spin on and hold up ours.
-        q = torch.from_numpy(np.zeros(shape, numpy_dtype(v.dtype)))
-        q[:, :, 0] = v
-        return self._recur(q, backwards=False, window=time)[:, :, -1]
 
     def _recur_by_rows(
         self,
@@ -251,7 +232,7 @@ class GatedNumbaEngine(GatedEngine):
 
         n_rows = v.shape[0] * v.shape[1]
         bounds = threads.split(n_rows, torch.get_num_threads(), n_rows)
-        self._over_time(_segments(layer, not up), bounds, run)
+        self._over_time(layer.by_step(backwards=not up), bounds, run)
 
     def assembled_from(self, layer: Layer) -> int | None:
         """Size of blocks from which the gains of a step are assembled; None for never."""
@@ -266,10 +247,14 @@ class GatedNumbaEngine(GatedEngine):
         return wide is not None and n_block >= wide and n_trials >= torch.get_num_threads()
 
     def _buffers(self, like: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        """Workspaces of these shapes, kept for the next matvec; the first is set to zero."""
+        """Workspaces of these shapes, kept for the next matvec; the first is set to zero.
+
+        New ones are zeros, as features remain that depend on no state.
+        """
         key = tuple(shapes)
         if key not in self._room:
-            self._room = {key: [like.new_empty(shape).numpy() for shape in shapes]}
+            dtype = numpy_dtype(like.dtype)
+            self._room = {key: [np.zeros(shape, dtype) for shape in shapes]}
         self._room[key][0].fill(0)  # by NumPy: torch's threads would spin on and hold up ours
         return self._room[key]
 
@@ -277,19 +262,6 @@ class GatedNumbaEngine(GatedEngine):
         from kpops.engines.cpu.gram import CompiledGram
 
         return CompiledGram(layer, learn)
-
-
-def _segments(layer: Layer, backwards: bool, window: slice | None = None) -> Segments:
-    """The segments, in the order of the recursion; or a window.
-
-    Before the steps of a window stands that of the push, whose own diagonals are not used.
-    """
-    if window is not None:
-        d = layer.diagonals(slice(max(0, window.start - 1), window.stop))
-        d = d if window.start > 0 else torch.cat([d[:, :, :1], d], dim=2)
-        yield 0, side_by_side(d)
-        return
-    yield from layer.by_step(backwards=backwards)
 
 
 def _gains_through_time(layer: Layer) -> tuple[Pairs, int]:

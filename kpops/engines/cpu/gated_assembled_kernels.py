@@ -10,7 +10,20 @@ of :mod:`kpops.engines.cpu.gated_kernels`, but for `matrix`, workspace for the J
 from __future__ import annotations
 
 from kpops.engines.cpu.blas import product
-from kpops.engines.cpu.gated_kernels import add, clear, combine, compiled, copy
+from kpops.engines.cpu.gated_kernels import add, clear, combine, compiled, copy, part
+
+
+@part
+def assemble(lists, place, d, weight, matrix):
+    """Write A^T of one step to `matrix`, (hidden, variable, hidden), without what is carried."""
+    for j in range(len(matrix)):
+        clear(matrix[j])
+        combine(lists.gains, d, weight[j], matrix[j])
+        if place.source < 0:
+            slope = d[lists.slopes[0, 2], j]
+            for i in range(matrix.shape[1]):
+                for m in range(matrix.shape[2]):
+                    matrix[j, i, m] *= slope
 
 
 @compiled
@@ -23,14 +36,7 @@ def propagate_trials(gemm, weight, q, v, d, lists, state, moved, matrix, place, 
         for b in range(trials.first, trials.stop):
             rows = slice(b * n_block, (b + 1) * n_block)
             if t > 0:
-                for j in range(len(matrix)):
-                    clear(matrix[j])
-                    combine(lists.gains, d[b, step], weight[j], matrix[j])
-                    if place.source < 0:
-                        slope = d[b, step, lists.slopes[0, 2], j]
-                        for i in range(n):
-                            for m in range(matrix.shape[2]):
-                                matrix[j, i, m] *= slope
+                assemble(lists, place, d[b, step], weight, matrix)
                 product(gemm, state[rows, source], matrix, moved[rows], zero)
             for k in range(n_block):
                 r = b * n_block + k

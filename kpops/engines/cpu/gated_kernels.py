@@ -19,15 +19,15 @@ import numba
 
 from kpops.engines.cpu.blas import product
 
-_OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "nogil": True,
     "cache": True,
     # Fused multiply-add changes the last bit only and saves an instruction in three.
     "fastmath": {"contract"},
     "no_cfunc_wrapper": True,
 }
-compiled = numba.njit(**_OPTIONS)
-part = numba.njit(**{**_OPTIONS, "no_cpython_wrapper": True})  # called by kernels only
+compiled = numba.njit(**OPTIONS)
+part = numba.njit(**{**OPTIONS, "no_cpython_wrapper": True})  # called by kernels only
 
 CHUNK = 128
 """Rows of (trial, time) that the passage between layers takes at a time."""
