@@ -47,8 +47,8 @@ _PART, _SOON, _LATE = 0.6, 1.05, 1.25
 # Singular values below this fraction of the largest are lost to their squares in float64.
 _LOST = 1e-6
 # Modes that are deflated beside those found, and how far one may lower the level, as a fraction of
-# its distance.
-_ASIDE, _LOWERED = 10, 0.05
+# the distance of the nearest.
+_ASIDE, _LOWERED = 10, 5e-3
 
 Values = Float[Tensor, "problem mode"]
 Axes = Float[Tensor, "problem basis mode"]
@@ -177,7 +177,8 @@ class Lanczos(Process):
         gap = (level - size).clamp_min(torch.finfo(size.dtype).tiny)
         weights = torch.where(size < level, 1 / gap, 0)
         lowered = self.residuals.gather(1, best).square() * weights
-        taken = (lowered <= _LOWERED * gap) | (torch.arange(len(gap[0])) < n) | positive
+        nearest = gap[:, n:].amin(1, keepdim=True) if gap.shape[1] > n else gap
+        taken = (lowered <= _LOWERED * nearest) | (torch.arange(gap.shape[1]) < n) | positive
         axes = _picked(self.axes[0], best) * taken[:, None]
         vectors = beside(axes.mT, self.basis.rows) @ self.basis.rows
         ends = axes[:, self.first :]

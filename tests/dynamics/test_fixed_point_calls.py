@@ -221,6 +221,7 @@ def test_no_starts_from_a_linearization_are_refused():
 def test_more_points_than_fit_are_refused(monkeypatch):
     lin = kpops.linearize(Stay(), torch.arange(8.0)[None, :, None], h0=torch.zeros(1, 1))
     monkeypatch.setattr("kpops.engines.memory.free_bytes", lambda device: 100)
+    monkeypatch.setattr("kpops.engines.memory.ALWAYS_FITS", 100)
     with pytest.raises(MemoryError, match="the eigenvectors of 8 points needs"):
         fixed_points(lin, 8, rng=0)
 
