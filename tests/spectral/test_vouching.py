@@ -1,7 +1,5 @@
 """The second search, which says whether the modes found are the leading ones."""
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 import torch
@@ -68,25 +66,21 @@ def test_the_rest_of_a_positive_operator_lies_below_the_level_where_no_mode_is_m
         assert torch.linalg.eigvalsh(off @ matrix @ off + c.T @ c)[-1] < level
 
 
-class Diagonal(NamedTuple):
-    """A positive problem, as a certificate sees it."""
-
-    values: torch.Tensor
-    positive: bool = True
-
-    @property
-    def space(self):
-        return VectorSpace(1, len(self.values), torch.float64, torch.device("cpu"))
-
-    def act(self, x):
-        return x * self.values
+def diagonal(values, *, positive=True):
+    """A diagonal operator, as a certificate sees it."""
+    op = as_operator(np.eye(2))  # only its sign matters
+    op.positive = positive
+    problem, values = SpectralProblem(op, n_modes=1), torch.from_numpy(values)
+    problem.space = VectorSpace(1, len(values), torch.float64, torch.device("cpu"))
+    problem.act = lambda x: x * values
+    return problem
 
 
 @pytest.mark.parametrize("mode", [1.09, -1.09])
 def test_the_chance_of_an_unseen_mode_is_bounded(mode, monkeypatch):
     # One mode above the level, and a spectrum that begins below it.
     n, level, n_runs = 1500, 1.08, 300
-    problem = Diagonal(torch.from_numpy(np.r_[mode, np.linspace(0, 1, n - 1)]), positive=mode > 0)
+    problem = diagonal(np.r_[mode, np.linspace(0, 1, n - 1)], positive=mode > 0)
     empty = torch.zeros(1, 0, n, dtype=torch.float64)
     for bound in (0.3, 0.1, 0.01):
         monkeypatch.setattr(certify, "_UNSEEN", bound)
@@ -104,7 +98,7 @@ def test_the_chance_of_an_unseen_mode_is_bounded(mode, monkeypatch):
 def test_a_start_without_the_mode_is_as_short_along_it_as_the_bound_says(monkeypatch):
     # |u . q_0| <= 1 / p_j(level), with the component of the start known.
     n, level = 400, 1.05
-    problem = Diagonal(torch.from_numpy(np.r_[1.0501, np.linspace(0, 1, n - 1)]))
+    problem = diagonal(np.r_[1.0501, np.linspace(0, 1, n - 1)])
     empty = torch.zeros(1, 0, n, dtype=torch.float64)
     usual = VectorSpace.normal_blocks
     for component in 10.0 ** -np.arange(2, 12):
