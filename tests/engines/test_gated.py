@@ -138,6 +138,21 @@ def test_features_may_have_parameters_of_each_unit():
             assert relative(K_j.apply(q), reference.K_by_parameter[name].apply(q)) < 1e-13
 
 
+def test_features_may_depend_on_no_state():
+    class Constant(Structured):
+        def features(self, state):
+            return torch.full_like(state[0], 0.3)
+
+        def gates(self, from_x, from_h, state):
+            return (0.5 * state[0] + torch.tanh(self.module.phi(from_x[0]) + from_h[0]),)
+
+    torch.manual_seed(0)
+    model, x = Constant(Plain()).double(), torch.randn(3, 5, 2, dtype=torch.float64)
+    reference = kpops.linearize(model, x, engine="autodiff")
+    for engine in GATED:
+        assert_same(kpops.linearize(model, x, engine=engine), reference, 1e-13)
+
+
 def test_gates_must_return_the_variables():
     class Bare(Structured):
         def gates(self, from_x, from_h, state):

@@ -218,11 +218,13 @@ class Layer:
 
     def _features(self, d: Diagonals, ds: Units) -> Features:
         """F ds."""
-        (w, p), *others = self.pattern.slopes
-        if p is None and not others:
-            return self._split(ds)[w]
+        slopes = self.pattern.slopes
+        if not slopes:  # features that depend on no state
+            return ds.new_zeros(*ds.shape[:-1], self.hidden)
+        if len(slopes) == 1 and slopes[0][1] is None:
+            return self._split(ds)[slopes[0][0]]
         into = ds.new_empty(*ds.shape[:-1], self.hidden)
-        combine(tuple((0, 0, w, _place(p)) for w, p in self.pattern.slopes), d, (ds,), into, None)
+        combine(tuple((0, 0, w, _place(p)) for w, p in slopes), d, (ds,), into, None)
         return into
 
     def assembled(
