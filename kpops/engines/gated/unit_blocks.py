@@ -147,8 +147,9 @@ class UnitBlocks(Blocks):
             d = layer.diagonals(segment).double().square().sum(-1)
             for part in self.gram.parts:
                 z = torch.cat([z[:, segment] for z in self.gram.of(part)], -1).double()
-                gains = d[[p for _, p in part.gains]].sum(0)
-                total += (gains * z.square().sum(-1)).sum()
+                squares = z.square().sum(-1)
+                for _, p in part.gains:
+                    total += (d[p] * squares).sum()
         return self.scale * float(self.parts.sum(total))
 
     def inner(self, other: UnitBlocks) -> float:
