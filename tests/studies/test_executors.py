@@ -199,9 +199,11 @@ def test_dask_gives_the_results_of_this_process(dask_executor, path, tmp_path):
 @pytest.mark.slow
 def test_dask_names_the_point_that_kills_its_workers(dask_executor, path):
     study = made(path, measures.deadly)
-    with pytest.raises(kpops.StudyError, match=r"1 points .*KilledWorker.* g=2.0, seed=0\. If"):
+    # Dask gives up a point that waits for the same worker, too; only one was running.
+    told = r"[12] points .*KilledWorker.* Running in them: g=2.0, seed=0\. If"
+    with pytest.raises(kpops.StudyError, match=told):
         study.run(dask_executor, progress=False)
-    assert study.missing == [3]
+    assert 3 in study.missing
 
 
 @pytest.mark.slow
