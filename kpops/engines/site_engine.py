@@ -24,7 +24,7 @@ Parameters = Float[Tensor, "block parameter"]
 Fields = Float[Tensor, "block trial *places"]
 
 # Bytes of the activations of the vectors that are taken together, and how often each is held.
-_BYTES, _HELD = 2**28, 3
+_BYTES, _HELD = 2**29, 3
 
 
 @dataclass(frozen=True)
