@@ -72,7 +72,7 @@ benchmarks: $(READY)  ## products beside other ways to them, growth, memory, spe
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python -m benchmarks
 
-bench-check: $(READY)  ## fifteen ratios of times beside the committed ones (three minutes)
+bench-check: $(READY)  ## fifteen ratios of times beside the committed ones (a minute or two)
 	$(BIN)/python -m benchmarks.watch
 
 check: lint types test test-slow test-distributed doctest docs  ## what CI runs, but for the demo

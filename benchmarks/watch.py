@@ -1,4 +1,4 @@
-"""Fifteen ratios in three minutes: is anything slower than it was?
+"""Fifteen ratios in about a minute: is anything slower than it was?
 
 ``python -m benchmarks.watch`` times calls of kpops beside calls that do not use it, in turns, and
 compares each ratio with that of ``results/watch.json`` for the same processor. A loss above a
@@ -102,8 +102,9 @@ def of_exponents(case: Case) -> Iterator[Pair]:
     )
 
 
-def of_sites(samples: int = 256, width: int = 256, size: int = 8) -> Iterator[Pair]:
+def of_sites() -> Iterator[Pair]:
     """The NTK of an MLP, beside a VJP and a JVP for each vector."""
+    samples, width, size = 256, 256, 8
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]

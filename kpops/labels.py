@@ -192,7 +192,8 @@ class Space(Shown):
         """Label an array of shape ``(*block, *shape)``."""
         attrs = {} if long_name is None else {"long_name": long_name, "units": "1"}
         if not block_dims and not block_coords:
-            result = self._labelled.copy(deep=False, data=values)
+            # Deep, since who writes into the labels of one result must not change the next.
+            result = self._labelled.copy(deep=True, data=values)
             result.name, result.attrs = name, attrs
             return result
         own = {k: c.described(k) for k, c in self.coords.items()}

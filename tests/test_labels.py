@@ -98,6 +98,20 @@ def test_coordinates_are_identical_to_the_users(times):
     assert at.attrs == given.time.attrs
 
 
+def test_who_writes_into_the_labels_of_a_result_changes_no_other():
+    task = kpops.tasks.memory_pro(4, rng=0, steps=(2, 2, 2))
+    lin = kpops.linearize(torch.nn.GRU(3, 5, batch_first=True), task.inputs)
+    q = xr.zeros_like(lin.states)
+    result = lin.flow @ q
+    for name in ("epoch", "angle", "variable"):
+        before = lin.states[name].values.copy()
+        result[name].values[...] = before[::-1].copy()[:1]
+        result[name].attrs["note"] = "mine"
+        for other in (lin.flow @ q, lin.states):
+            np.testing.assert_array_equal(other[name], before)
+            assert "note" not in other[name].attrs
+
+
 def test_kpops_describes_what_the_user_has_not_labelled():
     states = kpops.linearize(gru(), values(TRIALS, STEPS, 3)).states
     assert states.time.attrs == {"long_name": "time", "units": "step"}

@@ -21,8 +21,8 @@ from kpops.models.recurrence import Recurrence, as_recurrence
 from kpops.read_inputs import read_inputs, read_state, trajectory_space
 from kpops.scalars import check_count, check_real
 
-# Steps from which a run is compiled. Loading compiled code takes as long as torch's overhead in as
-# many steps, and the first compilation of a machine that of two hundred times as many.
+# Steps from which a run is compiled: loading compiled code takes as long as torch's overhead in so
+# many. The first compilation of a machine takes seconds.
 COMPILED_FROM = 2000
 _CHECKED = 8  # steps that compiled code repeats
 

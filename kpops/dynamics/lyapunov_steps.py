@@ -28,6 +28,10 @@ class Steps:
     ) -> None:
         self.recurrence = recurrence
         self.trajectory = trajectory
+        self._prepare(known, check)
+
+    def _prepare(self, known: Known, check: bool) -> None:
+        """Compute what serves all steps."""
 
     def move(self, frames: Tensor, time: slice) -> Tensor:
         """A of these steps of the chunk, one after the other, on every vector."""
@@ -53,11 +57,8 @@ class Steps:
 class GatedSteps(Steps):
     """Weights between the diagonals of the gates; for many vectors, the Jacobian of one step."""
 
-    def __init__(
-        self, recurrence: Recurrence, trajectory: Trajectory, known: Known, *, check: bool
-    ) -> None:
-        super().__init__(recurrence, trajectory, known, check=check)
-        self.layers = GatedEngine(recurrence, {}, trajectory, check=check).layers
+    def _prepare(self, known: Known, check: bool) -> None:
+        self.layers = GatedEngine(self.recurrence, {}, self.trajectory, check=check).layers
 
     def _jvp(self, t: int, block: Tensor) -> Tensor:
         if len(self.layers) == 1 and block.shape[2] <= 4 * len(block):
@@ -74,13 +75,10 @@ class GatedSteps(Steps):
 class CompiledSteps(Steps):
     """The same, compiled for the CPU."""
 
-    def __init__(
-        self, recurrence: Recurrence, trajectory: Trajectory, known: Known, *, check: bool
-    ) -> None:
+    def _prepare(self, known: Known, check: bool) -> None:
         from kpops.engines.cpu.tangents import TangentEngine
 
-        super().__init__(recurrence, trajectory, known, check=check)
-        self.engine = TangentEngine(recurrence, {}, trajectory, check=check)
+        self.engine = TangentEngine(self.recurrence, {}, self.trajectory, check=check)
         if known is not None:
             self.engine.know(known, check=check)
 
@@ -96,12 +94,10 @@ class CompiledSteps(Steps):
 class JacobianSteps(Steps):
     """Jacobians of all steps of the chunk, formed at once."""
 
-    def __init__(
-        self, recurrence: Recurrence, trajectory: Trajectory, known: Known, *, check: bool
-    ) -> None:
-        super().__init__(recurrence, trajectory, known, check=check)
+    def _prepare(self, known: Known, check: bool) -> None:
+        trajectory = self.trajectory
         x, h = trajectory.inputs.flatten(0, 1), trajectory.previous.flatten(0, 1)
-        jacobians = Rowwise(recurrence.step, {}, x, h).state_jacobians()
+        jacobians = Rowwise(self.recurrence.step, {}, x, h).state_jacobians()
         self._every = jacobians.unflatten(0, trajectory.states.shape[:2])
 
     def _jvp(self, t: int, block: Tensor) -> Tensor:
@@ -110,11 +106,9 @@ class JacobianSteps(Steps):
     def jacobians(self, t: int) -> Tensor | None:
         """A of one step of every trial."""
         mask, here = self.trajectory.mask, self._every[:, t]
-        return (
-            here
-            if mask is None
-            else here.where(mask[:, t, None, None], torch.eye(here.shape[1]).to(here))
-        )
+        if mask is None:
+            return here
+        return here.where(mask[:, t, None, None], torch.eye(here.shape[1]).to(here))
 
     def log_dets(self) -> Tensor | None:
         """Logarithm of |det A| (trial, time) in float64; zero where a trial has ended."""

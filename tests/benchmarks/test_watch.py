@@ -58,12 +58,11 @@ def test_there_are_fifteen_ratios_of_calls_that_run(monkeypatch):
     monkeypatch.setattr(watch, "SMALL", replace(TINY, kind="LSTM"))
     monkeypatch.setattr(watch, "MODES", 2)
     names = []
-    for name, ours, theirs, times in watch.pairs():
+    for name, ours, theirs, _ in watch.pairs():
         names.append(name)
         if "exponents" not in name:  # thousands of steps
             ours()
             theirs()
-        assert times >= 1
     assert len(set(names)) == len(names) == 15
 
 
