@@ -14,7 +14,7 @@ export MPLBACKEND ?= agg
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two minutes)
 	$(BIN)/python examples/dynamic_collapse.py --output outputs
 
-test: $(READY)  ## the test suite without the slow tests (seven to eight minutes), a core for each worker
+test: $(READY)  ## the test suite without the slow tests (about nine minutes), a core for each worker
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --ignore=tests/distributed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests/distributed  # starts its own
 
