@@ -24,6 +24,7 @@ ROOMS = [
     {"spectral", "dynamics", "html"},
     {"studies"},
     {"learning"},
+    {"systems", "koopman", "reconstruction"},
     {"tasks", "training", "plot", "testing"},
 ]
 # What a function may import: compiled kernels, which load Numba, and what draws; optional packages;
