@@ -16,6 +16,7 @@ ORDER = [
     "theorem_1.py",
     "g_sweep.py",
     "interference.py",
+    "greens_maps.py",
     "ntk_of_an_mlp.py",
     "ntk_of_a_transformer.py",
     "continual.py",

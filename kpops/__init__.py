@@ -24,6 +24,7 @@ from kpops.learning.rank_bounds import rank_bounds
 from kpops.learning.stability import stability
 from kpops.learning.step_results import MeasureError
 from kpops.learning.subspaces import subspace
+from kpops.learning.task_similarity import task_similarity
 from kpops.learning.telescope import telescope
 from kpops.learning.trajectories import trajectory_dimension
 from kpops.linearization import Linearization
@@ -40,7 +41,10 @@ from kpops.spectral import (
     eigvalsh,
     frobenius_map,
     frobenius_norm,
+    greens_fractions,
+    greens_map,
     observability_gramian,
+    predictive_information,
     schatten_norm,
     spectral_density,
     spectral_norm,
@@ -88,6 +92,8 @@ __all__ = [
     "frobenius_map",
     "frobenius_norm",
     "gradient_flow",
+    "greens_fractions",
+    "greens_map",
     "interference",
     "interference_operator",
     "kaplan_yorke_dimension",
@@ -99,6 +105,7 @@ __all__ = [
     "observability_gramian",
     "over_training",
     "plot",
+    "predictive_information",
     "rank_bounds",
     "schatten_norm",
     "spectral_density",
@@ -107,6 +114,7 @@ __all__ = [
     "stationary_response",
     "subspace",
     "svds",
+    "task_similarity",
     "tasks",
     "telescope",
     "testing",

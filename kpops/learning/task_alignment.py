@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kpops.engines.memory import check_allocation
 from kpops.engines.random_vectors import RandomVectors
-from kpops.labels import by_name
+from kpops.labels import Space, by_name
 from kpops.learning.required import require_linearization
 from kpops.linalg.exact import is_cheap
 from kpops.linalg.probes import jackknife
@@ -67,19 +67,23 @@ def group_trials(lin: Linearization, by: Any, condition: Any = None) -> Groups:
     `by` and `condition` name a coordinate of trials, or label each trial. Trials of one condition
     match; without conditions, the k-th trials of groups of equal size do.
     """
-    require_linearization(lin)
-    labels = _labels(lin, by, "by")
+    return groups_in(require_linearization(lin).space, by, condition)
+
+
+def groups_in(space: Space, by: Any, condition: Any = None) -> Groups:
+    """The same for the trials of a space."""
+    labels = _labels(space, by, "by")
     _, first, codes = np.unique(labels, return_index=True, return_inverse=True)
     if len(first) < 2:
         raise ValueError(
-            f"by={_shown(by)}: all trials are of {labels[0]!r}, interference needs two groups"
+            f"by={_shown(by)}: all trials are of {labels[0]!r}, a comparison needs two groups"
         )
     order = np.argsort(first)
     members = tuple(np.flatnonzero(codes == code) for code in order)
     names = labels[first[order]]
     if condition is None:
         return Groups(names, members, len({len(m) for m in members}) == 1)
-    values = _labels(lin, condition, "condition")
+    values = _labels(space, condition, "condition")
     members = tuple(m[np.argsort(values[m], kind="stable")] for m in members)
     for name, mine in zip(names[1:], members[1:], strict=True):
         if not np.array_equal(values[mine], values[members[0]]):
@@ -115,20 +119,20 @@ def trial_gradients(lin: Linearization, adjoint: Tensor) -> Tensor:
     return rows
 
 
-def _labels(lin: Linearization, given: Any, argument: str) -> np.ndarray:
+def _labels(space: Space, given: Any, argument: str) -> np.ndarray:
     """A label for each trial; strings as objects, which files can hold."""
-    n_trials = lin.space.sizes["trial"]
+    n_trials = space.sizes["trial"]
     if isinstance(given, str):
-        known = sorted(k for k, c in lin.space.coords.items() if c.dims == ("trial",))
+        known = sorted(k for k, c in space.coords.items() if c.dims == ("trial",))
         if given not in known:
             raise ValueError(
                 f"{argument}={given!r} is no coordinate of trials, which are {known}: linearise "
                 f"inputs that are a DataArray with it, or pass an array of {n_trials} labels"
             )
-        values = np.asarray(lin.space.coords[given][1])
+        values = np.asarray(space.coords[given][1])
     else:
         if isinstance(given, xr.DataArray):
-            given = by_name(given, lin.space.keep(("trial",)), argument)
+            given = by_name(given, space.keep(("trial",)), argument)
         values = np.asarray(given)
         if values.shape != (n_trials,):
             raise ValueError(

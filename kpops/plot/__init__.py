@@ -8,6 +8,7 @@ from kpops.plot.dynamics import (
 )
 from kpops.plot.estimates import alignment, effective_rank, over_training
 from kpops.plot.fields import eigenfunctions, frobenius_map
+from kpops.plot.greens import greens_map
 from kpops.plot.interference import interference
 from kpops.plot.learning import captured, rank_bounds
 from kpops.plot.points import fixed_point_eigenvalues, fixed_points
@@ -24,6 +25,7 @@ __all__ = [
     "fixed_point_eigenvalues",
     "fixed_points",
     "frobenius_map",
+    "greens_map",
     "interference",
     "lyapunov_history",
     "lyapunov_spectrum",

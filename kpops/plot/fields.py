@@ -15,7 +15,6 @@ from kpops.plot import wording
 _VARIABLES = ("eigenfunction", "left", "right")
 _MAX_COURSES = 12
 _MAPS = "kpops.frobenius_map"
-_DECADES = 6
 
 
 def eigenfunctions(
@@ -306,13 +305,9 @@ def frobenius_map(result: xr.Dataset, figure: Any = None) -> np.ndarray:
 def _draw_map(ax: Any, energy: xr.DataArray) -> None:
     from matplotlib.colors import LogNorm
 
-    positive = energy.values[energy.values > 0]  # leaves NaN out, too
-    largest = float(positive.max(initial=0)) or 1
-    smallest = float(positive.min(initial=largest))
-    low = min(max(smallest, largest / 10**_DECADES), largest / 2)
+    low, largest, extend = look.decades(energy.values)
     style = {"aspect": "equal", "cmap": look.UNSIGNED, "norm": LogNorm(low, largest)}
     image = look.heat_map(ax, energy.where(energy > 0), **style)
-    extend = "min" if smallest < low else "neither"
     bar = look.colour_bar(image, ax, wording.label_of(energy), extend=extend)
     look.plain_numbers(bar.ax.yaxis, low, largest)
 

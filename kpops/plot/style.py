@@ -18,6 +18,8 @@ SIGNED, UNSIGNED = "RdBu_r", "viridis"
 PADDING = "0.85"
 """Colour of masked steps. White would be a value of one colour map, and near one of the other."""
 
+_DECADES = 6
+
 # Inches and points of one column of a paper.
 COLUMN, FONT_SIZE = 3.5, 8
 
@@ -173,6 +175,15 @@ def plain_numbers(axis: Any, low: float, high: float) -> None:
         axis.set_major_locator(MaxNLocator(5))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: wording.number(value, 4)))
+
+
+def decades(values: np.ndarray) -> tuple[float, float, str]:
+    """Ends of a logarithmic scale over at most six decades, and how its colour bar extends."""
+    positive = values[values > 0]  # leaves NaN out, too
+    largest = float(positive.max(initial=0)) or 1.0
+    smallest = float(positive.min(initial=largest))
+    low = min(max(smallest, largest / 10**_DECADES), largest / 2)
+    return low, largest, "min" if smallest < low else "neither"
 
 
 def heat_map(ax: Any, field: xr.DataArray, **style: Any) -> Any:

@@ -2,7 +2,8 @@
 
 - Modes: ``eig``, ``svd``, ``eigvalsh``, ``truncation``.
 - Numbers: ``traces``, ``norms``, ``rank``, ``align``.
-- Distributions: ``density`` of the spectrum; ``maps`` and ``gramian`` in trial, time and unit.
+- Distributions: ``density`` of the spectrum; ``maps`` and ``gramian`` in trial, time and unit;
+  ``greens_maps`` and ``information`` of the propagator over time.
 """
 
 from kpops.spectral.align import alignment
@@ -10,6 +11,8 @@ from kpops.spectral.density import spectral_density
 from kpops.spectral.eig import eigsh
 from kpops.spectral.eigvalsh import eigvalsh
 from kpops.spectral.gramian import controllability_gramian, observability_gramian
+from kpops.spectral.greens_maps import greens_fractions, greens_map
+from kpops.spectral.information import predictive_information
 from kpops.spectral.maps import frobenius_map
 from kpops.spectral.norms import frobenius_norm, schatten_norm, spectral_norm
 from kpops.spectral.rank import effective_rank
@@ -26,7 +29,10 @@ __all__ = [
     "eigvalsh",
     "frobenius_map",
     "frobenius_norm",
+    "greens_fractions",
+    "greens_map",
     "observability_gramian",
+    "predictive_information",
     "schatten_norm",
     "spectral_density",
     "spectral_norm",

@@ -115,29 +115,30 @@ def controllability_gramian(
     return _gramians(lin, times, "controllability", -1)
 
 
-def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) -> xr.Dataset:
+def propagator_of(lin: Any) -> tuple[Propagator, Tensor]:
+    """Return P of a linearization, or P itself, and the valid entries as ones; refuse others."""
     P = lin if isinstance(lin, TrajectoryOperator) else getattr(lin, "P", lin)
     if not isinstance(P, Propagator):
         raise TypeError(
             f"lin is {described(lin)}: pass a Linearization, or its P, of a model that is "
             "forced by states"
         )
-    if "time" not in P.domain.dims:
+    window = _window(P)
+    if window is None:
         raise ValueError(f"{P!r} has no steps in time: take op.H @ op and op @ op.H as they are")
+    return P, window.rows
+
+
+def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) -> xr.Dataset:
+    P, valid = propagator_of(lin)
     n_trials, n_steps, n_units = P.domain.shape
-    times = [default] if times is None else times
-    chosen = np.atleast_1d(np.asarray(times))
-    if chosen.dtype.kind not in "iu" or ((chosen < -n_steps) | (chosen >= n_steps)).any():
-        raise ValueError(f"times={times!r}: choose positions from 0 to {n_steps - 1}, as ints")
-    chosen = np.arange(n_steps)[chosen]
+    chosen = positions([default] if times is None else times, n_steps)
     recursion = _observability if kind == "observability" else _controllability
     with exclusive_compute(P.device):  # no inference mode, whose tensors cannot be written to
-        window = _window(P)
-        assert window is not None
         kept = torch.empty(n_trials, len(chosen), n_units, n_units, dtype=torch.float64)
         traces = torch.empty(n_trials, n_steps, dtype=torch.float64)
         work.expect(n_steps, "steps")
-        for t, gramian, scale in recursion(P.engine, window.rows):
+        for t, gramian, scale in recursion(P.engine, valid):
             work.advance(1)
             traces[:, t] = scale * gramian.diagonal(dim1=1, dim2=2).double().sum(1)
             for i in np.flatnonzero(chosen == t):
@@ -150,6 +151,14 @@ def _gramians(lin: Any, times: Sequence[int] | None, kind: str, default: int) ->
         "trace": P.domain.keep(("trial", "time")).label(trace, long_name=f"trace of the {what}"),
     }
     return xr.Dataset(variables, identity(P), configuration(P, times=chosen.tolist()))
+
+
+def positions(times: Any, n_steps: int) -> np.ndarray:
+    """Positions along time, counted from 0; refuse those that there are not."""
+    chosen = np.atleast_1d(np.asarray(times))
+    if chosen.dtype.kind not in "iu" or ((chosen < -n_steps) | (chosen >= n_steps)).any():
+        raise ValueError(f"times={times!r}: choose positions from 0 to {n_steps - 1}, as ints")
+    return np.arange(n_steps)[chosen]
 
 
 def _labelled(P: Propagator, matrices: Tensor, times: np.ndarray, long_name: str) -> xr.DataArray:

@@ -459,7 +459,7 @@ def test_what_is_zero_has_no_cosine(trained):
     [
         ({"by": "rule"}, r"by='rule' is no coordinate of trials, which are \['angle', 'task'"),
         ({"by": ["a"] * 5}, r"by has shape \(5,\), expected \(6,\): one label per trial"),
-        ({"by": ["a"] * 6}, "all trials are of 'a', interference needs two groups"),
+        ({"by": ["a"] * 6}, "all trials are of 'a', a comparison needs two groups"),
         ({"by": [1, 1, 1, 2, 2, np.nan]}, "by is not a number at trial 5"),
         ({"condition": [0, 1, 2, 0, 0, 0]}, "conditions of 'Anti' and 'Pro' are not the same"),
         ({"num_matvecs": 1}, "num_matvecs=1: pass 0, or at least 2"),

@@ -6,6 +6,7 @@ import torch
 import xarray as xr
 from cases import CASES_AND_ENGINES, STEPS, TRIALS, skip_compiled_elsewhere
 from dense import dense, relative
+from linear_networks import linear_rnn
 
 import kpops
 from kpops.linalg.gramians import propagator_norm
@@ -13,23 +14,6 @@ from kpops.operators import Restriction
 from kpops.spectral.gramian import controllability_gramian, observability_gramian
 
 MASK = torch.arange(STEPS) < torch.tensor([[STEPS], [3], [1]])
-
-
-def linear_rnn(W, n_steps, n_trials=1, dtype=torch.float64, engine="auto"):
-    """h' = relu(W h + x) at states that stay positive, so that A = W."""
-    size = len(W)
-    rnn = torch.nn.RNN(size, size, nonlinearity="relu", bias=False, batch_first=True).to(dtype)
-    with torch.no_grad():
-        rnn.weight_hh_l0.copy_(torch.as_tensor(W, dtype=torch.float64))
-        rnn.weight_ih_l0.copy_(torch.eye(size))
-    states = torch.ones(n_trials, n_steps + 1, size, dtype=dtype)
-    inputs = states[:, 1:] - states[:, :-1] @ rnn.weight_hh_l0.T.detach()
-    return kpops.linearize(rnn, inputs, h0=states[:, 0], engine=engine)
-
-
-def blocks_of(P):
-    """Dense P as (trial, time, unit, trial, time, unit)."""
-    return P.to_dense().reshape(*P.codomain.shape, *P.domain.shape)
 
 
 @pytest.mark.parametrize(("a", "expected"), [(1.0, 50 * 51 / 2), (0.9, 240.7208), (-0.5, None)])
