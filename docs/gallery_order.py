@@ -10,6 +10,7 @@ ORDER = [
     "gradient_flow_by_hand.py",
     "fixed_points.py",
     "lyapunov.py",
+    "symbolic_code.py",
     "truncated_flow.py",
     "learning_rules.py",
     "edge_of_stability.py",

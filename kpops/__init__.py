@@ -8,7 +8,7 @@ P K P*.
 import importlib
 from typing import Any
 
-from kpops import distributed, models, plot, tasks, training
+from kpops import distributed, models, plot, reconstruction, tasks, training
 from kpops import html as html  # what notebooks show registers itself
 from kpops.dynamics.at_points import linearize_at, stationary_response
 from kpops.dynamics.covariant import covariant_lyapunov_vectors
@@ -107,6 +107,7 @@ __all__ = [
     "plot",
     "predictive_information",
     "rank_bounds",
+    "reconstruction",
     "schatten_norm",
     "spectral_density",
     "spectral_norm",

@@ -16,7 +16,6 @@ from kpops.models.gated import Affine, GatedRecurrence, Tensors
 from kpops.models.recurrence import as_recurrence, is_whole, unless_changed
 
 
-@experimental
 class PLRNNCell(Cell):
     """A piecewise-linear RNN (PLRNN), or an almost-linear one (AL-RNN).
 

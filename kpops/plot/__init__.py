@@ -1,5 +1,6 @@
 """Figures from labelled results. matplotlib is imported at the first plot, not before."""
 
+from kpops.plot.codes import transitions
 from kpops.plot.dynamics import (
     covariant_angles,
     finite_time_exponents,
@@ -32,4 +33,5 @@ __all__ = [
     "over_training",
     "rank_bounds",
     "spectrum",
+    "transitions",
 ]
