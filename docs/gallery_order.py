@@ -11,6 +11,7 @@ ORDER = [
     "fixed_points.py",
     "lyapunov.py",
     "symbolic_code.py",
+    "lorenz_by_teacher_forcing.py",
     "truncated_flow.py",
     "learning_rules.py",
     "edge_of_stability.py",

@@ -16,6 +16,7 @@ from kpops.learning.subspaces import InSubspace
 from kpops.learning.training import train
 from kpops.learning.watching import Watch
 from kpops.learning.weights_over_training import correlated_modes, weight_pca, weight_trajectories
+from kpops.reconstruction.teacher_forcing import reconstruct
 
 __all__ = [
     "Checkpoints",
@@ -33,6 +34,7 @@ __all__ = [
     "logarithmic",
     "mean_below",
     "naive_loss_minimization",
+    "reconstruct",
     "softmax_collapse",
     "stability_gap",
     "train",

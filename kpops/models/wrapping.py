@@ -14,6 +14,7 @@ from kpops.models.recurrence import (
     Recurrence,
     as_recurrence,
     is_real,
+    is_whole,
     unless_changed,
 )
 
@@ -77,31 +78,38 @@ class TeacherForced(nn.Module):
     cell : nn.Module
         A cell with ``forward(x_t, h)`` whose state is one tensor: one of kpops, ``nn.RNNCell``,
         ``nn.GRUCell``, or your own with ``input_size`` and ``hidden_size`` (or ``state_size``).
-    alpha : float
-        From 0, no forcing, to 1, classical teacher forcing.
+    alpha : float or None
+        From 0, no forcing, to 1, classical teacher forcing. None: it varies from step to step and
+        comes with the inputs.
+    observed : int, optional
+        Number of observed units, the first of the state; the others are not forced. Default: all.
 
     Raises
     ------
     TypeError
         If `cell` runs over whole sequences, or has a state of several tensors.
     ValueError
-        If `alpha` is out of range, or a size is unknown.
+        If `alpha` or `observed` is out of range, or a size is unknown.
 
     Notes
     -----
-    Inputs are ``[x, d]`` side by side: first the features of the cell, then one for each unit. d at
-    step t is the observed state at t - 1; the first d pulls at ``h0``.
+    Inputs are ``[x, d]`` side by side: first the features of the cell, then one for each observed
+    unit, then, without an `alpha`, the strength. d at step t is the observed state at t - 1; the
+    first d pulls at ``h0``. *Sparse* teacher forcing has the strength 1 at every tau-th step and 0
+    at the others. :func:`kpops.training.reconstruct` trains cells in both ways.
 
-    The Jacobian of a step is ``(1 - alpha)`` times that of the cell at the forced state. So alpha
-    bounds P and the gradients behind K where the cell itself is chaotic: along a trajectory that
-    the data do not change (d = h), all Lyapunov exponents move by ``log(1 - alpha)``.
+    The Jacobian of a step is that of the cell at the forced state, its columns of observed units
+    times ``1 - alpha``. So alpha bounds P and the gradients behind K where the cell itself is
+    chaotic: where all units are observed, along a trajectory that the data do not change (d = h),
+    all Lyapunov exponents move by ``log(1 - alpha)``.
 
     The parameters are those of the cell, as ``cell.name``. It uses the general engines.
 
     References
     ----------
     F. Hess et al., Generalized teacher forcing for learning chaotic dynamics, ICML 2023 (arXiv
-    2306.04406).
+    2306.04406). J. Mikhaeil, Z. Monfared and D. Durstewitz, On the difficulty of learning chaotic
+    dynamics with RNNs, NeurIPS 2022 (arXiv 2110.07238).
 
     Examples
     --------
@@ -112,26 +120,19 @@ class TeacherForced(nn.Module):
     <P K P* (trial: 5, time: 20, unit: 3), float32 on cpu, PSD>
     """
 
-    def __init__(self, cell: nn.Module, alpha: float) -> None:
+    def __init__(
+        self, cell: nn.Module, alpha: float | None, *, observed: int | None = None
+    ) -> None:
         super().__init__()
-        if not (is_real(alpha) and 0 <= alpha <= 1):
+        if not (alpha is None or (is_real(alpha) and 0 <= alpha <= 1)):
             raise ValueError(f"alpha={alpha}: the strength of the forcing is in [0, 1]")
-        inner = as_recurrence(cell)
-        several = isinstance(inner, ModuleRecurrence) and inner.sizes is not None
-        if several or isinstance(cell, nn.RNNBase | nn.LSTMCell) or isinstance(inner, Wrapping):
-            raise TypeError(
-                f"{type(cell).__name__} is no cell whose state is one tensor: force a cell such as "
-                "nn.GRUCell, and put other wrappers around the forced cell"
-            )
-        if inner.state_size is None or inner.input_size is None:
-            raise ValueError(
-                f"the sizes of {type(cell).__name__} are unknown: give it attributes input_size "
-                "and hidden_size"
-            )
+        features, self.state_size = sizes_of_cell(cell)
+        self.observed = self.state_size if observed is None else observed
+        if not (is_whole(self.observed) and 1 <= self.observed <= self.state_size):
+            raise ValueError(f"observed={observed!r}: choose an int from 1 to {self.state_size}")
         self.cell = cell
         self.alpha = alpha
-        self.state_size = inner.state_size
-        self.input_size = inner.input_size + inner.state_size
+        self.input_size = features + self.observed + (alpha is None)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """Next state; (trial, input + unit), (trial, unit) -> (trial, unit)."""
@@ -139,12 +140,40 @@ class TeacherForced(nn.Module):
 
     def forced(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Input of the cell, and the forced state."""
-        inputs, data = torch.tensor_split(x, [x.shape[-1] - self.state_size], dim=-1)
-        return inputs, (1 - self.alpha) * h + self.alpha * data
+        alpha: Any = self.alpha
+        if alpha is None:
+            x, alpha = x[..., :-1], x[..., -1:]
+        inputs, data = torch.tensor_split(x, [x.shape[-1] - self.observed], dim=-1)
+        return inputs, pulled(h, data, alpha)
 
     def extra_repr(self) -> str:
         """Return the strength, for the repr."""
-        return f"alpha={self.alpha}"
+        some = "" if self.observed == self.state_size else f", observed={self.observed}"
+        return f"alpha={self.alpha}{some}"
+
+
+def pulled(h: Tensor, data: Tensor, alpha: float | Tensor) -> Tensor:
+    """The state h whose first units, as many as the data have, are forced by alpha."""
+    n = data.shape[-1]
+    forced = (1 - alpha) * h[..., :n] + alpha * data
+    return forced if n == h.shape[-1] else torch.cat([forced, h[..., n:]], dim=-1)
+
+
+def sizes_of_cell(cell: Any) -> tuple[int, int]:
+    """Numbers of features and units of a cell that can be forced; others are refused."""
+    inner = as_recurrence(cell)
+    several = isinstance(inner, ModuleRecurrence) and inner.sizes is not None
+    if several or isinstance(cell, nn.RNNBase | nn.LSTMCell) or isinstance(inner, Wrapping):
+        raise TypeError(
+            f"{type(cell).__name__} is no cell whose state is one tensor: force a cell such as "
+            "nn.GRUCell, and put other wrappers around the forced cell"
+        )
+    if inner.state_size is None or inner.input_size is None:
+        raise ValueError(
+            f"the sizes of {type(cell).__name__} are unknown: give it attributes input_size "
+            "and hidden_size"
+        )
+    return inner.input_size, inner.state_size
 
 
 class _ForcedRecurrence(Wrapping):

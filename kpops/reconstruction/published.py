@@ -145,11 +145,11 @@ def _arrays(path: Path) -> dict[str, Tensor]:
         what = described(found) if names is None else f"a dict of {names}"
         raise ValueError(f"{path} contains {what}, expected the tensors A, W, h and B")
     shapes = {n: tuple(v.shape) if isinstance(v, Tensor) else None for n, v in found.items()}
-    unit, features = shapes["A"], shapes["B"]
-    fit = unit is not None and len(unit) == 1 and features is not None and len(features) == 2
-    if fit:
-        n = unit[0]
-        fit = shapes["W"] == (n, n) and shapes["h"] == (n,) and features[1] == n >= features[0] > 0
+    match shapes:
+        case {"A": (n,), "W": (n_in, n_out), "h": (n_bias,), "B": (n_features, n_units)}:
+            fit = n == n_in == n_out == n_bias == n_units >= n_features > 0
+        case _:
+            fit = False
     if not fit:
         raise ValueError(f"{path} has arrays of shapes {shapes}, expected {_SHAPES}")
     wrong = [n for n, v in found.items() if not (v.is_floating_point() and v.isfinite().all())]
