@@ -41,7 +41,7 @@ test-simulated: $(READY)  ## the same tests without a GPU, on the simulated devi
 
 test-latest:  ## tests against the newest releases, unpinned; PyTorch's default build is several GB
 	$(PYTHON) -m venv .venv-latest
-	.venv-latest/bin/python -m pip install --upgrade --editable '.[test,dask,slurm,icechunk]'
+	.venv-latest/bin/python -m pip install --upgrade --editable '.[test,dask,slurm,icechunk,koopman]'
 	.venv-latest/bin/python -m pytest
 
 test-processors: $(READY)  ## the suite as other processors round, by one thread, by two, and busy
@@ -79,7 +79,7 @@ check: lint types test test-slow test-distributed doctest docs  ## what CI runs,
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs,dask,slurm,icechunk]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs,dask,slurm,icechunk,koopman]'
 	touch $@
 
 clean:

@@ -24,6 +24,8 @@ ORDER = [
     "continual.py",
     "grokking.py",
     "intrinsic_dimension.py",
+    "koopman_of_training.py",
+    "comparing_networks.py",
     "results_with_xarray.py",
     "speed.py",
     "claims.py",

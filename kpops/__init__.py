@@ -8,13 +8,14 @@ P K P*.
 import importlib
 from typing import Any
 
-from kpops import distributed, models, plot, reconstruction, tasks, training
+from kpops import distributed, koopman, models, plot, reconstruction, tasks, training
 from kpops import html as html  # what notebooks show registers itself
 from kpops.dynamics.at_points import linearize_at, stationary_response
 from kpops.dynamics.covariant import covariant_lyapunov_vectors
 from kpops.dynamics.fixed_points import fixed_points
 from kpops.dynamics.lyapunov import lyapunov_spectrum
 from kpops.dynamics.lyapunov_statistics import entropy_bound, kaplan_yorke_dimension
+from kpops.koopman.comparing import compare
 from kpops.learning.collapse import collapse
 from kpops.learning.gradient_flow import gradient_flow, truncated_flow
 from kpops.learning.interference import accumulate_interference, interference, interference_operator
@@ -80,6 +81,7 @@ __all__ = [
     "accumulate_interference",
     "alignment",
     "collapse",
+    "compare",
     "controllability_gramian",
     "covariant_lyapunov_vectors",
     "diagonal",
@@ -97,6 +99,7 @@ __all__ = [
     "interference",
     "interference_operator",
     "kaplan_yorke_dimension",
+    "koopman",
     "learning_rule",
     "linearize",
     "linearize_at",

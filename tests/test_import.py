@@ -12,7 +12,7 @@ def test_import_loads_no_heavy_library():
     code = (
         "import torch, xarray, sys; before = set(sys.modules); import kpops;"
         "new = {m.partition('.')[0] for m in set(sys.modules) - before};"
-        "late = {'numba', 'matplotlib', 'zarr', 'cupy', 'h5py', 'h5netcdf', 'icechunk'};"
+        "late = {'numba', 'matplotlib', 'zarr', 'cupy', 'h5py', 'h5netcdf', 'icechunk', 'pydmd'};"
         "print(sorted(new & late))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

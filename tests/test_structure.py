@@ -111,6 +111,7 @@ def test_files_can_be_read_in_one_sitting():
 def test_optional_packages_are_imported_by_tests_that_are_skipped_without_them():
     optional = {"pylops", "sklearn", "triton", "cupy", "curvlinops", "dask", "dysts", "neurogym"}
     optional |= {"icechunk"}
+    optional |= {"pydmd", "DSA", "ot"}
     asked = set()
     for path in Path(__file__).parent.rglob("*.py"):
         for node in ast.parse(path.read_text()).body:  # what runs at the import of the file
