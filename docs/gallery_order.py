@@ -12,6 +12,7 @@ ORDER = [
     "lyapunov.py",
     "symbolic_code.py",
     "lorenz_by_teacher_forcing.py",
+    "tokens_of_selective_layers.py",
     "truncated_flow.py",
     "learning_rules.py",
     "edge_of_stability.py",

@@ -60,9 +60,8 @@ for region in code.region.values:
     print(f"relus {one.bits.item()}: {float(one.share):.3f} of the steps")
 
 # %%
-# The number of regions is small, but a fixed point can be solved for in each one:
-# :math:`h^* = (1 - A)^{-1} b`. It is one of the network if it lies in its own region; a virtual one
-# is not.
+# In each region a fixed point can be solved for, :math:`h^* = (1 - A)^{-1} b`. If it lies in that
+# region, it is one of the network; otherwise it is virtual.
 
 points = kpops.reconstruction.cycles(cell, virtual=True)
 for point in points.point.values:

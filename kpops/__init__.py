@@ -15,6 +15,8 @@ from kpops.dynamics.covariant import covariant_lyapunov_vectors
 from kpops.dynamics.fixed_points import fixed_points
 from kpops.dynamics.lyapunov import lyapunov_spectrum
 from kpops.dynamics.lyapunov_statistics import entropy_bound, kaplan_yorke_dimension
+from kpops.dynamics.state_space_form import state_space_form
+from kpops.dynamics.tokens import token_dynamics
 from kpops.koopman.comparing import compare
 from kpops.learning.collapse import collapse
 from kpops.learning.gradient_flow import gradient_flow, truncated_flow
@@ -115,6 +117,7 @@ __all__ = [
     "spectral_density",
     "spectral_norm",
     "stability",
+    "state_space_form",
     "stationary_response",
     "subspace",
     "svds",
@@ -122,6 +125,7 @@ __all__ = [
     "tasks",
     "telescope",
     "testing",
+    "token_dynamics",
     "trace",
     "training",
     "trajectory_dimension",

@@ -32,7 +32,7 @@ ROOMS = [
 # which is slow to import.
 LATE = (
     *("cupy", "cupyx", "matplotlib", "neurogym", "resource", "scipy.cluster", "scipy.optimize"),
-    *("scipy.ndimage", "scipy.spatial", "scipy.special", "icechunk", "zarr"),
+    *("scipy.integrate", "scipy.ndimage", "scipy.spatial", "scipy.special", "icechunk", "zarr"),
 )
 COMPILED = ("kpops.engines.cpu.", "kpops.engines.cuda.")  # by Numba and Triton
 DRAWING = ("kpops.plot.locators",)

@@ -90,46 +90,27 @@ def _region(ax: Any, place: np.ndarray, radius: float, name: str, colour: str) -
 
 def _arrow(ax: Any, ends: np.ndarray, radii: np.ndarray, style: dict[str, Any]) -> np.ndarray:
     """Draw an arc between two regions; return where its text is."""
-    from matplotlib.patches import FancyArrowPatch
-
     along = (ends[1] - ends[0]) / np.linalg.norm(ends[1] - ends[0])
     left = np.array([-along[1], along[0]])
     # Both leave beside the line of the centres, so that there is place for the way back.
     start = ends[0] + radii[0] * (0.94 * along + 0.34 * left)
     stop = ends[1] + (radii[1] + 0.03) * (-0.94 * along + 0.34 * left)
-    ax.add_patch(
-        FancyArrowPatch(
-            tuple(start),
-            tuple(stop),
-            connectionstyle="arc3,rad=-0.12",
-            arrowstyle="-|>",
-            mutation_scale=7 + 2 * style["linewidth"],
-            shrinkA=0,
-            shrinkB=0,
-            **style,
-        )
-    )
-    length = np.linalg.norm(stop - start)
-    return (start + stop) / 2 + (0.06 * length + 0.11) * left
+    _draw(ax, start, stop, -0.12, style)
+    return (start + stop) / 2 + (0.06 * np.linalg.norm(stop - start) + 0.11) * left
 
 
 def _loop(ax: Any, place: np.ndarray, radius: float, n: int, style: dict[str, Any]) -> np.ndarray:
     """Draw the arrow of a region to itself, on the outer side; return where its text is."""
-    from matplotlib.patches import FancyArrowPatch
-
     out = place / np.linalg.norm(place) if n > 1 else np.array([0.0, 1.0])
     side = np.array([-out[1], out[0]])
     start, stop = (place + radius * (0.8 * out + sign * 0.6 * side) for sign in (1, -1))
-    ax.add_patch(
-        FancyArrowPatch(
-            tuple(start),
-            tuple(stop + 0.02 * out),
-            connectionstyle="arc3,rad=-1.6",
-            arrowstyle="-|>",
-            mutation_scale=7 + 2 * style["linewidth"],
-            shrinkA=0,
-            shrinkB=0,
-            **style,
-        )
-    )
+    _draw(ax, start, stop + 0.02 * out, -1.6, style)
     return place + (2.0 * radius + 0.2) * out
+
+
+def _draw(ax: Any, start: np.ndarray, stop: np.ndarray, bend: float, style: dict[str, Any]) -> None:
+    from matplotlib.patches import FancyArrowPatch
+
+    head: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 7 + 2 * style["linewidth"]}
+    course: dict[str, Any] = {"connectionstyle": f"arc3,rad={bend}", "shrinkA": 0, "shrinkB": 0}
+    ax.add_patch(FancyArrowPatch(tuple(start), tuple(stop), **head, **course, **style))

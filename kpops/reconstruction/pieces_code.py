@@ -59,8 +59,8 @@ def symbolic_code(
         - ``pattern(region, relu)``, True for an open relu, and the same as a string, the
           coordinate ``bits(region)``;
         - ``visits(region)`` and ``share(region)``, their fraction of all;
-        - ``log_determinant(region)``, log |det A| of the region's Jacobian: its mean, weighted by
-          the shares, is the sum of all Lyapunov exponents along these states;
+        - ``log_determinant(region)``, ``log |det A|`` of the region's Jacobian: its mean, weighted
+          by the shares, is the sum of all Lyapunov exponents along these states;
         - ``transitions(region, next_region)``, counts of steps within trials, and ``probability``,
           the same over the sum of its row; NaN for a region that is not left within the series.
 

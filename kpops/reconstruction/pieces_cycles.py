@@ -29,6 +29,7 @@ from kpops import work
 from kpops.arrays import to_numpy
 from kpops.dynamics.search_points import FIXED, NEITHER, Found, Map
 from kpops.dynamics.stability import labelled
+from kpops.engines.memory import check_allocation
 from kpops.learning.required import labelled as with_name
 from kpops.learning.trajectories import read_states
 from kpops.linalg.rounding import noise_floor
@@ -122,6 +123,8 @@ def cycles(
         If the model has no known linear pieces, or dtypes are mixed.
     ValueError
         If a shape or a number is out of range or not finite.
+    MemoryError
+        If the equations of one cycle would not fit.
 
     Warns
     -----
@@ -168,9 +171,12 @@ def cycles(
     generator = random_generator(rng)
     recurrence, pieces, x = read_pieces(model, input, dtype, device)
     exact = Pieces(*(part.double() for part in pieces))  # float32 weights are known to all bits
+    n_bytes = 4 * exact.M.element_size() * (int(period) * len(exact.M)) ** 2
+    check_allocation("the equations of a cycle", n_bytes, x.device, "choose a shorter period")
     kind, first = _first_sequences(exact, int(period), starts, generator)
     met: dict[Sequence, _Solution] = {}
     frontier = list(dict.fromkeys(first))
+    work.expect(len(frontier), "sequences")
     for _ in range(1 if kind == "all" else max_iterations):
         met |= _solve(exact, int(period), frontier)
         following = dict.fromkeys(met[s].lies_in for s in frontier if not met[s].real)
@@ -219,7 +225,7 @@ def _first_sequences(
 ) -> tuple[str, list[Sequence]]:
     """Where the sequences are from, in a word, and the sequences."""
     n_relus = len(pieces.r)
-    if starts is None and 2 ** (n_relus * period) <= _ALL * period:
+    if starts is None and n_relus * period <= np.log2(_ALL * period):
         return "all", every(n_relus, period)
     if starts is None or isinstance(starts, int | np.integer):
         n = _DRAWN if starts is None else starts

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import xarray as xr
 
 from kpops.models import PLRNNCell, ShallowPLRNNCell
 
@@ -61,3 +62,15 @@ def run(cell, h0, n_steps):
         for _ in range(n_steps):
             states.append(cell(x, states[-1]))
     return torch.stack(states, 1)
+
+
+def assert_saved(result, folder):
+    """The result has names and units, and is the same from netCDF and from Zarr."""
+    assert all("long_name" in v.attrs and "units" in v.attrs for v in result.data_vars.values())
+    result.to_netcdf(folder / "result.nc", engine="h5netcdf")
+    result.to_zarr(folder / "result.zarr", consolidated=False)
+    with xr.open_dataset(folder / "result.nc", engine="h5netcdf") as read:
+        xr.testing.assert_equal(read, result)
+        assert read.attrs == result.attrs
+    with xr.open_zarr(folder / "result.zarr", consolidated=False) as read:
+        xr.testing.assert_equal(read, result)

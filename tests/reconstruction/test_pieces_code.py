@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hand_built import GOLDEN, drawn, filled, lozi, run, tent
+from hand_built import GOLDEN, assert_saved, drawn, filled, lozi, run, tent
 
 import kpops
 from kpops.models import PLRNNCell, ShallowPLRNNCell
@@ -154,15 +154,7 @@ def test_float32_states_have_the_same_code():
 
 
 def test_results_are_saved(tmp_path):
-    code = symbolic_code(lozi(), run(lozi(), [[0.1, 0.1, 0.1]], 50))
-    code.to_netcdf(tmp_path / "code.nc", engine="h5netcdf")
-    code.to_zarr(tmp_path / "code.zarr", consolidated=False)
-    with xr.open_dataset(tmp_path / "code.nc", engine="h5netcdf") as read:
-        xr.testing.assert_equal(read, code)
-        assert read.attrs == code.attrs
-    with xr.open_zarr(tmp_path / "code.zarr", consolidated=False) as read:
-        xr.testing.assert_equal(read, code)
-    assert all("long_name" in v.attrs and "units" in v.attrs for v in code.data_vars.values())
+    assert_saved(symbolic_code(lozi(), run(lozi(), [[0.1, 0.1, 0.1]], 50)), tmp_path)
 
 
 WRONG = [

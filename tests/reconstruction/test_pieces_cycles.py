@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hand_built import GOLDEN, drawn, filled, lozi, lozi_step, run, shallow_lozi, tent
+from hand_built import GOLDEN, assert_saved, drawn, filled, lozi, lozi_step, run, shallow_lozi, tent
 
 import kpops
 from kpops.models import PLRNNCell, ShallowPLRNNCell
@@ -212,6 +212,11 @@ def test_masked_weights_are_those_of_the_map():
     assert abs(cycles(cell).state - cycles(plain).state).max() < 1e-14
 
 
+def test_equations_that_do_not_fit_are_refused():
+    with pytest.raises(MemoryError, match=r"equations of a cycle needs .*: choose a shorter"):
+        cycles(tent(), 3_000_000, starts=1, rng=0)
+
+
 def test_the_same_seed_gives_the_same_result_and_the_model_stays():
     cell = CELLS["shallow"](2)
     before = {name: value.clone() for name, value in cell.state_dict().items()}
@@ -221,21 +226,18 @@ def test_the_same_seed_gives_the_same_result_and_the_model_stays():
     assert all(p.requires_grad and p.grad is None for p in cell.parameters())
 
 
-@pytest.mark.parametrize("period", [1, 3])
-def test_results_are_saved_and_drawn(tmp_path, period):
+@pytest.mark.parametrize("period", [1, 2, 3])  # there is no cycle of 3
+def test_results_are_saved(tmp_path, period):
     found = cycles(lozi(), period)
-    found.to_netcdf(tmp_path / "cycles.nc", engine="h5netcdf")
-    found.to_zarr(tmp_path / "cycles.zarr", consolidated=False)
-    with xr.open_dataset(tmp_path / "cycles.nc", engine="h5netcdf") as read:
-        xr.testing.assert_equal(read, found)
-        assert read.attrs == found.attrs
-    with xr.open_zarr(tmp_path / "cycles.zarr", consolidated=False) as read:
-        xr.testing.assert_equal(read, found)
-    assert all("long_name" in v.attrs and "units" in v.attrs for v in found.data_vars.values())
-    if period == 1:
-        pytest.importorskip("matplotlib").use("agg")
-        ax = kpops.plot.fixed_points(found, states=run(lozi(), [[0.1, 0.1, 0.1]], 100)[:, 2:])
-        assert "1 unstable" in ax.get_legend_handles_labels()[1]
+    assert found.sizes["point"] == {1: 2, 2: 1, 3: 0}[period]
+    assert_saved(found, tmp_path)
+
+
+def test_the_plots_of_fixed_points_draw_them():
+    pytest.importorskip("matplotlib").use("agg")
+    ax = kpops.plot.fixed_points(cycles(lozi()), states=run(lozi(), [[0.1, 0.1, 0.1]], 100)[:, 2:])
+    assert "1 unstable" in ax.get_legend_handles_labels()[1]
+    pytest.importorskip("matplotlib.pyplot").close("all")
 
 
 WRONG = [
