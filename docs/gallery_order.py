@@ -9,6 +9,7 @@ ORDER = [
     "eigenfunctions.py",
     "gradient_flow_by_hand.py",
     "fixed_points.py",
+    "pitchfork_in_learning.py",
     "lyapunov.py",
     "symbolic_code.py",
     "lorenz_by_teacher_forcing.py",

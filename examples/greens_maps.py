@@ -67,12 +67,12 @@ _ = kpops.plot.greens_map(maps)
 # Fractions
 # ---------
 #
-# The energy is the square of E. Lags up to 2 are near the diagonal, and those beyond 8, a quarter
-# of the trial, are long-range: the defaults of :func:`kpops.greens_fractions`. Standard errors, in
-# brackets, are those over trials. The last column is what is left of a push at step 10, the end of
-# the stimulus of MemoryPro, before the response.
+# The energy is the square of E. Lags up to 2 are short, and those beyond 8, a quarter of the trial,
+# are long-range: the defaults of :func:`kpops.greens_fractions`. Standard errors, in brackets, are
+# those over trials. The last column is what is left of a push at step 10, the end of the stimulus
+# of MemoryPro, before the response.
 
-print(f"{'':20}{'near diagonal':>18}{'long-range':>22}{'E(25, 10)':>12}")
+print(f"{'':20}{'short lags':>18}{'long-range':>22}{'E(25, 10)':>12}")
 for title, some in maps.items():
     f = kpops.greens_fractions(some)
     near = f"{float(f.near_diagonal):.3f} ({float(f.near_diagonal_stderr):.3f})"
@@ -80,8 +80,8 @@ for title, some in maps.items():
     print(f"{title:20}{near:>18}{far:>22}{float(f.rms.sel(time=25, time_in=10)):12.3f}")
 
 # %%
-# The paper has one leaky network of 256 units for 15 tasks. There the fractions near the diagonal
-# are about 0.83 before training, for both tasks, then 0.660 in ReactPro and 0.167 in MemoryPro; the
+# The paper has one leaky network of 256 units for 15 tasks. There the fractions at short lags are
+# about 0.83 before training, for both tasks, then 0.660 in ReactPro and 0.167 in MemoryPro; the
 # long-range ones about 0.0005, then 0.017 and 0.353. Its cuts are not stated, and its trials are
 # other ones, so the numbers cannot be compared closely. The order is the same: training carries
 # energy to long lags, and more of it in the task that needs a memory. Our ReactPro network keeps

@@ -11,7 +11,9 @@ from typing import Any
 from kpops import distributed, koopman, models, plot, reconstruction, tasks, training
 from kpops import html as html  # what notebooks show registers itself
 from kpops.dynamics.at_points import linearize_at, stationary_response
+from kpops.dynamics.continuation import continuation
 from kpops.dynamics.covariant import covariant_lyapunov_vectors
+from kpops.dynamics.critical import critical_channel
 from kpops.dynamics.fixed_points import fixed_points
 from kpops.dynamics.lyapunov import lyapunov_spectrum
 from kpops.dynamics.lyapunov_statistics import entropy_bound, kaplan_yorke_dimension
@@ -84,8 +86,10 @@ __all__ = [
     "alignment",
     "collapse",
     "compare",
+    "continuation",
     "controllability_gramian",
     "covariant_lyapunov_vectors",
+    "critical_channel",
     "diagonal",
     "distributed",
     "effective_rank",

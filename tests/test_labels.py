@@ -64,6 +64,8 @@ RESULTS = {
     "gradient_flow": lambda lin: kpops.gradient_flow(lin, 0 * lin.outputs),
     "gramian": lambda lin: kpops.controllability_gramian(lin.P, times=[2, 4]),
     "map": lambda lin: kpops.frobenius_map(lin.P, "time"),
+    "greens_map": lambda lin: kpops.greens_map(lin),
+    "information": lambda lin: kpops.predictive_information(lin, times=[1, 3]),
     "exponents": lambda lin: kpops.lyapunov_spectrum(lin, k=2),
     "points": lambda lin: kpops.linearize_at(lin, np.zeros((2, 4)), 3).states.to_dataset(),
 }

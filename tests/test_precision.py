@@ -248,6 +248,15 @@ ENTRIES = {
     "stationary_response": lambda: kpops.stationary_response(
         cell(), kpops.fixed_points(cell(), POINTS, rng=0)
     ).to_dense(),
+    "continuation": lambda: kpops.continuation(
+        cell(),
+        kpops.fixed_points(cell(), POINTS, rng=0).isel(point=[0]),
+        lambda mu: {"input": mu * torch.ones(2)},
+        (0, 0.1),
+    ),
+    "critical_channel": lambda: kpops.critical_channel(
+        kpops.linearize_at(cell(), kpops.fixed_points(cell(), POINTS, rng=0))
+    ).to_dense(),
     "collapse": lambda: kpops.collapse(a_lin()),
     "rank_bounds": lambda: kpops.rank_bounds(a_lin()),
     "check_linearization": lambda: kpops.testing.check_linearization(a_lin()),

@@ -33,6 +33,8 @@ LONG_FUNCTIONS = {
     "truncate": lambda lin, **o: kpops.truncate(lin.flow, 2, **o),
     "observability_gramian": kpops.observability_gramian,
     "controllability_gramian": kpops.controllability_gramian,
+    "greens_map": kpops.greens_map,
+    "predictive_information": kpops.predictive_information,
     "collapse": lambda lin, **o: kpops.collapse(lin, rng=0, **o),
     "rank_bounds": lambda lin, **o: kpops.rank_bounds(lin, rng=0, **o),
     "lyapunov_spectrum": lambda lin, **o: kpops.lyapunov_spectrum(lin, k=2, **o),
@@ -47,6 +49,7 @@ TOTALS = {
     "frobenius_map": "81/81 ",
     "lyapunov_spectrum": "5/5 ",
     "observability_gramian": "5/5 ",
+    "greens_map": "5/5 ",
 }
 
 

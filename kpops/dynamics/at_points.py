@@ -19,7 +19,6 @@ from kpops.kinds import described
 from kpops.labels import Coordinate, Space, without_multiindex
 from kpops.linearization import Linearization
 from kpops.linearizing import linearize
-from kpops.maturity import experimental
 from kpops.models.initial_state import LearnedStart
 from kpops.models.recurrence import as_recurrence
 from kpops.operators.base import TrajectoryOperator
@@ -28,7 +27,6 @@ from kpops.read_inputs import Reading
 from kpops.scalars import check_count
 
 
-@experimental
 @in_full_precision
 @torch.inference_mode(False)
 def linearize_at(
@@ -101,7 +99,7 @@ def linearize_at(
         raise ValueError(
             f"{sorted(given)} given: points are the states, and a linearization has its own options"
         )
-    states, x, labels = _read(points, input)
+    states, x, labels = read_points(points, input)
     lin = model if isinstance(model, Linearization) else _at(model, states, x, options)
     lin.space.parts.refuse_spread(lin.P)
     return _stay(lin, states, x, labels, n_steps, convert=options.get("dtype") is not None)
@@ -156,7 +154,7 @@ def stationary_response(
     return linearize_at(model, points, input=input, **options).sensitivity
 
 
-def _read(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
+def read_points(points: Any, x: Any) -> tuple[Any, Any, np.ndarray]:
     """States (point, unit), the input or inputs or None, and the labels of the points."""
     if isinstance(points, xr.Dataset):
         missing = [name for name in ("state", "input") if name not in points]

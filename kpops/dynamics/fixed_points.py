@@ -12,12 +12,11 @@ from torch import Tensor
 
 from kpops import snapshot, work
 from kpops.arrays import to_numpy
-from kpops.dynamics.given import bring, like_what, n_inputs, read_model, steady_input
+from kpops.dynamics.given import bring, constant_input, like_what, read_model, steady_input
 from kpops.dynamics.search_points import Found, Map, merge, nearest, search
 from kpops.dynamics.stability import labelled
 from kpops.engines.exclusive import exclusive_compute
 from kpops.engines.memory import check_allocation
-from kpops.engines.trajectory import Trajectory
 from kpops.kinds import described
 from kpops.linearization import Linearization
 from kpops.models.recurrence import Recurrence
@@ -241,24 +240,9 @@ def _read(
         begin = _drawn(states, int(starts), generator)
     else:
         begin = _states_of(starts, recurrence.state_size, like, dtype is not None)
-    x = _input_of(recurrence, trajectory, x, like, dtype is not None)
+    n_read = None if trajectory is None else trajectory.inputs.shape[2]
+    x = constant_input(recurrence, n_read, x, like, dtype is not None)
     return recurrence, x, begin, begin if states is None else states
-
-
-def _input_of(
-    recurrence: Recurrence, trajectory: Trajectory | None, x: Any, like: Tensor, convert: bool
-) -> Tensor:
-    size = n_inputs(recurrence, None if trajectory is None else trajectory.inputs.shape[2])
-    if x is None:
-        return like.new_zeros(size)
-    x = bring(x, like, "input", convert)
-    anyhow = trajectory is None and recurrence.input_size is None
-    if x.ndim != 1 or not (anyhow or len(x) == size):
-        raise ValueError(
-            f"input has shape {tuple(x.shape)}, expected (feature,) = ({size},): one constant "
-            "input; call once for each"
-        )
-    return x
 
 
 def _states_of(starts: Any, size: int | None, like: Tensor, convert: bool) -> Tensor:

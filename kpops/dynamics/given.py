@@ -74,3 +74,20 @@ def n_inputs(recurrence: Recurrence, n_read: int | None = None) -> int:
     if n_read is None:
         return 1
     return n_read + 1 - len(steady_input(recurrence, torch.zeros(1)))
+
+
+def constant_input(
+    recurrence: Recurrence, n_read: int | None, x: Any, like: Tensor, convert: bool
+) -> Tensor:
+    """One constant input (feature,), zeros if None is given, for steps that read `n_read`."""
+    size = n_inputs(recurrence, n_read)
+    if x is None:
+        return like.new_zeros(size)
+    x = bring(x, like, "input", convert)
+    anyhow = n_read is None and recurrence.input_size is None
+    if x.ndim != 1 or not (anyhow or len(x) == size):
+        raise ValueError(
+            f"input has shape {tuple(x.shape)}, expected (feature,) = ({size},): one constant "
+            "input; call once for each"
+        )
+    return x

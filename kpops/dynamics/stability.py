@@ -48,9 +48,7 @@ class Stability(NamedTuple):
 def modes(jacobians: Tensor) -> Modes:
     """Eigenvalues and biorthonormal eigenvectors of every matrix (point, unit, unit)."""
     values, columns = torch.linalg.eig(jacobians)
-    order = values.imag.argsort(dim=1, descending=True, stable=True)
-    by_magnitude = values.abs().gather(1, order).argsort(dim=1, descending=True, stable=True)
-    order = order.gather(1, by_magnitude)
+    order = by_magnitude(values)
     values = values.gather(1, order)
     columns = columns.gather(2, order[:, None].expand_as(columns))
     largest = columns.gather(1, columns.abs().argmax(dim=1, keepdim=True))
@@ -61,6 +59,27 @@ def modes(jacobians: Tensor) -> Modes:
     left = left.masked_fill(~independent[:, None, None], complex(torch.nan, torch.nan))
     condition = condition.masked_fill(~independent, torch.inf)
     return Modes(values, columns.mT, left, condition)
+
+
+def eigenvectors(A: Tensor, value: complex) -> tuple[Tensor, Tensor]:
+    """Left and right eigenvector of a simple eigenvalue of a matrix, normalised as in Modes.
+
+    Unlike those, they need no other eigenvector of A. They are complex if the value is; the left
+    one is infinite or NaN if the eigenvalue has no eigenvector of its own.
+    """
+    shift = torch.eye(len(A)).to(A) * (value if value.imag else value.real)
+    rows, _, columns = torch.linalg.svd(A - shift)
+    left, right = rows[:, -1].conj(), columns[-1].conj()
+    largest = right[right.abs().argmax()]
+    right = right * (largest.abs() / largest)
+    return left / (left @ right), right
+
+
+def by_magnitude(values: Tensor) -> Tensor:
+    """Order of eigenvalues (point, mode): by falling magnitude, then by falling imaginary part."""
+    order = values.imag.argsort(dim=1, descending=True, stable=True)
+    falling = values.abs().gather(1, order).argsort(dim=1, descending=True, stable=True)
+    return order.gather(1, falling)
 
 
 def stability(jacobians: Tensor, values: Tensor) -> Stability:

@@ -68,6 +68,7 @@ def learning_rule(lin: Linearization, rule: str, **options: Any) -> TrajectoryOp
     ``preconditioned``      P J M J* P*        states                 ``preconditioner``
     ``optimizer``           P J M J* P*        states                 ``optimizer, model``
     ``gauss-newton``        below              states, outputs        ``damping, error, tol``
+    ``critical channel``    P J M J* P*        states                 ``damping``
     ``momentum``            below              states, and velocities ``momentum, dampening,
                                                                       nesterov, steps``
     ======================= ================== ====================== ==========================
@@ -97,6 +98,11 @@ def learning_rule(lin: Linearization, rule: str, **options: Any) -> TrajectoryOp
       takes part: P J (J* P* C* C P J + l)^-1 J* P* C*. This is natural gradient where outputs are
       Gaussian with unit variance. Exact where the matrix fits, else by conjugate gradients to a
       relative residual `tol`, with a warning if they miss it.
+    - **critical channel**: natural gradient of low rank at fixed points (Hazelden and Shea-Brown
+      2026, arXiv:2605.12763), in the metric G = (P_1 J)* P_1 J of their
+      :func:`kpops.critical_channel` alone: M = l (G + l)^-1, with l the `damping`. A gain s of the
+      channel, which gradient descent squares, becomes ``l s^2 / (s^2 + l)``, at most l, however
+      near the bifurcation; across the channel M is 1.
     - **momentum**: `steps` steps of SGD as torch does them, by heavy ball or Nesterov, after a
       first one, whose gradient torch does not dampen. R maps pairs along a first dimension
       ``part``: (Err, u) to (-dh / eta, u afterwards), with ``u = P J v`` the velocity v of the

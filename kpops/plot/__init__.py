@@ -1,5 +1,6 @@
 """Figures from labelled results. matplotlib is imported at the first plot, not before."""
 
+from kpops.plot.bifurcations import branches
 from kpops.plot.codes import transitions
 from kpops.plot.dynamics import (
     covariant_angles,
@@ -17,6 +18,7 @@ from kpops.plot.spectra import density, spectrum
 
 __all__ = [
     "alignment",
+    "branches",
     "captured",
     "covariant_angles",
     "density",

@@ -91,7 +91,7 @@ def read_pair(
                 f"{name} has {mine} {plural}, truth {theirs}: cut both to the same {plural}"
             )
     units = [s.coords["unit"].values for s in (one, two) if "unit" in s.coords]
-    if len(units) == 2 and not np.array_equal(*units):
+    if len(units) == 2 and not np.array_equal(units[0], units[1]):
         raise ValueError(
             f"{name} has the units {units[0].tolist()}, truth {units[1].tolist()}: order and name "
             f"them alike, as in {name}.sel(unit=truth.unit)"

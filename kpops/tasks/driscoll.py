@@ -12,7 +12,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from kpops.maturity import experimental
 from kpops.scalars import generator as random_generator
 from kpops.tasks.driscoll_plans import Plan, category, integration, match, pro
 from kpops.tasks.mixing import mix
@@ -80,7 +79,6 @@ _TASKS = {
 DRISCOLL_TASKS = tuple(_TASKS)
 
 
-@experimental
 def driscoll(
     n_trials: int,
     *,

@@ -51,19 +51,45 @@ def test_matvecs_equal_those_of_the_cpu_and_do_not_wait(name, engine, with_mask,
     assert all(torch.equal(a.cpu(), b) for a, b in zip(arguments, blocks, strict=True))
 
 
+def operator_at(lin, product):
+    if product == "channel":
+        return kpops.critical_channel(lin)
+    if product == "rule":
+        return kpops.learning_rule(lin, "critical channel", damping=0.1)
+    return operator(lin, product)
+
+
 @pytest.mark.parametrize("by_factors", [True, False])
-@pytest.mark.parametrize("product", ["P", "P*", "P_inv", "flow"])
+@pytest.mark.parametrize("product", ["P", "P*", "P_inv", "flow", "channel", "rule"])
 def test_matvecs_at_fixed_points_equal_those_of_the_cpu(product, by_factors, monkeypatch):
     monkeypatch.setattr(resolvent, "is_cheap", lambda size: by_factors)
     torch.manual_seed(0)
     cell, h = nn.RNNCell(2, 20).double(), torch.zeros(3, 20).double()
     for _ in range(200):
         h = cell(torch.zeros(3, 2).double(), h).detach()
-    op = operator(kpops.linearize_at(cell, h, device=simulated.NAME), product)
-    on_cpu = operator(kpops.linearize_at(cell, h), product)
+    op = operator_at(kpops.linearize_at(cell, h, device=simulated.NAME), product)
+    on_cpu = operator_at(kpops.linearize_at(cell, h), product)
     q = torch.randn(4, 3, 1, 20).double()
     argument = q.to(op.device)
     op.apply(argument)  # what is made at first use may wait
     with simulated.watched(forbidden=by_factors):
         image = op.apply(argument)
     assert relative(image.cpu(), on_cpu.apply(q)) < 1e-12
+
+
+def test_branches_on_a_device_are_those_of_the_cpu():
+    W = torch.diag(torch.tensor([0.8, 0.3, -0.5], dtype=torch.float64))
+
+    def follow(device):
+        cell, weights = nn.RNNCell(1, 3, bias=False).double(), W.to(device)
+        rest = torch.zeros(1, 3, dtype=torch.float64)
+        options = {"device": device, "step": 0.1, "switch": True}
+        path = lambda g: {"weight_hh": g * weights}  # noqa: E731
+        return kpops.continuation(cell, rest, path, (0.5, 1.6), **options)
+
+    there, here = follow(simulated.NAME), follow("cpu")
+    assert there.kind.values.tolist() == here.kind.values.tolist() == ["pitchfork"]
+    for name in ("state", "parameter", "eigenvalue_real", "event_parameter", "coefficient"):
+        torch.testing.assert_close(
+            *(torch.from_numpy(r[name].values) for r in (there, here)), equal_nan=True
+        )

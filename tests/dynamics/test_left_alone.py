@@ -19,6 +19,13 @@ CALLS = {
     "stationary_response": lambda model, x, h: kpops.stationary_response(
         model, kpops.fixed_points(model, h)
     ).to_dense(),
+    "continuation": lambda model, x, h: kpops.continuation(
+        model,
+        kpops.fixed_points(model, h).isel(point=[0]),
+        lambda g: {"bias_hh_l0": g * torch.ones(12, dtype=h.dtype) + model.bias_hh_l0},
+        (0, 0.1),
+        step=0.5,
+    ),
 }
 
 

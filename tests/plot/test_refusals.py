@@ -10,6 +10,7 @@ import kpops
 
 SOURCES = {
     "alignment": "kpops.alignment",
+    "branches": "kpops.continuation",
     "captured": "kpops.truncated_flow",
     "covariant_angles": "kpops.covariant_lyapunov_vectors",
     "density": "kpops.spectral_density",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from kpops.learning.rules.feedback import feedback_alignment, output_feedback, random_update, rflo
 from kpops.learning.rules.gauss_newton import gauss_newton
 from kpops.learning.rules.momentum import momentum
+from kpops.learning.rules.natural import critical_channel_rule
 from kpops.learning.rules.preconditioned import optimizer, preconditioned
 from kpops.learning.rules.through_time import (
     detached_bptt,
@@ -28,5 +29,6 @@ RULES: dict[str, Callable[..., TrajectoryOperator]] = {
     "preconditioned": preconditioned,
     "optimizer": optimizer,
     "gauss-newton": gauss_newton,
+    "critical channel": critical_channel_rule,
     "momentum": momentum,
 }
