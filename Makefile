@@ -79,7 +79,7 @@ check: lint types test test-slow test-distributed doctest docs  ## what CI runs,
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs,dask,slurm,icechunk,koopman]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,docs,dask,slurm,icechunk,data,koopman]'
 	touch $@
 
 clean:

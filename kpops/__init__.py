@@ -8,7 +8,7 @@ P K P*.
 import importlib
 from typing import Any
 
-from kpops import distributed, koopman, models, plot, reconstruction, tasks, training
+from kpops import distributed, koopman, models, plot, reconstruction, systems, tasks, training
 from kpops import html as html  # what notebooks show registers itself
 from kpops.dynamics.at_points import linearize_at, stationary_response
 from kpops.dynamics.continuation import continuation
@@ -125,6 +125,7 @@ __all__ = [
     "stationary_response",
     "subspace",
     "svds",
+    "systems",
     "task_similarity",
     "tasks",
     "telescope",
