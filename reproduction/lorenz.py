@@ -149,13 +149,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--published", nargs=2, metavar=("WEIGHTS", "SERIES"), help="see above")
     given = parser.parse_args(arguments)
     if given.published is not None:
-        weights = torch.load(given.published[0], weights_only=True, map_location="cpu")
-        cell = kpops.models.PLRNNCell(0, 20, rectified=2)
-        cell.load_state_dict(
-            {**cell.state_dict(), **{k: weights[k] for k in "AW"}, "b": weights["h"]}
-        )
+        cell, start = reconstruction.published_alrnn(given.published[0])
         observed = np.load(given.published[1])[500:].astype(np.float32)
-        report(cell, reconstruction.windows(observed, N_STEPS), weights["B"])
+        report(cell, reconstruction.windows(observed, N_STEPS), start)
         return
     observed, truth, other = (series(n, N_STEPS, seed) for n, seed in ((10, 0), (10, 1), (10, 3)))
     truth, other = standardized(truth, observed), standardized(other, observed)

@@ -24,7 +24,8 @@ SETTLED = {*MADE, "mix", *ERRORS}
 
 
 def public():
-    for room in (kpops, kpops.models, kpops.tasks, kpops.training, kpops.plot):
+    rooms = kpops.models, kpops.tasks, kpops.training, kpops.plot, kpops.reconstruction
+    for room in (kpops, *rooms, kpops.koopman):
         for name in room.__all__:
             thing = getattr(room, name)
             if callable(thing) and name not in SETTLED and not name.endswith("Warning"):

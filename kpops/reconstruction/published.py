@@ -27,7 +27,7 @@ class PublishedALRNN(NamedTuple):
     Attributes
     ----------
     cell : PLRNNCell
-        The dynamics. It reads no inputs: its C is zero and does not learn.
+        The dynamics. It reads no inputs.
     B : Tensor
         Shape (feature, unit): the first state of the units that are not observed, from an
         observation.
@@ -100,9 +100,9 @@ def published_alrnn(
     ...     torch.save({**weights, "B": torch.rand(3, 5)}, f"{folder}/mine_m5_p2")
     ...     read = kpops.reconstruction.published_alrnn(f"{folder}/mine_m5_p2")
     >>> read.cell
-    PLRNNCell(1, 5, rectified=2)
+    PLRNNCell(0, 5, rectified=2)
     >>> h0 = read.start(torch.rand(4, 3))
-    >>> kpops.linearize(read.cell, torch.zeros(4, 9, 1), h0=h0).states.shape
+    >>> kpops.linearize(read.cell, torch.zeros(4, 9, 0), h0=h0).states.shape
     (4, 9, 5)
     """
     path = Path(path)
@@ -119,12 +119,10 @@ def published_alrnn(
             )
         rectified = int(named[1])
     check_count("rectified", rectified, 0, n_units)
-    cell = PLRNNCell(1, n_units, rectified=rectified).to(dtype)
+    cell = PLRNNCell(0, n_units, rectified=rectified).to(dtype)
     with torch.no_grad():
         for parameter, name in ((cell.A, "A"), (cell.W, "W"), (cell.b, "h")):
             parameter.copy_(arrays[name])
-        cell.C.zero_()
-    cell.C.requires_grad_(False)
     return PublishedALRNN(cell, arrays["B"])
 
 

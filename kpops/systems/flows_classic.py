@@ -10,7 +10,7 @@ from kpops.systems.registry import flow
 
 @flow(
     "Lorenz",
-    (-7.8, -7.3, 26.8),
+    (-3.2, -5.5, 13.2),
     "E. N. Lorenz 1963, J. Atmos. Sci. 20, 130-141",
     dt=0.01,
     n_substeps=5,

@@ -83,9 +83,10 @@ def load(name: str, **parameters: float) -> Flow | Map | SemilinearFlow:
     Notes
     -----
     A flow is a :class:`kpops.models.NeuralODE`: a step of length `dt` is one or more equal steps of
-    the classical Runge-Kutta method, as many as bring the mean of log |det A| within 1e-6 per unit
-    of time of the mean divergence of the vector field. The Kuramoto-Sivashinsky equation, which is
-    stiff, is solved by ETDRK4. In all cases A is the exact derivative of the computed step.
+    the classical Runge-Kutta method, as many as bring the mean of ``log|det A|`` within 1e-6 per
+    unit of time of the mean divergence of the vector field. The Kuramoto-Sivashinsky equation,
+    which is stiff, is solved by ETDRK4. In all cases A is the exact derivative of the computed
+    step.
 
     Lorenz96 and KuramotoSivashinsky have as many units as the initial state that is passed.
 

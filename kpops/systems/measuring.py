@@ -147,8 +147,10 @@ def _spread_in_phase(
 def settings_text(model: System) -> str:
     """What decides the exponents of the computed map, as JSON."""
     solver = None if model.dt is None else [model.dt, getattr(model, "n_substeps", 1)]
-    start = [round(float(v), 6) for v in to_numpy(model.start)]
-    settings = {"parameters": model.settings, "solver": solver, "start": start}
+    with torch.no_grad():  # what the equation gives there, so that it counts, too
+        rates = model.field(None, model.start[None])[0]
+    start, rates = ([round(float(v), 6) + 0.0 for v in to_numpy(x)] for x in (model.start, rates))
+    settings = {"parameters": model.settings, "solver": solver, "start": start, "rates": rates}
     return json.dumps(settings, sort_keys=True)
 
 

@@ -134,7 +134,7 @@ class SemilinearFlow(System, nn.Module):
     Its field has ``symbol(n)``, the eigenvalues of L on the n // 2 + 1 real Fourier modes, and
     ``bent(h)``, the rest N. Each of the `n_substeps` equal parts tau of a step dt is one of ETDRK4
     (Cox and Matthews 2002, J. Comput. Phys. 176, 430-455). With z = L tau, and
-    :math:`\varphi_{j+1}(z) = (\varphi_j(z) - 1 / j!) / z`, :math:`\varphi_0 = \exp`:
+    :math:`\varphi_{j+1}(z) = (\varphi_j(z) - 1 / j!) / z`, :math:`\varphi_0 = \exp`::
 
         a = e^{z/2} h + tau/2 phi_1(z/2) N(h),   b = the same with N(a) for N(h),
         c = e^{z/2} a + tau/2 phi_1(z/2) (2 N(b) - N(h)),

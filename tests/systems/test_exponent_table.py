@@ -77,7 +77,7 @@ def test_dimensions_are_those_of_the_exponents():
 @pytest.mark.parametrize("name", ["Lorenz", "Henon"])
 def test_a_new_run_agrees_with_the_table(name):
     model = kpops.systems.load(name)
-    new = kpops.systems.measure(model, n_trials=40, n_steps=800, transient=800, rng=7)
+    new = kpops.systems.measure(model, n_trials=40, n_steps=1500, transient=1500, rng=7)
     old = TABLE.sel(system=name).dropna("mode", subset=["exponent"])
     combined = np.hypot(new.stderr.values, old.stderr.values)
     assert (abs(new.exponent.values - old.exponent.values) < 4 * combined).all()
