@@ -13,6 +13,7 @@ ORDER = [
     "lyapunov.py",
     "symbolic_code.py",
     "lorenz_by_teacher_forcing.py",
+    "laser.py",
     "tokens_of_selective_layers.py",
     "truncated_flow.py",
     "learning_rules.py",

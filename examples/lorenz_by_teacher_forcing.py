@@ -134,3 +134,24 @@ for mode in (1, 2, 3):
 # The first two, growth and the flow's own direction, agree within about two standard errors. The
 # third does not: it is the contraction towards the attractor from states that the data never visit.
 # There are 37 more exponents, of units that the system does not have.
+#
+# The symbolic code
+# -----------------
+#
+# Between two switches of its relus the network is linear, so that its run is a sequence of linear
+# regions: a symbolic code (:func:`kpops.reconstruction.symbolic_code`, :doc:`/piecewise_linear`).
+
+lin = kpops.linearize(cell, torch.zeros(1, 10_000, 0), h0=start[:1])
+code = reconstruction.symbolic_code(lin)
+print(f"{int(code.n_regions)} of 2^{lorenz.RECTIFIED} regions are visited")
+print(f"the ten most frequent hold {float(code.share[:10].sum()):.0%} of the time")
+
+fig, ax = plt.subplots(figsize=(4.6, 3), layout="constrained")
+colours = plt.get_cmap("tab20")(code.symbol.values[0] % 20)
+ax.scatter(lin.states[0, :, 0], lin.states[0, :, 2], s=1.5, c=colours, linewidths=0)
+ax.set(xlabel="x (standard deviations)", ylabel="z (standard deviations)")
+ax.spines[["top", "right"]].set_visible(False)
+plt.show()
+
+# %%
+# Colours are regions, 20 colours in turn. They cut the attractor into patches.

@@ -60,7 +60,7 @@ class TokenFlow(nn.Module):
     >>> import torch, kpops
     >>> flow = kpops.models.TokenFlow(2, 4, rng=0)
     >>> ode = kpops.models.NeuralODE(flow, dt=0.1, method="rk4")
-    >>> tokens = torch.randn(3, 5 * 2)
+    >>> tokens = 0.1 * torch.randn(3, 5 * 2)
     >>> kpops.linearize(ode, ode.inputs(0.1 * torch.arange(11)), h0=tokens[:1]).P
     <P (trial: 1, time: 10, unit: 10), float32 on cpu>
     """

@@ -10,7 +10,6 @@ import xarray as xr
 from torch import nn
 
 from kpops.arrays import as_tensor, numpy_dtype, to_numpy
-from kpops.maturity import experimental
 from kpops.models.wrapping import pulled, sizes_of_cell
 from kpops.reconstruction.free_step import free_step
 from kpops.reconstruction.series import DIMS, Series, read_series
@@ -90,7 +89,6 @@ def forecast(model: nn.Module, context: Any, n_steps: int, *, h0: Any = None) ->
     return _labelled(to_numpy(values), read, "forecast")
 
 
-@experimental
 def persistence(context: Any, n_steps: int) -> xr.DataArray:
     """Baseline: the last observation stays.
 

@@ -11,10 +11,8 @@ import numpy as np
 import xarray as xr
 
 from kpops.kinds import described
-from kpops.maturity import experimental
 
 
-@experimental
 def series(name: str) -> xr.DataArray:
     """A measured series by its name, from the files of an installed package.
 
@@ -50,8 +48,8 @@ def series(name: str) -> xr.DataArray:
     Examples
     --------
     >>> import kpops
-    >>> laser = kpops.systems.series("laser")  # doctest: +SKIP
-    >>> dict(laser.sizes)  # doctest: +SKIP
+    >>> laser = kpops.systems.series("laser")
+    >>> dict(laser.sizes)
     {'trial': 1, 'time': 10093, 'unit': 1}
     """
     if not isinstance(name, str):

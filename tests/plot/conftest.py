@@ -1,4 +1,4 @@
-"""Every test draws into figures of its own."""
+"""Axes to draw into, and what is drawn there."""
 
 import matplotlib
 
@@ -6,13 +6,6 @@ matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def _closed():
-    plt.close("all")
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
