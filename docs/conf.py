@@ -41,7 +41,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": r"\.py$",
-    "ignore_pattern": r"/networks\.py$",
+    "ignore_pattern": r"^networks\.py$",
     "within_subsection_order": "gallery_order.in_reading_order",
     "backreferences_dir": "gallery/backreferences",
     "capture_repr": (),  # figures and what is printed, not the last value

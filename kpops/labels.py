@@ -311,6 +311,34 @@ def disagreeing(array: xr.DataArray, space: Space) -> list[str]:
     )
 
 
+def refuse_other_labels(
+    one: Mapping[str, Coordinate],
+    two: Mapping[str, Coordinate],
+    names: tuple[str, str],
+    dims: tuple[str, ...],
+) -> None:
+    """Refuse the coordinates of two arrays of one shape, by their names, if labels differ.
+
+    Trials or times that have no label in common are of different runs, which may be compared.
+    """
+    for dim in dims:
+        if dim not in one or dim not in two:
+            continue
+        mine, theirs = one[dim].values, two[dim].values
+        numbers = mine.dtype.kind in "fiu" and theirs.dtype.kind in "fiu"
+        alike = np.isclose(mine, theirs, rtol=1e-6, equal_nan=True) if numbers else mine == theirs
+        if not np.all(alike) and (dim not in _OF_RUNS or np.isin(mine, theirs).any()):
+            i = int(np.argmin(alike))
+            raise ValueError(
+                f"{names[0]} has the {dim} {mine[i]!s} where {names[1]} has {theirs[i]!s}: order "
+                f"and name them alike, by .sel({dim}=...), or drop the labels by "
+                f".drop_vars({dim!r})"
+            )
+
+
+_OF_RUNS = ("trial", "seed", "time", "step")
+
+
 def _enter_dataarray(
     q: xr.DataArray, space: Space, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Restore]:

@@ -9,7 +9,8 @@ Bifurcation Theory, sections 4 and 5.4):
   (A - 1)^-1 (B(r, r) - 2 b r))) / 6``, the inverse taken beside r;
 - lambda = -1: ``z' = -z + c z^3`` with ``c = l (C(r, r, r) + 3 B(r, R(1) B(r, r))) / 6``;
 - lambda = e^(i a): ``z' = e^(i a) z (1 + d |z|^2)`` with ``Re d = Re e^(-i a) (l C(r, r, r*) + 2 l
-  B(r, R(1) B(r, r*)) + l B(r*, R(e^(2 i a)) B(r, r))) / 2``.
+  B(r, R(1) B(r, r*)) + l B(r*, R(e^(2 i a)) B(r, r))) / 2``. If e^(3 i a) = 1 there is a term in
+  z*^2 as well, which decides, and d is NaN; unless it vanishes, as by symmetry.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from kpops.dynamics.continuation_path import Path
 from kpops.dynamics.stability import eigenvectors
 from kpops.engines.differential import Differential
+from kpops.linalg.rounding import noise_floor
 
 Map = Callable[[Tensor], Tensor]
 
@@ -58,7 +60,7 @@ def classify(path: Path, v: Tensor, A: Tensor, values: Tensor, *, is_fold: bool)
     left, right = eigenvectors(A, value if pair else complex(value.real))
     forms = _Forms(path, v)
     if pair:
-        return Bifurcation("neimark-sacker", value, _of_pair(forms, A, left, right, value))
+        return Bifurcation("neimark-sacker", value, _of_pair(forms, A, left, right, value, near))
     second = forms.second(right, right)
     third = float(left @ forms.third(right, right, right))
     eye = torch.eye(len(A)).to(A)
@@ -74,12 +76,14 @@ def classify(path: Path, v: Tensor, A: Tensor, values: Tensor, *, is_fold: bool)
     )
     w = torch.linalg.solve(bordered, torch.cat([second - 2 * b * right, left[:1] * 0]))[:-1]
     c = (third - 3 * float(left @ forms.second(right, w))) / 6
-    if abs(b) < _SYMMETRIC * abs(c):
+    if abs(b) <= _SYMMETRIC * abs(c) + noise_floor(A.dtype):
         return Bifurcation("pitchfork", value, c)
     return Bifurcation("transcritical", value, b)
 
 
-def _of_pair(forms: _Forms, A: Tensor, left: Tensor, right: Tensor, value: complex) -> float:
+def _of_pair(
+    forms: _Forms, A: Tensor, left: Tensor, right: Tensor, value: complex, near: float
+) -> float:
     x, y = right.real, right.imag
     xx, xy, yy = forms.second(x, x), forms.second(x, y), forms.second(y, y)
     square, modulus = torch.complex(xx - yy, 2 * xy), xx + yy
@@ -88,7 +92,13 @@ def _of_pair(forms: _Forms, A: Tensor, left: Tensor, right: Tensor, value: compl
     )
     eye = torch.eye(len(A)).to(A)
     steady = torch.linalg.solve(eye - A, modulus)
-    double = torch.linalg.solve(value**2 * eye - A.to(square.dtype), square)
+    twice = value**2 * eye - A.to(square.dtype)
+    if abs(value**3 - 1) > near:
+        double = torch.linalg.solve(twice, square)
+    elif float((left.conj() @ square).abs()) > near:
+        return float("nan")
+    else:  # the matrix is singular, beside what square has
+        double = torch.linalg.pinv(twice, rtol=near) @ square
     by_steady = torch.complex(forms.second(x, steady), forms.second(y, steady))
     u, w = double.real, double.imag
     by_double = torch.complex(

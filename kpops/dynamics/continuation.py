@@ -63,7 +63,7 @@ def continuation(
           of the recurrent part, or ``"input"`` for the constant input (feature,). It must be
           smooth, and made of torch functions: ``lambda g: {"weight_hh_l0": g * W}``;
         - checkpoints, in order, such as those of :func:`kpops.training.checkpoints`. Between them
-          all weights move on straight lines, and mu is the step.
+          all weights move on straight lines, and mu is the step. Buffers are those of the model.
     span : (float, float), optional
         Value of mu at `points`, and the one to follow them to. Default: all checkpoints.
     input : array_like, optional
@@ -110,7 +110,8 @@ def continuation(
         If `along` is none of the above, or dtypes are mixed.
     ValueError
         If a point is not fixed or has an eigenvalue of 1 at the beginning, if `along` gives values
-        that do not fit the model, or if a shape or number is wrong or not finite.
+        that do not fit the model or checkpoints with other buffers, or if a shape or number is
+        wrong or not finite.
 
     Warns
     -----
@@ -143,7 +144,8 @@ def continuation(
                                                      a stable 2-cycle arises
     ``neimark-sacker``   a complex pair passes the   z' = e^(i a) z (1 + d abs(z)^2):
                          unit circle                 Re d, negative if a stable
-                                                     circle arises
+                                                     circle arises; NaN if e^(3 i a) is 1
+                                                     and z*^2 has a part in z'
     ``multiple``         several eigenvalues pass    NaN
                          it together
     ``border-collision`` one jumps across it, where  NaN

@@ -114,7 +114,7 @@ def read_path(
     elif callable(along) and not isinstance(along, nn.Module | type):
         pieces = [Piece(-math.inf, math.inf, along)]
     elif isinstance(along, Iterable) and not isinstance(along, Mapping | Tensor | np.ndarray):
-        pieces = _between_checkpoints(list(along), model, dtype, x)
+        pieces = _between_checkpoints(list(along), model, recurrence, dtype, x)
     else:
         raise TypeError(
             f"along is {described(along)}: pass the name of a parameter that is one number; a "
@@ -171,7 +171,7 @@ def _by_name(name: str, recurrence: Recurrence, x: Tensor) -> Piece:
 
 
 def _between_checkpoints(
-    given: list[Any], model: Any, dtype: torch.dtype | None, x: Tensor
+    given: list[Any], model: Any, recurrence: Recurrence, dtype: torch.dtype | None, x: Tensor
 ) -> list[Piece]:
     """Straight lines from the weights of each checkpoint to those of the next."""
     try:
@@ -190,10 +190,23 @@ def _between_checkpoints(
     for state in states:
         loaded = copy.deepcopy(model)
         loaded.load_state_dict(state)
-        read = read_model(loaded, dtype, x.device).parameter_dict()
-        weights.append({name: value.detach() for name, value in read.items()})
+        read = read_model(loaded, dtype, x.device)
+        _refuse_other_buffers(recurrence, read)
+        weights.append({name: value.detach() for name, value in read.parameter_dict().items()})
     ends = zip(pairwise(steps), pairwise(weights), strict=True)
     return [Piece(a, b, _Line(a, b, u, v)) for (a, b), (u, v) in ends]
+
+
+def _refuse_other_buffers(recurrence: Recurrence, loaded: Recurrence) -> None:
+    """Refuse a checkpoint with other buffers than the model, which are on no path."""
+    own = dict(recurrence.module.named_buffers())
+    for name, value in loaded.module.named_buffers():
+        if not torch.equal(value, own[name].to(value)):
+            raise ValueError(
+                f"the buffer {name!r} differs between the model and a checkpoint, and only "
+                "parameters are moved: load the checkpoint into the model, or pass a function from "
+                "mu to parameters"
+            )
 
 
 class _Line:

@@ -80,7 +80,8 @@ def critical_channel(lin: Any) -> CriticalChannel:
     TypeError
         If `lin` is no linearization at fixed points.
     ValueError
-        If the eigenvalue nearest to 1 of a point is complex, or lacks an eigenvector of its own.
+        If the eigenvalue nearest to 1 of a point is complex, or lacks an eigenvector of its own, as
+        a repeated one does.
 
     See Also
     --------
@@ -129,7 +130,7 @@ def critical_channel(lin: Any) -> CriticalChannel:
     value = values.gather(1, (1 - values).abs().argmin(1, keepdim=True))[:, 0]
     vectors = [eigenvectors(*pair) for pair in zip(A, value.real.tolist(), strict=True)]
     left, r = (torch.stack(part) for part in zip(*vectors, strict=True))
-    _refuse(lin, value, left, noise_floor(A.dtype) ** 0.5)
+    _refuse(lin, A, value, left)
     pulled = torch.zeros(len(A), *lin.space.shape).to(A)
     rows = torch.arange(len(A), device=A.device)
     pulled[rows, rows, 0] = left
@@ -146,8 +147,14 @@ def critical_channel(lin: Any) -> CriticalChannel:
     return CriticalChannel(response, scale, value.real, lin.flow)
 
 
-def _refuse(lin: FixedPointLinearization, value: Tensor, left: Tensor, floor: float) -> None:
+def _refuse(lin: FixedPointLinearization, A: Tensor, value: Tensor, left: Tensor) -> None:
+    rounding = noise_floor(A.dtype)
+    floor = rounding**0.5
     turning, missing = value.imag.abs() > floor, ~(left.norm(dim=1) < 1 / floor)
+    if A.shape[1] > 1:  # several eigenvectors of one eigenvalue, of which none is its own
+        shift = value.real[:, None, None] * torch.eye(A.shape[1]).to(A)
+        second = torch.linalg.svdvals(A - shift)[:, -2]
+        missing |= second <= rounding * torch.linalg.matrix_norm(A).clamp_min(1)
     for wrong, why in (
         (turning, "the eigenvalue nearest to 1 is complex, one of a pair that shares a plane"),
         (missing, "the eigenvalue nearest to 1 lacks an eigenvector of its own"),

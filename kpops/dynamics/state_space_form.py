@@ -75,9 +75,10 @@ def state_space_form(lin: Linearization) -> xr.Dataset:
 
     Notes
     -----
-    Whether a step is of the form is tested at another state than that of the trajectory, drawn at
-    random with a fixed seed, to rounding. So your own cells are recognised as well. P is then the
-    same at every state, with blocks ``P[t, s] = Lambda_t .. Lambda_{s+1}``.
+    Whether a step is of the form is tested at two other states than that of the trajectory, drawn
+    at random with a fixed seed, one of them a thousand times as large, to rounding. So your own
+    cells are recognised as well. P is then the same at every state, with blocks ``P[t, s] =
+    Lambda_t .. Lambda_{s+1}``.
 
     C_t of other models is the readout of :func:`kpops.linearize`, which does not depend on time.
 
@@ -155,10 +156,17 @@ def _transition(lin: Linearization) -> tuple[str, Tensor]:
 
 
 def _refuse_unlike(lin: Linearization, structure: str, transition: Tensor, drive: Tensor) -> None:
-    """Refuse a step that is not Lambda h + B u at a random state."""
-    states = lin.trajectory.states
-    drawn = torch.from_numpy(np.random.default_rng(0).standard_normal(states.shape))
-    h = (1 + states.square().mean().sqrt()) * drawn.to(states)
+    """Refuse a step that is not Lambda h + B u at random states, near and far."""
+    drawn = np.random.default_rng(0).standard_normal(lin.trajectory.states.shape)
+    scale = 1 + lin.trajectory.states.square().mean().sqrt()
+    for size in (1, 1e3):
+        h = size * scale * torch.from_numpy(drawn).to(scale)
+        _refuse_unlike_at(h, lin, structure, transition, drive)
+
+
+def _refuse_unlike_at(
+    h: Tensor, lin: Linearization, structure: str, transition: Tensor, drive: Tensor
+) -> None:
     if structure == "dense":
         moved = torch.einsum("btij,btj->bti", transition, h)
     elif structure == "diagonal":
@@ -169,7 +177,7 @@ def _refuse_unlike(lin: Linearization, structure: str, transition: Tensor, drive
     found = _step(lin, h)
     size = found.norm() + moved.norm() + drive.norm()
     error = float((found - moved - drive).norm() / size) if size else 0.0
-    if not error < noise_floor(lin.dtype) * states.shape[-1] ** 0.5:
+    if not error < noise_floor(lin.dtype) * h.shape[-1] ** 0.5:
         raise ValueError(
             f"{type(lin.model).__name__} is not of the form h' = Lambda h + B u: Lambda depends on "
             f"the state, and at another state the step differs by {error:.2g} of its length; use "

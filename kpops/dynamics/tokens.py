@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kpops.arrays import as_tensor, to_numpy
 from kpops.kinds import described
+from kpops.models.recurrence import changed
 from kpops.models.token_flow import TokenFlow
 from kpops.scalars import check_real
 
@@ -28,7 +29,7 @@ def token_dynamics(
     flow : TokenFlow
         The model.
     tokens : array_like, shape (trial, token, channel) or (token, channel)
-        Tokens at the first time.
+        Tokens at the first time; a DataArray is read by its dims.
     times : array_like, shape (time,)
         Rising times (depths) of the results.
     bound : float
@@ -52,9 +53,10 @@ def token_dynamics(
     Raises
     ------
     TypeError
-        If `flow` is no TokenFlow.
+        If `flow` is no TokenFlow, or one whose velocity was changed.
     ValueError
-        If shapes disagree, times do not rise, or a token starts beyond `bound`.
+        If weights are not finite, shapes disagree, times do not rise, or a token starts beyond
+        `bound`.
 
     Notes
     -----
@@ -100,14 +102,21 @@ def token_dynamics(
     """
     if not isinstance(flow, TokenFlow):
         raise TypeError(f"flow is {described(flow)}, expected a kpops.models.TokenFlow")
+    if changed(flow, TokenFlow):
+        raise TypeError(f"flow is {described(flow)}, whose velocity is not that of a TokenFlow")
+    for weight, value in flow.named_parameters():
+        if not value.isfinite().all():  # on which the solver would not end
+            raise ValueError(f"{weight} of flow is not finite: load or train it again")
     grid, start = _read(flow, tokens, times)
     check_real("bound", bound)
     check_real("rtol", rtol)
     if not 0 < rtol < 1:
         raise ValueError(f"rtol={rtol}: choose a relative tolerance between 0 and 1")
     lengths = np.linalg.norm(start, axis=-1)
-    if lengths.max() >= bound:
-        raise ValueError(f"a token starts at length {lengths.max():.6g}: pass a larger bound=")
+    if not lengths.max() < bound:  # NaN, too
+        raise ValueError(
+            f"a token starts at length {lengths.max():.6g}: pass a larger bound= than {bound:g}"
+        )
     runs = [_run(flow, each, grid, float(bound), float(rtol)) for each in start]
     path = np.stack([states for states, _ in runs])
     escapes = np.array([time for _, time in runs])
@@ -138,6 +147,11 @@ def token_dynamics(
 
 def _read(flow: TokenFlow, tokens: Any, times: Any) -> tuple[np.ndarray, np.ndarray]:
     """Times, and tokens (trial, token, channel), in float64."""
+    if isinstance(tokens, xr.DataArray):
+        dims = ("trial", "token", "channel")
+        if set(tokens.dims) not in (set(dims), set(dims[1:])):
+            raise ValueError(f"tokens has dims {tokens.dims}, expected {dims}, or without trial")
+        tokens = tokens.transpose(*dims, missing_dims="ignore")
     start = to_numpy(as_tensor(tokens, "tokens").double())
     start = start[None] if start.ndim == 2 else start
     if start.ndim != 3 or start.shape[-1] != flow.size or not start.size:

@@ -87,6 +87,8 @@ class OfStates:
                     f"{_told(other)}: this method compares states step by step, pass the same "
                     "trials of both"
                 )
+            if other.trial == first.trial:
+                other.refuse_other_labels(first, first.trial)
         states = [np.concatenate(s.trials) for s in networks]
         n = range(options.n_draws)
         return (
@@ -178,7 +180,8 @@ def compare(
         If `networks` is no mapping or sequence, or a series is complex.
     ValueError
         If there are fewer than two networks, `method` is unknown, or a series is constant, not
-        finite, or too short; for ``"cka"`` and ``"procrustes"`` if trials differ in length.
+        finite, or too short; if `masks` are not as many; for ``"cka"`` and ``"procrustes"`` if
+        trials differ in length or labels.
     ImportError
         For the first two methods without PyDMD, which the extra ``koopman`` installs.
 
@@ -252,7 +255,11 @@ def compare(
             "method": method,
             "null": measure.null if n_permutations else "",
             "configuration": json.dumps(
-                {"delays": int(delays), "rank": rank, "n_permutations": int(n_permutations)}
+                {
+                    "delays": int(delays),
+                    "rank": None if rank is None else int(rank),
+                    "n_permutations": int(n_permutations),
+                }
             ),
         },
     )
@@ -274,10 +281,18 @@ def _read(networks: Any, masks: Any) -> tuple[list[str], list[Series]]:
         raise ValueError(f"networks has {len(named)} entries: pass two or more to compare")
     if masks is None:
         masks = {}
-    elif isinstance(masks, list | tuple):
-        masks = dict(zip(named, masks, strict=False))
+    elif isinstance(masks, list | tuple) and len(masks) == len(named):
+        masks = dict(zip(named, masks, strict=True))
+    elif not isinstance(masks, Mapping):
+        raise ValueError(
+            f"masks is {described(masks)}: pass a dict, or a list of {len(named)} masks or None, "
+            "one of each network"
+        )
     unknown = sorted(str(k) for k in masks if k not in named)
     if unknown:
         raise ValueError(f"masks has {unknown}, which are no networks: choose from {list(named)}")
     series = [read_series(s, masks.get(k), f"networks[{k!r}]") for k, s in named.items()]
-    return [str(k) for k in named], series
+    names = [str(k) for k in named]
+    if len(set(names)) < len(names):
+        raise ValueError(f"networks has the names {list(named)}: give each a text of its own")
+    return names, series

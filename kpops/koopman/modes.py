@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from kpops.arrays import as_tensor, to_numpy
 from kpops.koopman.fits import Fit, fit, residuals
 from kpops.koopman.series import Series, read_series
 from kpops.learning.required import labelled
@@ -112,7 +113,7 @@ def dmd(
     numbers = {
         "eigenvalue": (values, "Koopman eigenvalue per step"),
         "residual": (residual.astype(read.dtype), "relative residual of the eigenpair"),
-        "spurious": (residual > tol, "whether the residual is above the tolerance"),
+        "spurious": (~(residual <= tol), "whether the residual is above the tolerance"),
     }
     dims = ("mode", read.observable)
     first = shapes[: len(shapes) // delays]
@@ -139,6 +140,7 @@ def _like(read: Series, test: Any) -> Series:
             f"test has {other.n_observables} observables, {read.name} {read.n_observables}: pass "
             "trials of the same system"
         )
+    other.refuse_other_labels(read, read.observable)
     return other
 
 
@@ -226,7 +228,7 @@ def pseudospectrum(
 def _line(name: str, values: Any) -> np.ndarray:
     if values is None:
         return np.linspace(-1.25, 1.25, 41)
-    line = np.asarray(values, np.float64)
+    line = to_numpy(as_tensor(values, name)).astype(np.float64)
     if line.ndim != 1 or not len(line) or not np.isfinite(line).all():
         raise ValueError(f"{name} has shape {line.shape}: pass finite numbers, an array (point,)")
     return line

@@ -10,7 +10,7 @@ import xarray as xr
 
 from kpops.arrays import as_tensor, numpy_dtype, to_numpy
 from kpops.kinds import described, is_array
-from kpops.labels import Coordinate, coordinates_of
+from kpops.labels import Coordinate, coordinates_of, refuse_other_labels
 from kpops.learning.required import require_linearization
 from kpops.linearization import Linearization
 
@@ -46,6 +46,10 @@ class Series:
     def choose(self, which: np.ndarray) -> Series:
         """Return the series of some trials, without their labels."""
         return Series(self.name, [self.trials[i] for i in which], self.observable, self.trial)
+
+    def refuse_other_labels(self, other: Series, dim: str) -> None:
+        """Refuse another series whose positions along a dimension have other labels."""
+        refuse_other_labels(self.coords, other.coords, (self.name, other.name), (dim,))
 
     def along(self, span: np.ndarray | None) -> Series:
         """Return the coordinates along vectors (observable, k), or the series itself."""
@@ -90,13 +94,12 @@ def read_series(series: Any, mask: Any = None, name: str = "series") -> Series:
     if isinstance(series, xr.DataArray):
         mask = series.coords.get("mask") if mask is None else mask
         time, trial, observable = _dims_of(series, name)
+        # And the labels of a trial or an observable that was selected.
+        series = series.expand_dims([d for d in (trial, observable) if d not in series.dims])
         coords = coordinates_of(series.drop_vars("mask", errors="ignore"), (trial, observable))
-        series = series.transpose(*(d for d in (trial, time, observable) if d in series.dims))
         if isinstance(mask, xr.DataArray):
             mask = mask.transpose(*(d for d in (trial, time) if d in mask.dims)).values
-        if observable not in series.dims:
-            series = series.expand_dims(observable, -1)
-        series = series.values
+        series = series.transpose(trial, time, observable).values
     values = _values(series, name)
     if values.ndim not in (1, 2, 3):
         raise ValueError(f"{name} has shape {values.shape}, expected (trial, time, unit)")
@@ -104,6 +107,8 @@ def read_series(series: Any, mask: Any = None, name: str = "series") -> Series:
         values = values[:, None]
     if values.ndim == 2:
         values = values[None]
+    if not len(values):
+        raise ValueError(f"{name} has no trials, shape {values.shape}: pass at least one")
     lengths = _lengths(mask, values.shape[:2], name)
     trials = [x[:n] for x, n in zip(values, lengths, strict=True)]
     return _checked(Series(name, trials, observable, trial, coords))
@@ -141,6 +146,8 @@ def _read_list(trials: list[Any] | tuple[Any, ...], name: str) -> Series:
                 f"{name}[{other[0]}] has {what} {kinds[other[0]]}, {name}[0] has {kinds[0]}: pass "
                 "trials of one system, in one dtype"
             )
+    for one in read:
+        one.refuse_other_labels(read[0], read[0].observable)
     coords = {k: c for k, c in read[0].coords.items() if c.dims == (read[0].observable,)}
     return Series(name, [one.trials[0] for one in read], read[0].observable, coords=coords)
 
@@ -155,7 +162,10 @@ def _lengths(mask: Any, shape: tuple[int, int], name: str) -> list[int]:
     """Valid steps of each trial, which have to come first."""
     if mask is None:
         return [shape[1]] * shape[0]
-    valid = to_numpy(as_tensor(mask, "mask")).astype(bool)
+    given = to_numpy(as_tensor(mask, "mask"))
+    if not np.isin(given, (0, 1)).all():
+        raise ValueError("mask has values other than 0 and 1: pass booleans")
+    valid = given.astype(bool)
     if valid.shape != shape and valid.shape != shape[1:]:
         raise ValueError(f"mask has shape {valid.shape}, expected (trial, time) = {shape}")
     valid = np.broadcast_to(valid, shape)

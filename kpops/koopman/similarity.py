@@ -50,6 +50,8 @@ def dynamical_angle(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> f
     them, of which almost every one has an orthogonal polar factor that does too. So the descents
     start from the polar factors of random combinations of these eigenvectors.
     """
+    if not (a.any() and b.any()):
+        raise ValueError("an operator is zero, which has no angle: pass series that move on")
     a, b = (x.astype(np.float64) / np.linalg.norm(x) for x in (a, b))
     return min(angle(a, c @ b @ c.T) for c in _descents(a, b, rng))
 

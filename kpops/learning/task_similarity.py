@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,8 @@ def task_similarity(
     Raises
     ------
     TypeError
-        If `maps` is no DataArray or mapping of them, or `families` no mapping.
+        If `maps` is no DataArray or mapping of them by strings or numbers, or `families` no
+        mapping.
     ValueError
         If maps differ in their dimensions, are not finite, or are zero (for a correlation,
         constant) in the mean of a task; if there is only one task; if families lack a task, or make
@@ -143,6 +145,8 @@ def task_similarity(
 def _read(maps: Any, by: Any) -> tuple[Tensor, Groups, str]:
     """Vectors (trial, entry) in float64, the tasks, and what the maps are called."""
     if isinstance(maps, Mapping) and not isinstance(maps, xr.Dataset) and maps:
+        if not any(all(isinstance(task, kind) for task in maps) for kind in (str, Real)):
+            raise TypeError(f"maps has the tasks {list(maps)}: name all by strings, or by numbers")
         arrays = {task: _trials(array, f"maps[{task!r}]") for task, array in maps.items()}
         first_task, first = next(iter(arrays.items()))
         for task, array in arrays.items():

@@ -78,7 +78,8 @@ class ExponentialEuler(TimeStepped):
         super().__init__(dt, arguments)
         refuse_method(field, "field")
         given = as_tensor(tau, "tau")
-        if given.ndim > 1 or not bool((given > 0).all() and given.isfinite().all()):
+        positive = bool((given > 0).all() and given.isfinite().all())
+        if given.ndim > 1 or not given.numel() or not positive:
             raise ValueError(f"tau={tau!r}: pass one time constant, or one for each unit, above 0")
         self.field = field
         if given.ndim:

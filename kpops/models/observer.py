@@ -26,7 +26,7 @@ class Observer(nn.Module):
         A cell with ``forward(x_t, h)`` whose state is one tensor: one of kpops, ``nn.RNNCell``,
         ``nn.GRUCell``, or your own with ``input_size`` and ``hidden_size`` (or ``state_size``).
     C : array_like, shape (output, unit)
-        What is observed of the state. It is fixed.
+        What is observed of the state. It is fixed, and in the dtype of the cell.
     gain : array_like, shape (unit, output)
         L at the start; it learns.
 
@@ -35,7 +35,7 @@ class Observer(nn.Module):
     TypeError
         If `cell` runs over whole sequences, or has a state of several tensors.
     ValueError
-        If a matrix has another shape, or a size of the cell is unknown.
+        If a matrix has another shape or is not finite, or a size of the cell is unknown.
 
     Notes
     -----
@@ -71,10 +71,13 @@ class Observer(nn.Module):
     def __init__(self, cell: nn.Module, C: Any, gain: Any) -> None:
         super().__init__()
         n_inputs, size = sizes_of_cell(cell)
-        like = next(cell.parameters(), torch.empty(0)).detach()
-        given = {
-            name: as_tensor(array, name).to(like) for name, array in (("C", C), ("gain", gain))
-        }
+        given = {name: as_tensor(array, name) for name, array in (("C", C), ("gain", gain))}
+        for name, tensor in given.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} is not finite: pass finite weights")
+        every = (*cell.parameters(), *cell.buffers(), *given.values())
+        like = next((a for a in every if a.is_floating_point()), torch.empty(0)).detach()
+        given = {name: tensor.to(like) for name, tensor in given.items()}
         if given["C"].ndim != 2 or given["C"].shape[1] != size or not len(given["C"]):
             raise ValueError(
                 f"C has shape {tuple(given['C'].shape)}, expected (output, unit) with {size} units"

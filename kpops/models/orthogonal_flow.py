@@ -14,7 +14,13 @@ from torch.nn import functional as F
 from kpops.maturity import experimental
 from kpops.models.cells import check_sizes
 from kpops.models.diagonal import Rng
-from kpops.models.recurrence import ModuleRecurrence, as_recurrence, matching, unless_changed
+from kpops.models.recurrence import (
+    ModuleRecurrence,
+    as_recurrence,
+    is_real,
+    matching,
+    unless_changed,
+)
 from kpops.scalars import generator as random_generator
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -95,14 +101,14 @@ class OrthogonalFlow(nn.Module):
         super().__init__()
         check_sizes(0, input_size=input_size)
         check_sizes(hidden_size=hidden_size)
-        if not (isinstance(dt, int | float) and 0 < dt < math.inf):
+        if not (is_real(dt) and 0 < dt < math.inf):
             raise ValueError(f"dt={dt!r}: pass the length of a step, above 0")
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation={activation!r}: choose from {sorted(_ACTIVATIONS)}")
         self.input_size = input_size
         self.n_units = hidden_size
         self.state_size = hidden_size + hidden_size**2
-        self.dt = dt
+        self.dt = float(dt)
         self.activation = activation
         generator, dtype = random_generator(rng), torch.get_default_dtype()
         entries = hidden_size * (hidden_size - 1) // 2

@@ -86,9 +86,11 @@ def s4d(
     check_sizes(input_size=input_size, n_modes=n_modes)
     if start not in _STARTS:
         raise ValueError(f"start={start!r}: choose one of {list(_STARTS)}")
-    if not 0 < dt[0] <= dt[1] < np.inf:
+    ends = np.asarray(dt)
+    if ends.shape != (2,) or ends.dtype.kind not in "fiu" or not 0 < ends[0] <= ends[1] < np.inf:
         raise ValueError(f"dt={dt}: pass a rising pair above 0")
-    steps = np.exp(random_generator(rng).uniform(np.log(dt[0]), np.log(dt[1]), input_size))
+    shortest, longest = np.log(ends)
+    steps = np.exp(random_generator(rng).uniform(shortest, longest, input_size))
     rates = np.tile(_STARTS[start](np.arange(n_modes)), input_size)
     exponents = np.repeat(steps, n_modes) * rates
     drive = np.expm1(exponents) / rates

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from kpops.models.recurrence import is_whole
 from kpops.plot import style as look
 
 _SOURCE = "kpops.continuation"
@@ -56,6 +57,8 @@ def branches(found: xr.Dataset, ax: Any = None, *, unit: int | None = None) -> A
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['stable', 'unstable', 'pitchfork']
     """
+    if isinstance(found, xr.Dataset):
+        found = found.transpose("branch", "event", "point", "unit", ..., missing_dims="ignore")
     states = look.variable(found, ("state",), _SOURCE, ("branch", "point", "unit")).values
     mu = look.variable(found, ("parameter",), _SOURCE, ("branch", "point")).values
     stable = look.variable(found, ("is_stable",), _SOURCE, ("branch", "point")).values
@@ -63,13 +66,13 @@ def branches(found: xr.Dataset, ax: Any = None, *, unit: int | None = None) -> A
     n_units = states.shape[-1]
     if unit is None:
         unit = int(np.nanvar(states, axis=(0, 1)).argmax())
-    if unit not in range(n_units):
+    if not is_whole(unit) or unit not in range(n_units):
         raise ValueError(f"unit={unit!r}: choose from 0 to {n_units - 1}")
     ax = look.get_axes(ax)
     for row, n in enumerate(found["n_points"].values):
         points = np.stack([mu[row, :n], states[row, :n, unit], found["length"].values[row, :n]], 1)
         rests = stable[row, :n].copy()
-        if found["parent"].values[row] >= 0:  # its first point is the bifurcation
+        if n > 1 and found["parent"].values[row] >= 0:  # its first point is the bifurcation
             rests[0] = rests[1]
         own = found.isel(event=found["event_branch"].values == row)
         names = ("event_parameter", "event_state", "event_length")

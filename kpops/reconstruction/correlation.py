@@ -87,9 +87,9 @@ def correlation_dimension(
         )
     if theiler >= n_steps - 1 and n_trials == 1:
         raise ValueError(f"theiler={theiler} leaves no pair of the {n_steps} steps: shorten it")
-    size = np.sqrt(np.square(points - points.mean(axis=0)).sum(axis=1).mean())
-    if size == 0:
+    if (points == points[0]).all():
         raise ValueError("series is constant: there is no set of states to measure")
+    size = np.sqrt(np.square(points - points.mean(axis=0)).sum(axis=1).mean())
     relative = np.geomspace(low, high, n_radii)
     counts, pairs = _pairs(points, n_trials, theiler, relative * size)
     # A block leaves with all pairs in which it takes part.
@@ -128,7 +128,7 @@ def correlation_dimension(
             )
         },
         attrs={
-            "configuration": json.dumps({"theiler": theiler, "scaling": [low, high]}),
+            "configuration": json.dumps({"theiler": int(theiler), "scaling": [low, high]}),
             "size": float(size),
         },
     )

@@ -50,8 +50,8 @@ def valid_prediction_time(
     Raises
     ------
     ValueError
-        If the two differ in size, are not finite, or a unit of the truth is constant; if a number
-        is not positive.
+        If the two differ in size or labels, are not finite or masked, or a unit of the truth is
+        constant; if a number is not positive.
 
     References
     ----------
@@ -104,7 +104,11 @@ def valid_prediction_time(
         coords=two.kept("trial", "time"),
         attrs={
             "configuration": json.dumps(
-                {"dt": dt, "lyapunov_time": float(lyapunov_time), "threshold": threshold}
+                {
+                    "dt": float(dt),
+                    "lyapunov_time": float(lyapunov_time),
+                    "threshold": float(threshold),
+                }
             )
         },
     )
@@ -130,7 +134,7 @@ def smape(forecast: Any, truth: Any) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If the two differ in size or are not finite.
+        If the two differ in size or labels, or are not finite or masked.
 
     Notes
     -----

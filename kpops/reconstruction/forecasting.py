@@ -10,7 +10,9 @@ import xarray as xr
 from torch import nn
 
 from kpops.arrays import as_tensor, numpy_dtype, to_numpy
+from kpops.labels import refuse_other_labels
 from kpops.models.wrapping import pulled, sizes_of_cell
+from kpops.read_inputs import read_state
 from kpops.reconstruction.free_step import free_step
 from kpops.reconstruction.series import DIMS, Series, read_series
 from kpops.scalars import check_count, check_real
@@ -43,9 +45,10 @@ def forecast(model: nn.Module, context: Any, n_steps: int, *, h0: Any = None) ->
     Raises
     ------
     ValueError
-        If the context has another shape or is not finite, or has more units than the model.
+        If the context or `h0` has another shape or is not finite, or the context has more units
+        than the model.
     FloatingPointError
-        If the state becomes non-finite; the first trial and step are named.
+        If the forecast becomes non-finite; the first trial and step are named.
 
     Examples
     --------
@@ -68,9 +71,12 @@ def forecast(model: nn.Module, context: Any, n_steps: int, *, h0: Any = None) ->
     step = free_step(model, n_features, data)
     h = data.new_zeros(n_trials, state_size)
     if h0 is not None:
-        given = as_tensor(h0, "h0").to(like)
+        by_dims = isinstance(h0, xr.DataArray)
+        given = (read_state(h0, None, read.coords) if by_dims else as_tensor(h0, "h0")).to(like)
         if tuple(given.shape) != tuple(h.shape):
             raise ValueError(f"h0 has shape {tuple(given.shape)}, expected {tuple(h.shape)}")
+        if not given.isfinite().all():
+            raise ValueError("h0 is not finite: pass numbers, 0 for those that are not known")
         h = given
     for t in range(n_context):
         h = step(pulled(h, data[:, t], 1.0))
@@ -141,8 +147,8 @@ def linear_forecast(
     Raises
     ------
     ValueError
-        If the series has too few steps, a constant unit, another shape or another number of units
-        than the context, or is not finite; if `ridge` is negative.
+        If the series has too few steps, a constant unit, another shape or other units than the
+        context, or is not finite; if `ridge` is negative or not finite.
 
     Examples
     --------
@@ -154,15 +160,17 @@ def linear_forecast(
     """
     check_count("n_steps", n_steps, 1)
     check_real("ridge", ridge)
-    if not ridge >= 0:
+    if not 0 <= ridge < np.inf:
         raise ValueError(f"ridge={ridge}: pass 0 or more")
-    fitted = read_series(series, "series", least=3, varying=True)
+    fitted = read_series(series, "series", least=3)
     read = read_series(context, "context")
     n_units = fitted.values.shape[-1]
     if read.values.shape[-1] != n_units:
         raise ValueError(
             f"context has {read.values.shape[-1]} units, series {n_units}: pass the same units"
         )
+    refuse_other_labels(read.coords, fitted.coords, ("context", "series"), ("unit",))
+    read_series(fitted.values[:, :-1], "series", varying=True)  # a unit that moves at the end alone
     before = fitted.values[:, :-1].reshape(-1, n_units)
     after = fitted.values[:, 1:].reshape(-1, n_units)
     if len(before) <= n_units:
@@ -193,9 +201,10 @@ def _labelled(values: np.ndarray, context: Series, name: str) -> xr.DataArray:
         gaps = np.diff(time.values)
         if len(gaps) and np.allclose(gaps, gaps[0], rtol=1e-6, atol=0):
             _, _, attrs = time.described("time")
+            gap = gaps.mean() if time.values.dtype.kind == "f" else gaps[0]  # ints stay ints
             coords["time"] = (
                 "time",
-                time.values[-1] + gaps.mean() * np.arange(1, n_steps + 1),
+                time.values[-1] + gap * np.arange(1, n_steps + 1),
                 attrs,
             )
     return xr.DataArray(

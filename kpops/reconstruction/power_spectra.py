@@ -78,7 +78,7 @@ def power_spectrum_error(generated: Any, truth: Any, *, smoothing: float = 20.0)
             "distance": ("unit", distance.astype(dtype), {"long_name": name, "units": "1"}),
         },
         coords=pair[1].kept("unit"),
-        attrs={"configuration": json.dumps({"smoothing": smoothing})},
+        attrs={"configuration": json.dumps({"smoothing": float(smoothing)})},
     )
 
 

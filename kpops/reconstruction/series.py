@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import xarray as xr
 
 from kpops.arrays import as_tensor, to_numpy
-from kpops.labels import Coordinate, coordinates_of
+from kpops.labels import Coordinate, coordinates_of, refuse_other_labels
 from kpops.scalars import check_count
 
 DIMS = ("trial", "time", "unit")
@@ -33,28 +34,33 @@ class Series(NamedTuple):
 def read_series(series: Any, name: str, *, least: int = 1, varying: bool = False) -> Series:
     """Read a series (trial, time, unit), or (time, unit) of one trial.
 
-    Anything else is refused by `name`: fewer steps than `least`, numbers that are not finite, and,
-    if it must be `varying`, a unit that is constant.
+    Anything else is refused by `name`: fewer steps than `least`, numbers that are not finite,
+    padding, and, if it must be `varying`, a unit that is constant.
     """
     coords: dict[str, Coordinate] = {}
     if isinstance(series, xr.DataArray):
-        dims = DIMS if "trial" in series.dims else DIMS[1:]
-        if {*series.dims} != {*dims}:
+        if {*series.dims, "trial"} != {*DIMS}:
             raise ValueError(
                 f"{name} has the dims {series.dims}, expected ('trial', 'time', 'unit') or "
                 f"('time', 'unit'): rename them, as in {name}.rename(space='unit')"
             )
-        series = series.transpose(*dims)
-        coords = coordinates_of(series, dims)
+        if "trial" not in series.dims:
+            series = series.expand_dims("trial")  # and the label of one that was selected
+        series = series.transpose(*DIMS)
+        coords = coordinates_of(series, DIMS)
+        if "mask" in coords and not coords["mask"].values.all():
+            raise ValueError(
+                f"{name} has masked steps, which hold no data: pass its trials one at a time, each "
+                f"cut to its length, or drop those that are shorter"
+            )
         series = series.data
-    values = to_numpy(as_tensor(series, name))
+    tensor = as_tensor(series, name)
+    values = to_numpy(tensor if tensor.dtype == torch.float32 else tensor.double())
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise ValueError(
             f"{name} has shape {values.shape}, expected (trial, time, unit) or (time, unit)"
         )
     values = values.reshape(-1, *values.shape[-2:])
-    if values.dtype != np.float32:
-        values = values.astype(np.float64)
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
         where = ", ".join(f"{d} {int(i)}" for d, i in zip(DIMS, wrong[0], strict=True))
@@ -90,12 +96,9 @@ def read_pair(
             raise ValueError(
                 f"{name} has {mine} {plural}, truth {theirs}: cut both to the same {plural}"
             )
-    units = [s.coords["unit"].values for s in (one, two) if "unit" in s.coords]
-    if len(units) == 2 and not np.array_equal(units[0], units[1]):
-        raise ValueError(
-            f"{name} has the units {units[0].tolist()}, truth {units[1].tolist()}: order and name "
-            f"them alike, as in {name}.sel(unit=truth.unit)"
-        )
+    # Runs that are compared as a whole have times and trials of their own.
+    compared = same if "trial" in same else ("unit",)
+    refuse_other_labels(one.coords, two.coords, (name, "truth"), compared)
     return one, two
 
 

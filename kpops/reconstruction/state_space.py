@@ -101,6 +101,7 @@ def state_space_divergence(
         check_real(name, value)
         if not 0 < value < np.inf:
             raise ValueError(f"{name}={value}: pass a positive number")
+    bins, n_samples = int(bins), int(n_samples)  # of NumPy they overflow, and are no JSON
     one, two = read_pair(generated, truth, "generated", least=2, varying=True)
     dtype = two.values.dtype.type
     if method == "bins":
@@ -109,11 +110,11 @@ def state_space_divergence(
             "estimate": ((), dtype(value), unitless("state-space divergence")),
             "outside": ((), dtype(outside), unitless("fraction of states outside the bins")),
         }
-        settings: dict[str, Any] = {"bins": bins, "smoothing": smoothing}
+        settings: dict[str, Any] = {"bins": bins, "smoothing": float(smoothing)}
     else:
         found = _by_mixtures(one.points, two.points, width, n_samples, generator(rng))
         variables = estimates([dtype(v) for v in found], "state-space divergence")
-        settings = {"width": width, "n_samples": n_samples}
+        settings = {"width": float(width), "n_samples": n_samples}
     configuration = json.dumps({"method": method, **settings})
     return xr.Dataset(variables, attrs={"configuration": configuration})
 
@@ -148,7 +149,8 @@ def _by_mixtures(
     random: np.random.Generator,
 ) -> tuple[float, float]:
     scale = width * truth.std(axis=0)
-    one, two = generated / scale, truth / scale
+    # About the mean, since squares of far states would lose the distances between them.
+    one, two = ((states - truth.mean(axis=0)) / scale for states in (generated, truth))
     samples = two[random.integers(len(two), size=n_samples)]
     samples = samples + random.standard_normal(samples.shape)
     logs = _log_density(samples, two) - _log_density(samples, one)

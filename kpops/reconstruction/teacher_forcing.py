@@ -157,7 +157,7 @@ def reconstruct(
             "mask": (("trial", "time"), np.ones((len(cut), length), dtype=bool)),
         }
     )
-    decay = (final / learning_rate) ** (1 / max(max_steps, 1))
+    decay = float((final / learning_rate) ** (1 / max(max_steps, 1)))
 
     def updates(parameters: list[nn.Parameter], rate: float) -> tuple[Optimizer, LRScheduler]:
         made = optimizer(parameters, rate)
@@ -171,7 +171,7 @@ def reconstruct(
         folder=folder,
         max_steps=max_steps,
         batch_size=batch_size,
-        learning_rate=learning_rate,
+        learning_rate=float(learning_rate),
         optimizer=updates,
         stop_loss=stop_loss,
         stop=stop,

@@ -163,7 +163,8 @@ def greens_fractions(
     TypeError
         If `maps` is no Dataset, or a cut is no int.
     ValueError
-        If `maps` has no ``energy`` over trial, time and time_in, or it is negative or not finite;
+        If `maps` has no ``energy`` over trial, time and time_in, or it is negative, not finite or
+        not causal;
         if there is one step alone; if the cuts are out of range.
 
     Notes
@@ -243,5 +244,10 @@ def _energy_of(maps: Any) -> Tensor:
         raise ValueError(
             f"energy is {energy[tuple(bad[0])]} at (trial, time, time_in) = "
             f"{tuple(bad[0].tolist())}: energies are finite and 0 or more, {remedy}"
+        )
+    if np.triu(energy).any():
+        raise ValueError(
+            "energy is not zero where time is not after time_in: pass the same times of both, in "
+            "their order"
         )
     return torch.from_numpy(energy)

@@ -73,7 +73,7 @@ def load(name: str, **parameters: float) -> Flow | Map | SemilinearFlow:
     TypeError
         If a parameter is unknown, or no real number.
     ValueError
-        If the name is unknown; the message names the nearest ones.
+        If the name is unknown; the message names the nearest ones. If a parameter is not finite.
 
     See Also
     --------

@@ -92,10 +92,11 @@ def measure(
     volume = float(contraction(model, states.flatten(0, 1)).mean())
     order = np.argsort(-spectrum.exponent.values, kind="stable")
     rate = "1/step" if model.dt is None else "1/time"
+    dtype = spectrum.exponent.dtype
     log_det = float(spectrum.mean_log_det)
 
     def number(value: float, long_name: str, units: str = rate) -> tuple[Any, ...]:
-        return (), value, {"long_name": long_name, "units": units}
+        return (), dtype.type(value), {"long_name": long_name, "units": units}
 
     named = {"long_name": "mode", "units": "1"}
     return xr.Dataset(

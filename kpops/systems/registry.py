@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,8 @@ class Entry:
                 known = ", ".join(f"{k}={v:.6g}" for k, v in self.defaults.items())
                 raise TypeError(f"{self.name} has no parameter {name!r}{near}: it takes {known}")
             check_real(f"{name} of {self.name}", value)
+            if not math.isfinite(value):
+                raise ValueError(f"{name} of {self.name} is {value}: pass a finite number")
         return {name: float(given.get(name, value)) for name, value in self.defaults.items()}
 
     def rates(self, h: Tensor, values: Mapping[str, Any]) -> Tensor | tuple[Any, ...]:

@@ -99,10 +99,10 @@ def refuse_others(model: Any) -> None:
 def scattered(model: System, n_trials: int, rng: Any) -> Tensor:
     """Initial states (trial, unit), of which the first is the model's own."""
     check_count("n_trials", n_trials, 1)
-    start = model.start.detach()
+    start, random = model.start.detach(), generator(rng)
     if n_trials == 1:
         return start[None]
-    drawn = generator(rng).standard_normal((n_trials, len(start)))
+    drawn = random.standard_normal((n_trials, len(start)))
     drawn[0] = 0
     size = float(start.square().mean().sqrt()) or 1.0
     return start + SPREAD * size * torch.as_tensor(drawn).to(start)

@@ -198,3 +198,30 @@ def test_every_eigenvalue_of_a_random_network_crosses_where_and_as_it_must():
     np.testing.assert_allclose(found.event_parameter, 1 / np.abs(values), rtol=1e-9)
     at = found.event_eigenvalue_real + 1j * found.event_eigenvalue_imag
     np.testing.assert_allclose(at, values / np.abs(values), atol=1e-8)
+
+
+def test_a_symmetric_branch_point_without_a_cubic_term_is_a_pitchfork():
+    found = bifurcations(Family(lambda h, mu: (1 + mu) * h - h**5), [0], "mu", (-0.3, 0.3))
+    assert found.kind.values.tolist() == ["pitchfork"]
+    assert abs(found.coefficient.item()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("quadratic", "coefficient"), [(0, -1.0), (0.3, math.nan)], ids=["symmetric", "resonant"]
+)
+def test_a_third_of_a_turn_has_a_coefficient_only_without_its_quadratic_term(
+    quadratic, coefficient
+):
+    c, s = math.cos(2 * math.pi / 3), math.sin(2 * math.pi / 3)
+    turn = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+
+    def third(h, mu):
+        u = (1 + mu) * h @ turn.T
+        x, y = u.unbind(-1)
+        # The cubic term is -|w|^2 w / 2 of w = x + iy, the quadratic one that of w*^2.
+        again = quadratic * torch.stack([x**2 - y**2, -2 * x * y], -1)
+        return u + again - u * (x**2 + y**2)[..., None] / 2
+
+    found = bifurcations(Family(third), [0, 0], "mu", (-0.31, 0.3))
+    assert found.kind.values.tolist() == ["neimark-sacker"]
+    np.testing.assert_allclose(found.coefficient, [coefficient], rtol=1e-7)

@@ -103,7 +103,7 @@ def test_eigenvalues_along_a_branch_are_those_of_the_dense_jacobian():
         h = torch.from_numpy(branch.state[i].values)
         there.requires_grad_(False)
         step = lambda g, there=there: there(x[None], g[None])[0]  # noqa: E731
-        assert float((step(h) - h).norm()) < 1e-14
+        assert float((step(h) - h).norm()) < 1e-13
         dense = np.linalg.eigvals(torch.autograd.functional.jacobian(step, h).numpy())
         ours = branch.eigenvalue_real[i].values + 1j * branch.eigenvalue_imag[i].values
         np.testing.assert_allclose(np.sort_complex(ours), np.sort_complex(dense), atol=1e-10)
@@ -272,6 +272,23 @@ def test_a_parameter_of_many_numbers_is_refused_with_a_path():
         kpops.continuation(cell, np.zeros((1, 2)), "weight_hh", (0, 1))
     with pytest.raises(ValueError, match="two different numbers from 0 to 10, as the checkpoints"):
         kpops.continuation(*_with(toy([0.5, 0.6], [1.5, 1.2])), (0, 11))
+
+
+def test_checkpoints_that_differ_in_a_buffer_are_refused():
+    class Masked(Family):
+        def __init__(self, mask):
+            super().__init__(torch.mul)
+            self.register_buffer("mask", torch.tensor(mask).double())
+
+        def forward(self, x, h):
+            return self.mu * self.mask * torch.tanh(h)
+
+    saved = [Masked(mask).state_dict() for mask in (1.0, 1.0, 3.0)]
+    rest = np.zeros((1, 1))
+    found = kpops.continuation(Masked(1.0), rest, list(enumerate(saved[:2])))
+    assert found.end.values.tolist() == ["span"]
+    with pytest.raises(ValueError, match="buffer 'mask' differs between the model and a checkp"):
+        kpops.continuation(Masked(1.0), rest, list(enumerate(saved)))
 
 
 def _with(cell_and_checkpoints):

@@ -227,3 +227,5 @@ def test_what_has_no_channel_is_refused():
         kpops.critical_channel(at_rest([[0.5, -0.5], [0.5, 0.5]]))
     with pytest.raises(ValueError, match="lacks an eigenvector of its own"):
         kpops.critical_channel(at_rest([[0.5, 1.0], [0.0, 0.5]]))
+    with pytest.raises(ValueError, match="lacks an eigenvector of its own"):  # it has a plane
+        kpops.critical_channel(at_rest([[0.5, 0.0], [0.0, 0.5]]))

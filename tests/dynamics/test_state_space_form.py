@@ -226,6 +226,16 @@ def test_other_models_are_refused_by_name(model, dtype):
         kpops.state_space_form(lin)
 
 
+def test_a_corner_far_from_the_trajectory_is_seen():
+    cell = nn.RNNCell(2, 3, nonlinearity="relu").double()
+    with torch.no_grad():
+        cell.bias_hh.fill_(10)
+        cell.weight_hh.mul_(0.01)
+    lin = kpops.linearize(cell, torch.zeros(2, 5, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="RNNCell is not of the form"):
+        kpops.state_space_form(lin)
+
+
 def test_a_model_alone_is_refused():
     with pytest.raises(TypeError, match=r"lin is a model \(DiagonalSSM\).*kpops.linearize"):
         kpops.state_space_form(DiagonalSSM(2, 3))

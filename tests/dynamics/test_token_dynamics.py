@@ -176,6 +176,16 @@ def test_the_result_is_saved_and_comes_in_float64(tmp_path):
         xr.testing.assert_equal(again.load(), found)
 
 
+def test_the_order_of_dims_of_labelled_tokens_changes_nothing():
+    flow = TokenFlow(2, 3, rng=0)
+    start = xr.DataArray([[0.1, 0.3], [-0.2, 0.4]], dims=("token", "channel"))
+    found = kpops.token_dynamics(flow, start, [0, 1])
+    xr.testing.assert_allclose(found, kpops.token_dynamics(flow, start.T, [0, 1]), rtol=1e-12)
+    onward = found.tokens.isel(time=1, drop=True).transpose("channel", "trial", "token")
+    again = kpops.token_dynamics(flow, onward, [1, 2]).tokens[0, 0]
+    np.testing.assert_array_equal(again, found.tokens[0, 1])
+
+
 @pytest.mark.parametrize(
     ("change", "error", "told"),
     [
@@ -185,15 +195,31 @@ def test_the_result_is_saved_and_comes_in_float64(tmp_path):
         ({"times": [0.0, 0.0]}, ValueError, "pass two rising times or more"),
         ({"times": [0.0, np.inf]}, ValueError, "times is not finite"),
         ({"bound": 1.0}, ValueError, r"a token starts at length 1.41421: pass a larger bound="),
+        ({"bound": np.nan}, ValueError, "pass a larger bound= than nan"),
+        ({"tokens": xr.DataArray(np.ones((4, 2)))}, ValueError, r"tokens has dims .* expected"),
         ({"rtol": 0}, ValueError, "rtol=0: choose a relative tolerance"),
         ({"bound": "far"}, TypeError, "bound is the string 'far': pass a real number"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_wrong_arguments_are_refused(change, error, told):
     given = {"flow": TokenFlow(2, 3, rng=0), "tokens": np.ones((4, 2)), "times": [0, 1], **change}
     with pytest.raises(error, match=told):
         kpops.token_dynamics(**given)
+
+
+def test_a_flow_that_is_another_or_not_finite_is_refused():
+    class Decay(TokenFlow):
+        def forward(self, t, h):
+            return -h
+
+    with pytest.raises(TypeError, match=r"flow is a model \(Decay\), whose velocity is not that"):
+        kpops.token_dynamics(Decay(2, 3), np.ones((4, 2)), [0, 1])
+    flow = TokenFlow(2, 3, rng=0)
+    with torch.no_grad():
+        flow.step_weight[0] = np.nan
+    with pytest.raises(ValueError, match="step_weight of flow is not finite"):
+        kpops.token_dynamics(flow, np.ones((4, 2)), [0, 1])
 
 
 @pytest.mark.parametrize(

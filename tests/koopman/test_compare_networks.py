@@ -201,6 +201,33 @@ def test_distances_have_the_dtype_of_the_states(method, dtype):
     assert found.distance.max() < 30 * np.sqrt(np.finfo(dtype).eps)
 
 
+def test_trials_in_another_order_are_refused_where_steps_are_compared():
+    x = np.random.default_rng(0).standard_normal((4, 9, 3))
+    x = xr.DataArray(x, dims=("trial", "time", "unit"), coords={"trial": range(4)})
+    other = x.sel(trial=[2, 0, 3, 1])
+    for method in ("cka", "procrustes"):
+        with pytest.raises(
+            ValueError, match=r"networks\[1\] has the trial 2 where networks\[0\] has 0"
+        ):
+            kpops.compare([x, other], method)
+        later = x.assign_coords(trial=range(4, 8))  # no label in common
+        assert kpops.compare([x, later], method).distance.max() < 1e-7
+    assert kpops.compare([x, other], "koopman").distance.max() < 1e-10
+
+
+def test_numbers_of_numpy_are_options():
+    x, y = np.random.default_rng(0).standard_normal((2, 4, 9, 3))
+    found = kpops.compare([x, y], "koopman", rank=np.int64(2), delays=np.int64(2))
+    assert found.identical(kpops.compare([x, y], "koopman", rank=2, delays=2))
+
+
+def test_an_operator_of_zero_has_no_angle():
+    x = np.random.default_rng(0).standard_normal((2, 4, 9, 3))
+    x[0, :, 1:] = 0
+    with pytest.raises(ValueError, match="an operator is zero, which has no angle"):
+        kpops.compare([*x], "dsa", rng=0)
+
+
 def test_results_can_be_saved(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 4, 9, 3))
@@ -230,6 +257,10 @@ def test_bad_networks_are_refused():
         ),
         ([x, y], {"rank": 41}, "rank=41: choose an int from 1 to 40"),
         ([x, y], {"masks": {"c": None}}, r"masks has \['c'\], which are no networks"),
+        ([x, y], {"masks": [None]}, "masks is a list of 1: pass a dict, or a list of 2"),
+        ([x, y], {"masks": [None] * 3}, "masks is a list of 3: pass a dict, or a list of 2"),
+        ([x, y], {"masks": np.ones((2, 4, 9))}, "masks is an array of shape .*: pass a dict"),
+        ({1: x, "1": y}, {}, "networks has the names .*give each a text of its own"),
     ]
     for networks, options, words in cases:
         with pytest.raises(ValueError, match=words):

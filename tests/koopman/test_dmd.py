@@ -167,6 +167,32 @@ def test_states_of_a_linearization_are_read_with_their_mask_and_labels(tmp_path)
     modes.to_zarr(tmp_path / "modes.zarr", consolidated=False)
 
 
+def test_a_trial_or_a_unit_that_was_selected_is_read_with_its_label(tmp_path):
+    x = systems.linear(systems.planted(EIGENVALUES, rng()), 3, 20, rng())
+    labelled = xr.DataArray(
+        x,
+        dims=("trial", "time", "unit"),
+        coords={"trial": [4, 5, 6], "time": range(20), "unit": list("abcde")},
+    )
+    one = dmd(labelled[1])
+    assert one.trial.values.tolist() == [5] and one.unit.values.tolist() == list("abcde")
+    xr.testing.assert_allclose(one.eigenvalue, dmd(x[1]).eigenvalue)
+    few = dmd(labelled[:, :, 2], delays=3)
+    assert few.unit.values.tolist() == ["c"] and few.trial.values.tolist() == [4, 5, 6]
+    few.to_zarr(tmp_path / "few.zarr", consolidated=False)
+
+
+def test_units_in_another_order_are_refused():
+    x = systems.linear(systems.planted(EIGENVALUES, rng()), 3, 20, rng())
+    x = xr.DataArray(x, dims=("trial", "time", "unit"), coords={"unit": list("abcde")})
+    turned = x.sel(unit=list("edcba"))
+    with pytest.raises(ValueError, match="test has the unit e where series has a: order"):
+        dmd(x, test=turned)
+    with pytest.raises(ValueError, match=r"series\[1\] has the unit e where series\[0\] has a"):
+        dmd([x[0], turned[1]])
+    assert dmd(x, test=turned.sel(unit=x.unit)).residual.max() < 1e-10
+
+
 def test_the_root_logger_stays_the_users():
     before = logging.root.handlers[:]
     dmd(systems.lorenz(50, rng()))
@@ -189,6 +215,8 @@ def test_bad_series_are_refused_by_name():
         (lambda: dmd(x, test=x[..., :2]), "test has 2 observables, series 5"),
         (lambda: dmd(x, mask=np.ones((3, 7))), r"mask has shape \(3, 7\)"),
         (lambda: dmd(x, mask=np.arange(8) % 2), "mask of series has a gap in trial 0"),
+        (lambda: dmd(x, mask=np.full((3, 8), np.nan)), "mask has values other than 0 and 1"),
+        (lambda: dmd(x[:0]), r"series has no trials, shape \(0, 8, 5\)"),
         (lambda: dmd(xr.DataArray(x, dims=("a", "b", "c"))), "expected time or step"),
     ]
     for use, words in cases:

@@ -114,5 +114,7 @@ def test_bad_grids_are_refused():
         pseudospectrum(x, np.zeros((2, 2)))
     with pytest.raises(ValueError, match="imag has shape"):
         pseudospectrum(x, [0.0], [np.inf])
+    with pytest.raises(TypeError, match="real is complex"):
+        pseudospectrum(x, np.array([1 + 1j]))
     with pytest.raises(ValueError, match="series is constant"):
         pseudospectrum(np.ones((5, 2)))

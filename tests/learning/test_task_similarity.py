@@ -217,6 +217,8 @@ def test_wrong_use_is_refused(maps, options, told):
         (MAPS.values, {}, "maps is an array of shape .*: pass a DataArray with the dim trial"),
         (xr.Dataset({"energy": MAPS}), {}, "maps is a Dataset of energy: .* such as maps.energy"),
         ({"a": MAPS, "b": 3}, {}, r"maps\['b'\] is the number 3"),
+        ({"a": MAPS, 1: MAPS}, {}, r"the tasks \['a', 1\]: name all by strings, or by numbers"),
+        ({("a", 0): MAPS, ("a", 1): MAPS}, {}, "name all by strings, or by numbers"),
         (1j * MAPS, {}, "maps has the dtype complex128: pass real numbers"),
         (MAPS, {"families": [0, 0, 0, 1, 1, 1]}, "families is a list of 6: pass a mapping"),
     ],

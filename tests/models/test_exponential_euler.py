@@ -122,8 +122,9 @@ def test_time_constants_learn():
         (Goal(), 0.0, ValueError, r"tau=0.0: pass one time constant, or one for each unit"),
         (Goal(), [1.0, -1.0], ValueError, r"tau=\[1.0, -1.0\]: pass one"),
         (Goal(), [[1.0]], ValueError, r"tau=\[\[1.0\]\]: pass one"),
+        (Goal(), [], ValueError, r"tau=\[\]: pass one"),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_wrong_options_are_refused(field, tau, error, told):
     with pytest.raises(error, match=told):

@@ -23,7 +23,7 @@ def test_the_step_predicts_and_corrects():
     x, y, h = normal(7, 3), normal(7, 2, seed=3), normal(7, 4)
     predicted = model.cell(x, h)
     expected = predicted + (y - predicted @ C.T) @ L.T
-    assert relative(model(torch.cat([x, y], -1), h).detach(), expected.detach()) < 1e-15
+    assert relative(model(torch.cat([x, y], -1), h).detach(), expected.detach()) < 1e-14
 
 
 @pytest.mark.parametrize("cell", [lambda: nn.GRUCell(2, 4), lambda: PLRNNCell(2, 4)])
@@ -110,6 +110,19 @@ def test_the_kalman_gain_minimises_the_error_of_the_observer():
             assert variance(moved) > best + 1e-4
 
 
+def test_a_cell_without_parameters_leaves_the_matrices_in_float64():
+    class Decay(nn.Module):
+        input_size, hidden_size = 0, 2
+
+        def forward(self, x, h):
+            return 0.5 * h
+
+    decays = Observer(Decay(), np.eye(2)[:1], 0.1 * np.ones((2, 1)))
+    assert decays.C.dtype == decays.gain.dtype == torch.float64
+    lin = kpops.linearize(decays, torch.ones(1, 3, 1, dtype=torch.float64))
+    np.testing.assert_allclose(lin.states[0, 0], [0.1, 0.1], rtol=1e-14)
+
+
 class Sizeless(nn.Module):
     def forward(self, x, h):
         return h
@@ -123,8 +136,10 @@ class Sizeless(nn.Module):
         (Sizeless(), C, L, ValueError, "sizes of Sizeless are unknown"),
         (nn.GRUCell(2, 4), C.T, L, ValueError, r"C has shape \(4, 2\), expected .* 4 units"),
         (nn.GRUCell(2, 4), C, L.T, ValueError, r"gain has shape \(2, 4\), expected .* \(4, 2\)"),
+        (nn.GRUCell(2, 4), C * np.nan, L, ValueError, "C is not finite"),
+        (nn.GRUCell(2, 4), C, L * np.inf, ValueError, "gain is not finite"),
     ],
-    ids=range(5),
+    ids=range(7),
 )
 def test_wrong_use_is_refused(cell, c, gain, error, told):
     with pytest.raises(error, match=told):

@@ -86,7 +86,7 @@ def test_the_weight_starts_at_one_and_a_readout_sees_the_units():
     short = kpops.linearize(model, x, h0=h0, readout=torch.nn.Linear(D, 2).double())
     one = torch.eye(D, dtype=torch.float64).flatten().expand(3, -1)
     full = kpops.linearize(model, x, h0=torch.cat([h0, one], 1))
-    assert relative(short.states.values, full.states.values) < 1e-15
+    assert relative(short.states.values, full.states.values) < 1e-14
     assert short.outputs.shape == (3, 5, 2)
     assert full.states["variable"].values.tolist() == ["h"] * D + ["W"] * D * D
     assert full.states["row"].values[[0, D, D + 1, -1]].tolist() == [0, 0, 0, D - 1]

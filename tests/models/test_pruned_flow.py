@@ -44,8 +44,8 @@ def test_K_and_the_flow_of_a_mask_are_below_those_of_all_weights(name):
     _, network, masked = pruned(name)
     x = normal(2, 5, 2)
     whole, part = kpops.linearize(network, x), kpops.linearize(masked, x)
-    np.testing.assert_array_equal(whole.states.values, part.states.values)
-    assert relative(whole.P.to_dense(), part.P.to_dense()) < 1e-15
+    assert relative(whole.states.values, part.states.values) < 1e-14
+    assert relative(whole.P.to_dense(), part.P.to_dense()) < 1e-14
     for above, below in ((whole.K, part.K), (whole.flow, part.flow)):
         difference = above.to_dense() - below.to_dense()
         assert smallest(difference) > -1e-13

@@ -104,6 +104,8 @@ def test_the_same_seed_gives_the_same_layer():
         ({"n_modes": 0}, "n_modes=0: pass an int"),
         ({"start": "legs"}, "start='legs': choose one of"),
         ({"dt": (0.1, 0.01)}, r"dt=\(0.1, 0.01\): pass a rising pair above 0"),
+        ({"dt": 0.1}, r"dt=0.1: pass a rising pair above 0"),
+        ({"dt": ("a", "b")}, r"dt=\('a', 'b'\): pass a rising pair above 0"),
     ],
 )
 def test_wrong_options_are_refused(options, told):

@@ -1,4 +1,4 @@
-"""Axes to draw into, and what is drawn there."""
+"""Every test draws into figures of its own."""
 
 import matplotlib
 
@@ -6,6 +6,13 @@ matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    plt.close("all")
+    yield
+    plt.close("all")
 
 
 @pytest.fixture

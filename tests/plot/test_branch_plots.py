@@ -44,5 +44,18 @@ def test_two_results_share_axes_and_legend(pitchfork):
 def test_other_things_are_refused(pitchfork):
     with pytest.raises(ValueError, match=r"unit=2: choose from 0 to 1"):
         kpops.plot.branches(pitchfork, unit=2)
+    with pytest.raises(ValueError, match=r"unit=0.0: choose from 0 to 1"):
+        kpops.plot.branches(pitchfork, unit=0.0)
     with pytest.raises(ValueError, match=r"pass what kpops\.continuation returns"):
         kpops.plot.branches(pitchfork.drop_vars("event_state"))
+
+
+def test_the_order_of_dimensions_and_a_branch_of_one_point_change_nothing(pitchfork):
+    lines = kpops.plot.branches(pitchfork).lines
+    turned = kpops.plot.branches(pitchfork.transpose()).lines
+    for line, again in zip(lines, turned, strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), again.get_xydata())
+    lost = pitchfork.copy(deep=True)
+    lost["n_points"][-1] = 1
+    ax = kpops.plot.branches(lost, unit=0)
+    np.testing.assert_allclose(ax.lines[-2].get_xydata(), [[1.25, 0]], atol=1e-7)

@@ -85,6 +85,29 @@ def test_states_that_miss_every_bin_leave_the_smoothing_alone():
     assert float(found.estimate) == pytest.approx((p * np.log(p * 16)).sum(), abs=1e-6)
 
 
+def test_the_place_of_the_origin_does_not_change_the_mixture():
+    truth, generated = gaussian(800, [0, 1], np.eye(2), 0), gaussian(900, [0.3, 1], np.eye(2), 1)
+    plain, far = (
+        state_space_divergence(generated + at, truth + at, method="mixture", rng=0)
+        for at in (0, 1e8)
+    )
+    assert float(far.estimate) == pytest.approx(float(plain.estimate), rel=1e-5)
+
+
+def test_numbers_of_numpy_are_options():
+    truth = gaussian(400, [0, 1], np.eye(2), 0)
+    one, five = np.float32(1), np.int64(5)
+    for ours, theirs in (
+        (D(truth, truth, bins=five, smoothing=one), D(truth, truth, bins=5, smoothing=1.0)),
+        (H(truth, truth, smoothing=one), H(truth, truth, smoothing=1.0)),
+        (C(truth, theiler=five, scaling=(0.2, one)), C(truth, theiler=5, scaling=(0.2, 1.0))),
+    ):
+        assert ours.identical(theirs)
+    many = gaussian(50, np.zeros(20), np.eye(20), 0)
+    with pytest.raises(ValueError, match=r"30\*\*20 cells"):
+        D(many, many, bins=np.int64(30))
+
+
 def test_units_and_scales_do_not_change_either_divergence():
     truth, generated = gaussian(800, [0, 1], np.eye(2), 0), gaussian(900, [0.3, 1], np.eye(2), 1)
     scale = np.array([7.0, 0.01])
@@ -246,6 +269,7 @@ D, H, C = state_space_divergence, power_spectrum_error, correlation_dimension
         (lambda: H(SERIES, SERIES, smoothing=-1), ValueError, "smoothing=-1: pass a number"),
         (lambda: C(SERIES[:20]), ValueError, "series has 20 states, and 64 are needed"),
         (lambda: C(0 * SERIES), ValueError, "series is constant"),
+        (lambda: C(0 * SERIES + 0.1), ValueError, "series is constant"),
         (lambda: C(SERIES, theiler=99), ValueError, "theiler=99 leaves no pair of the 100 steps"),
         (lambda: C(SERIES, scaling=(1e-9, 1e-8)), ValueError, "too few pairs are closer"),
         (lambda: C(SERIES, scaling=(0.2, 0.1)), ValueError, "0 < the first < the second"),

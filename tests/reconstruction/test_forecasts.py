@@ -186,9 +186,79 @@ def test_results_keep_the_dtype_and_can_be_written(dtype, tmp_path):
 def test_units_in_another_order_are_refused():
     truth = xr.DataArray(normal(9, 2).numpy(), dims=("time", "unit"), coords={"unit": ["x", "y"]})
     swapped = truth.sel(unit=["y", "x"])
-    with pytest.raises(ValueError, match=r"units \['y', 'x'\], truth \['x', 'y'\]: order and name"):
+    with pytest.raises(ValueError, match="unit y where truth has x: order and name them alike"):
         smape(swapped, truth)
+    with pytest.raises(ValueError, match="context has the unit y where series has x"):
+        linear_forecast(truth, swapped, 2)
     assert float(smape(swapped.sel(unit=truth.unit), truth).mean_smape) == 0
+
+
+def test_forecasts_of_other_times_or_trials_are_refused():
+    truth = xr.DataArray(
+        normal(3, 9, 2).numpy(),
+        dims=("trial", "time", "unit"),
+        coords={"trial": range(3), "time": 0.1 * np.arange(9)},
+    )
+    late = truth.assign_coords(time=0.1 * np.arange(4, 13))
+    with pytest.raises(ValueError, match=r"time 0.4 where truth has 0\.0: order and name"):
+        smape(late, truth)
+    with pytest.raises(ValueError, match="trial 2 where truth has 0: order and name"):
+        valid_prediction_time(truth[::-1], truth, lyapunov_time=1.0)
+    rounded = truth.assign_coords(time=truth.time * (1 + 1e-12))
+    assert float(smape(rounded, truth).mean_smape) == 0
+    unknown = truth.assign_coords(time=[np.nan, *range(8)])
+    assert float(smape(unknown, unknown).mean_smape) == 0
+    other_run = truth.assign_coords(trial=range(3, 6))  # no label in common
+    assert float(smape(other_run, truth).mean_smape) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.float16, torch.bfloat16])
+def test_other_numbers_are_read_in_float64(dtype):
+    series = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).to(dtype)
+    cut = windows(series, 2)
+    assert cut.dtype == np.float64 and cut.values.tolist() == [[[1, 0], [0, 1]]]
+
+
+def test_whole_times_stay_whole():
+    context = xr.DataArray(SERIES[0], dims=("time", "unit"), coords={"time": range(5, 95, 3)})
+    found = persistence(context, 2).time
+    assert found.dtype.kind == "i" and found.values.tolist() == [95, 98]
+
+
+def test_the_dims_of_a_first_state_are_read_by_name():
+    cell, context = randomised(PLRNNCell(0, 3), 0.5), normal(3, 4, 1).numpy()
+    h0 = xr.DataArray(normal(3, 3, seed=2).numpy(), dims=("trial", "unit"))
+    wanted = forecast(cell, context, 2, h0=h0.values)
+    assert forecast(cell, context, 2, h0=h0.T).equals(wanted)
+    with pytest.raises(ValueError, match="h0 has dims"):
+        forecast(cell, context, 2, h0=h0.rename(unit="feature"))
+
+
+def test_a_trial_that_was_selected_keeps_its_label():
+    states = kpops.systems.trajectory(kpops.systems.load("Henon"), 40, n_trials=3, rng=0)
+    one, plain = states[2], states[2].values
+    assert smape(one, one).trial.values.tolist() == [2]
+    found = valid_prediction_time(persistence(one[:20], 20), one[20:], lyapunov_time=1.0)
+    assert found.trial.values.tolist() == [2]
+    np.testing.assert_array_equal(windows(one, 5), windows(plain, 5))
+    assert "variable" in persistence(one, 2).to_dataset().coords
+
+
+def test_padding_is_refused():
+    mask = np.arange(30) < np.array([[30], [20]])
+    padded = xr.DataArray(
+        np.where(mask[..., None], SERIES, 0),
+        dims=("trial", "time", "unit"),
+        coords={"mask": (("trial", "time"), mask)},
+    )
+    for use in (
+        lambda x: smape(x, x),
+        lambda x: windows(x, 5),
+        lambda x: kpops.reconstruction.state_space_divergence(x, x),
+    ):
+        with pytest.raises(ValueError, match="has masked steps, which hold no data"):
+            use(padded)
+        use(padded[:1])
 
 
 SERIES = normal(2, 30, 2).numpy()
@@ -220,7 +290,18 @@ MEASURE = kpops.reconstruction.valid_prediction_time
             "2 steps, and 3 are needed",
         ),
         (lambda: linear_forecast(SERIES, SERIES, 3, ridge=-1), ValueError, "ridge=-1: pass 0"),
+        (lambda: linear_forecast(SERIES, SERIES, 3, ridge=np.inf), ValueError, "ridge=inf: pass 0"),
         (lambda: linear_forecast(0 * SERIES, SERIES, 3), ValueError, "constant in unit 0"),
+        (
+            lambda: linear_forecast([[1.0], [1], [1], [2]], [[1.0]], 3),
+            ValueError,
+            "constant in unit 0",
+        ),
+        (
+            lambda: forecast(CELL, SERIES, 2, h0=np.full((2, 2), np.nan)),
+            ValueError,
+            "h0 is not finite",
+        ),
         (lambda: windows(SERIES, 31), ValueError, "series has 30 steps, and 31 are needed"),
         (lambda: MEASURE(SERIES, SERIES[:1], lyapunov_time=1), ValueError, "2 trials, truth 1"),
         (lambda: MEASURE(SERIES, SERIES[:, 1:], lyapunov_time=1), ValueError, "cut both to the"),

@@ -186,6 +186,14 @@ def test_the_settings_are_in_the_attributes(tmp_path):
     history.to_zarr(tmp_path / "history.zarr", consolidated=False)
 
 
+def test_numbers_of_numpy_are_options(tmp_path):
+    options = SHORT | {"max_steps": np.int64(2), "length": np.int64(12), "alpha": np.float32(0.5)}
+    history = reconstruct(
+        cell(), circle(), folder=tmp_path, learning_rate=np.float64(1e-2), **options
+    )
+    assert history.sizes["step"] == 3
+
+
 def test_another_forcing_in_the_same_folder_is_refused(tmp_path):
     reconstruct(cell(), circle(), folder=tmp_path, max_steps=1, **SHORT)
     with pytest.raises(ValueError, match=r"another training.*interval is 4 there and 2 here"):

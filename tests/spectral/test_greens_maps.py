@@ -225,6 +225,8 @@ def test_what_is_no_map_is_refused():
         (maps.isel(time=slice(3)), "3 times and 5 times in: pass all times of both"),
         (maps.where(maps.time < 1), r"energy is nan at \(trial, time, time_in\) = \(0, 2, 0\)"),
         (-maps, "energies are finite and 0 or more"),
+        (maps.isel(time=slice(None, None, -1)), "not zero where time is not after time_in"),
+        (maps.isel(time=slice(2, 5), time_in=slice(3)), "pass the same times of both"),
     ):
         with pytest.raises(ValueError, match=told):
             kpops.greens_fractions(wrong)

@@ -33,6 +33,12 @@ def test_the_file_is_small_and_says_how_it_was_made():
         assert plain.sizes == TABLE.sizes
 
 
+def test_the_table_is_written_to_zarr_as_text(tmp_path):
+    TABLE.to_zarr(tmp_path / "table.zarr", consolidated=False)
+    with xr.open_zarr(tmp_path / "table.zarr", consolidated=False) as read:
+        xr.testing.assert_identical(read.load(), TABLE)
+
+
 def test_sums_are_mean_divergences_to_one_in_a_million():
     total = TABLE.exponent.sum("mode")
     assert float(abs(total - TABLE.mean_log_det).max()) < 1e-9

@@ -70,6 +70,8 @@ def test_float32_stays_float32(name):
     assert states.dtype == np.float32 and model.start.dtype == torch.float32
     result = kpops.lyapunov_spectrum(model, h0=model.start, n_steps=20, dt=model.dt, rng=0)
     assert result.exponent.dtype == np.float32
+    measured = kpops.systems.measure(model, n_trials=20, n_steps=12, transient=2, rng=0)
+    assert {v.dtype for v in measured.data_vars.values()} == {np.dtype("float32")}
     same = kpops.systems.trajectory(kpops.systems.load(name), 20, n_trials=2, rng=0)
     assert same.dtype == np.float64
     np.testing.assert_allclose(states[:, :5], same[:, :5], rtol=1e-3, atol=1e-3)
@@ -110,6 +112,12 @@ def test_systems_are_copied_and_pickled(name):
         (lambda: kpops.systems.load(3), TypeError, "the number 3"),
         (lambda: kpops.systems.load("Lorenz", rh0=1), TypeError, "did you mean rho"),
         (lambda: kpops.systems.load("Lorenz", rho="x"), TypeError, "rho of Lorenz is the string"),
+        (lambda: kpops.systems.load("Lorenz", rho=np.nan), ValueError, "rho of Lorenz is nan"),
+        (
+            lambda: kpops.systems.trajectory(kpops.systems.load("Henon"), 3, rng="seed"),
+            TypeError,
+            "rng is the string",
+        ),
         (lambda: kpops.systems.names("flows"), ValueError, "'flow', 'map'"),
         (lambda: kpops.systems.trajectory("Lorenz", 3), TypeError, "load"),
         (lambda: _run("Lorenz", 0), ValueError, "n_steps=0"),
