@@ -21,9 +21,6 @@ from kpops.scalars import check_real
 
 Equation = Callable[..., Any]
 
-#: The tables of exponents that are trusted where a system has `literature`.
-SPROTT = "J. C. Sprott, Chaos and Time-Series Analysis, Oxford University Press 2003, appendix A"
-
 
 @dataclass(frozen=True)
 class Entry:

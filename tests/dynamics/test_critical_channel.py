@@ -156,12 +156,8 @@ def test_the_rule_bounds_the_step_that_gradient_descent_takes_without_bound():
         cell, h, _ = near(d)
         lin = kpops.linearize_at(cell, h)
         rule = kpops.learning_rule(lin, "critical channel", damping=damping)
-        u = kpops.critical_channel(lin).response.left[0]
         tops.append(np.linalg.eigvalsh(rule.to_dense())[-1])
         plain.append(np.linalg.eigvalsh(lin.flow.to_dense())[-1])
-        gain = float(kpops.critical_channel(lin).response.values[0] ** 2)
-        assert damping * gain / (gain + damping) <= damping
-        assert np.isfinite(float((u * (rule @ u)).sum()))
     assert plain[-1] / plain[0] == pytest.approx(1e4, rel=0.01)
     np.testing.assert_allclose(tops, tops[-1], rtol=1e-2)
 
