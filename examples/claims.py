@@ -28,7 +28,7 @@ from networks import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))
 
-from reproduction import claims_of_learning, claims_of_ranks, figures, results
+from reproduction import claims_of_learning, claims_of_ranks, figures, registry, results
 
 found = results.load(results.FOLDER)
 claims = [
@@ -39,7 +39,6 @@ claims = [
     claims_of_learning.over_g(found),
     claims_of_ranks.eigenfunctions(found),
     claims_of_learning.tasks(found),
-    claims_of_learning.steps(found),
 ]
 for claim in claims:
     print(f"{claim.title:38}{claim.verdict}")
@@ -119,5 +118,7 @@ fig = figures.alignments(found)
 # State changes to first order
 # ----------------------------
 
-report(claims[7])
-fig = figures.state_change(found)
+row = registry.ROWS["state_change"]
+if row.path.exists():
+    print(row.verdict(row.read()))
+    fig = row.draw(row.read())

@@ -59,7 +59,8 @@ class Training:
     @property
     def name(self) -> str:
         """Name of its folder."""
-        return f"{self.task}-{self.cell}-{self.units}-g{self.g:g}-seed{self.seed}"
+        batch = "" if self.batch_size in (64, 100) else f"-batch{self.batch_size}"
+        return f"{self.task}-{self.cell}-{self.units}-g{self.g:g}{batch}-seed{self.seed}"
 
     def network(self) -> kpops.Network:
         """The untrained network."""

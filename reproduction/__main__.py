@@ -1,30 +1,67 @@
-"""Command line: ``python -m reproduction`` measures networks; ``examples/claims.py`` draws them."""
+"""Command line: ``python -m reproduction measure`` measures rows and says their verdicts."""
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+import tempfile
+import time
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
 
 from reproduction import measure, results
+from reproduction.registry import ROWS
+from reproduction.row import Row, run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the trained networks."""
+    """Measure rows, or the trained networks."""
     parser = argparse.ArgumentParser(prog="python -m reproduction", description=__doc__)
-    parser.add_argument("names", nargs="*", help="beginnings of the names of networks")
-    parser.add_argument("--again", action="store_true", help="also measure those that have results")
-    parser.add_argument("--workers", type=int, help="number of processes; default: this one")
+    commands = parser.add_subparsers(dest="command", required=True)
+    rows = commands.add_parser("measure", help="measure rows, and write their files")
+    rows.add_argument("--only", nargs="+", metavar="ROW", choices=list(ROWS), help="of these rows")
+    rows.add_argument("--quick", action="store_true", help="small versions, which write no file")
+    networks = commands.add_parser("networks", help="measure the networks that are trained")
+    networks.add_argument("names", nargs="*", help="beginnings of the names of networks")
+    for command in (rows, networks):
+        command.add_argument("--again", action="store_true", help="also measure what has a file")
+        command.add_argument("--workers", type=int, help="processes; default: this one")
     given = parser.parse_args(arguments)
+    with _executor(given.workers) as executor:
+        if given.command == "networks":
+            _measure_networks(given.names, given.again, executor)
+            return
+        for name in given.only or ROWS:
+            if given.quick:
+                with tempfile.TemporaryDirectory() as folder:
+                    _measure_row(ROWS[name], True, True, executor, Path(folder))
+            elif given.again or given.only or not ROWS[name].path.exists():
+                _measure_row(ROWS[name], False, given.again, executor, results.FOLDER)
+
+
+def _executor(workers: int | None) -> nullcontext[None] | Executor:
+    if workers is None:
+        return nullcontext()
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _measure_row(
+    row: Row, quick: bool, again: bool, executor: Executor | None, folder: Path
+) -> None:
+    start = time.perf_counter()
+    found = run(row, quick=quick, again=again, executor=executor, folder=folder)
+    size = " (quick)" if quick else ""
+    print(f"{row.name}{size}: {row.verdict(found)}, {time.perf_counter() - start:.0f} s")
+    for check in row.judge(found):
+        print(f"  {check.passed} of {check.of}  {check.text}: {check.found}", flush=True)
+
+
+def _measure_networks(names: list[str], again: bool, executor: Executor | None) -> None:
     planned = list(measure.plan())
     results.write_plan(results.FOLDER, {entry.name: entry.configuration for entry in planned})
-    entries = [e for e in planned if e.name.startswith(tuple(given.names) or "")]
-    if given.workers is None:
-        measure.run(entries, again=given.again)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.workers, mp_context=spawn) as executor:
-        measure.run(entries, again=given.again, executor=executor)
+    entries = [e for e in planned if e.name.startswith(tuple(names) or "")]
+    measure.run(entries, again=again, executor=executor)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -29,13 +28,6 @@ OPERATORS = {
 _JUDGED = {
     "trace_alignment": "operators alone",
     "gradient_tuning_cosine": "operators between errors",
-}
-
-OfSteps = Callable[[xr.DataArray], xr.DataArray]
-_OF_STEPS: dict[str, OfSteps] = {
-    "first": lambda errors: errors.isel(step=0),
-    "median": lambda errors: errors.median("step"),
-    "largest": lambda errors: errors.max("step"),
 }
 
 
@@ -180,61 +172,6 @@ def tasks(found: Results) -> Claim:
     )
 
 
-def steps(found: Results) -> Claim:
-    """Predicted against true state change of gradient steps."""
-    of = {cell: found.of(measured="state change", cell=cell) for cell in CELLS}
-    checks = []
-    for cell in CELLS:
-        slopes = [slope(r) for r in of[cell]]
-        text = f"{cell.upper()}: slope of log error in log eta from 0.9 to 1.1"
-        checks.append(check(text, slopes, lambda value: 0.9 <= value <= 1.1))
-    for cell in CELLS:
-        least = [float(r.relative_error[0].max()) for r in of[cell]]
-        text = f"{cell.upper()}: largest error of 20 steps at eta = 0.001 below 0.001"
-        checks.append(check(text, least, lambda value: value < 1e-3))
-    rates: list[float] = next((r.learning_rate.values.tolist() for c in CELLS for r in of[c]), [])
-    rows = [
-        [
-            f"{rate:g}",
-            *(
-                spread([float(f(r.relative_error)[i]) for r in of[cell]])
-                for cell in CELLS
-                for f in _OF_STEPS.values()
-            ),
-        ]
-        for i, rate in enumerate(rates)
-    ]
-    rows.append(
-        [
-            "slope",
-            *(
-                spread([slope(r, f) for r in of[cell]])
-                for cell in CELLS
-                for f in _OF_STEPS.values()
-            ),
-        ]
-    )
-    header = ["eta", *(f"{c.upper()}: {w}" for c in CELLS for w in _OF_STEPS)]
-    return Claim(
-        title="The state change of a gradient step",
-        paper="To first order a gradient step moves the states by -eta P K P* Err (Proposition 1).",
-        number=f"slope in eta: GRU {checks[0].found}, RNN {checks[1].found}",
-        checks=checks,
-        results=of["gru"] + of["rnn"],
-        notes=[
-            "The first 20 steps of gradient descent (SGD) of untrained networks on 20 noise-free "
-            "trials of Memory-Pro, in float64, with PyTorch's own gradients and states as the "
-            "reference. The relative error is |dh + eta P K P* Err| / |dh|. The neglected terms "
-            "are of second order in eta, so the relative error should be proportional to eta. The "
-            "slope is that of a straight line through the logarithms at the first step, where all "
-            "learning rates start from the same weights; the table has the error of the first of "
-            "the 20 steps, their median and their largest. Later steps start from different "
-            "weights for each learning rate, so their slope need not be 1."
-        ],
-        tables=[("Relative error of the predicted state change", header, rows)],
-    )
-
-
 def contrast(result: xr.Dataset, name: str) -> np.ndarray:
     """Mean alignment within Pro and within Anti, less that within Delay and within Memory (step).
 
@@ -253,12 +190,6 @@ def contrast(result: xr.Dataset, name: str) -> np.ndarray:
 def onset(result: xr.Dataset, name: str) -> float:
     """Iteration of the checkpoint from which on the contrast stays above 0."""
     return settled(result.step.values.tolist(), contrast(result, name).tolist())
-
-
-def slope(result: xr.Dataset, of_steps: OfSteps | None = None) -> float:
-    """Slope of the log error in the log learning rate, by default of the first step."""
-    errors = (of_steps or _OF_STEPS["first"])(result.relative_error)
-    return float(np.polyfit(np.log(errors.learning_rate), np.log(errors), 1)[0])
 
 
 def _negative(value: float) -> bool:

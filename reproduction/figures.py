@@ -27,7 +27,7 @@ _SETTINGS: Any = {
 
 def ranks(found: Results, task: str) -> Figure:
     """Effective ranks over training: a row for each kind, a column for each cell."""
-    figure, axes = _grid(7.2, 4.6, 2, 2, sharex="col", sharey="row")
+    figure, axes = grid(7.2, 4.6, 2, 2, sharex="col", sharey="row")
     for row, kind in zip(axes, (VARIANCE, PARTICIPATION), strict=True):
         for ax, cell in zip(row, CELLS, strict=True):
             for result in found.of(task=task, cell=cell, g=1.0):
@@ -47,13 +47,13 @@ def ranks(found: Results, task: str) -> Figure:
         ax.set_ylabel(f"effective rank\n({kind})")
     for ax in axes[1]:
         ax.set_xlabel("training iteration")
-    _legend(axes[0, 0])
+    legend(axes[0, 0])
     return figure
 
 
 def over_g(found: Results) -> Figure:
     """Ranks and speed against g, a line for each seed."""
-    figure, axes = _grid(7.2, 4.8, 2, 3)
+    figure, axes = grid(7.2, 4.8, 2, 3)
     panels: tuple[dict[str, Quantity], ...] = (
         {
             "before training": lambda r: rank_of(r, K)[0],
@@ -73,7 +73,7 @@ def over_g(found: Results) -> Figure:
                 _against_g(ax, of, quantity, {"color": colour, "label": label})
             ax.set(title=f"{cell.upper()}: {title}", yscale="log", xticks=of.values("g"))
             _plain_logarithm(ax)
-            _legend(ax)
+            legend(ax)
     for ax in axes[-1]:
         ax.set_xlabel("g")
     return figure
@@ -91,7 +91,7 @@ def _against_g(ax: Any, of: Results, quantity: Quantity, look: dict[str, Any]) -
 def eigenfunctions(found: Results) -> Figure:
     """Leading eigenfunctions of K for one network of each cell, before and after training."""
     shown = [r for c in CELLS for r in list(found.of(task="memory_pro", cell=c, g=1.0))[:1]]
-    figure, axes = _grid(7.2, 1.3 * max(1, 2 * len(shown)), max(1, 2 * len(shown)), 6, sharex=True)
+    figure, axes = grid(7.2, 1.3 * max(1, 2 * len(shown)), max(1, 2 * len(shown)), 6, sharex=True)
     for result, rows in zip(shown, axes.reshape(-1, 2, 6), strict=False):
         cell = network_of(result)["cell"].upper()
         for at, (row, moment) in enumerate(zip(rows, ("before", "after"), strict=True)):
@@ -111,7 +111,7 @@ def eigenfunctions(found: Results) -> Figure:
 
 def alignments(found: Results) -> Figure:
     """Contrasts of Pro/Anti over Delay/Memory over training."""
-    figure, axes = _grid(7.2, 3.6, 1, 2, sharey=True)
+    figure, axes = grid(7.2, 3.6, 1, 2, sharey=True)
     for ax, quantities, title in zip(
         axes[0], (STATES, OPERATORS), ("states", "operators"), strict=True
     ):
@@ -126,47 +126,20 @@ def alignments(found: Results) -> Figure:
         ax.set_xlim(left=0)
         ax.set_xticks([0, 100, 1000])
         ax.set_xticklabels(["0", "100", "1,000"])
-        _legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+        legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     axes[0, 0].set_ylabel("contrast")
     return figure
 
 
-def state_change(found: Results) -> Figure:
-    """Errors of the predicted state change over steps and over learning rates."""
-    figure, axes = _grid(7.2, 3.0, 1, 3)
-    axes[0, 1].sharey(axes[0, 0])
-    for ax, cell in zip(axes[0], CELLS, strict=False):
-        for result in found.of(measured="state change", cell=cell):
-            for colour, errors in zip(COLOURS, result.relative_error, strict=False):
-                look: Any = {"color": colour, "label": f"eta = {float(errors.learning_rate):g}"}
-                ax.plot(result.step, errors, linewidth=0.8, **look)
-        ax.set(title=cell.upper(), yscale="log", xlabel="step of gradient descent")
-    axes[0, 0].set_ylabel("relative error")
-    _legend(axes[0, 0], loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    last = axes[0, 2]
-    for colour, cell in zip(COLOURS, CELLS, strict=False):
-        for result in found.of(measured="state change", cell=cell):
-            errors = result.relative_error.isel(step=0)
-            look = {"color": colour, "label": cell.upper(), "marker": ".", "linewidth": 0.8}
-            last.plot(errors.learning_rate, errors, **look)
-            rates = errors.learning_rate.values
-    if len(found.of(measured="state change")):
-        last.plot(rates, 0.003 * rates, ":", color="0.4", label="slope 1")
-    last.set(title="first step", xlabel="learning rate eta", xscale="log", yscale="log")
-    _legend(last)
-    return figure
-
-
-def _grid(
-    width: float, height: float, rows: int, columns: int, **shared: Any
-) -> tuple[Figure, Any]:
+def grid(width: float, height: float, rows: int, columns: int, **shared: Any) -> tuple[Figure, Any]:
+    """Make a figure of rows x columns axes, in the look of the page."""
     with plt.rc_context(_SETTINGS):
         return plt.subplots(
             rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **shared
         )
 
 
-def _legend(ax: Axes, **options: Any) -> None:
+def legend(ax: Axes, **options: Any) -> None:
     """Draw a legend that has each label once."""
     handles, labels = ax.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import xarray as xr
 
 import kpops
-from reproduction import alignments, ranks, results, state_change, trained
+from reproduction import alignments, ranks, results, trained
 from reproduction.trained import Training, finished, of_paper
 
 
@@ -27,9 +27,6 @@ class Entry(NamedTuple):
 
 def plan(trainings: Sequence[Training] | None = None) -> Iterator[Entry]:
     """All files of the page, or only those of some trained networks."""
-    if trainings is None:
-        for model in state_change.MODELS:
-            yield Entry(model.name, asdict(model), "state_change")
     for training in of_paper() if trainings is None else trainings:
         study = "alignments" if training.task == "four_tasks" else "ranks"
         yield Entry(training.name, asdict(training), study)
@@ -59,7 +56,7 @@ def run(
     for entry in entries:
         if not again and results.is_of(folder / f"{entry.name}.nc", entry.configuration):
             print(f"{entry.name:36} measured before", flush=True)
-        elif entry.study != "state_change" and finished(Training(**entry.configuration)) is None:
+        elif finished(Training(**entry.configuration)) is None:
             print(f"{entry.name:36} not trained yet", flush=True)
         else:
             wanted.append(entry)
@@ -134,7 +131,6 @@ def _trained(**configuration: Any) -> trained.Trained | None:
 
 
 MEASURES = {
-    "state_change": partial(_point, state_change.measure, state_change.Model),
     "ranks": partial(_point, ranks.measure, _trained),
     "alignments": partial(_point, alignments.measure, _trained),
 }

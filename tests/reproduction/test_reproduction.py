@@ -14,7 +14,10 @@ import xarray as xr
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import kpops
-from reproduction import alignments, measure, ranks, results, state_change, trained
+from reproduction import alignments, measure, ranks, results, trained
+from reproduction.registry import ROWS
+from reproduction.row import run
+from reproduction.rows import state_change
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,30 +146,34 @@ def counted(monkeypatch, tmp_path):
         found = xr.Dataset({"x": ("step", np.arange(3.0))}, {"step": np.arange(3)})
         return found.assign_attrs(configuration="{}")
 
-    at_point = partial(measure._point, noted, state_change.Model)
-    monkeypatch.setitem(measure.MEASURES, "state_change", at_point)
+    at_point = partial(measure._point, noted, trained.Training)
+    monkeypatch.setitem(measure.MEASURES, "ranks", at_point)
+    monkeypatch.setattr(measure, "finished", lambda training: training)
     monkeypatch.setattr(trained.networks, "CACHE", tmp_path / "cache")
 
-    def run(models, **options):
+    def measured(trainings, **options):
         made.clear()
-        entries = [measure.Entry(m.name, dataclasses.asdict(m), "state_change") for m in models]
-        measure.run(entries, folder=tmp_path, **options)
+        measure.run(list(measure.plan(trainings)), folder=tmp_path, **options)
         return made
 
-    return run
+    return measured
+
+
+def _trainings(count):
+    return [trained.Training("memory_pro", "gru", 6, seed) for seed in range(count)]
 
 
 def test_a_file_is_made_again_only_if_asked_for_or_of_another_network(counted):
-    models = [state_change.Model("gru", seed) for seed in range(2)]
+    models = _trainings(2)
     assert counted(models) == [0, 1]
     assert counted(models) == []
-    assert counted([dataclasses.replace(models[0], measured="other"), models[1]]) == [0]
+    assert counted([dataclasses.replace(models[0], max_steps=7), models[1]]) == [0]
     assert counted(models[1:], again=True) == [1]
 
 
 @pytest.mark.parametrize("again", [False, True])
 def test_an_interrupted_run_goes_on_where_it_was(counted, tmp_path, again):
-    models = [state_change.Model("gru", seed) for seed in range(3)]
+    models = _trainings(3)
     (tmp_path / "stop").touch()
     with pytest.raises(KeyboardInterrupt):
         counted(models, again=again)
@@ -183,14 +190,30 @@ def test_positions_hold_the_first_the_last_and_more_of_the_early_ones():
     assert trained.positions(1) == [0]
 
 
-def test_predicted_state_change_is_right_to_first_order(monkeypatch):
-    monkeypatch.setattr(state_change, "LEARNING_RATES", (1e-4, 1e-3))
-    monkeypatch.setattr(state_change, "STEPS", 2)
-    found = state_change.measure(state_change.Model("gru", 0, units=5))
-    first = found.relative_error.isel(step=0).values
+def test_predicted_state_change_is_right_to_first_order():
+    found = state_change.measure(0, cells=["gru"], units=5, learning_rates=[1e-4, 1e-3], steps=2)
+    first = found.relative_error.isel(cell=0, step=0).values
     assert first[1] < 1e-3
     assert first[1] / first[0] == pytest.approx(10, rel=1e-2)
     assert found.loss.dtype == found.relative_error.dtype == np.float64
+
+
+def test_a_row_is_measured_over_seeds_with_its_provenance(tmp_path):
+    row = ROWS["state_change"]
+    found = run(row, quick=True, folder=tmp_path)
+    assert found.sizes["seed"] == 2
+    one = row.measure(1, **{**row.settings, **row.quick})
+    np.testing.assert_array_equal(found.relative_error.isel(seed=1), one.relative_error)
+    assert json.loads(found.attrs["settings"])["units"] == 16
+    assert len(found.attrs["script_sha256"]) == 64
+    xr.testing.assert_identical(results.read(tmp_path / "state_change.nc"), found)
+    assert not list(tmp_path.glob("*.zarr"))
+
+
+def test_a_row_that_fails_says_why(tmp_path):
+    row = dataclasses.replace(ROWS["state_change"], quick={"units": 16, "steps": -1})
+    with pytest.warns(kpops.FailedPointsWarning), pytest.raises(RuntimeError, match="AxisError"):
+        run(row, quick=True, folder=tmp_path)
 
 
 def test_plan_names_each_network_once_and_is_that_of_the_committed_files():
