@@ -130,6 +130,26 @@ def test_variance_rank_interpolates_between_counts():
     assert rank(symmetric([2.0, 1.0]), "variance", threshold=0.4) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("method", ["exact", "hutchinson"])
+def test_variance_rank_of_the_leading_modes_alone(method):
+    values = np.linspace(3, 1, 40) ** 2
+    for top in (1, 7, 39, 40, 60):
+        found = rank(symmetric(values), "variance", top=top, method=method, rng=0)
+        assert found == pytest.approx(textbook(values[:top], "variance"), rel=1e-9)
+    assert rank(np.eye(90), "variance", top=60) == pytest.approx(57, abs=1e-12)  # a flat spectrum
+    assert rank(np.zeros((9, 9)), "variance", top=3, method=method, rng=0) == 0
+
+
+def test_variance_rank_of_leading_modes_of_a_large_operator(large):
+    estimated = rank(large.flow, "variance", top=6, method="hutchinson", rng=0)
+    expected = textbook(kpops.svds(large.flow, k=6).singular_value.values, "variance")
+    assert estimated == pytest.approx(expected, rel=1e-9)
+    kept = large.P.expand_average("time")
+    assert rank(large.P, "variance", keep="time", top=4) == pytest.approx(
+        textbook(np.linalg.svd(kept.to_dense(), compute_uv=False)[:4], "variance"), rel=1e-10
+    )
+
+
 def test_variance_rank_of_an_operator_uses_its_own_singular_values():
     matrix = np.diag([2.0, 1.0]) @ np.array([[0.0, -1.0], [1.0, 0.0]])
     assert rank(matrix, "variance") == pytest.approx(1.75, abs=1e-12)
@@ -264,6 +284,9 @@ def test_measure_does_not_change_a_rank():
         ({"kind": "entropy", "method": "hutchinson"}, "kind='entropy': choose 'lanczos'"),
         ({"keep": "time"}, "choose one or more of the dims"),
         ({"threshold": 1.0}, "threshold=1.0: choose a fraction"),
+        ({"top": 2}, "top=2 with kind='participation'.*only the 'variance' rank"),
+        ({"kind": "variance", "top": 2, "method": "lanczos"}, "by 'exact' or 'hutchinson'"),
+        ({"kind": "variance", "top": 0}, "top=0"),
         ({"method": "guess"}, "method='guess'"),
         ({"num_matvecs": 1}, "num_matvecs=1"),
     ],

@@ -56,6 +56,7 @@ class RankSpec(NamedTuple):
     kind: RankKind
     threshold: float
     tol: float
+    top: int | None = None  # the largest values that count; all if None
 
 
 class RankRun(NamedTuple):

@@ -61,7 +61,7 @@ class Stable(RankKind):
 class Variance(ByRules):
     """The number of leading a_k whose squares hold the fraction `threshold` of all squares.
 
-    Interpolated linearly between counts.
+    Interpolated linearly between counts. Only the `top` largest a_k count, if that is given.
     """
 
     name = "variance"
@@ -69,6 +69,7 @@ class Variance(ByRules):
 
     def of_values(self, values: Values, spec: RankSpec, symmetric: bool, floor: float) -> float:
         """Of singular values over the largest."""
+        values = values[: spec.top]
         return count_to(values.square(), torch.ones_like(values), spec.threshold)
 
     def of_rule(self, rule: Rule, seen: Seen) -> tuple[float, float]:
@@ -84,6 +85,8 @@ class Variance(ByRules):
 
     def estimate(self, run: RankRun) -> Estimate:
         """From leading modes if they are few enough, else from Gauss rules."""
+        if run.spec.top is not None:
+            return _of_top(run, run.spec.top)
         if run.method == "hutchinson":
             answer = _by_modes(run, 8)
             if math.isnan(answer.stderr):
@@ -102,6 +105,18 @@ class Variance(ByRules):
         if math.isnan(answer.stderr):
             return rough._replace(num_matvecs=rough.num_matvecs + answer.num_matvecs)
         return answer._replace(num_matvecs=rough.num_matvecs + answer.num_matvecs)
+
+
+def _of_top(run: RankRun, top: int) -> Estimate:
+    """The variance rank of the `top` largest values, which are computed."""
+    count = min(top, *run.op.shape)
+    _, values, residual, used = leading_modes(run.op, run.symmetric, count, run.rng)
+    squares = values.double().square()
+    if not squares.any():
+        return Estimate(0.0, 0.0, "hutchinson", "the operator is zero", used)
+    rank = count_to(squares, torch.ones_like(squares), run.spec.threshold)
+    how = f"{count} leading modes, no others"
+    return Estimate(rank, 2 * residual * rank, "hutchinson", how, used)
 
 
 def _by_modes(run: RankRun, k: int) -> Estimate:

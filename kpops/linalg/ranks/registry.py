@@ -14,8 +14,10 @@ KINDS: dict[str, RankKind] = {
 }
 
 
-def rank_spec(kind: Any, threshold: float = 0.95, tol: float = 0.0) -> RankSpec:
+def rank_spec(
+    kind: Any, threshold: float = 0.95, tol: float = 0.0, top: int | None = None
+) -> RankSpec:
     """The kind of that name with its options; a ValueError if there is none."""
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose from {', '.join(map(repr, KINDS))}")
-    return RankSpec(KINDS[kind], threshold, tol)
+    return RankSpec(KINDS[kind], threshold, tol, top)
