@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import tempfile
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
-from reproduction import measure, results
+from reproduction import results
 from reproduction.registry import ROWS
 from reproduction.row import Row, run
 
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name in given.only or ROWS:
             if given.quick:
                 with tempfile.TemporaryDirectory() as folder:
+                    os.environ["KPOPS_CACHE"] = folder  # for the networks of the small version
                     _measure_row(ROWS[name], True, True, executor, Path(folder))
             elif given.again or given.only or not ROWS[name].path.exists():
                 _measure_row(ROWS[name], False, given.again, executor, results.FOLDER)
@@ -58,6 +60,8 @@ def _measure_row(
 
 
 def _measure_networks(names: list[str], again: bool, executor: Executor | None) -> None:
+    from reproduction import measure
+
     planned = list(measure.plan())
     results.write_plan(results.FOLDER, {entry.name: entry.configuration for entry in planned})
     entries = [e for e in planned if e.name.startswith(tuple(names) or "")]

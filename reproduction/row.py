@@ -60,6 +60,8 @@ class Row:
         ``notes(found)`` returns paragraphs: what differs from the paper, what was tried.
     seeds : int
         Number of seeds, 0, 1, ...; fewer than five need a reason in the notes.
+    of : str
+        Name of another row, with the same measure and settings, whose file it judges.
     """
 
     name: str
@@ -74,11 +76,17 @@ class Row:
     draw: Callable[[xr.Dataset], Figure] | None = None
     notes: Callable[[xr.Dataset], Sequence[str]] = _no_notes
     seeds: int = 5
+    of: str = ""
 
     @property
     def path(self) -> Path:
         """Its committed file."""
-        return results.FOLDER / f"{self.name}.nc"
+        return results.FOLDER / self.file
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"{self.of or self.name}.nc"
 
     def read(self) -> xr.Dataset:
         """Read the committed file."""
@@ -125,9 +133,10 @@ def run(
     study.run(executor, retry_failed=True, progress=False)
     if study.missing:
         raise RuntimeError("\n".join(filter(None, study.status().error.values.tolist())))
-    found = study.open().load().drop_vars("done")
+    found = study.open().load()
+    found = found.drop_vars(["done", *(v for v in found if str(v).endswith("_length"))])
     found = found.drop_attrs(deep=False).assign_attrs(_provenance(row, settings, seeds))
-    results.write(found, folder / f"{row.name}.nc")
+    results.write(found, folder / row.file)
     shutil.rmtree(store)
     return found
 
