@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reproduction.row import Row
-from reproduction.rows import collapse, initial, state_change
+from reproduction.rows import batches, collapse, initial, pro_anti, state_change
 
 ROWS: dict[str, Row] = {
     row.name: row
@@ -11,8 +11,10 @@ ROWS: dict[str, Row] = {
         initial.ROW,
         collapse.MEMORY_PRO,
         collapse.FLIP_FLOP,
+        batches.ROW,
         collapse.ORDER,
         collapse.EIGENFUNCTIONS,
+        pro_anti.ROW,
         state_change.ROW,
     )
 }
