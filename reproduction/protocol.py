@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import kpops
+from kpops.learning.checkpoints import newest_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -83,6 +84,11 @@ class Protocol:
             rng=seed,
         )
         return list(kpops.training.checkpoints(folder))
+
+    def losses(self, seed: int) -> list[float]:
+        """Loss of the minibatch of every iteration so far."""
+        newest = newest_checkpoint(self.folder(seed))
+        return [] if newest is None else list(newest["loss"])
 
 
 def clipped_adam(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reproduction.row import Row
-from reproduction.rows import batches, collapse, initial, pro_anti, state_change
+from reproduction.rows import batches, collapse, initial, pro_anti, scales, state_change
 
 ROWS: dict[str, Row] = {
     row.name: row
@@ -14,7 +14,9 @@ ROWS: dict[str, Row] = {
         batches.ROW,
         collapse.ORDER,
         collapse.EIGENFUNCTIONS,
+        scales.ROW,
         pro_anti.ROW,
+        pro_anti.TURN,
         state_change.ROW,
     )
 }
