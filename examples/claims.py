@@ -1,124 +1,93 @@
 r"""
-Reproduction: the paper's claims, and our numbers
-=================================================
+Reproduction: claims of the literature, and our numbers
+=======================================================
 
-What does the KPFlow paper (Hazelden, Driscoll, Shlizerman and Shea-Brown, arXiv 2507.06381) claim,
-and what do we find? Each claim is turned into criteria with bounds, which code checks on every
-network. A claim is *reproduced* if each criterion holds for all networks (or seeds), *not
-reproduced* if none holds for more than half of them, and *reproduced in part* otherwise. The bounds
-are ours, since the paper shows figures. Numbers are medians over networks, with the smallest and
-the largest in brackets.
+What do the KPFlow paper (Hazelden, Driscoll, Shlizerman and Shea-Brown, arXiv 2507.06381) and its
+successors claim, and what do we find? Each claim is turned into criteria with bounds around the
+paper's numbers, which code checks on every seed. The criteria are committed before their numbers
+are measured. A claim is *reproduced* if each criterion holds for all seeds, *not reproduced* if
+none holds for more than half of them, and *reproduced in part* otherwise. Numbers are medians over
+seeds, with the smallest and the largest in brackets. The last sections are findings of our own,
+whose criteria were written before the numbers as well.
 
-The networks have 256 units and are trained as in the paper (Adam, learning rate 1e-3, 5,000 noisy
-trials, until a minibatch has a loss of 1e-3), but with minibatches of 64 trials instead of 500,
-which are noisier, and for at most 2,000 to 10,000 iterations. *Variance over time* is the paper's
-effective rank: the operator is reduced to time (:meth:`~kpops.TrajectoryOperator.expand_average`),
-and the rank is the number of eigenvalues that hold 95 % of the sum of squares, with interpolation,
-so that a single mode gives about 0.95. *Participation* is that of the whole operator
-(:func:`kpops.effective_rank`). P is analysed as P P*.
+The *variance rank over time* is the effective rank of the KPFlow figures: the operator is reduced
+to time (:meth:`~kpops.TrajectoryOperator.expand_average`), and the rank is the number of
+eigenvalues that hold 95 % of the sum of squares, with interpolation, so that a single mode gives
+about 0.95; by the rule of those figures, of the 60 leading eigenvalues of P P* alone
+(:func:`kpops.effective_rank` with ``top=60``). P is analysed as P P*.
 
-``make checkpoints`` trains the networks. ``python -m reproduction`` measures them, by studies
-(:doc:`/studies`), into ``reproduction/results``, from which this page is drawn.
+``python -m reproduction measure`` measures every claim anew, ``--only NAME --quick`` a small
+version of one in less than two minutes. The files in ``reproduction/results`` hold the numbers,
+with settings, seeds, versions and the hash of the script.
 """
 
 import sys
-import textwrap
 
 from networks import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))
 
-from reproduction import claims_of_learning, claims_of_ranks, figures, registry, results
+from reproduction import page
+from reproduction.registry import ROWS
 
-found = results.load(results.FOLDER)
-claims = [
-    claims_of_ranks.initial(found),
-    claims_of_ranks.memory(found),
-    claims_of_ranks.flip_flop(found),
-    claims_of_ranks.ordering(found),
-    claims_of_learning.over_g(found),
-    claims_of_ranks.eigenfunctions(found),
-    claims_of_learning.tasks(found),
-]
-for claim in claims:
-    print(f"{claim.title:38}{claim.verdict}")
-if found.missing():
-    print("not measured:", ", ".join(found.missing()))
-
-
-def report(claim):
-    """Print the claim, our number, every criterion, and notes and tables."""
-    for label, text in (("paper: ", claim.paper), ("here: ", claim.number)):
-        print(textwrap.fill(text, 96, initial_indent=label, subsequent_indent=" " * len(label)))
-    print(f"verdict: {claim.verdict}")
-    for check in claim.checks:
-        print(f"  {check.passed} of {check.of}  {check.text}: {check.found}")
-    for note in claim.notes:
-        print(textwrap.fill(note, 96))
-    for title, header, rows in claim.tables:
-        print(f"\n{title}")
-        lines = [header, *rows]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        for row in lines:
-            cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
-            print("  " + "  ".join(cells).rstrip())
-
+print(page.table(ROWS.values()))
 
 # %%
 # Ranks before training
 # ---------------------
 
-report(claims[0])
+fig = page.show(ROWS["ranks_before_training"])
 
 # %%
 # Collapse on Memory-Pro
 # ----------------------
-#
-# Effective ranks over training, one line per network. Above: the variance rank of the reduction to
-# time, by the paper's definition. Below: the participation ratio of the whole operator.
 
-report(claims[1])
-fig = figures.ranks(found, "memory_pro")
+fig = page.show(ROWS["collapse_memory_pro"])
 
 # %%
-# The flip-flop
-# -------------
+# Collapse and recovery on the flip-flop
+# --------------------------------------
 
-report(claims[2])
-fig = figures.ranks(found, "flip_flop")
+fig = page.show(ROWS["collapse_flip_flop"])
+
+# %%
+# What moves the collapse
+# -----------------------
+
+fig = page.show(ROWS["collapse_by_batch"])
 
 # %%
 # P above K
 # ---------
 
-report(claims[3])
-
-# %%
-# The scale of the initial weights
-# --------------------------------
-
-report(claims[4])
-fig = figures.over_g(found)
+fig = page.show(ROWS["p_above_k"])
 
 # %%
 # Eigenfunctions of K
 # -------------------
 
-report(claims[5])
-fig = figures.eigenfunctions(found)
+fig = page.show(ROWS["eigenfunctions"])
 
 # %%
-# Alignment of tasks
-# ------------------
+# The scale g of the recurrent weights
+# ------------------------------------
 
-report(claims[6])
-fig = figures.alignments(found)
+fig = page.show(ROWS["scales"])
 
 # %%
-# State changes to first order
-# ----------------------------
+# Pro/Anti against Delay/Memory: cumulative cosine
+# ------------------------------------------------
 
-row = registry.ROWS["state_change"]
-if row.path.exists():
-    print(row.verdict(row.read()))
-    fig = row.draw(row.read())
+fig = page.show(ROWS["pro_anti"])
+
+# %%
+# Pro/Anti against Delay/Memory: when states turn
+# -----------------------------------------------
+
+fig = page.show(ROWS["pro_anti_turn"])
+
+# %%
+# The state change of a gradient step
+# -----------------------------------
+
+fig = page.show(ROWS["state_change"])

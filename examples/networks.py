@@ -1,15 +1,10 @@
-"""The trained networks of the gallery and of the page *Reproduction*, from one resumable script.
+"""The trained networks of the gallery, from one resumable script.
 
 ``python examples/networks.py`` (``make checkpoints``) trains those that are missing, and continues
 where it was interrupted. Checkpoints are kept outside the repository, in ``~/.cache/kpops`` or in
 the folder named by the environment variable ``KPOPS_CACHE``. The examples call :func:`trained`,
 which trains what is missing; a network of the gallery takes a minute at most. The smallest networks
 come with the repository, in ``examples/checkpoints``.
-
-The networks of the page *Reproduction* have 256 units and are trained as in the KPFlow paper (Adam,
-learning rate 1e-3, 5,000 noisy trials, at most 10,000 iterations, until a loss of 1e-3), with two
-concessions to two cores: minibatches of 64 trials instead of 500, and fewer iterations, as written
-below, where they had learned by then.
 """
 
 import argparse
@@ -59,8 +54,7 @@ class Training:
     @property
     def name(self) -> str:
         """Name of its folder."""
-        batch = "" if self.batch_size in (64, 100) else f"-batch{self.batch_size}"
-        return f"{self.task}-{self.cell}-{self.units}-g{self.g:g}{batch}-seed{self.seed}"
+        return f"{self.task}-{self.cell}-{self.units}-g{self.g:g}-seed{self.seed}"
 
     def network(self) -> kpops.Network:
         """The untrained network."""
@@ -90,37 +84,7 @@ def _gallery() -> dict[str, list[Training]]:
     }
 
 
-def _paper() -> dict[str, list[Training]]:
-    large = functools.partial(Training, units=256, checkpoint_every=100)
-    most = {"gru": 4000, "rnn": 10_000}
-
-    def both(task: str) -> list[Training]:
-        return [
-            large(task, cell, seed=seed, max_steps=most[cell], stop_loss=1e-3)
-            for cell in most
-            for seed in range(3)
-        ]
-
-    return {
-        "memory-pro": both("memory_pro"),
-        "flip-flop": both("flip_flop"),
-        "g": [  # g = 1 is among those of memory-pro
-            large("memory_pro", cell, seed=seed, g=g, max_steps=steps, stop_loss=1e-3)
-            for seed in range(3)
-            for cell, g, steps in (
-                ("rnn", 0.5, 10_000),
-                ("rnn", 2.0, 10_000),
-                ("rnn", 3.0, 3000),
-                ("gru", 0.5, 2000),
-                ("gru", 2.0, 2000),
-                ("gru", 3.0, 2000),
-            )
-        ],
-        "four-tasks": [large("four_tasks", "gru", seed=seed, max_steps=2500) for seed in range(5)],
-    }
-
-
-GALLERY, PAPER = _gallery(), _paper()
+GALLERY = _gallery()
 
 
 class Trained(NamedTuple):
@@ -154,16 +118,14 @@ def trained(training: Training, *, progress: bool = False) -> Trained:
 
 def main() -> None:
     """Train all networks, or those of one group."""
-    groups = {f"gallery/{k}": v for k, v in GALLERY.items()}
-    groups |= {f"paper/{k}": v for k, v in PAPER.items()}
-    parser = argparse.ArgumentParser(description="Train the networks of gallery and Reproduction.")
-    parser.add_argument("groups", nargs="*", help=f"of {', '.join(groups)}, or their beginnings")
+    parser = argparse.ArgumentParser(description="Train the networks of the gallery.")
+    parser.add_argument("groups", nargs="*", help=f"of {', '.join(GALLERY)}, or their beginnings")
     parser.add_argument("--progress", action="store_true", help="show a bar for each network")
     options = parser.parse_args()
-    wanted = [g for g in groups if not options.groups or g.startswith(tuple(options.groups))]
+    wanted = [g for g in GALLERY if not options.groups or g.startswith(tuple(options.groups))]
     print(f"checkpoints in {CACHE}")
     for group in wanted:
-        for training in groups[group]:
+        for training in GALLERY[group]:
             start = time.perf_counter()
             history = trained(training, progress=options.progress).history
             steps, loss = history.sizes["step"] - 1, float(history.loss[-50:].mean())

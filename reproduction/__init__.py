@@ -1,9 +1,9 @@
-"""The claims of the KPFlow paper against our numbers: ``python -m reproduction``.
+"""Claims of the literature against our numbers: ``python -m reproduction measure``.
 
-``measure`` takes the networks that ``examples/networks.py`` has trained (``make checkpoints``) and
-writes a small labelled file for each into ``results/``. It does so by three studies
-(:class:`kpops.Study`) over networks: ``ranks`` of the operators over training, ``alignments``
-between four tasks, and the ``state_change`` of gradient steps, which needs no training.
-``examples/claims.py`` draws these files: ``claims_of_ranks`` and ``claims_of_learning`` have the
-criteria, ``verdicts`` turns their outcomes into verdicts.
+A claim is a :class:`reproduction.row.Row`: what a paper says, a function that measures it for a
+seed, and criteria that are written before their numbers are seen. ``rows`` has them, ``registry``
+their order. A measurement is a study (:class:`kpops.Study`) over seeds, which can be interrupted;
+its labelled file, with settings, seeds, versions and the hash of its script, is committed in
+``results/``, from which ``examples/claims.py`` draws the page. ``verdicts`` turns numbers into
+verdicts; ``protocol`` trains networks as the scripts of the KPFlow paper do.
 """

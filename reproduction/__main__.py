@@ -17,22 +17,16 @@ from reproduction.row import Row, run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure rows, or the trained networks."""
+    """Measure rows."""
     parser = argparse.ArgumentParser(prog="python -m reproduction", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     rows = commands.add_parser("measure", help="measure rows, and write their files")
     rows.add_argument("--only", nargs="+", metavar="ROW", choices=list(ROWS), help="of these rows")
     rows.add_argument("--quick", action="store_true", help="small versions, which write no file")
-    networks = commands.add_parser("networks", help="measure the networks that are trained")
-    networks.add_argument("names", nargs="*", help="beginnings of the names of networks")
-    for command in (rows, networks):
-        command.add_argument("--again", action="store_true", help="also measure what has a file")
-        command.add_argument("--workers", type=int, help="processes; default: this one")
+    rows.add_argument("--again", action="store_true", help="also measure what has a file")
+    rows.add_argument("--workers", type=int, help="processes; default: this one")
     given = parser.parse_args(arguments)
     with _executor(given.workers) as executor:
-        if given.command == "networks":
-            _measure_networks(given.names, given.again, executor)
-            return
         for name in given.only or ROWS:
             if given.quick:
                 with tempfile.TemporaryDirectory() as folder:
@@ -57,15 +51,6 @@ def _measure_row(
     print(f"{row.name}{size}: {row.verdict(found)}, {time.perf_counter() - start:.0f} s")
     for check in row.judge(found):
         print(f"  {check.passed} of {check.of}  {check.text}: {check.found}", flush=True)
-
-
-def _measure_networks(names: list[str], again: bool, executor: Executor | None) -> None:
-    from reproduction import measure
-
-    planned = list(measure.plan())
-    results.write_plan(results.FOLDER, {entry.name: entry.configuration for entry in planned})
-    entries = [e for e in planned if e.name.startswith(tuple(names) or "")]
-    measure.run(entries, again=again, executor=executor)
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ def measure(
         dh of the states from one step to the next; ``loss`` (cell, learning_rate, step) before it.
     """
     import kpops
-    from reproduction.trained import Training
+    from reproduction.protocol import Protocol
 
     task = kpops.tasks.memory_pro(20, angles="even", noise=0, dtype="float64")
 
     def network(cell: str) -> kpops.Network:
-        return Training("memory_pro", cell, units, seed).network().double()
+        return Protocol("memory_pro", cell, units).network(seed).double()
 
     found = [[_descend(network(c), task, rate, steps) for rate in learning_rates] for c in cells]
     errors, losses = np.moveaxis(np.array(found), 3, 0)
