@@ -9,7 +9,7 @@ READY = $(VENV)/.ready
 export MPLBACKEND ?= agg
 
 .PHONY: checkpoints demo test shapes test-slow test-distributed test-gpu test-simulated test-latest \
-	test-processors fuzz lint types doctest docs benchmarks bench-check check clean coverage
+	test-processors fuzz lint types doctest docs rows benchmarks bench-check check clean coverage
 
 demo: $(READY)  ## train a GRU, follow K, P and P K P* over training (one to two minutes)
 	$(BIN)/python examples/dynamic_collapse.py --output outputs
@@ -65,7 +65,10 @@ types: $(READY)
 docs: $(READY)  ## the documentation, into docs/_build/html; by one thread, so that figures repeat
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-checkpoints: $(READY)  ## train the networks of the gallery and of Reproduction (two hours)
+rows: $(READY)  ## small versions of two rows of the page Reproduction (half a minute)
+	$(BIN)/python -m reproduction measure --quick --only ranks_before_training state_change
+
+checkpoints: $(READY)  ## train the networks of the gallery (ten minutes)
 	$(BIN)/python examples/networks.py
 
 benchmarks: $(READY)  ## products beside other ways to them, growth, memory, spectra (an hour)

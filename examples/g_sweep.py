@@ -139,4 +139,4 @@ plt.show()
 # *Collapse.* These networks cannot show whether larger :math:`g` means less collapse. Where
 # :math:`P` begins with many dimensions, the network did not learn; where the network learned,
 # :math:`P` had few dimensions from the beginning. The question requires longer training, several
-# seeds and larger networks: those of the page :doc:`claims`, which ``make checkpoints`` trains.
+# seeds and larger networks: those of the page :doc:`claims`.
