@@ -31,4 +31,5 @@ def legend(ax: Axes, **options: Any) -> None:
     handles, labels = ax.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     if once:
-        ax.legend(once.values(), once.keys(), fontsize=7, handlelength=1.2, **options)
+        look = {"fontsize": 7, "handlelength": 1.2, "frameon": False, **options}
+        ax.legend(once.values(), once.keys(), **look)

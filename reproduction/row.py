@@ -129,7 +129,7 @@ def run(
     if again:
         shutil.rmtree(store, ignore_errors=True)
     measure = partial(row.measure, **settings)
-    study = kpops.Study(store, measure, changed="keep", seed=seeds)
+    study = kpops.Study(store, measure, seed=seeds)
     study.run(executor, retry_failed=True, progress=False)
     if study.missing:
         raise RuntimeError("\n".join(filter(None, study.status().error.values.tolist())))

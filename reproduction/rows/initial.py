@@ -84,7 +84,7 @@ def draw(found: xr.Dataset) -> Figure:
                 ax.plot(place, 82, "_", color="0.5", markersize=24, label="paper, 82 of 90")
         names = [task.replace("_", "-") for task in found.task.values]
         ax.set(title=cell.upper(), xticks=range(len(names)), xticklabels=names, xlim=(-0.6, 1.6))
-        legend(ax, loc="center right" if cell == "rnn" else "upper right")
+        legend(ax, loc="lower right" if cell == "rnn" else "upper right")
     axes[0, 0].set(ylabel="effective rank of P over time", ylim=(0, 95))
     return figure
 
