@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 
 from kpops.engines.differential import Differential
+from kpops.engines.matrix_exponential import PreparedExponentials
 from kpops.engines.threads import enough_for
 from kpops.models.sites import Rows
 from kpops.precision import in_full_precision
@@ -188,7 +189,9 @@ class Rowwise:
     def _make_parameter_maps(self, names: Sequence[str]) -> Iterator[_Maps]:
         point = {name: self.parameters[name] for name in names}
         for where, part in self._chunks():
-            yield _Maps(where, part, Differential(part._of_parameters, point))
+            with PreparedExponentials():
+                maps = Differential(part._of_parameters, point)
+            yield _Maps(where, part, maps)
 
     def _split(
         self, dtheta: Float[Tensor, " parameter"], names: Sequence[str]

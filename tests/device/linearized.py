@@ -24,8 +24,8 @@ class AroundGRUCell(nn.Module):
         return 0.5 * h + 0.5 * self.cell(x, h)
 
 
-def parametrized(parametrization, family=nn.RNN):
-    return parametrization(family(INPUTS, HIDDEN, batch_first=True), "weight_hh_l0")
+def parametrized(parametrization, family=nn.RNN, hidden=HIDDEN):
+    return parametrization(family(INPUTS, hidden, batch_first=True), "weight_hh_l0")
 
 
 def masked():

@@ -1,11 +1,15 @@
 """Matvecs on a device: equal to those of the CPU, never waiting, sharing no memory."""
 
+from functools import partial
+
 import pytest
 import simulated
 import torch
+from cases import INPUTS
 from dense import relative
-from linearized import MODELS, linearized
+from linearized import MODELS, linearized, parametrized
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import kpops
 from kpops.dynamics import resolvent
@@ -49,6 +53,40 @@ def test_matvecs_equal_those_of_the_cpu_and_do_not_wait(name, engine, with_mask,
         assert image.device == op.device
         assert relative(image.cpu(), there) < 1e-12
     assert all(torch.equal(a.cpu(), b) for a, b in zip(arguments, blocks, strict=True))
+
+
+LARGE = 40  # M of such a weight is not kept as a matrix
+MADE = {
+    "exponential": parametrizations.orthogonal,
+    "cayley": partial(parametrizations.orthogonal, orthogonal_map="cayley"),
+    "householder": partial(parametrizations.orthogonal, orthogonal_map="householder"),
+    "free": partial(parametrizations.orthogonal, use_trivialization=False),
+    "weight norm": parametrizations.weight_norm,
+}
+
+
+@pytest.mark.parametrize("engine", ["gated", "jacobian"])
+@pytest.mark.parametrize("name", MADE)
+def test_matvecs_through_large_weights_that_are_made_do_not_wait(name, engine):
+    torch.manual_seed(0)
+    model = parametrized(MADE[name], nn.RNN, LARGE).double()
+    with torch.no_grad():
+        for weight in model.parametrizations["weight_hh_l0"].parameters():
+            weight += 0.3 * torch.randn_like(weight).tril(-1)
+    inputs = torch.randn(2, 3, INPUTS, dtype=torch.float64)
+    lin, on_cpu = (
+        kpops.linearize(model, inputs, engine=e, device=d)
+        for e, d in ((engine, simulated.NAME), ("autodiff", "cpu"))
+    )
+    for product in ("J", "J*", "K", "P", "P*", "flow", "sensitivity", "sensitivity*"):
+        op, reference = (operator(each, product) for each in (lin, on_cpu))
+        q = torch.randn(3, *op.domain.shape, dtype=torch.float64)
+        blocks = [block.to(op.device) for block in (q, q[:1])]
+        for block in blocks:
+            op.apply(block)  # what is made at first use may wait
+        with simulated.watched(forbidden=True):
+            images = [op.apply(block) for block in blocks]
+        assert all(relative(x.cpu(), reference.apply(q)[: len(x)]) < 1e-12 for x in images)
 
 
 def operator_at(lin, product):
