@@ -10,6 +10,7 @@ is ``(i // n, j)`` where its words make n entries.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,8 +30,9 @@ Rows = Float[Tensor, "vector entry"]
 # Entries at a time: temporaries stay in a core's cache, and torch takes so few on one thread; or
 # they fill a GPU and 2^28 bytes.
 _ON_CPU, _ON_DEVICE = 2**15, 2**24
-# Counters on the CPU for which it pays to load Numba. The words are the same to the bit.
-_COMPILED = 2**15
+# Counters on the CPU for which it pays to load Numba, where it is not. The words are the same to
+# the bit.
+_COMPILED, _KERNELS = 2**15, "kpops.engines.cpu.philox_kernels"
 
 
 class RandomVectors:
@@ -93,7 +95,7 @@ def _drawn(
     result = room((len(vectors), len(entries)), like.dtype, like.device)
     on_cpu = like.device.type == "cpu"
     parts = _parts(result, vectors, entries, _ON_CPU if on_cpu else _ON_DEVICE)
-    compiled = on_cpu and result.numel() >= n * _COMPILED
+    compiled = on_cpu and (result.numel() >= n * _COMPILED or _KERNELS in sys.modules)
     make = _compiled if compiled else _on_tensors
 
     def draw(i: int) -> None:

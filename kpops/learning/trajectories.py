@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from kpops.arrays import as_tensor, numpy_dtype
+from kpops.engines.threads import enough_for
 from kpops.kinds import is_array
 from kpops.labels import Coordinate, Space, by_name, coordinates_of
 from kpops.learning.required import labelled, require_linearization
@@ -200,8 +201,9 @@ def _principal(values: Tensor, valid: Tensor, over: tuple[str, ...]) -> tuple[Te
             f"over={over} makes {n_groups} means of {n_samples} samples, which leaves no variance: "
             "take the mean over other dimensions, or more samples"
         )
-    triangle = torch.linalg.qr(x.flatten(0, 1), mode="r").R
-    _, singular, axes_of = torch.linalg.svd(triangle, full_matrices=False)
+    with enough_for(4 * x.numel()):  # a reflection at a time
+        triangle = torch.linalg.qr(x.flatten(0, 1), mode="r").R
+        _, singular, axes_of = torch.linalg.svd(triangle, full_matrices=False)
     singular, axes_of = singular[:n_free], axes_of[:n_free]
     # What the rounding of the means leaves in constant states is no variance.
     return singular * (singular > torch.finfo(x.dtype).eps * size), axes_of, n_free

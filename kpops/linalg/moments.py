@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kpops import work
 from kpops.engines.random_vectors import RandomVectors
-from kpops.linalg.probes import TINY, Rows, Samples, dots
+from kpops.linalg.probes import TINY, Rows, Samples, three_dots
 from kpops.linalg.problem import SpectralProblem
 from kpops.linalg.symmetry import refuse_indefinite
 from kpops.linalg.vectors import VectorSpace
@@ -97,7 +97,7 @@ def _images(
 
 def _quotients(space: VectorSpace, z: Rows, y: Rows) -> Float[Tensor, "3 vector"]:
     """z* G z, ||G z||^2 and ||z||^2 ||G z||^2 of every vector."""
-    form, second, length = space.parts.sum(torch.stack([dots(z, y), dots(y, y), dots(z, z)]))
+    form, second, length = space.parts.sum(three_dots(y, z))
     return torch.stack([form, second, length * second])
 
 

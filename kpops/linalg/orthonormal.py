@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kpops.engines.threads import enough_for
 from kpops.linalg.probes import Rows, inner
 from kpops.transfers import beside, on_host
 
@@ -22,7 +23,9 @@ def orthonormal(rows: Rows) -> tuple[Float[Tensor, "q entry"], Float[Tensor, "ve
     # On a CPU, LAPACK's reflections take about as long; a GPU is at its best in matrix products.
     found = None if rows.device.type == "cpu" else by_cholesky(rows)
     if found is None:
-        q, r = torch.linalg.qr(rows.mT)
+        # A reflection at a time, each of which all threads would wait for.
+        with enough_for(4 * rows.numel()):
+            q, r = torch.linalg.qr(rows.mT)
         found = q.mT.contiguous(), on_host(r.mT.double())[0]
     return found
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kpops.engines.threads import enough_for
 from kpops.transfers import on_host
 
 Act = Callable[[Tensor], Tensor]
@@ -27,8 +28,21 @@ _SUMMED = 2**14
 def dots(a: Rows, b: Rows) -> Float[Tensor, " vector"]:
     """Inner products of the rows of two blocks, summed in float64."""
     # Row by row: blocks are large, and copies of them in float64 would be larger.
-    rows = [torch.dot(x.double(), y.double()) for x, y in zip(a, b, strict=True)]
+    with enough_for(2 * a.shape[-1]):
+        rows = [torch.dot(x.double(), y.double()) for x, y in zip(a, b, strict=True)]
     return torch.stack(rows) if rows else a.new_zeros(0, dtype=torch.float64)
+
+
+def three_dots(a: Rows, b: Rows) -> Float[Tensor, "3 vector"]:
+    """``<a, b>``, ``<a, a>`` and ``<b, b>`` of the rows, as :func:`dots`."""
+    triples = []
+    with enough_for(2 * a.shape[-1]):
+        for row, other in zip(a, b, strict=True):
+            x, y = row.double(), other.double()
+            triples += [torch.dot(x, y), torch.dot(x, x), torch.dot(y, y)]
+    if not triples:
+        return a.new_zeros(3, 0, dtype=torch.float64)
+    return torch.stack(triples).unflatten(0, (-1, 3)).T
 
 
 def widened(count: int) -> float:

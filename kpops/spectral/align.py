@@ -14,7 +14,7 @@ from torch import Tensor
 from kpops import work
 from kpops.engines.random_vectors import RandomVectors
 from kpops.linalg.exact import is_cheap
-from kpops.linalg.probes import dots, jackknife
+from kpops.linalg.probes import jackknife, three_dots
 from kpops.linalg.scaling import normalized
 from kpops.linalg.vectors import VectorSpace
 from kpops.operators.base import Sum, TrajectoryOperator
@@ -186,5 +186,5 @@ def _products(
     for block in blocks:
         vectors = block.reshape(-1, *inside.shape)
         y, w = (act(vectors).flatten(1) for act in acts)
-        parts.append(space.parts.sum(torch.stack([dots(y, w), dots(y, y), dots(w, w)])))
+        parts.append(space.parts.sum(three_dots(y, w)))
     return torch.cat(parts, 1)
