@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from kpops import work
+from kpops.arrays import to_numpy
 from kpops.labels import Space
 from kpops.learning.required import labelled, require_linearization
-from kpops.learning.trajectories import trajectory_dimension
+from kpops.learning.trajectories import principal, read_states
+from kpops.linalg.eigenpairs import Options, eigenpairs
 from kpops.linalg.exact import is_cheap
-from kpops.linalg.ranks.base import of_spectrum
+from kpops.linalg.ranks.base import RankSpec, of_spectrum
 from kpops.linalg.ranks.registry import KINDS, rank_spec
 from kpops.linalg.rounding import noise_floor
 from kpops.linearization import Linearization
 from kpops.operators import TrajectoryOperator
 from kpops.operators.dense import DenseOperator
+from kpops.operators.reduce import Average
 from kpops.precision import in_full_precision
 from kpops.scalars import generator as seeded
-from kpops.spectral._result import modes_of
-from kpops.spectral.eig import eigsh
-from kpops.spectral.rank import effective_rank
+from kpops.spectral._result import undone
+from kpops.spectral.rank import found_rank
+from kpops.spectral.start_vectors import start_vectors
 
-Kinds = list[tuple[str, bool]]  # kinds of effective rank, and whether they are of the reduction
+Specs = list[tuple[RankSpec, bool]]  # kinds of effective rank, and whether of the reduction
 
 _NUMERICAL = 1e-6
-_MODES = "eigenvalue", "eigenfunction"
 
 
 @in_full_precision
@@ -130,86 +134,112 @@ def collapse(
         raise ValueError(f"num_modes={num_modes}: choose a number of modes, 0 for none")
     kept = lin.space.keep(keep)
     kinds = [(kind, True) for kind in of_reduction] + [(kind, False) for kind in of_whole]
-    options = {"threshold": threshold, "num_matvecs": num_matvecs, "rng": seeded(rng)}
+    options = {"num_matvecs": num_matvecs, "rng": seeded(rng)}
+    specs = [(rank_spec(kind, threshold, _NUMERICAL), reduced) for kind, reduced in kinds]
     operators = (lin.K, lin.P @ lin.P.H, lin.flow)
     num_modes = min(num_modes, kept.size)
-    parts = [_of_operator(op, kept, kinds, num_modes, options, previous) for op in operators]
-    parts.append(_of_trajectories(lin, kept, kinds, threshold, num_modes))
+    reduced = _reductions(lin, operators, kept.dims) if num_modes or of_reduction else operators
+    parts = [
+        _of_operator(op, small, specs, num_modes, options, previous)
+        for op, small in zip(operators, reduced, strict=True)
+    ]
+    parts.append(_of_trajectories(lin, kept, specs, num_modes))
     settings = {"keep": kept.dims, "threshold": threshold, "num_matvecs": num_matvecs}
     over = f" over {', '.join(kept.dims)}"
     names = {
         "operator": [*(op.symbol for op in operators), "trajectories"],
-        "kind": [kind + over * reduced for kind, reduced in kinds],
+        "kind": [kind + over * of_reduced for kind, of_reduced in kinds],
     }
-    joined = xr.concat(
-        parts,
-        dim="operator",
-        combine_attrs="override",
-        join="exact",
-        data_vars="all",
-        coords="minimal",
-        compat="override",
-    )
     attrs = {**lin.attrs, "reduction": "expand_average", "configuration": json.dumps(settings)}
-    # Strings as objects, since Zarr has no specified type for NumPy's fixed-length ones.
-    labels = {d: labelled(d, np.array(v, dtype=object), d) for d, v in names.items()}
-    return joined.assign_coords(labels).assign_attrs(attrs)
+    return _labelled(parts, kept, names, attrs)
+
+
+class _Part(NamedTuple):
+    """Ranks and standard errors of each kind, and modes of the reduction."""
+
+    ranks: np.ndarray
+    errors: np.ndarray
+    values: np.ndarray
+    functions: Tensor
 
 
 def _of_operator(
     op: TrajectoryOperator,
-    kept: Space,
-    kinds: Kinds,
+    reduced: TrajectoryOperator,
+    specs: Specs,
     num_modes: int,
     options: dict[str, Any],
     previous: xr.Dataset | None,
-) -> xr.Dataset:
+) -> _Part:
     """Ranks of an operator and modes of its reduction."""
-    any_reduced = num_modes or any(of_reduced for _, of_reduced in kinds)
-    reduced = _reduced(op, kept.dims) if any_reduced else op
-    ranks = [effective_rank(reduced if r else op, kind, **options) for kind, r in kinds]
-    found = _ranks([float(r.estimate) for r in ranks], [float(r.stderr) for r in ranks], op.dtype)
+    found = [found_rank(reduced if r else op, spec, **options).answer for spec, r in specs]
+    ranks, errors = np.array([(r.estimate, r.stderr) for r in found], op.dtype).T
+    functions = torch.empty(0, *reduced.domain.shape, dtype=op.torch_dtype)
+    values = np.empty(0, op.dtype)
     if num_modes:
         v0 = None
         if previous is not None and not isinstance(reduced, DenseOperator):
             v0 = previous.eigenfunction.sel(operator=op.symbol, drop=True)
-        modes = eigsh(reduced, num_modes, v0=v0, rng=options["rng"])
-        found |= {name: modes[name].drop_vars("operator") for name in _MODES}
-    return xr.Dataset(found)
+        near = start_vectors(reduced, v0)
+        modes = eigenpairs(reduced, num_modes, Options(near=near, rng=options["rng"]))
+        values, functions = undone(modes.values, modes.unit, reduced, "spectrum"), modes.vectors[0]
+    return _Part(ranks, errors, values, functions)
 
 
-def _of_trajectories(
-    lin: Linearization, kept: Space, kinds: Kinds, threshold: float, num_modes: int
-) -> xr.Dataset:
+def _of_trajectories(lin: Linearization, kept: Space, specs: Specs, num_modes: int) -> _Part:
     """The same for the matrix of all states, whose squared singular values are variances."""
-    variance = trajectory_dimension(lin).variance
-    singular, floor = torch.from_numpy(variance.values).sqrt(), noise_floor(lin.dtype)
-    specs = [rank_spec(kind, threshold, _NUMERICAL) for kind, _ in kinds]
-    ranks = [of_spectrum(singular, spec, False, floor) for spec in specs]
-    found = _ranks(ranks, [0.0] * len(ranks), lin.K.dtype)
-    if num_modes:
-        modes = np.arange(1, num_modes + 1)
-        none = torch.full((num_modes, *kept.shape), torch.nan, dtype=lin.dtype)
-        found["eigenvalue"] = variance.reindex(mode=modes)
-        found["eigenfunction"] = modes_of(none, kept, "eigenfunction")
-    return xr.Dataset(found)
+    states, valid, *_ = read_states(lin, None)
+    singular, _, n_free = principal(states, valid, ("trial", "time"))
+    variance = (singular.square() / n_free).to(lin.dtype)
+    singular, floor = variance.sqrt(), noise_floor(lin.dtype)
+    ranks = [of_spectrum(singular, spec, False, floor) for spec, _ in specs]
+    values = torch.full((num_modes,), torch.nan, dtype=lin.dtype)
+    values[: len(variance)] = variance[:num_modes]
+    none = torch.full((num_modes, *kept.shape), torch.nan, dtype=lin.dtype)
+    found = np.array(ranks, lin.K.dtype)
+    return _Part(found, np.zeros_like(found), values.numpy(), none)
 
 
-def _ranks(estimates: list[float], errors: list[float], dtype: np.dtype) -> dict[str, Any]:
-    return {
-        "effective_rank": labelled("kind", np.array(estimates, dtype), "effective rank"),
-        "stderr": labelled("kind", np.array(errors, dtype), "standard error"),
-    }
-
-
-def _reduced(op: TrajectoryOperator, keep: tuple[str, ...]) -> TrajectoryOperator:
-    """The reduction, as a matrix if that is small, so that it is computed only once."""
-    reduced = op.expand_average(keep)
-    if not is_cheap(reduced.shape[0]) or reduced.root is None:
+def _reductions(
+    lin: Linearization, operators: Sequence[TrajectoryOperator], keep: tuple[str, ...]
+) -> list[TrajectoryOperator]:
+    """The reductions of K, P P* and P K P*; matrices if they are small, from one P*."""
+    reduced = [op.expand_average(keep) for op in operators]
+    (size, _), root = reduced[0].shape, lin.K.root
+    if not is_cheap(size) or root is None:
         return reduced
-    root = reduced.root
-    unit = torch.eye(reduced.shape[0], dtype=op.torch_dtype, device=op.device)
-    rows = root.apply_adjoint(unit.unflatten(1, reduced.domain.shape)).flatten(1)
-    return DenseOperator(
-        rows @ rows.mT, reduced.domain, reduced.domain, symbol=reduced.symbol, positive=True
-    )
+    average = Average(lin.space, keep, lin.K.torch_dtype, lin.K.device)
+    unit = math.sqrt(lin.space.size / size) * torch.eye(size, dtype=lin.dtype, device=lin.K.device)
+    start = average.apply_adjoint(unit.unflatten(1, average.codomain.shape))
+    through = lin.P.apply_adjoint(start)
+    images = root.apply_adjoint(start), through, root.apply_adjoint(through)
+    return [
+        DenseOperator(
+            rows.flatten(1) @ rows.flatten(1).mT,
+            op.domain,
+            op.domain,
+            symbol=op.symbol,
+            positive=True,
+        )
+        for op, rows in zip(reduced, images, strict=True)
+    ]
+
+
+def _labelled(
+    parts: Sequence[_Part], kept: Space, names: dict[str, list[str]], attrs: dict[str, Any]
+) -> xr.Dataset:
+    ranks, errors, values, functions = zip(*parts, strict=True)
+    data: dict[str, Any] = {
+        "effective_rank": labelled(("operator", "kind"), np.stack(ranks), "effective rank"),
+        "stderr": labelled(("operator", "kind"), np.stack(errors), "standard error"),
+    }
+    # Strings as objects, since Zarr has no specified type for NumPy's fixed-length ones.
+    coords = {d: labelled(d, np.array(v, dtype=object), d) for d, v in names.items()}
+    if values[0].size:
+        block = np.stack([to_numpy(f) for f in functions])
+        dims = ("operator", "mode", *kept.dims)
+        data["eigenvalue"] = labelled(("operator", "mode"), np.stack(values), "eigenvalue")
+        data["eigenfunction"] = labelled(dims, block, "eigenfunction")
+        coords["mode"] = labelled("mode", np.arange(1, len(values[0]) + 1), "mode")
+        coords |= {name: c.described(name) for name, c in kept.coords.items()}
+    return xr.Dataset(data, coords, attrs)

@@ -104,7 +104,7 @@ def trajectory_dimension(
     if not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold}: choose a fraction between 0 and 1")
     values, valid, space, attrs = read_states(states, mask)
-    singular, axes, n_free = _principal(values, valid, over)
+    singular, axes, n_free = principal(values, valid, over)
     variance = singular.square() / n_free
     axes = axes * fix_signs(axes)[:, None]
     held = of_spectrum(singular, rank_spec("variance", threshold), False, 0.0)
@@ -183,7 +183,7 @@ def _space_of(states: Any) -> Space:
     return Space(_DIMS, shape, {"unit": Coordinate(("unit",), np.arange(shape[2]))})
 
 
-def _principal(values: Tensor, valid: Tensor, over: tuple[str, ...]) -> tuple[Tensor, Tensor, int]:
+def principal(values: Tensor, valid: Tensor, over: tuple[str, ...]) -> tuple[Tensor, Tensor, int]:
     """Singular values and right singular vectors of the centred samples, and N - g."""
     x = values.double().masked_fill(~valid[..., None], 0)
     n_groups = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -169,6 +169,41 @@ def effective_rank(
     """
     op = as_operator(op, spread=True)
     spec = rank_spec(kind, threshold, tol, top)
+    found = found_rank(
+        op,
+        spec,
+        keep=keep,
+        reduction=reduction,
+        method=method,
+        num_matvecs=num_matvecs,
+        rtol=rtol,
+        rng=rng,
+        on_interrupt=on_interrupt,
+    )
+    return _dataset(spec, "none" if keep is None else reduction, found)
+
+
+class Found(NamedTuple):
+    """The rank of an operator, which is the reduced and scaled one that was measured."""
+
+    op: TrajectoryOperator
+    symmetric: bool
+    answer: Estimate
+
+
+def found_rank(
+    op: TrajectoryOperator,
+    spec: RankSpec,
+    *,
+    keep: tuple[str, ...] | str | None = None,
+    reduction: str = "expand_average",
+    method: str = "auto",
+    num_matvecs: int = 64,
+    rtol: float | None = None,
+    rng: Any = None,
+    on_interrupt: str = "raise",
+) -> Found:
+    """As :func:`effective_rank`, before it is labelled."""
     _check(spec, reduction, method, num_matvecs, rtol)
     work.check_on_interrupt(on_interrupt)
     op.parts.check_interrupt(on_interrupt)
@@ -212,14 +247,14 @@ def effective_rank(
                 op = _reduced(whole, keep, reduction, method, budget, rng)
     if spec.kind.counts and rtol is None and answer.stderr > _SAYS_LITTLE * answer.estimate:
         work.warn_unconverged(
-            f"effective_rank: the {kind} rank is {answer.estimate:.4g} with a standard error of "
-            f"{answer.stderr:.2g} after {answer.num_matvecs} matvecs, which says little: where "
-            "values crowd near tol, a count needs the spectrum (method='exact'), a larger tol, "
-            "more num_matvecs, or another kind, such as 'entropy'"
+            f"effective_rank: the {spec.kind.name} rank is {answer.estimate:.4g} with a standard "
+            f"error of {answer.stderr:.2g} after {answer.num_matvecs} matvecs, which says little: "
+            "where values crowd near tol, a count needs the spectrum (method='exact'), a larger "
+            "tol, more num_matvecs, or another kind, such as 'entropy'"
         )
     if isinstance(op, PartialTrace) and not isinstance(op, ProbedTrace):
         answer = answer._replace(num_matvecs=answer.num_matvecs * op.num_vectors)
-    return _dataset(op, spec, symmetric, "none" if keep is None else reduction, answer)
+    return Found(op, symmetric, answer)
 
 
 def _check(
@@ -341,9 +376,8 @@ def _of_probes(op: ProbedGram | ProbedTrace, spec: RankSpec, symmetric: bool) ->
     return Estimate(min(max(estimate, 0.0), op.shape[0]), stderr, "hutchinson", how, used)
 
 
-def _dataset(
-    op: TrajectoryOperator, spec: RankSpec, symmetric: bool, reduction: str, answer: Estimate
-) -> xr.Dataset:
+def _dataset(spec: RankSpec, reduction: str, found: Found) -> xr.Dataset:
+    op, symmetric, answer = found
     kind = spec.kind.name
     long_name = f"effective rank ({kind})"
     settings = {"threshold": spec.threshold, "tol": spec.tol, "reduction": reduction}
