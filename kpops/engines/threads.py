@@ -84,6 +84,8 @@ def each(task: Callable[[int], None], n_tasks: int, flops: float = math.inf) -> 
 def split(size: int, n_threads: int, largest: int) -> list[int]:
     """Bounds of nearly equal parts: as many for each thread, none above `largest`."""
     n = max(1, min(size, n_threads * math.ceil(size / (n_threads * largest))))
+    if n == 1:
+        return [0, size]
     return [round(i * size / n) for i in range(n + 1)]
 
 

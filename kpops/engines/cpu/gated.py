@@ -137,7 +137,7 @@ class GatedNumbaEngine(GatedEngine):
         place = self._place(layer, n_maps, full_state=full_state)
 
         def run(gemm: int, d: np.ndarray, start: int, rows: Span) -> None:
-            new, at = q.new_empty(shapes[0][1:]).numpy(), place._replace(start=start)
+            new, at = np.empty(shapes[0][1:], room[0].dtype), place._replace(start=start)
             kernel(gemm, weights, *vectors, d, lists, *room, new, at, rows)
 
         self._over_time(segments, bounds, run, work)

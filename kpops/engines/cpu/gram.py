@@ -39,6 +39,7 @@ class CompiledGram(Gram):
         self.dtype = numpy_dtype(layer.previous.dtype)
         self.gemm = blas.gemm_address(self.dtype)
         self.columns = len(self.parts) * layer.hidden
+        self.size_of_factors = sum(z.numel() for z in self.factors)
         places = [(i, v, p) for i, part in enumerate(self.parts) for v, p in part.gains]
         gains = [(i, layer.first_variable + v, p) for i, v, p in places]
         self.gathered = terms(gains, swapped=False, first=True)
@@ -119,7 +120,7 @@ class CompiledGram(Gram):
 
     def _flops(self, n_vectors: int) -> int:
         """Operations of one half of K on so many vectors."""
-        return 2 * n_vectors * sum(z.numel() for z in self.factors) * self.columns
+        return 2 * n_vectors * self.size_of_factors * self.columns
 
     def _groups(self, n_vectors: int) -> Iterator[slice]:
         """Vectors of the block that are taken together; none if nothing learns."""

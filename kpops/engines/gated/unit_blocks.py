@@ -103,10 +103,14 @@ class UnitBlocks(Blocks):
 
     def grams(self) -> Iterator[Float[Tensor, "unit size size"]]:
         """The smaller of ``M^T M`` and ``M M^T``, chunk by chunk."""
+        for m in self._thin_factors():
+            yield self.parts.sum(m.mT @ m)
+
+    def _thin_factors(self) -> Iterator[Float[Tensor, "unit row column"]]:
+        """M or its transpose, whichever has fewer columns, chunk by chunk."""
+        by_columns = self.n_columns <= self.n_rows or self.parts.many
         for units in self.chunks():
-            m = self.factors(units)
-            by_columns = self.n_columns <= self.n_rows or self.parts.many
-            yield self.parts.sum(m.mT @ m) if by_columns else m @ m.mT
+            yield self.factors(units) if by_columns else self.factors(units).mT
 
     def eigenvalues(self) -> Float[Tensor, "unit size"]:
         """Eigenvalues of every block, ascending; all others of K are zero."""
@@ -154,9 +158,20 @@ class UnitBlocks(Blocks):
 
     def inner(self, other: UnitBlocks) -> float:
         """tr(K K'), for K' of the same trials, times and units."""
-        if other is self:
-            crosses = self.grams()
-        else:
-            pairs = ((self.factors(units), other.factors(units)) for units in self.chunks())
-            crosses = (self.parts.sum(mine.mT @ theirs) for mine, theirs in pairs)
-        return sum(float(cross.double().square().sum()) for cross in crosses)
+        total = self.gram.layer.previous.new_zeros((), dtype=torch.float64)
+        for weight, cross in self._own_crosses() if other is self else self._crosses(other):
+            total += weight * torch.linalg.vector_norm(cross, dtype=torch.float64).square()
+        return float(total)
+
+    def _crosses(self, other: UnitBlocks) -> Iterator[tuple[int, Tensor]]:
+        """``M^T M'``, chunk by chunk, each to be counted once."""
+        for units in self.chunks():
+            mine, theirs = self.factors(units), other.factors(units)
+            yield 1, self.parts.sum(mine.mT @ theirs)
+
+    def _own_crosses(self) -> Iterator[tuple[int, Tensor]]:
+        """The quarters of ``M^T M``, of which those off the diagonal are alike."""
+        for m in self._thin_factors():
+            left, right = m.tensor_split(2, dim=2)
+            quarters = self.parts.sum(left.mT @ left, left.mT @ right, right.mT @ right)
+            yield from zip((1, 2, 1), quarters, strict=True)
