@@ -125,6 +125,10 @@ class Action(LinearOperator, Shown):
         return self.parts.sum(image) if self.pools_trials and not space.parts.many else image
 
     def _counted(self, act: Callable[[Tensor], Tensor], block: Given, space: Space) -> Image:
+        if block.dtype != self.torch_dtype:  # a compiled kernel would read other bytes
+            raise TypeError(
+                f"a block of {block.dtype} for {self!r}: convert it by block.to({self.torch_dtype})"
+            )
         if len(block) == 0:
             return block.new_empty(0, *space.shape)
         # Processes must not split a block into pieces by their own free memory while they add up:

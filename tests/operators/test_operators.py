@@ -100,6 +100,15 @@ def test_tensors_of_another_dtype_are_refused(lin):
         lin.P @ torch.zeros(3, 5, 4, device=lin.device)
 
 
+def test_blocks_of_another_dtype_are_refused(lin):
+    block = torch.zeros(1, *lin.space.shape, dtype=torch.float32)
+    for op in (lin.P, lin.K, lin.flow):
+        with pytest.raises(TypeError, match=r"block of torch.float32 .* block.to\(torch.float64\)"):
+            op.apply(block)
+        with pytest.raises(TypeError, match="block of torch.float32"):
+            op.apply_adjoint(block)
+
+
 def test_dtype_is_kept_at_the_boundary():
     lin = kpops.linearize(torch.nn.GRU(2, 4, batch_first=True), torch.zeros(3, 5, 2))
     assert (lin.flow @ np.zeros(60, "float32")).dtype == np.float32
