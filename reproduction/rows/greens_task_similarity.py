@@ -141,10 +141,10 @@ def reduced(lin: kpops.Linearization) -> dict[str, np.ndarray]:
 
     states = torch.from_numpy(np.asarray(lin.states.values))
     trials, times, units = states.shape
-    pushes = torch.eye(units)[:, None, None, :].expand(-1, trials, times, -1)
+    pushes = torch.eye(units, dtype=lin.dtype)[:, None, None, :].expand(-1, trials, times, -1)
     answers = lin.P.apply(pushes.contiguous()) - pushes
     over_units = answers.sum(2).movedim(0, 2) / times
-    moments = torch.eye(times)[:, None, :, None].expand(-1, trials, -1, units)
+    moments = torch.eye(times, dtype=lin.dtype)[:, None, :, None].expand(-1, trials, -1, units)
     over_times = (lin.P.apply(moments.contiguous()) - moments).sum(3).movedim(0, 2) / units
     centred = states - states.mean(1, keepdim=True)
     covariance = centred.transpose(1, 2) @ centred / times
