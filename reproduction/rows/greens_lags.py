@@ -110,7 +110,7 @@ def _accuracy(model: Leaky, trials: int) -> xr.DataArray:
 
     found = []
     for name in kpops.tasks.DRISCOLL_TASKS:
-        task = evaluation(name, 2 * trials)
+        task = evaluation(name, 4 * trials)
         with torch.no_grad():
             outputs = model(torch.from_numpy(task.inputs.values).float())
         found.append(float(kpops.tasks.accuracy(task, outputs.numpy()).accuracy))
@@ -260,7 +260,7 @@ def _row(name: str, which: str, title: str, says: str, judge: Any) -> Row:
         where="Appendix D",
         says=says,
         measure=measure,
-        settings={"units": 128, "steps": 8000, "trials": 8},
+        settings={"units": 128, "steps": 8000, "trials": 4},
         quick={"units": 16, "steps": 60, "trials": 2},
         judge=judge,
         draw=partial(draw, which=which),

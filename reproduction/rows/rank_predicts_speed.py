@@ -222,7 +222,7 @@ ROW = Row(
         "scales": [0.5, 1.0, 1.5, 2.0],
         "tasks": ["memory", "delay", "flip_flop"],
         "units": 32,
-        "iterations": 300,
+        "iterations": 250,
         "every": 10,
         "trials": 8,
     },
