@@ -223,8 +223,8 @@ ROW = Row(
         "tasks": ["memory", "delay", "flip_flop"],
         "units": 32,
         "iterations": 250,
-        "every": 10,
-        "trials": 8,
+        "every": 20,
+        "trials": 6,
     },
     quick={
         "cells": ["gru", "rnn"],
