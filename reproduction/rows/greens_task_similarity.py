@@ -228,7 +228,7 @@ ROW = Row(
     says="The similarity of the tasks' Green's maps tells pairs of tasks that share structure from "
     "others: area under the ROC curve 0.93, average precision 0.80.",
     measure=measure,
-    settings={"units": 128, "steps": 8000, "trials": 8, "permutations": 999},
+    settings={"units": 128, "steps": 8000, "trials": 4, "permutations": 999},
     quick={"units": 16, "steps": 60, "trials": 4, "permutations": 99},
     judge=judge,
     draw=draw,
