@@ -162,7 +162,7 @@ def judge(found: xr.Dataset) -> list[Check]:
 
 def draw(found: xr.Dataset) -> Figure:
     """Iterations against each rank, and the correlations."""
-    from reproduction.figures import COLOURS, grid, legend
+    from reproduction.figures import COLOURS, grid
 
     figure, axes = grid(7.2, 2.9, 1, 3, width_ratios=[1, 1, 0.8])
     most = json.loads(found.attrs["settings"])["iterations"]
@@ -177,7 +177,8 @@ def draw(found: xr.Dataset) -> Figure:
                 ax.plot(x, y, marker, **look)
         ax.set(xlabel=str(kind), xscale="log", yscale="log")
     axes[0, 0].set_ylabel("iterations to half the loss\n(top: not reached)")
-    legend(axes[0, 0], loc="upper center", bbox_to_anchor=(1.1, -0.22), ncols=5, columnspacing=0.8)
+    shown = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower center", ncols=5, fontsize=7, columnspacing=0.8)
     last, values = axes[0, 2], correlations(found)
     for at, colour in enumerate(COLOURS[3:5]):
         x = np.full(len(values), at)

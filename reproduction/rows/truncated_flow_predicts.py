@@ -232,14 +232,15 @@ def draw(found: xr.Dataset) -> Figure:
         ax.plot(found.step, one.loss, "--", color="black", label="true", linewidth=1.2)
         ax.set(title=moment, xlabel="step of gradient descent")
     axes[0, 0].set_ylabel("loss")
-    legend(axes[0, 0], loc="upper center", bbox_to_anchor=(1.1, -0.2), ncols=6)
+    shown = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower center", ncols=6, fontsize=7)
     last = axes[0, 2]
     few = [k for k in numbers if k]
     for moment, colour in zip(MOMENTS, (COLOURS[5], COLOURS[1]), strict=True):
         values = explained(found).sel(moment=moment, modes=few).transpose("modes", "seed")
         last.plot(few, values, marker=".", color=colour, label=moment, linewidth=0.8)
     last.axhspan(0.9, 1.1, color="0.9", zorder=0)
-    last.set(xscale="log", xticks=few, xlabel="leading modes", ylim=(0, 1.3))
+    last.set(xscale="log", xticks=few, xlabel="leading modes", ylim=(0, 1.4))
     last.set_xticklabels([str(k) for k in few])
     last.minorticks_off()
     last.set_ylabel("predicted over true fall")
@@ -260,7 +261,7 @@ def notes(found: xr.Dataset) -> list[str]:
         f"{settings['learning_rate']:g} on the recurrent parameters takes {settings['steps']} "
         f"steps, in which the loss falls by {falls} (median). The modes are computed anew every "
         f"{settings['renew']} steps, on the true path; the predicted states never are.",
-        f"As the memory forms, the curves from few modes fall with the true one for a few steps "
+        "As the memory forms, the curves from few modes fall with the true one for a few steps "
         "and then stay: the error along the leading modes is gone by then, and what is left to "
         "learn goes through modes of small eigenvalues. Thirty modes predict "
         f"{spread(explained(found).sel(moment=MOMENTS[1], modes=max(settings['modes'])).values)} "
