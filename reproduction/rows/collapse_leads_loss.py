@@ -159,6 +159,8 @@ def notes(found: xr.Dataset) -> list[str]:
         "value; the loss first falls to that of a network without a memory, and is counted from "
         "there. A lead is the time of the loss less that of the rank: positive if the collapse "
         f"comes first. By half it is {spread(relative)} of the time of the loss.",
+        "In these networks the collapse comes first in the mean, by "
+        f"{leads(found).mean():.0f} iterations; in single seeds by {spread(leads(found))}.",
         "The settings and the two starting levels were chosen with one network of another seed, "
         "which does not count; the criterion has two sides.",
     ]
