@@ -46,7 +46,7 @@ def measure(seed: int, *, units: int, distances: Sequence[float], steps: int) ->
             float(kpops.eigsh(lin.flow, 1, rng=0).eigenvalue[0]),
             leading_term(cell, point),
             channel.residual,
-            float(kpops.effective_rank(run.flow, num_matvecs=128, rng=0).estimate),
+            float(kpops.effective_rank(run.flow, num_matvecs=64, rng=0).estimate),
         )
     texts = {
         "distance": "distance d of the leading eigenvalue from 1",

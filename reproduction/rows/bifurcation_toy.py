@@ -20,9 +20,9 @@ TEACHER, STUDENT = (1.5, 1.2), (0.5, 0.6)
 
 READINGS = {
     "map, 20 steps": {"leak": 1.0, "time": 20, "diagonal": False},
-    "map, 60 steps": {"leak": 1.0, "time": 60, "diagonal": False},
+    "map, 40 steps": {"leak": 1.0, "time": 40, "diagonal": False},
     "map, diagonal": {"leak": 1.0, "time": 20, "diagonal": True},
-    "flow, 60 steps of 0.3": {"leak": 0.3, "time": 60, "diagonal": False},
+    "flow, 40 steps of 0.3": {"leak": 0.3, "time": 40, "diagonal": False},
 }
 """What the abstract leaves open; the first, that of the gallery of kpops, is judged."""
 
@@ -249,7 +249,7 @@ ROW = Row(
     settings={
         "readings": list(READINGS),
         "rate": 0.02,
-        "steps": 800,
+        "steps": 600,
         "every": 10,
         "trials": 32,
     },

@@ -325,7 +325,7 @@ ROW = Row(
         "epochs": 20,
         "batch": 128,
         "samples": [6, 12, 24, 60],
-        "repeats": 12,
+        "repeats": 8,
     },
     quick={"images": 20, "hidden": 32, "epochs": 1, "samples": [6, 12, 24], "repeats": 4},
     judge=judge,
