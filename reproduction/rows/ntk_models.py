@@ -10,6 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
     from torch import nn
 
     import kpops
@@ -189,3 +190,15 @@ def generator(*key: int) -> torch.Generator:
 
     number = int(np.random.default_rng(key).integers(2**62))
     return torch.Generator().manual_seed(number)
+
+
+def legend_below(figure: Figure, columns: int) -> None:
+    """Draw one legend for all axes, below them."""
+    entries = {}
+    for ax in figure.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        entries.update(dict(zip(labels, handles, strict=True)))
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=columns,
+        fontsize=7, frameon=False, handlelength=1.5,
+    )  # fmt: skip

@@ -267,7 +267,7 @@ def slopes(found: xr.Dataset) -> list[float]:
 
 def draw(found: xr.Dataset) -> Figure:
     """Median errors against the samples of each trace, the paper's beside ours."""
-    from reproduction.figures import COLOURS, grid, legend
+    from reproduction.figures import COLOURS, grid
 
     figure, axes = grid(7.2, 3.2, 1, 3, sharey=True)
     errors = abs(found.error).median(("seed", "repeat"))
@@ -281,7 +281,7 @@ def draw(found: xr.Dataset) -> Figure:
         title = "norm (squared)" if name == "norm" else name
         ax.set(title=title, xscale="log", yscale="log", xlabel="samples m of each trace")
     axes[0, 0].set_ylabel("relative error (median)")
-    legend(axes[0, 1], loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3)
+    ntk_models.legend_below(figure, 3)
     return figure
 
 

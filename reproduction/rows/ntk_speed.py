@@ -197,7 +197,7 @@ def judge(found: xr.Dataset) -> list[Check]:
 
 def draw(found: xr.Dataset) -> Figure:
     """Speed-up against accuracy, as Figure 1; each thin line a seed."""
-    from reproduction.figures import COLOURS, grid, legend
+    from reproduction.figures import COLOURS, grid
 
     figure, axes = grid(7.2, 3.4, 1, 2)
     order = np.argsort(-np.asarray(TOLERANCES))
@@ -216,7 +216,7 @@ def draw(found: xr.Dataset) -> Figure:
         ax.set_xticks([1e-2, 1e-3], ["99 %", "99.9 %"])
         ax.minorticks_off()
     axes[0, 0].set_ylabel("relative speed-up")
-    legend(axes[0, 0], loc="upper center", bbox_to_anchor=(1.1, -0.2), ncols=3)
+    ntk_models.legend_below(figure, 3)
     return figure
 
 
