@@ -320,7 +320,7 @@ ROW = Row(
     "0.01 %, 0.2 % and 0.01 %.",
     measure=measure,
     settings={
-        "images": 100,
+        "images": 50,
         "hidden": 256,
         "epochs": 20,
         "batch": 128,
