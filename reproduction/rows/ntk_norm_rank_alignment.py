@@ -298,7 +298,7 @@ def notes(found: xr.Dataset) -> list[str]:
         "MNIST is not at hand: the digits of scikit-learn (8 x 8 pixels) stand in for it, with the "
         "paper's network of two hidden layers of 256 ReLUs, Adam at 1e-3 and batches of 128, for "
         "20 epochs: 280 gradient steps, where five epochs of MNIST are 2,345. The NTK is that "
-        "of 100 test images (n = 1,000; paper 512 and n = 5,120), so that exact values and repeats "
+        "of 50 test images (n = 500; paper 512 and n = 5,120), so that exact values and repeats "
         "are cheap. It is dense by its closed form, which does not use kpops.",
         f"The effective rank (participation) goes from {spread(before)} to {spread(after)} by "
         f"training, and the alignment of the kernels before and after is {spread(cosine)}; the "
