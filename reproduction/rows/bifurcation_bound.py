@@ -105,7 +105,7 @@ def draw(found: xr.Dataset) -> Figure:
             COLOURS, ("critical", "other"), ("||D_mu h||", "||D_R h||"), strict=False
         ):
             ax.plot(of.distance.T, of[name].T, ".-", color=colour, label=text, linewidth=0.8)
-        ax.set(title=f"{family}: norms of responses", ylabel="")
+        ax.set_title(family)
     ratio = axes[0, 2]
     for colour, family in zip(COLOURS[2:], found.family.values, strict=False):
         of = found.sel(family=family)
@@ -113,7 +113,8 @@ def draw(found: xr.Dataset) -> Figure:
         ratio.plot(of.distance.T, lines, ".-", color=colour, label=family, linewidth=0.8)
     d = np.geomspace(float(found.distance.min()), float(found.distance.max()), 2)
     ratio.plot(d, 2 * d, ":", color="0.3", label="slope 1")
-    ratio.set(title="||D_R h|| / ||D_mu h||")
+    ratio.set_title("||D_R h|| / ||D_mu h||")
+    axes[0, 0].set_ylabel("norm of the response")
     for ax in axes[0]:
         ax.set(xscale="log", yscale="log", xlabel="distance d = 1 - lambda")
         legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
