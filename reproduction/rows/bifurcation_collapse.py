@@ -135,7 +135,7 @@ def draw(found: xr.Dataset) -> Figure:
     ranks.axhline(1, color="0.6", linewidth=0.6)
     ranks.set(title="effective rank", yscale="log")
     largest.set(title="largest eigenvalue", yscale="log")
-    rest.set(title="rest outside the channel", yscale="log")
+    rest.set(title="rest, relative", yscale="log")
     for ax in axes[0]:
         ax.set(xscale="log", xlabel="distance d = 1 - lambda")
         legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.2))
