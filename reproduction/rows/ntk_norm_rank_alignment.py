@@ -307,6 +307,11 @@ def notes(found: xr.Dataset) -> list[str]:
         "of A and A A for the rank, of A B, A A and B B for the alignment: 2 m, 3 m and 6 m "
         "matvecs with NTKs, by the count of its code. kpops gets the same number: frobenius_norm, "
         "effective_rank and alignment with method='hutchinson', whose standard errors are judged.",
+        "What fails: the norm. Its plain random vectors leave it behind Hutch++ from 60 samples "
+        "on, where the sketch of Hutch++ holds most of the few leading modes of A A; its slope is "
+        f"{slopes(found)[0]:.3f}, from 40 errors at each cost. Tried on seed 0 in 4 repeats: with "
+        "48 matvecs method='xnystrace' has a median error of 0.6 % of the squared norm, where "
+        "'hutchinson' has 3.2 %; 'auto' is exact for kernels of up to 1,024 dimensions.",
     ]
 
 
