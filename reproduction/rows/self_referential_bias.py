@@ -184,8 +184,8 @@ def notes(found: xr.Dataset) -> list[str]:
         "over that in the error. In a network of 16 units that did not rise with the strength: P "
         "brings to weak modes, along which there is little error, what it reduces along strong "
         "ones. It was replaced by the rate before the full measurement; the shares are kept.",
-        "Network, task and training are those of the row on the alignment with V V*: 128 units, 10 "
-        "noise-free trials, SGD with batches of 20, learning rate 0.02.",
+        "Network, task and training are those of the row on the alignment with V V*: 64 units, 10 "
+        "noise-free trials, SGD with batches of 20, learning rate 0.04.",
     ]
 
 
@@ -198,9 +198,9 @@ ROW = Row(
     "inputs.",
     measure=measure,
     settings={
-        "units": 128,
+        "units": 64,
         "trials": 10,
-        "learning_rate": 0.02,
+        "learning_rate": 0.04,
         "batch": 20,
         "at": [0, 10, 100, 1000],
         "modes": 10,
