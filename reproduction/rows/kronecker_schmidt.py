@@ -121,6 +121,7 @@ def _ranks(image: xr.DataArray | np.ndarray) -> tuple[float, float]:
 
     matrix = np.asarray(image).reshape(-1, image.shape[-1])
     triangle = np.linalg.qr(matrix, mode="r")  # of the same singular values
+    triangle = np.pad(triangle, ((0, 1), (0, 0)))  # never square, hence never self-adjoint
     return (
         float(kpops.effective_rank(triangle, "numerical", tol=1e-9, method="exact").estimate),
         float(kpops.effective_rank(triangle, method="exact").estimate),

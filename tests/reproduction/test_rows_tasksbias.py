@@ -30,17 +30,6 @@ def task():
     return kpops.tasks.memory_pro(3, angles="even", noise=0, steps=(2, 2, 2), dtype="float64")
 
 
-def jacobian(module, function):
-    """Jacobian of a function of a module's parameters, all of them in one last dimension."""
-    parameters = dict(module.named_parameters())
-    parts = jacrev(lambda p: functional_call(module, p, (function,)))(parameters)
-    return torch.cat([part.flatten(-p.dim()) for part, p in zip_parts(parts, parameters)], -1)
-
-
-def zip_parts(parts, parameters):
-    return [(parts[name].detach(), parameter) for name, parameter in parameters.items()]
-
-
 class Calls(torch.nn.Module):
     """A module whose forward applies a function to another module."""
 
@@ -149,14 +138,12 @@ def test_ranks_of_an_image():
 
 
 def test_kronecker_core_needs_the_step_before(task):
-    """K of autograd is M M^T kron I, and the criterion fails for states of the same step."""
+    """K is M M^T kron I, with the states of the step before; the first step by autograd."""
     network = BasicRNN(3, 0, alpha=1.0)
     lin = network.linearize(task.inputs)
     M = kronecker_schmidt.weight_sites(lin, task.inputs)
     inputs = torch.from_numpy(task.inputs.values)
-    J = np.concatenate(
-        [states_jacobian(network, inputs)[:, :1]]  # the first step has no past: J alone
-    )
+    J = states_jacobian(network, inputs)[:, :1]  # the first step has no past: P is 1
     first = M.reshape(3, 6, -1)[:, 0]
     wanted = np.einsum("bf,cf,ij->bicj", first, first, np.eye(3))
     np.testing.assert_allclose(np.einsum("btip,ctjp->bicj", J, J), wanted, atol=1e-12)
