@@ -144,6 +144,10 @@ def notes(found: xr.Dataset) -> list[str]:
         "iterations of SGD for 10,000, with the learning rate 0.04 for 0.01, so that learning rate "
         "times units is the paper's.",
         "The paper's figure gives curves, whose numbers we could not read; all bounds are ours.",
+        "Most of the alignment is due to the inputs: x x* alone has about 0.93, and the states add "
+        "about 0.04. Within these iterations the loss only reaches the 0.111 of a network without "
+        "memory, so that the kernel changes little; how the alignment ends after memory is learned "
+        "is not measured.",
     ]
 
 
