@@ -185,7 +185,8 @@ def notes(found: xr.Dataset) -> list[str]:
         "brings to weak modes, along which there is little error, what it reduces along strong "
         "ones. It was replaced by the rate before the full measurement; the shares are kept.",
         "Network, task and training are those of the row on the alignment with V V*: 64 units, 10 "
-        "noise-free trials, SGD with batches of 20, learning rate 0.04.",
+        "noise-free trials, SGD with batches of 20, learning rate 0.04, "
+        "here for 100 iterations.",
     ]
 
 
@@ -202,7 +203,7 @@ ROW = Row(
         "trials": 10,
         "learning_rate": 0.04,
         "batch": 20,
-        "at": [0, 10, 100, 1000],
+        "at": [0, 10, 100],
         "modes": 10,
     },
     quick={"units": 16, "trials": 4, "at": [0, 10], "modes": 6},
