@@ -120,7 +120,7 @@ def notes(found: xr.Dataset) -> list[str]:
         "The criteria apply up to 16 dimensions and are ours: the paper's figure shows curves, "
         "whose numbers we could not read. It goes up to 1,000 dimensions; we show 64 beside.",
         "The low rank is that of the inputs: the kernel's rank over (trial, time) is their "
-        "effective dimension, one half to one more, up to 64 dimensions, where it is about 52 of "
+        "effective dimension and 0.3 to 1 more, up to 64 dimensions, where it is about 52 of "
         "250 and no longer below the 50 steps. The core V V* falls below it there, since the "
         "embedding has 64 units.",
     ]
