@@ -173,8 +173,8 @@ def notes(found: xr.Dataset) -> list[str]:
         "and takes the participation ratio of the square of the averaged kernel; that is in the "
         "file as time_gram and space_gram. The rank of the whole kernel is an estimate from 64 "
         "matvecs.",
-        "What fails: the rank over units exceeds that of (I - W)^-1 by 26 % in one seed at g = 0.75, "
-        "as tanh shortens the memory. The rank over time follows V up to g = 1, where it is twice "
+        "What fails: the rank over units exceeds that of (I - W)^-1 by 26 % in one seed (g up to "
+        "0.75), possibly since tanh shortens the memory. The rank over time follows V up to g = 1, where it is twice "
         "that of V; at g = 1.5 V has the greater rank, 45 for 28, and the order of the students "
         "breaks. The last bound, a tenth of trials times steps, was ours and is too low at g = 1 "
         "(38 to 43 of 320); with fewer trials than the paper's a tenth is also less.",
