@@ -174,10 +174,11 @@ def notes(found: xr.Dataset) -> list[str]:
         "file as time_gram and space_gram. The rank of the whole kernel is an estimate from 64 "
         "matvecs.",
         "What fails: the rank over units exceeds that of (I - W)^-1 by 26 % in one seed (g up to "
-        "0.75), possibly since tanh shortens the memory. The rank over time follows V up to g = 1, where it is twice "
-        "that of V; at g = 1.5 V has the greater rank, 45 for 28, and the order of the students "
-        "breaks. The last bound, a tenth of trials times steps, was ours and is too low at g = 1 "
-        "(38 to 43 of 320); with fewer trials than the paper's a tenth is also less.",
+        "0.75), possibly since tanh shortens the memory. The rank over time rises with that of V "
+        "up to g = 1, where it is twice as great; at g = 1.5 V has the greater rank, "
+        "45 for 28, and the order of the students breaks. The last bound, a tenth "
+        "of trials times steps, was ours and is too low at g = 1 (38 to 43 of 320, "
+        "means over seeds).",
         "Above g = 1 the powers of g W grow, and (I - W)^-1 is no longer the response to a "
         "constant input; there the second criterion is not applied.",
     ]
