@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 import kpops
-from reproduction.trained import networks
+from reproduction.protocol import networks
 
 ALPHA = 0.2  # 20 ms steps, time constant 100 ms
 REACT = ("ReactPro", "ReactAnti")
