@@ -35,59 +35,223 @@ print(page.table(ROWS.values()))
 # %%
 # Ranks before training
 # ---------------------
+#
+# arXiv 2507.06381: Figure 4, first checkpoint, and text.
 
 fig = page.show(ROWS["ranks_before_training"])
 
 # %%
 # Collapse on Memory-Pro
 # ----------------------
+#
+# arXiv 2507.06381: Figure 4, left.
 
 fig = page.show(ROWS["collapse_memory_pro"])
 
 # %%
 # Collapse and recovery on the flip-flop
 # --------------------------------------
+#
+# arXiv 2507.06381: Figure 4, right.
 
 fig = page.show(ROWS["collapse_flip_flop"])
 
 # %%
 # What moves the collapse
 # -----------------------
+#
+# arXiv 2507.06381: Figure 4, left, and the scripts of its authors.
 
 fig = page.show(ROWS["collapse_by_batch"])
 
 # %%
 # P above K
 # ---------
+#
+# arXiv 2507.06381: Figure 4.
 
 fig = page.show(ROWS["p_above_k"])
 
 # %%
 # Eigenfunctions of K
 # -------------------
+#
+# arXiv 2507.06381: Figure of the leading eigenfunctions of K.
 
 fig = page.show(ROWS["eigenfunctions"])
 
 # %%
 # The scale g of the recurrent weights
 # ------------------------------------
+#
+# arXiv 2507.06381: Figure of the ranks for three scales, and the sweep of scales.
 
 fig = page.show(ROWS["scales"])
 
 # %%
 # Pro/Anti against Delay/Memory: cumulative cosine
 # ------------------------------------------------
+#
+# arXiv 2507.06381: Figure 5.
 
 fig = page.show(ROWS["pro_anti"])
 
 # %%
 # Pro/Anti against Delay/Memory: when states turn
 # -----------------------------------------------
+#
+# arXiv 2507.06381: Figure 5.
 
 fig = page.show(ROWS["pro_anti_turn"])
 
 # %%
 # The state change of a gradient step
 # -----------------------------------
+#
+# arXiv 2507.06381: Proposition 1.
 
 fig = page.show(ROWS["state_change"])
+
+# %%
+# The trace of an NTK from one side
+# ---------------------------------
+#
+# arXiv 2511.10796: Figures 2 and 3.
+
+fig = page.show(ROWS["ntk_trace_one_sided"])
+
+# %%
+# Norm, effective rank and alignment of an NTK
+# --------------------------------------------
+#
+# arXiv 2511.10796: Figure 4.
+
+fig = page.show(ROWS["ntk_norm_rank_alignment"])
+
+# %%
+# The time to the trace of an NTK
+# -------------------------------
+#
+# arXiv 2511.10796: Figure 1.
+
+fig = page.show(ROWS["ntk_speed"])
+
+# %%
+# The Kronecker core and Schmidt ranks
+# ------------------------------------
+#
+# arXiv 2605.08746: The Kronecker-core theorem and its Schmidt-rank bound.
+
+fig = page.show(ROWS["kronecker_schmidt"])
+
+# %%
+# The averaged tangent kernel is the Gram matrix of states and inputs
+# -------------------------------------------------------------------
+#
+# arXiv 2605.08746: The overlap of the averaged NTK with V V^T.
+
+fig = page.show(ROWS["ntk_alignment_vv"])
+
+# %%
+# Ranks of the tangent kernel in time and space
+# ---------------------------------------------
+#
+# arXiv 2605.08746: The student-teacher experiment.
+
+fig = page.show(ROWS["student_teacher_ranks"])
+
+# %%
+# The tangent kernel of self-attention is of low rank
+# ---------------------------------------------------
+#
+# arXiv 2605.08746: The NTK temporal rank of a self-attention block.
+
+fig = page.show(ROWS["attention_rank"])
+
+# %%
+# Fixed points that make memory learnable
+# ---------------------------------------
+#
+# arXiv 2605.08746: The Memory-Pro case of its section on initial dynamics.
+
+fig = page.show(ROWS["planted_fixed_points"])
+
+# %%
+# Learning amplifies what is represented
+# --------------------------------------
+#
+# arXiv 2605.08746: The self-referential bias.
+
+fig = page.show(ROWS["self_referential_bias"])
+
+# %%
+# Collapse of the state-space NTK near a bifurcation
+# --------------------------------------------------
+#
+# arXiv 2605.12763: Abstract and its theorem.
+
+fig = page.show(ROWS["bifurcation_collapse"])
+
+# %%
+# The response outside the critical direction
+# -------------------------------------------
+#
+# arXiv 2605.12763: Bound of the residual channel.
+
+fig = page.show(ROWS["bifurcation_bound"])
+
+# %%
+# Two memories learned one after the other
+# ----------------------------------------
+#
+# arXiv 2605.12763: Student and teacher of two units.
+
+fig = page.show(ROWS["bifurcation_toy"])
+
+# %%
+# Green's maps at long range
+# --------------------------
+#
+# arXiv 2609.40292: Appendix D.
+
+fig = page.show(ROWS["greens_long_range"])
+
+# %%
+# Green's maps near the diagonal
+# ------------------------------
+#
+# arXiv 2609.40292: Appendix D.
+
+fig = page.show(ROWS["greens_near_diagonal"])
+
+# %%
+# Green's maps of tasks that share structure
+# ------------------------------------------
+#
+# arXiv 2609.40292: Equation 4 and its figure.
+
+fig = page.show(ROWS["greens_task_similarity"])
+
+# %%
+# Which effective rank predicts the speed of learning
+# ---------------------------------------------------
+#
+# Beyond the papers: the criteria were committed before the numbers.
+
+fig = page.show(ROWS["rank_predicts_speed"])
+
+# %%
+# P's collapse and the fall of the loss
+# -------------------------------------
+#
+# Beyond the papers: the criteria were committed before the numbers.
+
+fig = page.show(ROWS["collapse_leads_loss"])
+
+# %%
+# A learning curve from ten modes
+# -------------------------------
+#
+# Beyond the papers: the criteria were committed before the numbers.
+
+fig = page.show(ROWS["truncated_flow_predicts"])

@@ -64,7 +64,8 @@ def show(row: Row) -> Figure | None:
     found = row.read()
     print(f"verdict: {row.verdict(found)}")
     for check in row.judge(found):
-        print(_filled("  ", f"{check.passed} of {check.of}  {check.text}: {check.found}"))
+        held = f"  {check.passed} of {check.of}  "
+        print(_filled(held, f"{check.text}: {check.found}"))
     for note in row.notes(found):
         print(_filled("", note))
     seeds, versions = (json.loads(found.attrs[name]) for name in ("seeds", "versions"))
