@@ -64,7 +64,7 @@ def measure(seed: int, *, units: int, steps: int, trials: int) -> xr.Dataset:
     found = xr.concat(
         [_maps(model, trials) for model in models],
         xr.Variable("moment", np.array(MOMENTS, dtype=object), attributes("moment")),
-        combine_attrs="drop",
+        combine_attrs="drop_conflicts",
     ).assign(accuracy=_accuracy(models[1], trials))
     results.write(found, path)
     return found

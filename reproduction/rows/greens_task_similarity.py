@@ -98,6 +98,8 @@ def _of(model: Leaky, trials: int, permutations: int) -> xr.Dataset:
     coords = {k: (k, np.array(v, dtype=object), attributes(text[k])) for k, v in labels.items()}
     similarity = kpops.task_similarity(maps["units"], n_splits=0, n_permutations=0).similarity
     shown = similarity.drop_attrs().assign_attrs(attributes("cosine of Green's maps of units"))
+    for name in ("task", "task_in"):
+        shown[name].attrs = attributes("task")
     return scores.assign_coords(coords).assign(similarity=shown.astype("float32"))
 
 
