@@ -245,17 +245,18 @@ def draw(found: xr.Dataset) -> Figure:
     from reproduction.figures import COLOURS, grid, legend
 
     task = "flip_flop" if "flip_flop" in found.attrs["settings"] else "memory_pro"
-    figure, axes = grid(7.2, 3.0, 1, 2, sharey=True)
+    figure, axes = grid(7.2, 3.0, 1, 2)
     for ax, rule in zip(axes[0], RULES, strict=True):
         for colour, operator in zip(COLOURS, ("P", "K"), strict=False):
             values = found["rank"].sel(operator=operator, rule=rule, cell="gru")
             steps = found.iteration.sel(cell="gru")
             for x, y in zip(steps, values, strict=True):
                 ax.plot(x, y, color=colour, linewidth=0.8, label=operator)
-        ax.set(title=f"rule {rule}", xlabel="training iteration", ylim=(-2, None))
+        ax.set(title=f"rule {rule}", xlabel="training iteration")
     known = FIGURE[task]
     axes[0, 0].plot(100 * np.arange(len(known)), known, "k--", label="P in the paper", linewidth=1)
-    axes[0, 0].set_ylabel("effective rank over time")
+    axes[0, 0].set(ylabel="effective rank over time", ylim=(-2, 60))
+    axes[0, 1].set(ylim=(-3, 90))
     legend(axes[0, 0])
     return figure
 

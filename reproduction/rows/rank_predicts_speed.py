@@ -162,6 +162,8 @@ def judge(found: xr.Dataset) -> list[Check]:
 
 def draw(found: xr.Dataset) -> Figure:
     """Iterations against each rank, and the correlations."""
+    from matplotlib.ticker import NullFormatter
+
     from reproduction.figures import COLOURS, grid
 
     figure, axes = grid(7.2, 2.9, 1, 3, width_ratios=[1, 1, 0.8])
@@ -176,6 +178,8 @@ def draw(found: xr.Dataset) -> Figure:
                 look = {"markersize": 3, "alpha": 0.5, "color": colour, "label": label}
                 ax.plot(x, y, marker, **look)
         ax.set(xlabel=str(kind), xscale="log", yscale="log")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_ylabel("iterations to half the loss\n(top: not reached)")
     shown = axes[0, 0].get_legend_handles_labels()
     figure.legend(*shown, loc="outside lower center", ncols=5, fontsize=7, columnspacing=0.8)
