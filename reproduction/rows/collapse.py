@@ -229,7 +229,9 @@ def notes_of_eigenfunctions(found: xr.Dataset) -> list[str]:
     """Each reading of the figure."""
     text = "; ".join(
         f"{when}, {keep}, by {weight}: "
-        + spread(found.modes_needed.sel(cell="gru", moment=when, reduction=keep, weight=weight))
+        + spread(
+            found.modes_needed.sel(cell="gru", moment=when, reduction=keep, weight=weight).values
+        )
         for when in found.moment.values
         for keep in found.reduction.values
         for weight in found.weight.values
