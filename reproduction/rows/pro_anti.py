@@ -17,7 +17,7 @@ import xarray as xr
 
 from reproduction.results import attributes
 from reproduction.row import Row
-from reproduction.verdicts import Check, between, check, settled, spread
+from reproduction.verdicts import Check, between, check, number, settled, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,13 +179,15 @@ def draw_turn(found: xr.Dataset) -> Figure:
         for x, y in zip(found.iteration, contrast(found, quantity), strict=True):
             ax.plot(x, y, color=colour, label=quantity, linewidth=0.8)
     ax.axhline(0, color="0.6", linewidth=0.6)
-    ax.set(xlabel="training iteration", ylabel="Pro/Anti less Delay/Memory", xscale="symlog")
+    ax.set(xlabel="training iteration", ylabel="Pro/Anti less Delay/Memory")
     legend(ax)
     return figure
 
 
 def notes_of_turn(found: xr.Dataset) -> list[str]:
     """What stands for states and operators."""
+    below = found.iteration.where(contrast(found, "gradients") <= 0, np.inf)
+    first = below.min("checkpoint").values
     return [
         "Cosines of the tuning to the angle: of the states less their mean, and of the gradients "
         "of two tasks, which are J* P* of their errors, so that their products are Err_i P_i K_ij "
@@ -193,6 +195,10 @@ def notes_of_turn(found: xr.Dataset) -> list[str]:
         "alone, without errors (their trace alignment), do not prefer Pro/Anti before training: "
         "measured earlier on five GRUs of 256 units, their contrast was -0.085 there, and turned "
         "with the states.",
+        "An onset is the first checkpoint after the last one at or below 0. The gradients are Pro/Anti "
+        "from the start and until the states have turned; later, with small errors, their contrast "
+        "scatters and falls below 0 now and then, so by that definition they come last. First "
+        f"iteration at or below 0: {', '.join(number(step) for step in first)}.",
     ]
 
 
