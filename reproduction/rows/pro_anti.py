@@ -195,9 +195,10 @@ def notes_of_turn(found: xr.Dataset) -> list[str]:
         "alone, without errors (their trace alignment), do not prefer Pro/Anti before training: "
         "measured earlier on five GRUs of 256 units, their contrast was -0.085 there, and turned "
         "with the states.",
-        "An onset is the first checkpoint after the last one at or below 0. The gradients are Pro/Anti "
-        "from the start and until the states have turned; later, with small errors, their contrast "
-        "scatters and falls below 0 now and then, so by that definition they come last. First "
+        "An onset is the first checkpoint after the last one at or below 0. The gradients are "
+        "Pro/Anti from the start until about when the states turn; later, with small errors, their "
+        "contrast scatters and falls below 0 now and then, so by that definition they come last. "
+        "First "
         f"iteration at or below 0: {', '.join(number(step) for step in first)}.",
     ]
 
