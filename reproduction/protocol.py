@@ -71,19 +71,21 @@ class Protocol:
     def train(self, seed: int) -> list[tuple[int, dict[str, torch.Tensor]]]:
         """Train, or go on where a training was interrupted, and return the checkpoints."""
         folder = self.folder(seed)
-        kpops.training.train(
-            self.network(seed),
-            TASKS[self.task](self.n_trials, rng=seed),
-            folder=folder,
-            max_steps=self.max_steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            optimizer=partial(clipped_adam, clip=self.clip),
-            stop=partial(is_learned, stop_loss=self.stop_loss),
-            checkpoint_every=self.checkpoint_every,
-            rng=seed,
-        )
-        return list(kpops.training.checkpoints(folder))
+        if len(self.losses(seed)) <= self.max_steps:
+            kpops.training.train(
+                self.network(seed),
+                TASKS[self.task](self.n_trials, rng=seed),
+                folder=folder,
+                max_steps=self.max_steps,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+                optimizer=partial(clipped_adam, clip=self.clip),
+                stop=partial(is_learned, stop_loss=self.stop_loss),
+                checkpoint_every=self.checkpoint_every,
+                rng=seed,
+            )
+        saved = kpops.training.checkpoints(folder)
+        return [(step, weights) for step, weights in saved if step <= self.max_steps]
 
     def losses(self, seed: int) -> list[float]:
         """Loss of the minibatch of every iteration so far."""

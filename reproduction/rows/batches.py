@@ -45,8 +45,7 @@ def measure(
             protocol = Protocol(
                 "memory_pro", batch_size=size, clip=clip or None, max_steps=max_steps, **settings
             )
-            saved = [c for c in protocol.train(seed) if c[0] <= max_steps]
-            result = kpops.over_training(protocol.network(seed), saved, inputs, rank)
+            result = kpops.over_training(protocol.network(seed), protocol.train(seed), inputs, rank)
             grid = np.arange(0, max_steps + 1, protocol.checkpoint_every)
             of_clip.append(result["rank"].reindex(step=grid).drop_attrs())
         found.append(xr.concat(of_clip, "batch_size"))

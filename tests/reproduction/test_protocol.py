@@ -45,6 +45,7 @@ def test_a_training_goes_on_where_it_was(tmp_path, monkeypatch):
     assert [step for step, _ in short.train(0)] == [0, 2]
     assert [step for step, _ in long.train(0)] == [0, 2, 4]
     assert len(long.losses(0)) == 5
+    assert [step for step, _ in short.train(0)] == [0, 2]  # of the longer one
     assert short.folder(0) == long.folder(0) != long.folder(1)
 
 
