@@ -217,8 +217,8 @@ fig = page.show(ROWS["bifurcation_toy"])
 fig = page.show(ROWS["greens_long_range"])
 
 # %%
-# Green's maps near the diagonal
-# ------------------------------
+# Green's maps at short range
+# ---------------------------
 #
 # arXiv 2609.40292: Appendix D.
 

@@ -103,10 +103,10 @@ def draw(found: xr.Dataset) -> Figure:
 
 def notes(found: xr.Dataset) -> list[str]:
     """Settings, and where the collapse is."""
-    at = collapsed(found)
+    at, peak = collapsed(found), found["rank"].max("iteration")
     text = "; ".join(
         f"{'clip ' + format(clip, 'g') if clip else 'no clip'}, batches of {size}: "
-        + spread(at.sel(max_norm=clip, batch_size=size))
+        + spread(at.sel(max_norm=clip, batch_size=size).values)
         for clip in found.max_norm.values
         for size in found.batch_size.values
     )
@@ -115,7 +115,11 @@ def notes(found: xr.Dataset) -> list[str]:
         "core with the paper's batch of 200, 1.1 s with 500 and 14 s with the 5,000 of later "
         "scripts; trainings are cut when the collapse is past. So the first criterion says what "
         "small batches do, and not yet what those of the paper would. First iteration "
-        f"with a rank of at most 5: {text}."
+        f"with a rank of at most 5: {text}.",
+        "What moves the collapse is the scaling, and with it larger batches collapse earlier. The "
+        "peak before the collapse tells, too: 40.3 in the figure, "
+        f"{spread(peak.isel(max_norm=-1).values)} with the scaling, "
+        f"{spread(peak.isel(max_norm=0).values)} without.",
     ]
 
 

@@ -285,7 +285,7 @@ LONG_RANGE = _row(
 NEAR_DIAGONAL = _row(
     "greens_near_diagonal",
     "near",
-    "Green's maps near the diagonal",
+    "Green's maps at short range",
     "The fraction of the energy near the diagonal falls from about 0.83 before training to 0.660 "
     "in ReactPro and 0.167 in MemoryPro.",
     judge_near,
