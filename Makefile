@@ -68,7 +68,7 @@ docs: $(READY)  ## the documentation, into docs/_build/html; by one thread, so t
 rows: $(READY)  ## small versions of two rows of the page Reproduction (half a minute)
 	$(BIN)/python -m reproduction measure --quick --only ranks_before_training state_change
 
-checkpoints: $(READY)  ## train the networks of the gallery (ten minutes)
+checkpoints: $(READY)  ## train the networks of the gallery
 	$(BIN)/python examples/networks.py
 
 benchmarks: $(READY)  ## products beside other ways to them, growth, memory, spectra (an hour)

@@ -48,7 +48,6 @@ class Training:
     batch_size: int = 64
     learning_rate: float = 1e-3
     max_steps: int = 2000
-    stop_loss: float | None = None
     checkpoint_every: int = 50
 
     @property
@@ -108,7 +107,6 @@ def trained(training: Training, *, progress: bool = False) -> Trained:
         max_steps=training.max_steps,
         batch_size=training.batch_size,
         learning_rate=training.learning_rate,
-        stop_loss=training.stop_loss,
         checkpoint_every=training.checkpoint_every,
         rng=training.seed,
         progress=progress,

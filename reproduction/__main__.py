@@ -11,6 +11,8 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
+import xarray as xr
+
 from reproduction import results
 from reproduction.registry import ROWS
 from reproduction.row import Row, run
@@ -26,14 +28,15 @@ def main(arguments: list[str] | None = None) -> None:
     rows.add_argument("--again", action="store_true", help="also measure what has a file")
     rows.add_argument("--workers", type=int, help="processes; default: this one")
     given = parser.parse_args(arguments)
-    with _executor(given.workers) as executor:
-        for name in given.only or ROWS:
-            if given.quick:
-                with tempfile.TemporaryDirectory() as folder:
-                    os.environ["KPOPS_CACHE"] = folder  # for the networks of the small version
-                    _measure_row(ROWS[name], True, True, executor, Path(folder))
-            elif given.again or given.only or not ROWS[name].path.exists():
-                _measure_row(ROWS[name], False, given.again, executor, results.FOLDER)
+    chosen = [ROWS[name] for name in given.only or ROWS]
+    if not (given.quick or given.only or given.again):
+        chosen = [row for row in chosen if not row.path.exists()]
+    with tempfile.TemporaryDirectory() as temporary, _executor(given.workers) as executor:
+        folder = results.FOLDER
+        if given.quick:
+            folder = Path(temporary)
+            os.environ["KPOPS_CACHE"] = temporary  # for the networks of the small versions
+        _measure(chosen, executor, folder, quick=given.quick, again=given.again)
 
 
 def _executor(workers: int | None) -> nullcontext[None] | Executor:
@@ -42,15 +45,19 @@ def _executor(workers: int | None) -> nullcontext[None] | Executor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
-def _measure_row(
-    row: Row, quick: bool, again: bool, executor: Executor | None, folder: Path
+def _measure(
+    rows: list[Row], executor: Executor | None, folder: Path, *, quick: bool, again: bool
 ) -> None:
-    start = time.perf_counter()
-    found = run(row, quick=quick, again=again, executor=executor, folder=folder)
-    size = " (quick)" if quick else ""
-    print(f"{row.name}{size}: {row.verdict(found)}, {time.perf_counter() - start:.0f} s")
-    for check in row.judge(found):
-        print(f"  {check.passed} of {check.of}  {check.text}: {check.found}", flush=True)
+    """Measure the file of each row once, and print the verdicts."""
+    of_file: dict[str, xr.Dataset] = {}
+    for row in rows:
+        start = time.perf_counter()
+        if row.file not in of_file:
+            of_file[row.file] = run(row, quick=quick, again=again, executor=executor, folder=folder)
+        found, size = of_file[row.file], " (quick)" if quick else ""
+        print(f"{row.name}{size}: {row.verdict(found)}, {time.perf_counter() - start:.0f} s")
+        for check in row.judge(found):
+            print(f"  {check.passed} of {check.of}  {check.text}: {check.found}", flush=True)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def run(
 
     settings = {**row.settings, **(row.quick if quick else {})}
     seeds = list(range(min(row.seeds, 2) if quick else row.seeds))
-    store = folder / f"{row.name}{'-quick' if quick else ''}.zarr"
+    store = folder / f"{row.of or row.name}.zarr"
     if again:
         shutil.rmtree(store, ignore_errors=True)
     measure = partial(row.measure, **settings)
@@ -145,7 +145,7 @@ def _provenance(row: Row, settings: Mapping[str, Any], seeds: Sequence[int]) -> 
     """What a file says of its origin."""
     script = Path(inspect.getsourcefile(row.measure) or "")
     return {
-        "row": row.name,
+        "row": row.of or row.name,
         "paper": row.paper,
         "settings": json.dumps(settings, sort_keys=True),
         "seeds": json.dumps(seeds),

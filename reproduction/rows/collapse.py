@@ -36,8 +36,6 @@ FIGURE = {
     "flip_flop": [36.5, 23.7, 26.4, 29.7, 2.7, 1.0, 9.8, 1.0, 1.0, 26.4, 1.0, 30.3, 46.5, 51.8,
                   53.2, 53.5, 53.6, 53.6, 53.8, 53.9, 54.0, 54.0, 54.0],
 }  # fmt: skip
-COLLAPSED = {"memory_pro": 1000, "flip_flop": 400}
-"""Iteration of the first checkpoint of the figure at which P has a rank of at most 5."""
 
 
 def measure(seed: int, *, cells: Sequence[str], task: str, **settings: Any) -> xr.Dataset:
@@ -239,7 +237,8 @@ def notes_of_eigenfunctions(found: xr.Dataset) -> list[str]:
     return [
         "The figure does not say how K was reduced, nor what counts as dominant. The criterion is "
         "on K averaged over units and on its trace. The number of modes that hold 90 % under each "
-        f"reading: {text}."
+        f"reading: {text}. A first draft of the criterion was on squares; small networks had one "
+        "such mode before training, and the criterion of earlier versions of this page was kept."
     ]
 
 
@@ -270,8 +269,8 @@ def notes(found: xr.Dataset) -> list[str]:
         "Settings of the authors' script at the time of the figure (August 2025): a GRU of 256 "
         "units with PyTorch's own weights, Adam with learning rate 1e-3, the gradient scaled down "
         "to a norm of 1e-4, 5,000 noisy trials, until two minibatches have a mean loss below 1e-3. "
-        "There a batch has 200 trials; here it has 64, and the row on batches shows what that "
-        "changes."
+        "There a batch has 200 trials; here it has 64. The row on batches has the trend over "
+        "smaller ones."
     ]
 
 
@@ -282,7 +281,7 @@ def notes_of_flip_flop(found: xr.Dataset) -> list[str]:
         *notes(found),
         "The figure does not name its network. Networks trained here earlier with the gradient as "
         "it is did not rise again: GRUs stopped with a rank of about 2.6 after 1,100 iterations, "
-        "and tanh RNNs stayed near a flat spectrum. The GRU with the gradient scaled down falls "
+        "and tanh RNNs ended near a flat spectrum. The GRU with the gradient scaled down falls "
         "and rises as the figure does, and is the reading that fits, but it does not always fall "
         f"as deep, and ends lower. Least rank of each seed: {', '.join(map(number, least))}.",
     ]
