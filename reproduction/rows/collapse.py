@@ -287,7 +287,7 @@ def notes_of_flip_flop(found: xr.Dataset) -> list[str]:
     ]
 
 
-_SETTINGS = {"cells": ["gru"], "batch_size": 64}
+_SETTINGS = {"cells": ["gru"], "batch_size": 200}
 _QUICK = {"units": 12, "n_trials": 64, "max_steps": 30, "checkpoint_every": 10, "batch_size": 16}
 
 MEMORY_PRO = Row(
