@@ -47,17 +47,33 @@ class Students:
 
     def loss(self, student: nn.RNN, inputs: Tensor) -> Tensor:
         """Mean squared difference from the outputs of the teacher."""
-        with torch.no_grad():
-            wanted = self.teacher(inputs)[0]
-        return ((student(inputs)[0] - wanted) @ self.c.T).square().mean()
+        return (student(inputs)[0] @ self.c.T - self.wanted(inputs)).square().mean()
 
-    def train(self, student: nn.RNN, iterations: int, *, rate: float, batch: int) -> None:
-        """Gradient descent in place, each step on new inputs."""
-        W = student.weight_hh_l0
+    def wanted(self, inputs: Tensor) -> Tensor:
+        """Outputs of the teacher."""
+        with torch.no_grad():
+            return self.teacher(inputs)[0] @ self.c.T
+
+    def train(
+        self, students: Sequence[nn.RNN], iterations: int, *, rate: float, batch: int
+    ) -> None:
+        """Gradient descent of all students in place, each step on the same new inputs."""
+        W = torch.stack([student.weight_hh_l0.detach() for student in students])
         for _ in range(iterations):
-            (slope,) = torch.autograd.grad(self.loss(student, self.inputs(batch)), W)
-            with torch.no_grad():
-                W -= rate * slope
+            inputs = self.inputs(batch)
+            drive = (inputs @ self.U.T).transpose(0, 1).unsqueeze(1)
+            h = drive.new_zeros(len(W), batch, len(self.W))
+            transposed, states = W.requires_grad_().mT, []
+            for of_step in drive:
+                h = torch.tanh(of_step + h @ transposed)
+                states.append(h)
+            outputs = torch.stack(states, 2) @ self.c.T
+            losses = (outputs - self.wanted(inputs)).square().mean((1, 2, 3))
+            (slopes,) = torch.autograd.grad(losses.sum(), W)
+            W = W.detach() - rate * slopes
+        with torch.no_grad():
+            for student, weights in zip(students, W, strict=True):
+                student.weight_hh_l0.copy_(weights)
 
 
 def ranks(student: nn.RNN, inputs: Tensor, rng: int) -> dict[str, float]:

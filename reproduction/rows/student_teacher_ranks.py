@@ -61,11 +61,11 @@ def measure(
 
     start = [measured(setting.network(g)) for g in scales]
     over, losses = np.zeros((len(trained), len(at), len(RANKS))), np.zeros((len(trained), len(at)))
-    for i, g in enumerate(trained):
-        student = setting.network(g)
-        for j, step in enumerate(at):
-            passed = step - (at[j - 1] if j else 0)
-            setting.train(student, passed, rate=learning_rate, batch=batch)
+    students = [setting.network(g) for g in trained]
+    for j, step in enumerate(at):
+        passed = step - (at[j - 1] if j else 0)
+        setting.train(students, passed, rate=learning_rate, batch=batch)
+        for i, student in enumerate(students):
             over[i, j] = measured(student)
             losses[i, j] = setting.loss(student, test).item()
     text = "effective rank (participation)"
@@ -197,12 +197,12 @@ ROW = Row(
         "steps": 40,
         "input_rank": 4,
         "teacher": 1.2,
-        "scales": [0.0, 0.25, 0.5, 0.75, 1.0, 1.5],
-        "trained": [0.5, 1.0, 1.5],
+        "scales": [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0],
+        "trained": [0.5, 0.75, 1.0, 1.25, 1.5],
         "learning_rate": 0.01,
-        "batch": 32,
-        "at": [0, 600],
-        "trials": 8,
+        "batch": 128,
+        "at": [0, 1000, 3000, 9000],
+        "trials": 16,
     },
     quick={"units": 16, "scales": [0.0, 0.5, 1.0], "trained": [0.5], "at": [0, 20], "trials": 4},
     judge=judge,
