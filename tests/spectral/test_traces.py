@@ -165,6 +165,13 @@ def test_auto_is_near_the_best_at_other_budgets(never_dense, kind, name, num_mat
     assert auto < 1.5 * min(errors.values()) + rounding, (auto, errors)
 
 
+@pytest.mark.parametrize("spectrum", [0.97 ** np.arange(N), np.arange(1, N + 1) ** -0.5])
+def test_where_no_modes_pay_auto_loses_little_with_few_matvecs(never_dense, spectrum):
+    op, exact = operator(spectrum)
+    plain, auto = (rms(repeated(op, exact, m, 12, 100)[0]) for m in ("hutchinson", "auto"))
+    assert auto < 1.25 * plain, (auto, plain)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "hidden"), [(torch.nn.RNN, 64), (torch.nn.GRU, 48), (torch.nn.RNN, 256)]

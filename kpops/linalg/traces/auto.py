@@ -60,19 +60,16 @@ class TraceEstimate:
             gram(run, budget)
 
     def outcome(self) -> Outcome:
-        """The estimate by the method given; for "auto", the one with the smallest error bar."""
+        """The estimate by the method given; for "auto", by the one that it chose.
+
+        The smallest of several error bars would be too small: each is uncertain, and goes with an
+        estimate that errs.
+        """
         run = self.run
-        if isinstance(run, PlainTrace):
-            found = {name: method.of_plain(run) for name, method in METHODS.items()}
-        else:
-            found = {name: method.of_gram(run) for name, method in METHODS.items()}
-        made = {name: estimate for name, estimate in found.items() if estimate is not None}
-        if self.method != "auto":
-            return Outcome(*made[self.method], self.method, run.why)
-        known = {name: e for name, e in made.items() if not math.isnan(e[1])} or made
-        best = min(known, key=lambda name: known[name][1])
-        bars = ", ".join(f"{METHODS[n].title} {e[1] * run.unit(1):.3g}" for n, e in known.items())
-        return Outcome(*known[best], best, f"{run.why}; error bars: {bars}")
+        method = METHODS[run.chosen if self.method == "auto" else self.method]
+        found = method.of_plain(run) if isinstance(run, PlainTrace) else method.of_gram(run)
+        assert found is not None
+        return Outcome(*found, method.name, run.why)
 
 
 def _sketched(run: PlainTrace | GramTrace, budget: float, least: int) -> Sketch | None:
@@ -91,6 +88,7 @@ def _sketched(run: PlainTrace | GramTrace, budget: float, least: int) -> Sketch 
     assert run.sketch is not None
     if run.sketch.spans_all:
         run.why = f"the rank is below the {len(run.sketch.probes)} vectors"
+        run.chosen = "xtrace" if isinstance(run, PlainTrace) else "xnystrace"
         run.complete()
         return None
     return run.sketch
@@ -103,13 +101,13 @@ def _adapt_plain(run: PlainTrace, budget: float) -> None:
         return
     left = run.left(budget)
     if _xtrace_pays(run, sketch, left):
-        run.why = "the matvecs with the basis pay"
+        run.chosen, run.why = "xtrace", "the matvecs with the basis pay"
         run.complete()
     elif run.positive:
-        run.why = "leading modes do not pay a second product"
+        run.chosen, run.why = "xnystrace", "leading modes do not pay a second product"
         run.grow(left)
     else:
-        run.why = "no few modes dominate"
+        run.chosen, run.why = "hutchinson", "no few modes dominate"
         run.take_forms(left)
 
 
@@ -124,36 +122,50 @@ def _xtrace_pays(run: PlainTrace, sketch: Sketch, left: int) -> bool:
     rest = sketch.residual_forms()
     tail = float(rest.var()) / k
     if not run.positive:
-        forms = run.forms.all
-        return tail < float(forms.var()) / (len(forms) + left)
+        return tail < _hutchinson(run, left)
     breadth = 2 * float(rest.mean()) ** 2 / max(float(rest.var()), TINY)
     nystrom = nystrom_of_plain(run, sketch).stderr ** 2
     return breadth > 2 * left and tail < nystrom * (k / (k + left)) ** 3
 
 
 def _adapt_gram(run: GramTrace, budget: float) -> None:
-    """Spend half on images, decide; a quarter to complete half of them, decide; the rest."""
+    """Spend half on images, decide; a quarter to complete half of them, decide; the rest.
+
+    XNysTrace errs at least as much as the parts of the images that the others do not span.
+    """
     sketch = _sketched(run, budget, _LEAST_GRAM)
     if sketch is None:
         return
-    k = len(sketch.probes)
+    k, left = len(sketch.probes), run.left(budget)
     spread = _spread(sketch.coords @ sketch.coords.mT)
+    run.chosen = "hutchinson"
     if spread > 2 * k:
         run.why = f"no few modes dominate (participation ratio of A^2 above {spread:.3g})"
-        run.take_forms(run.left(budget))
+        run.take_forms(left)
+        return
+    plain, leaked = _hutchinson(run, left), float(sketch.residuals().var()) / k
+    if leaked > plain:
+        run.why = "the leading modes are not worth their products"
+        run.take_forms(left)
         return
     run.complete(k // 2)
     expected = _expected(run, sketch, run.left(budget))
-    best = min(expected, key=lambda name: expected[name])
-    if best == "xtrace":
+    run.chosen = min(expected, key=lambda name: expected[name])
+    if run.chosen == "xtrace":
         run.why = "a few modes stand on a broad tail"
         run.complete_second()
-    elif best == "hutchinson":
+    elif run.chosen == "hutchinson":
         run.why = "the leading modes hold too little of the square"
         run.take_forms(run.left(budget))
     else:
         run.why = "the leading modes hold much of the square"
         run.complete(k)
+
+
+def _hutchinson(run: PlainTrace | GramTrace, left: int) -> float:
+    """Variance of Hutchinson's estimate with all forms so far, and one of each matvec left."""
+    forms = run.forms.all
+    return float(forms.var()) / (len(forms) + left)
 
 
 def _expected(run: GramTrace, sketch: Sketch, left: int) -> dict[str, float]:
@@ -170,11 +182,10 @@ def _expected(run: GramTrace, sketch: Sketch, left: int) -> dict[str, float]:
     j, k = len(half.probes), len(sketch.probes)
     pairs = nystrom_of_gram(half)
     common = pairs.stderr**2 / max(float(half.residuals().var()) / j, TINY)
-    forms = run.forms.all
     return {
         "xnystrace": common * float(sketch.residuals().var()) / k,
         "xtrace": float(second.residual_forms().var()) / k,
-        "hutchinson": float(forms.var()) / (len(forms) + left),
+        "hutchinson": _hutchinson(run, left),
     }
 
 

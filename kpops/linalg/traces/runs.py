@@ -55,7 +55,8 @@ class Forms:
 class SketchRun:
     """A sketch that grows, of an operator whose images are scaled to about one.
 
-    `inside` and `outside` are the spaces of its vectors and of their images.
+    `inside` and `outside` are the spaces of its vectors and of their images. "auto" writes down
+    which method it has chosen, and why.
     """
 
     def __init__(self, rng: np.random.Generator, inside: VectorSpace, outside: VectorSpace) -> None:
@@ -63,7 +64,7 @@ class SketchRun:
         self.inside, self.outside = inside, outside
         self.scale: float | None = None
         self.sketch: Sketch | None = None
-        self.why = "asked for"
+        self.chosen, self.why = "hutchinson", "asked for"
 
     @property
     def missing(self) -> int:
