@@ -311,7 +311,7 @@ FLIP_FLOP = replace(
     where="Figure 4, right",
     says="On the three-bit flip-flop the rank of P starts at 36.5, falls to about 1 from iteration "
     "400 on, and rises to 54 by iteration 1,400, where it stays; K stays about 1.",
-    settings={"task": "flip_flop", **_SETTINGS},
+    settings={"task": "flip_flop", "g": 0.0, **_SETTINGS},
     judge=judge_flip_flop,
     notes=notes_of_flip_flop,
 )
