@@ -131,7 +131,8 @@ def _xtrace_pays(run: PlainTrace, sketch: Sketch, left: int) -> bool:
 def _adapt_gram(run: GramTrace, budget: float) -> None:
     """Spend half on images, decide; a quarter to complete half of them, decide; the rest.
 
-    XNysTrace errs at least as much as the parts of the images that the others do not span.
+    The first decision takes XNysTrace to err as the parts of the images do that the others do not
+    span. How these vary together, which adds to its error, is learned from the products.
     """
     sketch = _sketched(run, budget, _LEAST_GRAM)
     if sketch is None:

@@ -55,8 +55,7 @@ class Forms:
 class SketchRun:
     """A sketch that grows, of an operator whose images are scaled to about one.
 
-    `inside` and `outside` are the spaces of its vectors and of their images. "auto" writes down
-    which method it has chosen, and why.
+    `inside` and `outside` are the spaces of its vectors and of their images.
     """
 
     def __init__(self, rng: np.random.Generator, inside: VectorSpace, outside: VectorSpace) -> None:
@@ -64,7 +63,7 @@ class SketchRun:
         self.inside, self.outside = inside, outside
         self.scale: float | None = None
         self.sketch: Sketch | None = None
-        self.chosen, self.why = "hutchinson", "asked for"
+        self.why = "asked for"
 
     @property
     def missing(self) -> int:
@@ -97,7 +96,8 @@ class SketchRun:
 class TraceRun(SketchRun, ABC):
     """What both kinds of operator share: vectors, forms and the sketch.
 
-    `forward` maps from `inside` to `outside`, and `cost` is what a matvec with it counts.
+    `forward` maps from `inside` to `outside`, and `cost` is what a matvec with it counts. "auto"
+    writes down which method it has `chosen`, and `why`.
     """
 
     degree: int  # of the trace in the operator that is applied
@@ -116,6 +116,7 @@ class TraceRun(SketchRun, ABC):
         self.cost = cost
         self.products = 0
         self.forms = Forms()
+        self.chosen = "hutchinson"
 
     def unit(self, power: float) -> float:
         """Scale of that power of the estimate: images are of about one."""
