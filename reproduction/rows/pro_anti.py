@@ -231,8 +231,8 @@ def notes(found: xr.Dataset) -> list[str]:
     return [
         "Settings of an early notebook of the paper: a GRU of 100 units, Adam with learning rate "
         "1e-3, the gradient scaled down to a norm of 1e-4, 3,000 noisy trials, 5,000 iterations, a "
-        "checkpoint every 10; here every 20, and the sum is twice as large. There batches have 200 "
-        "trials, here 64. Two readings of the cosine were "
+        "checkpoint every 10; here every 20, and the sum is twice as large. Two readings of the "
+        "cosine were "
         f"written down before any was computed, and the criteria are on the first. Sums: {ends}."
     ]
 
@@ -247,7 +247,7 @@ ROW = Row(
     measure=measure,
     settings={
         "units": 100,
-        "batch_size": 64,
+        "batch_size": 200,
         "n_trials": 3000,
         "max_steps": 5000,
         "stop_loss": 0.0,
