@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,9 +86,15 @@ def memoryless_loss(task: xr.Dataset) -> float:
 
 
 def descend(
-    network: BasicRNN, seed: int, *, rate: float, batch: int, at: Sequence[int]
+    network: BasicRNN,
+    seed: int,
+    *,
+    rate: float,
+    batch: int,
+    at: Sequence[int],
+    optimizer: Any = "sgd",
 ) -> tuple[list[dict[str, Tensor]], np.ndarray]:
-    """Train on 5,000 noisy trials of Memory-Pro by gradient descent.
+    """Train on 5,000 noisy trials of Memory-Pro, by gradient descent or as given.
 
     Returns
     -------
@@ -107,7 +114,7 @@ def descend(
             max_steps=at[-1],
             batch_size=batch,
             learning_rate=rate,
-            optimizer="sgd",
+            optimizer=optimizer,
             checkpoint_every=at,
             rng=seed,
         )

@@ -26,6 +26,7 @@ from reproduction.rows import (
     self_referential_bias,
     state_change,
     student_teacher_ranks,
+    task_modes,
     truncated_flow_predicts,
 )
 
@@ -53,6 +54,7 @@ ROWS: dict[str, Row] = {
         student_teacher_ranks.ROW,
         attention_rank.ROW,
         planted_fixed_points.ROW,
+        task_modes.ROW,
         self_referential_bias.ROW,
         # Near bifurcations, 2605.12763
         bifurcation_collapse.ROW,
