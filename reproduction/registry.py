@@ -8,6 +8,7 @@ from reproduction.rows import (
     batches,
     bifurcation_bound,
     bifurcation_collapse,
+    bifurcation_natural_gradient,
     bifurcation_toy,
     collapse,
     collapse_leads_loss,
@@ -60,6 +61,7 @@ ROWS: dict[str, Row] = {
         bifurcation_collapse.ROW,
         bifurcation_bound.ROW,
         bifurcation_toy.ROW,
+        bifurcation_natural_gradient.ROW,
         # Green's maps, 2609.40292
         *greens_lags.ROWS,
         greens_task_similarity.ROW,
