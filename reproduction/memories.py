@@ -36,8 +36,8 @@ class Memory(nn.Module):
 class TwoMemories:
     """A student that imitates a teacher; both have two memories along the same directions.
 
-    ``W = R diag(memories) R^T + B`` with two orthonormal directions R (unit, 2), and random weights
-    B that vanish on R and are the same for student and teacher. Trials start on the plane of R,
+    ``W = R diag(memories) R^T + B`` with an orthonormal basis R of a plane, and random weights
+    B that vanish there and are the same for student and teacher. Trials start on the plane,
     each unit with a standard deviation of about 0.5. The loss is the mean square difference of all
     states.
     """
@@ -53,14 +53,14 @@ class TwoMemories:
         teacher: Sequence[float],
     ) -> None:
         rng = np.random.default_rng(seed)
-        R = np.linalg.qr(rng.normal(size=(units, 2)))[0]
-        rest = np.eye(units) - R @ R.T
+        plane = np.linalg.qr(rng.normal(size=(units, 2)))[0]
+        rest = np.eye(units) - plane @ plane.T
         B = rest @ rng.normal(size=(units, units)) @ rest * BULK / units**0.5
-        starts = 0.5 * (units / 2) ** 0.5 * rng.normal(size=(trials, 2)) @ R.T
+        starts = 0.5 * (units / 2) ** 0.5 * rng.normal(size=(trials, 2)) @ plane.T
         self.starts, self.time = torch.from_numpy(starts), time
-        self.student = Memory(torch.from_numpy(R @ np.diag(student) @ R.T + B))
+        self.student = Memory(torch.from_numpy(plane @ np.diag(student) @ plane.T + B))
         with torch.no_grad():
-            whole = Memory(torch.from_numpy(R @ np.diag(teacher) @ R.T + B))
+            whole = Memory(torch.from_numpy(plane @ np.diag(teacher) @ plane.T + B))
             self.target = whole.states(self.starts, time)
 
     def loss(self) -> Tensor:
@@ -115,10 +115,10 @@ class LowRankGaussNewton:
     def update(self) -> None:
         """Bring the directions up to date."""
         S = self.setting.sensitivity()
-        Q = np.linalg.qr(S.H @ (S @ self.vectors))[0]
-        moved = S @ Q
+        basis = np.linalg.qr(S.H @ (S @ self.vectors))[0]
+        moved = S @ basis
         values, turn = np.linalg.eigh(2 / len(moved) * moved.T @ moved)
-        self.vectors, self.values = Q @ turn, values
+        self.vectors, self.values = basis @ turn, values
 
     def step(self, rate: float) -> float:
         """Take a step, and return the loss before it."""
