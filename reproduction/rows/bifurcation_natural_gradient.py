@@ -195,7 +195,7 @@ def draw(found: xr.Dataset) -> Figure:
     leading.set(xlabel="iteration", ylabel="leading eigenvalue of W")
     largest.set(xlabel="learning rate", ylabel="largest rise of the loss", xscale="log")
     largest.set(yscale="log")
-    legend(largest)
+    legend(leading, loc="lower right")
     return figure
 
 

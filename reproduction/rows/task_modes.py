@@ -163,7 +163,7 @@ def draw(found: xr.Dataset) -> Figure:
             ax.plot(found.step, values.sel(case=case).T, color=colour, label=case, linewidth=0.8)
         ax.set(xlabel="iteration", ylabel=label, xlim=(0, None))
     axes[0, 2].set_yscale("log")
-    legend(axes[0, 1])
+    legend(axes[0, 0], loc="lower right")
     return figure
 
 
