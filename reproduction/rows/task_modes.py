@@ -176,9 +176,10 @@ def notes(found: xr.Dataset) -> list[str]:
         "five planted points and for Shampoo without them, which is to pass a bifurcation. The "
         "bounds are ours. The second and the third mode have equal singular values.",
         "The paper trains 256 units with learning rate 0.01, batches of 500 and at most 10,000 "
-        "iterations; ours has 64 units and batches of 100. SGD's learning rate is 0.04, so that its product with the number of units is that of the paper; Shampoo's is "
-        "the paper's own 0.01. Shampoo is that of the torch_optimizer package, as there: with the "
-        "exponent -1/2 on both sides of a matrix, where Gupta et al. have -1/4.",
+        "iterations; ours has 64 units and batches of 100. SGD's learning rate is 0.04, so that "
+        "its product with the number of units is that of the paper; Shampoo's is the paper's own "
+        "0.01. Shampoo is that of the torch_optimizer package, as there: with the exponent -1/2 on "
+        "both sides of a matrix, where Gupta et al. have -1/4.",
         "Tried before, and in part: 6,000 iterations, at which the memory of four of the five "
         "networks by Shampoo was above the bound, and that of the fifth at 0.05 and rising.",
     ]
