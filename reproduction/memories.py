@@ -38,8 +38,8 @@ class TwoMemories:
 
     ``W = R diag(memories) R^T + B`` with an orthonormal basis R of a plane, and random weights
     B that vanish there and are the same for student and teacher. Trials start on the plane,
-    each unit with a standard deviation of about 0.5. The loss is the mean square difference of all
-    states.
+    each unit with a standard deviation of about `start`. The loss is the mean square difference of
+    all states.
     """
 
     def __init__(
@@ -51,12 +51,13 @@ class TwoMemories:
         trials: int,
         student: Sequence[float],
         teacher: Sequence[float],
+        start: float = 0.5,
     ) -> None:
         rng = np.random.default_rng(seed)
         plane = np.linalg.qr(rng.normal(size=(units, 2)))[0]
         rest = np.eye(units) - plane @ plane.T
         B = rest @ rng.normal(size=(units, units)) @ rest * BULK / units**0.5
-        starts = 0.5 * (units / 2) ** 0.5 * rng.normal(size=(trials, 2)) @ plane.T
+        starts = start * (units / 2) ** 0.5 * rng.normal(size=(trials, 2)) @ plane.T
         self.starts, self.time = torch.from_numpy(starts), time
         self.student = Memory(torch.from_numpy(plane @ np.diag(student) @ plane.T + B))
         with torch.no_grad():

@@ -9,6 +9,7 @@ from reproduction.rows import (
     bifurcation_bound,
     bifurcation_collapse,
     bifurcation_natural_gradient,
+    bifurcation_normal_form,
     bifurcation_toy,
     collapse,
     collapse_leads_loss,
@@ -61,6 +62,7 @@ ROWS: dict[str, Row] = {
         bifurcation_collapse.ROW,
         bifurcation_bound.ROW,
         bifurcation_toy.ROW,
+        bifurcation_normal_form.ROW,
         bifurcation_natural_gradient.ROW,
         # Green's maps, 2609.40292
         *greens_lags.ROWS,

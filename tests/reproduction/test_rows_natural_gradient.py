@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from reproduction.memories import LowRankGaussNewton, TwoMemories, train
 from reproduction.rows import bifurcation_natural_gradient as row
+from reproduction.rows import bifurcation_normal_form as normal_form
 
 
 @pytest.fixture
@@ -113,3 +114,46 @@ def test_a_loss_that_is_not_a_number_is_unstable():
     first, stable = row.rates_of(found, row.SGD)
     assert first == [0] and np.isnan(stable[0])
     assert row.iterations(found, row.SGD) == [np.inf]
+
+
+def test_the_response_of_the_normal_form_is_that_of_autograd():
+    rng = np.random.default_rng(0)
+    r = rng.normal(size=5)
+    r /= np.linalg.norm(r)
+    left = r + 0.3 * (np.eye(5) - np.outer(r, r)) @ rng.normal(size=5)
+    W, starts = np.outer(r, left), rng.normal(size=(4, 5))
+    line, readout = torch.from_numpy(r), torch.from_numpy(left)
+
+    def step(x):  # on the line of r: its third derivative is -6 c
+        return readout @ torch.tanh(torch.from_numpy(W) @ line * x)
+
+    third = jacrev(jacrev(jacrev(step)))(torch.zeros((), dtype=torch.float64))
+
+    def responses(mu):
+        x, found = torch.from_numpy(starts) @ readout, []
+        for _ in range(6):
+            x = mu * x + third / 6 * x**3
+            found.append(x)
+        return torch.stack(found)
+
+    expected = (jacrev(responses)(torch.ones((), dtype=torch.float64)) ** 2).sum()
+    predicted, towards = normal_form.normal_form(W, starts, 6)
+    np.testing.assert_allclose(predicted, expected, rtol=1e-10)
+    np.testing.assert_allclose(towards, np.outer(left, r), rtol=1e-10)
+
+
+def test_without_its_cube_the_normal_form_is_linear():
+    W, starts = np.diag([0.9, 0.1]), np.array([[1e-6, 0.0]])
+    total, towards = normal_form.normal_form(W, starts, 3)
+    expected = sum((t * 0.9 ** (t - 1) * 1e-6) ** 2 for t in (1, 2, 3))
+    np.testing.assert_allclose(total, expected, rtol=1e-10)
+    np.testing.assert_allclose(towards, [[1, 0], [0, 0]], atol=1e-12)
+
+
+def test_a_memory_that_is_never_reached_does_not_count():
+    found = normal_form.measure(
+        0, units=4, time=3, trials=2, start=0.2, rate=1e-6, steps=2, eigenvalues=[0.55, 1.0]
+    )
+    assert np.isfinite(found.restricted[0]) and np.isnan(found.restricted[1])
+    assert found.cosine[0] > 0
+    assert [c.passed for c in normal_form.judge(found.expand_dims(seed=[0]))] == [0, 0, 0]
