@@ -16,6 +16,7 @@ from reproduction.rows import (
     greens_lags,
     greens_task_similarity,
     initial,
+    kronecker_core,
     kronecker_schmidt,
     ntk_alignment_vv,
     ntk_norm_rank_alignment,
@@ -51,6 +52,7 @@ ROWS: dict[str, Row] = {
         ntk_norm_rank_alignment.ROW,
         ntk_speed.ROW,
         # The Kronecker core of the NTK, 2605.08746
+        kronecker_core.ROW,
         kronecker_schmidt.ROW,
         ntk_alignment_vv.ROW,
         student_teacher_ranks.ROW,
