@@ -47,8 +47,8 @@ def measure(
     Returns
     -------
     Dataset
-        ``loss`` and ``leading``, the largest eigenvalue of W (optimizer, rate, step); ``overhead``
-        (optimizer), seconds of `timed` steps over those of gradient descent, median of `turns`.
+        That of :func:`summary`, and ``overhead`` (optimizer), seconds of `timed` steps over those
+        of gradient descent, median of `turns`.
     """
     from reproduction.memories import LowRankGaussNewton, TwoMemories, seconds, train
 
@@ -69,72 +69,78 @@ def measure(
             for _ in range(turns)
         ]
     )
-    dims = ("optimizer", "rate", "step")
+    found = summary(loss, leading, rates)
+    overhead = np.median(taken / taken[:, :1], axis=0)
+    text = attributes("seconds of a step over those of gradient descent")
+    return found.assign(overhead=("optimizer", overhead, text))
+
+
+def summary(loss: np.ndarray, leading: np.ndarray, rates: Sequence[float]) -> xr.Dataset:
+    """What is judged and drawn of losses and largest eigenvalues of W (optimizer, rate, step).
+
+    Returns
+    -------
+    Dataset
+        Over (optimizer, rate): ``largest_rise`` of the loss in a step, as a fraction;
+        ``eigenvalue_at_rise``, that before the first step in which it rises by more than
+        :data:`RISE`, NaN if none does; ``steps_to_percent`` of the first loss, infinite if never.
+        ``loss`` and ``leading`` at every eighth step.
+    """
+    rise = loss[..., 1:] / loss[..., :-1] - 1
+    unstable = ~(rise <= RISE)  # so that NaN is unstable
+    at = unstable.argmax(-1)[..., None]
+    eigenvalue = np.take_along_axis(leading, at, -1)[..., 0]
+    low = loss <= 0.01 * loss[..., :1]
+    dims = ("optimizer", "rate")
+    number = attributes("largest relative rise of the loss in a step")
+    curves = (*dims, "step")
     return xr.Dataset(
         {
-            "loss": (dims, loss.astype("float32"), attributes("loss")),
-            "leading": (dims, leading.astype("float32"), attributes("largest eigenvalue of W")),
-            "overhead": (
-                "optimizer",
-                np.median(taken / taken[:, :1], axis=0),
-                attributes("seconds of a step over those of gradient descent"),
+            "largest_rise": (dims, rise.max(-1), number),
+            "eigenvalue_at_rise": (
+                dims,
+                np.where(unstable.any(-1), eigenvalue, np.nan),
+                attributes("largest eigenvalue of W at the first rise"),
+            ),
+            "steps_to_percent": (
+                dims,
+                np.where(low.any(-1), low.argmax(-1), np.inf),
+                attributes("steps to 1 % of the first loss"),
+            ),
+            "loss": (curves, loss[..., ::8].astype("float32"), attributes("loss")),
+            "leading": (
+                curves,
+                leading[..., ::8].astype("float32"),
+                attributes("largest eigenvalue of W"),
             ),
         },
         coords={
             "optimizer": ("optimizer", list(METHODS), attributes("optimizer")),
             "rate": ("rate", list(rates), attributes("learning rate")),
-            "step": ("step", np.arange(steps + 1), attributes("iteration")),
+            "step": ("step", np.arange(0, loss.shape[-1], 8), attributes("iteration")),
         },
     )
 
 
-def rises(found: xr.Dataset) -> xr.DataArray:
-    """Whether a step raises the loss by more than a tenth (seed, optimizer, rate, step)."""
-    after = found.loss.isel(step=slice(1, None)).values
-    before = found.loss.isel(step=slice(None, -1))
-    return before.copy(data=~(after <= (1 + RISE) * before.values))
-
-
 def rates_of(found: xr.Dataset, method: str) -> tuple[list[int], list[float]]:
     """For each seed the number of the least unstable rate, and the greatest stable one below."""
-    rates, unstable = found.rate.values, rises(found).sel(optimizer=method).any("step").values
+    rates, unstable = found.rate.values, ~(found.largest_rise <= RISE).sel(optimizer=method).values
     first = [int(np.argmax(line)) if line.any() else len(rates) for line in unstable]
     return first, [float(rates[i - 1]) if i else float("nan") for i in first]
 
 
-def first_rise(found: xr.Dataset) -> list[float]:
-    """Leading eigenvalue where SGD's loss first rises, at its least unstable rate."""
-    values = []
-    for seed, i in enumerate(rates_of(found, SGD)[0]):
-        if i == found.sizes["rate"]:
-            values.append(float("nan"))
-            continue
-        at = {"seed": seed, "rate": i}
-        step = int(np.argmax(rises(found).sel(optimizer=SGD).isel(at).values))
-        values.append(float(found.leading.sel(optimizer=SGD).isel(at).isel(step=step)))
-    return values
+def least_unstable(found: xr.Dataset, name: str, method: str) -> list[float]:
+    """A quantity of a method at SGD's least unstable rate, of each seed; NaN if there is none."""
+    values = found[name].sel(optimizer=method).values
+    number = rates_of(found, SGD)[0]
+    return [float(v[i]) if i < len(v) else np.nan for v, i in zip(values, number, strict=True)]
 
 
-def largest_rise(found: xr.Dataset, method: str) -> list[float]:
-    """Largest relative rise of the loss in a step, at SGD's least unstable rate."""
-    loss = found.loss.sel(optimizer=method).values
-    last = found.sizes["rate"] - 1
-    lines = [loss[s, min(i, last)] for s, i in enumerate(rates_of(found, SGD)[0])]
-    return [float((line[1:] / line[:-1] - 1).max()) for line in lines]
-
-
-def iterations(found: xr.Dataset, method: str, fraction: float = 0.01) -> list[float]:
-    """Steps to this fraction of the first loss, at the greatest stable rate."""
-    loss = found.loss.sel(optimizer=method)
-    steps = []
-    for seed, rate in enumerate(rates_of(found, method)[1]):
-        if np.isnan(rate):
-            steps.append(np.inf)
-            continue
-        line = loss.isel(seed=seed).sel(rate=rate).values
-        low = line <= fraction * line[0]
-        steps.append(float(np.argmax(low)) if low.any() else np.inf)
-    return steps
+def iterations(found: xr.Dataset, method: str) -> list[float]:
+    """Steps to 1 % of the first loss, of each seed, at the greatest stable rate."""
+    values = found.steps_to_percent.sel(optimizer=method).values
+    number = rates_of(found, method)[0]
+    return [float(v[i - 1]) if i else np.inf for v, i in zip(values, number, strict=True)]
 
 
 def judge(found: xr.Dataset) -> list[Check]:
@@ -145,12 +151,12 @@ def judge(found: xr.Dataset) -> list[Check]:
         check(
             "SGD, least rate at which a step raises the loss by more than 10 %: the first such "
             "step comes at a leading eigenvalue from 0.85 to 1.3",
-            first_rise(found),
+            least_unstable(found, "eigenvalue_at_rise", SGD),
             between(0.85, 1.3),
         ),
         check(
             f"{JUDGED}, same rate: no step raises the loss by more than 10 % (largest rise)",
-            largest_rise(found, JUDGED),
+            least_unstable(found, "largest_rise", JUDGED),
             lambda value: value <= RISE,
         ),
         check(
@@ -180,14 +186,13 @@ def draw(found: xr.Dataset) -> Figure:
     loss, leading, largest = axes[0]
     last = found.sizes["rate"] - 1
     number = [min(i, last) for i in rates_of(found, SGD)[0]]
-    ratio = found.loss.values[..., 1:] / found.loss.values[..., :-1] - 1
     for m, (colour, method) in enumerate(zip(COLOURS, METHODS, strict=False)):
         look = {"color": colour, "label": method, "linewidth": 0.8}
         for seed, i in enumerate(number):
             at = {"seed": seed, "rate": i, "optimizer": m}
             loss.plot(found.step, found.loss.isel(at), **look)
             leading.plot(found.step, found.leading.isel(at), **look)
-        rise = np.maximum(ratio[:, m].max(-1), 1e-4)
+        rise = np.maximum(found.largest_rise.isel(optimizer=m), 1e-4)
         largest.plot(found.rate, rise.T, marker=".", markersize=3, **look)
     largest.axhline(RISE, color="0.4", linestyle=":")
     leading.axhline(1, color="0.4", linestyle=":")
@@ -215,6 +220,11 @@ def notes(found: xr.Dataset) -> list[str]:
         "gradient descent in all others; its directions follow by one step of subspace iteration. "
         "The bounds are ours.",
         f"Greatest stable rates: {stable}. Seconds of a step, over those of SGD: {costs}.",
+        "What fails: SGD's first jump comes later than the first bifurcation, with the leading "
+        "eigenvalue at 1.36 and the second at 0.96, 1.12, 1.08, 1.17 and 0.78: in three of five "
+        "networks at the second bifurcation. And the overhead: at 32 units most of it is the "
+        "linearisation, 25 ms with its checks, where a gradient takes 1.5 ms. With directions that "
+        "are brought up to date in every step all rates up to 2 are stable, 40 times SGD's.",
     ]
 
 

@@ -217,7 +217,8 @@ def judge(found: xr.Dataset) -> list[Check]:
 
 def draw(found: xr.Dataset) -> Figure:
     """The differences, for each network and scale."""
-    from reproduction.figures import COLOURS, grid, legend
+    from reproduction.figures import COLOURS, grid
+    from reproduction.rows.ntk_models import legend_below
 
     figure, axes = grid(7.2, 2.6, 1, len(NETWORKS), sharey=True)
     for ax, network in zip(axes[0], NETWORKS, strict=True):
@@ -228,7 +229,7 @@ def draw(found: xr.Dataset) -> Figure:
         ax.axhline(EXACT, color="0.4", linestyle=":")
         ax.set(title=network, yscale="log", xlabel="factor of the weights")
     axes[0, 0].set_ylabel("relative difference")
-    legend(axes[0, 0], loc="center left")
+    legend_below(figure, len(QUANTITIES))
     return figure
 
 

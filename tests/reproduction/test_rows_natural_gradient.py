@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 from torch.func import jacrev
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -82,20 +81,11 @@ def test_training_records_losses_before_each_step_and_after_the_last(setting):
 
 
 def dataset(sgd, ours):
-    """Two rates; losses and eigenvalues of SGD and of the judged method, for one seed."""
-    rates = [0.1, 0.2]
-    lines = {row.SGD: sgd, row.JUDGED: ours}
-    loss = np.array([lines.get(method, ours) for method in row.METHODS], float)
+    """Two rates; losses of SGD and of all other methods, for one seed."""
+    loss = np.array([sgd if method == row.SGD else ours for method in row.METHODS], float)
     leading = np.broadcast_to([0.5, 0.8, 1.0, 1.2], loss.shape)
-    dims = ("optimizer", "rate", "step")
-    return xr.Dataset(
-        {
-            "loss": (dims, loss),
-            "leading": (dims, leading),
-            "overhead": ("optimizer", [1.0, 1.2, 1.2, 1.2]),
-        },
-        {"optimizer": list(row.METHODS), "rate": rates, "step": np.arange(4)},
-    ).expand_dims(seed=[0])
+    found = row.summary(loss, leading, [0.1, 0.2])
+    return found.assign(overhead=("optimizer", [1.0, 1.2, 1.2, 1.2])).expand_dims(seed=[0])
 
 
 def test_what_is_read_off_the_losses():
@@ -103,10 +93,18 @@ def test_what_is_read_off_the_losses():
     found = dataset([quiet, jumps], [quiet, quiet])
     assert row.rates_of(found, row.SGD) == ([1], [0.1])
     assert row.rates_of(found, row.JUDGED) == ([2], [0.2])
-    assert row.first_rise(found) == pytest.approx([0.8])  # before the step from 0.5 to 0.9
-    assert row.largest_rise(found, row.SGD) == pytest.approx([0.8])
+    before = row.least_unstable(found, "eigenvalue_at_rise", row.SGD)
+    assert before == [0.8]  # of the step from 0.5 to 0.9
+    assert row.least_unstable(found, "largest_rise", row.SGD) == pytest.approx([0.8])
     assert row.iterations(found, row.SGD) == row.iterations(found, row.JUDGED) == [3]
     assert [c.holds for c in row.judge(found)] == [False, True, True, False, True]
+
+
+def test_where_all_is_stable_nothing_is_said_of_the_least_unstable_rate():
+    quiet = [1, 0.5, 0.1, 0.005]
+    found = dataset([quiet, quiet], [quiet, quiet])
+    assert np.isnan(row.least_unstable(found, "largest_rise", row.JUDGED)).all()
+    assert not row.judge(found)[1].holds
 
 
 def test_a_loss_that_is_not_a_number_is_unstable():
