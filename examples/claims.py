@@ -137,6 +137,14 @@ fig = page.show(ROWS["ntk_norm_rank_alignment"])
 fig = page.show(ROWS["ntk_speed"])
 
 # %%
+# The kernel factors, and K is a Gram matrix
+# ------------------------------------------
+#
+# arXiv 2605.08746: its theorem on the Kronecker core.
+
+fig = page.show(ROWS["kronecker_core"])
+
+# %%
 # The Kronecker core and Schmidt ranks
 # ------------------------------------
 #
@@ -177,6 +185,14 @@ fig = page.show(ROWS["attention_rank"])
 fig = page.show(ROWS["planted_fixed_points"])
 
 # %%
+# Task components that are not learned
+# ------------------------------------
+#
+# arXiv 2605.08746: the Memory-Pro case of its section on initial dynamics.
+
+fig = page.show(ROWS["task_modes"])
+
+# %%
 # Learning amplifies what is represented
 # --------------------------------------
 #
@@ -207,6 +223,22 @@ fig = page.show(ROWS["bifurcation_bound"])
 # arXiv 2605.12763: Student and teacher of two units.
 
 fig = page.show(ROWS["bifurcation_toy"])
+
+# %%
+# The leading channel is that of a pitchfork
+# ------------------------------------------
+#
+# arXiv 2605.12763: the abstract, on its student and teacher.
+
+fig = page.show(ROWS["bifurcation_normal_form"])
+
+# %%
+# Low-rank natural gradient near a bifurcation
+# --------------------------------------------
+#
+# arXiv 2605.12763: the abstract's last sentence.
+
+fig = page.show(ROWS["bifurcation_natural_gradient"])
 
 # %%
 # Green's maps at long range
