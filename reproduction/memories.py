@@ -79,9 +79,10 @@ class TwoMemories:
         inputs = np.zeros((len(self.starts), self.time, 1))
         return kpops.linearize(self.student, inputs, h0=self.starts.numpy()).sensitivity
 
-    def leading(self) -> float:
-        """Largest real part of an eigenvalue of W."""
-        return float(torch.linalg.eigvals(self.student.W.detach()).real.max())
+    def leading(self) -> tuple[float, float]:
+        """The two largest real parts of eigenvalues of W."""
+        first, second = torch.linalg.eigvals(self.student.W.detach()).real.topk(2).values
+        return float(first), float(second)
 
 
 class LowRankGaussNewton:
@@ -89,9 +90,9 @@ class LowRankGaussNewton:
 
     With the Gauss-Newton matrix ``F = (2/N) (P J)* P J`` of a mean of N squares, and its k leading
     eigenpairs (lambda, q), the step is ``-(1/rate + F_k)^-1 g``: plain gradient descent outside of
-    the q, and at most the Newton step along them. There is no number to choose but the rate and k.
-    The q follow F by one step of subspace iteration in every `every` steps, which is one product of
-    k vectors with F, and another with P J.
+    the q, and at most the Gauss-Newton step along them. There is no number to choose but the rate
+    and k. The q follow F by one step of subspace iteration in every `every` steps, which is one
+    product of k vectors with F, and another with P J.
 
     Parameters
     ----------
@@ -137,7 +138,7 @@ class LowRankGaussNewton:
 
 
 def train(method: LowRankGaussNewton, rate: float, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Losses and leading eigenvalues of W before each step and after the last."""
+    """Losses, and the two leading eigenvalues of W, before each step and after the last."""
     losses, leading = [], []
     for _ in range(steps):
         leading.append(method.setting.leading())

@@ -242,9 +242,9 @@ def notes(found: xr.Dataset) -> list[str]:
     )
     return [
         "A theorem, checked in float64 on small networks at each of the weight sites: the dense "
-        "Jacobian of autograd and the forward pass with hooks share no code with kpops. "
+        "Jacobian of autograd and the forward pass share no code with kpops. The third check "
+        "follows from the two others. "
         f"{sizes}. The RNN is the paper's, h <- 0.3 h + 0.7 (W tanh h + U x).",
-        "In the transformer, positions share weights, so that K couples times as well as trials.",
     ]
 
 
@@ -253,9 +253,9 @@ ROW = Row(
     title="The kernel factors, and K is a Gram matrix",
     paper="2605.08746",
     where="its theorem on the Kronecker core",
-    says="For networks made of weights, RNNs and transformers among them, the tangent kernel of "
-    "all states is exactly P K P*, and K is the Gram matrix of what the weights are given, times "
-    "the identity, so that a forward pass is enough for it.",
+    says="For networks built from linear maps, RNNs and transformers among them, the tangent "
+    "kernel of all states is exactly P K P*, and K is the Gram matrix of what the weights are "
+    "given, times the identity, so that a forward pass is enough for it.",
     measure=measure,
     settings={
         "trials": 3,

@@ -306,9 +306,9 @@ def notes(found: xr.Dataset) -> list[str]:
         "matvecs with NTKs, by the count of its code. kpops gets the same number: frobenius_norm, "
         "effective_rank and alignment, by the method of their own choice, whose standard errors "
         "are judged.",
-        "Tried before, and in part: kernels of 50 images, with method='hutchinson', since 'auto' "
-        "is exact up to 1,024 dimensions. There the norm had an error of 0.033 at 60 samples, "
-        "since plain random vectors do not take out the few leading modes.",
+        "An earlier run, reproduced in part, had kernels of 50 images and method='hutchinson' "
+        "('auto' is exact up to 1,024 dimensions). There the norm had an error of 0.033 at 60 "
+        "samples: plain random vectors do not take out the few leading modes.",
     ]
 
 

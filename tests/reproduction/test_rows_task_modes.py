@@ -55,7 +55,7 @@ def test_descend_goes_on_by_shampoo_where_it_was_told_to():
     assert not torch.allclose(weights[1][name], other[1][name])
 
 
-def test_amplitudes_are_one_at_the_targets_and_quotients_those_of_autograd():
+def test_amplitudes_are_those_of_a_decomposition_and_quotients_those_of_autograd():
     task = kpops.tasks.memory_pro(4, angles="even", noise=0, steps=(2, 2, 2), dtype="float64")
     network = BasicRNN(5, 0).double()
     lin = network.linearize(task.inputs)
@@ -95,5 +95,7 @@ def test_judge_tells_memory_from_fixation():
         {"case": list(task_modes.CASES), "mode": list(task_modes.MODES)},
     ).expand_dims(seed=[0, 1])
     assert all(check.holds for check in task_modes.judge(found))
+    short = found.assign(amplitude=0.85 * found.amplitude, rayleigh=xr.ones_like(found.rayleigh))
+    assert [check.holds for check in task_modes.judge(short)] == [False, True, True, True, False]
     swapped = found.assign_coords(case=["Shampoo", "SGD, planted", "SGD"])
     assert [check.holds for check in task_modes.judge(swapped)] == [True, False, True, False, True]
