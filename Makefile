@@ -66,7 +66,7 @@ docs: $(READY)  ## the documentation, into docs/_build/html; by one thread, so t
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 rows: $(READY)  ## small versions of two rows of the page Reproduction (half a minute)
-	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction measure --quick --only ranks_before_training state_change
+	$(BIN)/python -m reproduction measure --quick --only ranks_before_training state_change
 
 checkpoints: $(READY)  ## train the networks of the gallery
 	$(BIN)/python examples/networks.py

@@ -28,6 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
     rows.add_argument("--again", action="store_true", help="also measure what has a file")
     rows.add_argument("--workers", type=int, help="processes; default: this one")
     given = parser.parse_args(arguments)
+    # Before PyTorch is imported, here or by a worker: of small networks on a busy machine the
+    # threads wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     chosen = [ROWS[name] for name in given.only or ROWS]
     if not (given.quick or given.only or given.again):
         chosen = [row for row in chosen if not row.path.exists()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -150,8 +151,6 @@ def train(method: LowRankGaussNewton, rate: float, steps: int) -> tuple[np.ndarr
 
 def seconds(make: Callable[[], LowRankGaussNewton], rate: float, steps: int) -> float:
     """Seconds of some steps from the start, without what :func:`train` records."""
-    from time import perf_counter
-
     method = make()
     start = perf_counter()
     for _ in range(steps):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -31,10 +30,8 @@ class Shampoo(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "epsilon": epsilon})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """Update all parameters once."""
-        if closure is not None:
-            raise ValueError("closure: this optimizer takes none; compute the gradients before")
         for group in self.param_groups:
             for p in group["params"]:
                 step = p.grad

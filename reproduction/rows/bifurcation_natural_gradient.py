@@ -94,11 +94,11 @@ def summary(loss: np.ndarray, leading: np.ndarray, rates: Sequence[float]) -> xr
     first, second = np.moveaxis(np.where(unstable.any(-1)[..., None], then, np.nan), -1, 0)
     low = loss <= 0.01 * loss[..., :1]
     dims = ("optimizer", "rate")
-    number = attributes("largest relative rise of the loss in a step")
+    text = attributes("largest relative rise of the loss in a step")
     curves = (*dims, "step")
     return xr.Dataset(
         {
-            "largest_rise": (dims, rise.max(-1), number),
+            "largest_rise": (dims, rise.max(-1), text),
             "eigenvalue_at_rise": (dims, first, attributes("eigenvalue of W at the first rise")),
             "second_at_rise": (dims, second, attributes("second eigenvalue at the first rise")),
             "steps_to_percent": (
@@ -131,15 +131,15 @@ def rates_of(found: xr.Dataset, method: str) -> tuple[list[int], list[float]]:
 def least_unstable(found: xr.Dataset, name: str, method: str) -> list[float]:
     """A quantity of a method at SGD's least unstable rate, of each seed; NaN if there is none."""
     values = found[name].sel(optimizer=method).values
-    number = rates_of(found, SGD)[0]
-    return [float(v[i]) if i < len(v) else np.nan for v, i in zip(values, number, strict=True)]
+    first = rates_of(found, SGD)[0]
+    return [float(v[i]) if i < len(v) else np.nan for v, i in zip(values, first, strict=True)]
 
 
 def iterations(found: xr.Dataset, method: str) -> list[float]:
     """Steps to 1 % of the first loss, of each seed, at the greatest stable rate."""
     values = found.steps_to_percent.sel(optimizer=method).values
-    number = rates_of(found, method)[0]
-    return [float(v[i - 1]) if i else np.inf for v, i in zip(values, number, strict=True)]
+    first = rates_of(found, method)[0]
+    return [float(v[i - 1]) if i else np.inf for v, i in zip(values, first, strict=True)]
 
 
 def judge(found: xr.Dataset) -> list[Check]:
@@ -189,10 +189,10 @@ def draw(found: xr.Dataset) -> Figure:
     figure, axes = grid(7.2, 2.8, 1, 3)
     loss, leading, largest = axes[0]
     last = found.sizes["rate"] - 1
-    number = [min(i, last) for i in rates_of(found, SGD)[0]]
+    shown = [min(i, last) for i in rates_of(found, SGD)[0]]
     for m, (colour, method) in enumerate(zip(COLOURS, METHODS, strict=False)):
         look = {"color": colour, "label": method, "linewidth": 0.8}
-        for seed, i in enumerate(number):
+        for seed, i in enumerate(shown):
             at = {"seed": seed, "rate": i, "optimizer": m}
             loss.plot(found.step, found.loss.isel(at), **look)
             leading.plot(found.step, found.leading.isel(at), **look)

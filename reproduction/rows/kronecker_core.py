@@ -39,11 +39,11 @@ def measure(
 ) -> xr.Dataset:
     """Relative differences of P K P* and of K from what autograd and a forward pass give.
 
-    At a linear part ``a = W v (+ b)``, called at positions p (trial, time), K is
-    ``G kron I`` with ``G[p, q] = v_p . v_q (+ 1)``: what the weights see, in a forward pass alone.
+    At a linear part ``a = W v``, called at positions p (trial, time), K is ``G kron I`` with
+    ``G[p, q] = v_p . v_q``: what the weights see, in a forward pass alone. A bias is a weight of 1.
     The reference of P K P* is ``D D^T`` with the dense Jacobian D of all values of all parts by all
-    parameters, by autograd. An RNN is unrolled: ``h <- h + alpha (W tanh h + U x - h)`` with the
-    factor ``alpha^2`` before G, and v = [tanh h, x].
+    parameters, by autograd. An RNN is unrolled: ``h <- (1 - alpha) h + [W, U] v`` with
+    ``v = alpha [tanh h, x]``.
 
     Returns
     -------
@@ -125,10 +125,10 @@ def linear_parts(model: nn.Module) -> dict[str, nn.Module]:
 def run(
     name: str, model: Any, inputs: Tensor, parameters: dict[str, Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
-    """What the weights of each site are given, and its values, (trial, time, unit), by hooks.
+    """The v of each site and its values (trial, time, unit), by plain PyTorch.
 
-    The sites are the linear parts, in the order of their calls; an RNN is one site, given
-    ``[tanh h, x]``.
+    The sites are the linear parts, in the order of their calls; v is what they are given, and 1 if
+    they have a bias. An RNN is one site, with v = alpha [tanh h, x].
     """
     import torch
     from torch.func import functional_call
@@ -136,17 +136,21 @@ def run(
     if name == "RNN":
         U, W = parameters["weight_ih"], parameters["weight_hh"]
         h = inputs.new_zeros(len(inputs), len(W))
-        given, states = [], []
+        seen, states = [], []
         for x in inputs.unbind(1):
-            given.append(torch.cat([h.tanh(), x], 1))
-            h = h + model.alpha * (given[-1] @ torch.cat([W, U], 1).T - h)
+            seen.append(model.alpha * torch.cat([h.tanh(), x], 1))
+            h = (1 - model.alpha) * h + seen[-1] @ torch.cat([W, U], 1).T
             states.append(h)
-        return [(torch.stack(given, 1), torch.stack(states, 1))]
+        return [(torch.stack(seen, 1), torch.stack(states, 1))]
     found = []
-    hooks = [
-        part.register_forward_hook(lambda _, given, value: found.append((given[0], value)))
-        for part in linear_parts(model).values()
-    ]
+
+    def keep(part: Any, given: tuple[Tensor], value: Tensor) -> None:
+        v = given[0]
+        if part.bias is not None:
+            v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+        found.append((v, value))
+
+    hooks = [part.register_forward_hook(keep) for part in linear_parts(model).values()]
     try:
         functional_call(model, parameters, (inputs,))
     finally:
@@ -176,16 +180,10 @@ def grams(name: str, model: Any, data: np.ndarray) -> np.ndarray:
 
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     sites = run(name, model, torch.from_numpy(data), parameters)
-    parts = list(linear_parts(model).values()) or [None]
     blocks = []
-    for (given, value), part in zip(sites, parts, strict=True):
-        v, units = given.numpy(), value.shape[-1]
-        core = np.einsum("ati,bsi->atbs", v, v)
-        if name == "RNN":
-            core *= model.alpha**2
-        elif part.bias is not None:  # type: ignore[union-attr]
-            core += 1
-        block = np.einsum("atbs,uv->atubsv", core, np.eye(units))
+    for features, value in sites:
+        v, units = features.numpy(), value.shape[-1]
+        block = np.einsum("ati,bsi,uv->atubsv", v, v, np.eye(units), optimize=True)
         blocks.append(block.reshape(len(v), value[0].numel(), len(v), -1))
     size = sum(block.shape[1] for block in blocks)
     K = np.zeros((len(data), size, len(data), size))

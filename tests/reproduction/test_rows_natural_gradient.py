@@ -154,5 +154,11 @@ def test_a_memory_that_is_never_reached_does_not_count():
     found = normal_form.measure(
         0, units=4, time=3, trials=2, start=0.2, rate=1e-6, steps=2, eigenvalues=[0.55, 1.0]
     )
-    assert np.isfinite(found.restricted[0]) and np.isnan(found.restricted[1])
+    start = TwoMemories(
+        0, units=4, time=3, trials=2, start=0.2, student=(0.5, 0.6), teacher=(1.5, 1.2)
+    )
+    positions = start.target.numel()
+    largest = np.linalg.eigvalsh(gauss_newton_matrix(start) * positions / 2)[-1]
+    np.testing.assert_allclose(found.restricted[0], largest, rtol=1e-10)
+    assert np.isnan(found.restricted[1])
     assert [c.passed for c in normal_form.judge(found.expand_dims(seed=[0]))] == [0, 0, 0]

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 import xarray as xr
 from scipy.linalg import fractional_matrix_power
@@ -39,11 +38,6 @@ def test_shampoo_of_a_vector_has_the_exponent_minus_one():
     p.grad = torch.tensor([1.0, 2.0, -2.0], dtype=torch.float64)
     Shampoo([p], 1.0, epsilon=0.5).step()
     np.testing.assert_allclose(p.detach(), -p.grad / (0.5 + 9), rtol=1e-12)
-
-
-def test_shampoo_takes_no_closure():
-    with pytest.raises(ValueError, match="takes none"):
-        Shampoo([torch.nn.Parameter(torch.zeros(2))], 1.0).step(lambda: 0.0)
 
 
 def test_descend_goes_on_by_shampoo_where_it_was_told_to():
